@@ -44,33 +44,33 @@ Copies = Mapping[str, Copy]
 def decide(copies: Copies, keep: str | None, stalled: bool, lock_owner: str | None) -> Decision:
     """The row that fits and the actions it asks for."""
     active = [copy for copy in copies.values() if copy.active]
-    kinds = sorted(copy.kind for copy in active)
-    if DOUBTFUL in kinds:
+    decision = (
+        _contradiction(copies)
+        or _both_run(copies, keep or lock_owner)
+        or _postcopy(copies)
+        or _job(copies, active, stalled)
+        or _several(copies, active)
+    )
+    if decision:
+        return decision
+    return _one(copies, active[0], lock_owner) if active else _none(copies)
+
+
+def _contradiction(copies: Copies) -> Decision | None:
+    """Evidence that can't be true, or a process that nobody answers for."""
+    if any(copy.kind == DOUBTFUL for copy in copies.values()):
         return report("B4.0", copies, "libvirt and the processes of a node contradict each other: look there")
     if any(copy.hidden for copy in copies.values()):
         return report(
             "B4.0", copies, "a node whose libvirt gives no answer has a QEMU process of it: mend libvirt first"
         )
-    if kinds.count(RUNS) > 1:
-        return _both_run(copies, keep, lock_owner)
-    if POSTCOPY in kinds:
-        return report("B4.12", copies, "a post-copy was cut: both halves are needed, let libvirt resume it")
-    if any(copy.job and (len(active) > 1 or copy.job != "other") for copy in active):
-        decision = _job(copies, active, stalled)
-        if decision:
-            return decision
-    if len(active) > 2:
-        return report("B4.0", copies, "more than two nodes have a copy")
-    if kinds == sorted((RUNS, MIGRATING)):
-        return _one_runs(copies, active)
-    if len(active) == 2:
-        return report("B4.0", copies, "two nodes have a copy, and none of them runs for sure as the VM")
-    return _one(copies, active[0], lock_owner) if active else _none(copies)
+    return None
 
 
-def _both_run(copies: Copies, keep: str | None, lock_owner: str | None) -> Decision:
+def _both_run(copies: Copies, chosen: str | None) -> Decision | None:
     running = {copy.node: copy for copy in copies.values() if copy.kind == RUNS}
-    chosen = keep if keep in running else lock_owner
+    if len(running) < 2:
+        return None
     if chosen not in running:
         return report("B4.10", copies, "ALARM: the VM runs on several nodes; choose with keep which one is the VM")
     kept = running.pop(str(chosen))
@@ -78,22 +78,39 @@ def _both_run(copies: Copies, keep: str | None, lock_owner: str | None) -> Decis
     return Decision("B4.10", kept.node, f"the VM ran on several nodes; {kept.node} is kept", tuple(actions))
 
 
+def _postcopy(copies: Copies) -> Decision | None:
+    if any(copy.kind == POSTCOPY for copy in copies.values()):
+        return report("B4.12", copies, "a post-copy was cut: both halves are needed, let libvirt resume it")
+    return None
+
+
 def _job(copies: Copies, active: Sequence[Copy], stalled: bool) -> Decision | None:
     """Wait or abort; a stalled job of the target alone, beside a VM that runs, holds nothing."""
+    busy = [copy for copy in active if copy.job and (len(active) > 1 or copy.job != "other")]
+    if not busy:
+        return None
     running = [copy for copy in active if copy.kind == RUNS]
-    busy = next((copy for copy in running if copy.job), next(copy for copy in active if copy.job))
+    at = next((copy for copy in busy if copy.kind == RUNS), busy[0])
     if not stalled:
         where = running[0].node if running else "unknown"
-        return Decision("B4.2", where, "a migration goes on", (Action(busy.node, "wait", "wait for the job"),))
-    if busy.kind == RUNS:
-        action = Action(busy.node, "abort_job", f"abort the stalled job on {busy.node}; the VM runs on there")
-        return Decision("B4.3", busy.node, "the migration has stalled", (action,))
+        return Decision("B4.2", where, "a migration goes on", (Action(at.node, "wait", "wait for the job"),))
+    if at.kind == RUNS:
+        action = Action(at.node, "abort_job", f"abort the stalled job on {at.node}; the VM runs on there")
+        return Decision("B4.3", at.node, "the migration has stalled", (action,))
     if running:
         return None
     return report("B4.3", copies, "a job has stalled in a state in which aborting it is not safe")
 
 
-def _one_runs(copies: Copies, active: Sequence[Copy]) -> Decision:
+def _several(copies: Copies, active: Sequence[Copy]) -> Decision | None:
+    if len(active) < 2:
+        return None
+    if sorted(copy.kind for copy in active) == sorted((RUNS, MIGRATING)):
+        return _one_runs(active)
+    return report("B4.0", copies, "several nodes have a copy, and none of them is the VM for sure")
+
+
+def _one_runs(active: Sequence[Copy]) -> Decision:
     """One runs, the other is paused by the migration: whichever it was, the one that runs is the VM."""
     runs, paused = sorted(active, key=lambda copy: copy.kind != RUNS)
     if runs.reason == "migrated":

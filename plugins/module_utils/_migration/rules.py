@@ -95,33 +95,47 @@ class Case:
 
     def decide(self) -> Decision:
         """The first rule that fits."""
+        for question in (self.strangers, self.both_run, self.job, self.contradiction):
+            decision = question()
+            if decision:
+                return decision
+        kind = self.source.kind
+        if kind == USER and self.marker.was == "paused":
+            kind = RUNS
+        rules = {
+            RUNS: self.source_is_as_it_was,
+            MIGRATING: self.source_is_paused,
+            ABSENT: self.source_is_gone,
+            OFF: self.source_is_gone,
+            UNREACHABLE: self.source_is_silent,
+            GONE: self.source_is_silent,
+        }
+        return rules.get(kind, self.source_is_stuck)()
+
+    def strangers(self) -> Decision | None:
+        """A copy where there should be none."""
         ends = (self.source.node, self.target.node)
         third = [c.node for c in self.copies.values() if (c.active or c.hidden) and c.node not in ends]
         if third:
             return self.stop("12", f"the VM is also on {', '.join(third)}, which had no part in its migration")
-        if self.source.kind == self.target.kind == RUNS:
-            return self.both_run()
-        if self.source.job or self.target.job:
-            decision = self.job()
-            if decision:
-                return decision
-        if DOUBTFUL in (self.source.kind, self.target.kind):
-            return self.stop("13", "libvirt and the processes of the node contradict each other: look there")
-        if self.source.kind == RUNS or (self.source.kind == USER and self.marker.was == "paused"):
-            return self.source_is_as_it_was()
-        if self.source.kind == MIGRATING:
-            return self.source_is_paused()
-        if self.source.kind in (ABSENT, OFF):
-            return self.source_is_gone()
-        if self.source.kind in SILENT:
-            return self.source_is_silent()
-        # Its QEMU lives, so the target can't be the VM unless somebody resumed it there by hand.
-        where = self.source.node if self.target.kind in (*SILENT, ABSENT, OFF, MIGRATING, USER) else "unknown"
-        return self.stop("13", f"{self.source.node} has it {self.source.kind}: it is for a person to resume it", where)
+        return None
+
+    def both_run(self) -> Decision | None:
+        """Rule 12, the alarm: only a person can tell which copy's data is to be kept."""
+        if not self.source.kind == self.target.kind == RUNS:
+            return None
+        ends = {copy.node: copy for copy in (self.source, self.target)}
+        if self.keep not in ends:
+            return self.stop("12", "ALARM: the VM runs on both nodes; choose with keep which one is the VM")
+        kept = ends.pop(str(self.keep))
+        text = f"the VM ran on both nodes; {kept.node} was chosen"
+        return Decision("12", kept.node, text, (*drop(next(iter(ends.values())), kept), *self.close(kept)))
 
     def job(self) -> Decision | None:
         """Rule 1. A stalled job of the target alone holds nothing: the other rules apply then."""
         at = self.source if self.source.job else self.target
+        if not at.job:
+            return None
         if not self.stalled:
             action = Action(at.node, "wait", f"wait for the job on {at.node}")
             return Decision("1", self.place(), "the migration goes on", (action,))
@@ -131,6 +145,12 @@ class Case:
         if self.source.kind == RUNS:
             return None
         return self.stop("1", "a job has stalled in a state in which aborting it is not safe")
+
+    def contradiction(self) -> Decision | None:
+        """Evidence that can't be true is no evidence."""
+        if DOUBTFUL in (self.source.kind, self.target.kind):
+            return self.stop("13", "libvirt and the processes of the node contradict each other: look there")
+        return None
 
     def place(self) -> str:
         """Where the VM is while a job is active: the source as long as it is there."""
@@ -152,7 +172,7 @@ class Case:
         return self.stop(rule, f"{source.node} has the VM, and {target.node} has a copy {target.kind}")
 
     def source_is_paused(self) -> Decision:
-        """Rules 5, 6, 12: the source's QEMU lives, paused by the migration."""
+        """Rules 5, 12, or 6: the source's QEMU lives, paused by the migration."""
         source, target = self.source, self.target
         if target.kind == RUNS:
             text = f"{target.node} runs the VM; the copy on {source.node} is what the migration left"
@@ -164,6 +184,11 @@ class Case:
             return Decision("5", target.node, text, (*drop(source, target), *self.resume(target), *self.close(target)))
         if target.kind not in (*SILENT, ABSENT, OFF, MIGRATING):
             return self.stop("13", f"{target.node} has a copy {target.kind}")
+        return self.resume_source()
+
+    def resume_source(self) -> Decision:
+        """Rule 6: the target has never run, and can't for as long as the source's QEMU lives."""
+        source, target = self.source, self.target
         text = f"the QEMU of {source.node} lives, so {target.node} has never run the VM"
         if self.marker.was != "running":
             return self.stop("6", f"{text}; it was paused before, so resuming it is for a person", source.node)
@@ -187,10 +212,8 @@ class Case:
             return Decision("3", source.node, text, tuple(self.close(source)))
         if target.kind == OFF:
             return self.both_off()
-        if target.kind in SILENT:
-            text = f"{source.node} has it shut off, and {target.node}, where it should be, gives no answer"
-            return self.stop("10", text)
-        return self.stop("13", f"{source.node} does not run it, and {target.node} has it {target.kind}")
+        rule = "10" if target.kind in SILENT else "13"
+        return self.stop(rule, f"{source.node} does not run it, and {target.node} has it {target.kind}")
 
     def source_is_silent(self) -> Decision:
         """Rules 10, 11: the source gives no answer."""
@@ -206,14 +229,10 @@ class Case:
         text = f"{source.node} is proven not to run the VM; the marker stays until it is seen again"
         return Decision("10", target.node, text, tuple(self.resume(target)))
 
-    def both_run(self) -> Decision:
-        """Rule 12, the alarm: only a person can tell which copy's data is to be kept."""
-        ends = {copy.node: copy for copy in (self.source, self.target)}
-        if self.keep not in ends:
-            return self.stop("12", "ALARM: the VM runs on both nodes; choose with keep which one is the VM")
-        kept = ends.pop(str(self.keep))
-        text = f"the VM ran on both nodes; {kept.node} was chosen"
-        return Decision("12", kept.node, text, (*drop(next(iter(ends.values())), kept), *self.close(kept)))
+    def source_is_stuck(self) -> Decision:
+        """Rule 13. Its QEMU lives, so the target can't be the VM unless somebody resumed it there by hand."""
+        where = self.source.node if self.target.kind in (*SILENT, ABSENT, OFF, MIGRATING, USER) else "unknown"
+        return self.stop("13", f"{self.source.node} has it {self.source.kind}: it is for a person to resume it", where)
 
     def both_off(self) -> Decision:
         """Both ends hold a definition and nobody runs: nothing can be lost by waiting for a person."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size

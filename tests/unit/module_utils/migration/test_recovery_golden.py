@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from ansible_collections.drover.kvm.plugins.module_utils._migration.rules import decide
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "recovery"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ansible_collections.drover.kvm.plugins.module_utils._migration.rules import decide
 
 STATES = (
@@ -53,15 +54,15 @@ class World:
         self.marked = any(said.get("marker") for said in nodes.values())
 
     def perform(self, action):
-        said = self.nodes.get(action.node)
         if action.verb in TELLING:
             return
+        said = self.nodes[action.node]
         assert said["state"] not in ("unreachable", "absent"), f"{action.verb} where nothing is known"
         getattr(self, action.verb)(action.node, said)
 
     def may_run(self, node):
         said = self.nodes[node]
-        if said["state"] == "running" or said.get("qemu_alive") and said["state"] not in ACTIVE:
+        if said["state"] == "running" or (said.get("qemu_alive") and said["state"] not in ACTIVE):
             return True
         proven = said.get("qemu_alive") is False or node in self.fenced
         return said["state"] == "unreachable" and not proven
