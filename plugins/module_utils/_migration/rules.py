@@ -235,7 +235,14 @@ class Case:
         return self.stop("13", f"{self.source.node} has it {self.source.kind}: it is for a person to resume it", where)
 
     def both_off(self) -> Decision:
-        """Both ends hold a definition and nobody runs: nothing can be lost by waiting for a person."""
+        """Both ends hold a definition and nobody runs: nothing can be lost by waiting for a person.
+
+        One that was shut off before is still whole on the source, so what the target got so far can go.
+        """
+        if self.marker.was not in ("running", "paused") and self.source.marker and self.target.marker:
+            text = f"{self.source.node} still holds the whole VM; {self.target.node} got its definition only"
+            actions = (*drop(self.target, self.source), *self.close(self.source))
+            return Decision("3", self.source.node, text, actions)
         ends = {copy.node: copy for copy in (self.source, self.target)}
         if self.keep not in ends:
             return self.stop("13", "both nodes have it shut off; choose with keep which definition stays")

@@ -126,7 +126,7 @@ def check(nodes, fenced=(), **options):
     raise AssertionError("the rules do not come to an end")
 
 
-@pytest.mark.parametrize("was", ["running", "paused"])
+@pytest.mark.parametrize("was", ["running", "paused", "shutoff"])
 @pytest.mark.parametrize("stalled", [False, True])
 def test_two_nodes_nothing_forbidden_is_ever_asked_for(was, stalled):
     said = list(ends(was, (None, "outgoing", "incoming")))
