@@ -21,12 +21,12 @@ def _key() -> str:
 
 
 def known() -> str:
-    """``kvm`` when a guest was seen to boot with it since this host started, else ``tcg``."""
+    """What was found since this host started: ``kvm`` or ``tcg``; "" when nobody has tried."""
     try:
         found = json.loads((cache_dir() / "accelerator.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        return "tcg"
-    return str(found["accel"]) if found.get("key") == _key() else "tcg"
+        return ""
+    return str(found["accel"]) if found.get("key") == _key() else ""
 
 
 def remember(accel: str) -> None:
@@ -38,7 +38,9 @@ def remember(accel: str) -> None:
 
 
 def find(base: Base) -> str:
-    """Boot a guest with hardware virtualisation under a time limit, remember what came of it, and return it."""
+    """Boot a guest with KVM under a time limit, unless that was tried since this host started; return what is known."""
+    if known():
+        return known()
     accel = "kvm" if Path("/dev/kvm").exists() and _boots(base) else "tcg"
     remember(accel)
     return accel
