@@ -16,7 +16,7 @@ from .run import LabError, lock, run, say
 from .topology import Topology
 
 BUILD_SECONDS = 1500
-GUEST_PACKAGES = ["linux-image-cloud-amd64", "busybox-static", "qemu-guest-agent", "syslinux-common"]
+GUEST_PACKAGES = ["linux-image-cloud-amd64", "busybox-static", "qemu-guest-agent", "syslinux-common", "extlinux", "grub-pc-bin"]
 # Their timers would take the package manager's lock at random moments.
 MASKED = ["apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"]
 
@@ -126,7 +126,7 @@ class Base:
     def _run(self, argv: list[str], cwd: str | None = None) -> str:
         # Mounts of a build that is killed must not outlive it, nor its processes (they are in the lab's cgroup).
         isolated = ["unshare", "--mount", "--fork", "--kill-child=KILL", "--", *argv]
-        env = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        env = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
         try:
             return run(isolated, timeout=BUILD_SECONDS, before=self.join, env=env, cwd=cwd).stdout
         except LabError as error:

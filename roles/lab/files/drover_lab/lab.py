@@ -10,8 +10,6 @@ import json
 import os
 import shutil
 import signal
-import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ STATE_ROOT = Path("/var/tmp/drover-lab")
 FILES = Path(__file__).resolve().parent.parent
 DEFAULT_TOPOLOGY = FILES / "topology.json"
 PROGRAM = FILES / "lab.py"
+# What systemd-nspawn leaves of a container that was killed.
+PROPAGATE = Path("/run/systemd/nspawn/propagate")
 SSH_SECONDS = 60
 LOCK_SECONDS = 1800
 
@@ -172,7 +172,10 @@ class Lab:
             found = cgroups.kill(lambda: sorted({*cgroups.members(self.name), *cgroups.in_namespaces(inodes)}))
             found |= self.network.remove()
             found |= cgroups.remove(self.name)
-            shutil.rmtree(self.state, ignore_errors=False) if there else None
+            for left in PROPAGATE.glob(f"{self.name}.*"):
+                left.rmdir()
+            if there:
+                shutil.rmtree(self.state)
             (STATE_ROOT / f".{self.name}.lock").unlink(missing_ok=True)
         try:
             STATE_ROOT.rmdir()
@@ -227,7 +230,8 @@ class Lab:
             run(["ip", "-n", self.network.namespace(place), "link", "set", port, "down"])
             return True
         for place, port in self._cut_names(node, nic):
-            rule = f'table netdev drover_cut_{port} {{ chain out {{ type filter hook egress device "{port}" priority 0; policy drop; }}; }}'
+            hook = f'type filter hook egress device "{port}" priority 0; policy drop;'
+            rule = f"table netdev drover_cut_{port} {{ chain out {{ {hook} }}; }}"
             run(self.network.enter(place, ["nft", "-f", "-"]), feed=rule)
         return True
 
@@ -275,10 +279,12 @@ class Lab:
         if run([*inside, "mountpoint", "-q", path], check=False).returncode != 0:
             if not size:
                 raise LabError(f"{path} on {node} is no filesystem of its own: filling it would fill this host")
-            copy = f'cp -a -- "$1/." /run/lab-fill/ && mount --move /run/lab-fill "$1"'
-            run([*inside, "mkdir", "-p", "/run/lab-fill", path])
-            run([*inside, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", "/run/lab-fill"])
-            run([*inside, "sh", "-c", copy, "sh", path])
+            copy = "/run/lab-fill-copy"
+            run([*inside, "mkdir", "-p", path])
+            run([*inside, "cp", "-a", path, copy])
+            run([*inside, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", path])
+            run([*inside, "cp", "-a", f"{copy}/.", path])
+            run([*inside, "rm", "-r", copy])
         target = Path(f"/proc/{leader}/root") / path.lstrip("/")
         return _write_until_full(target / ".lab-fill", 4 << 30)
 

@@ -149,6 +149,7 @@ def supervise(machine: Machine, base: Path, repo: Path, kvm: bool) -> int:
     environment = {
         **os.environ,
         "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+        "SYSTEMD_NSPAWN_LOCK": "0",
         "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
     }
     argv = _nspawn(machine, root, repo, devices)
