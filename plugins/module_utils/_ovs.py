@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,9 @@ except ImportError:
 Row = dict[str, Any]
 DATABASE = "Open_vSwitch"
 DEVICES = Path("/sys/class/net")
+CONTROL_ANSWER = 2.0  # seconds; ovs-vswitchd's own word is worth having, not worth waiting for
+# A line of `lacp/show`; versions before 2.16 write the older word.
+LACP_MEMBER = re.compile(r"^(?:member|slave): (\S+): (\w+ \w+)", re.MULTILINE)
 ANSWER = 8.0  # seconds; with the time to start a module a frozen server is reported within 10
 
 # What is read, and how OVSDB writes it: one value, an optional one, a set, a map, or references to rows.
@@ -67,7 +71,6 @@ COLUMNS: dict[str, dict[str, str]] = {
         "ofport": "optional",
         "mtu": "optional",
         "link_state": "optional",
-        "lacp_current": "optional",
     },
 }
 
@@ -160,51 +163,39 @@ class Ovs:
                 "python3-openvswitch (role drover.kvm.open_vswitch does it)"
             )
         self.socket = socket
-        error, opened = stream.Stream.open_block(stream.Stream.open(f"unix:{socket}"), int(ANSWER * 1000))
-        if error:
-            raise Unreachable(
-                f"no connection to Open vSwitch's database at {socket}: {os.strerror(error)}; is ovsdb-server running?",
-                socket=socket,
-            )
-        self._rpc = jsonrpc.Connection(opened)
+        self._server = _Peer("ovsdb-server", socket, ANSWER)
 
     def close(self) -> None:
         """End the connection."""
-        self._rpc.close()
+        self._server.close()
 
     def transact(self, operations: Sequence[Row]) -> list[Row]:
         """The results of one transaction. Raises Failed with the server's words, or Unreachable."""
-        request = jsonrpc.Message.create_request("transact", [DATABASE, *operations])
-        self._rpc.send(request)
-        reply = self._reply(request.id)
-        if reply.error is not None:
-            raise Failed(f"Open vSwitch's database refused the request: {reply.error}", socket=self.socket)
-        for result in reply.result:
+        results: list[Row] = self._server.call("transact", [DATABASE, *operations])
+        for result in results:
             if result and "error" in result:
                 words = ": ".join(str(result[key]) for key in ("error", "details") if result.get(key))
                 raise Failed(f"Open vSwitch's database refused the change: {words}", error=result["error"])
-        return list(reply.result)
+        return results
 
-    def _reply(self, request_id: int) -> Any:
-        end = time.monotonic() + ANSWER
-        while True:
-            self._rpc.run()
-            error, message = self._rpc.recv()
-            if message is not None and message.id == request_id:
-                return message
-            if message is not None:
-                continue
-            left = end - time.monotonic()
-            if error not in (0, errno.EAGAIN) or left <= 0:
-                why = "closed the connection" if left > 0 else f"gave no answer within {ANSWER:g} s"
-                raise Unreachable(
-                    f"ovsdb-server at {self.socket} {why}; nothing is known about the switch", socket=self.socket
-                )
-            waiter = poller.Poller()
-            self._rpc.wait(waiter)
-            self._rpc.recv_wait(waiter)
-            waiter.timer_wait(int(left * 1000) + 1)
-            waiter.block()
+    def lacp(self) -> dict[str, str]:
+        """Of each member of a bond that speaks LACP: current, expired or defaulted, and attached or detached.
+
+        ovs-vswitchd itself is asked: the database says lacp_current for seconds before any partner has spoken. Empty
+        when it does not answer.
+        """
+        folder = Path(self.socket).parent
+        try:
+            pid = (folder / "ovs-vswitchd.pid").read_text(encoding="ascii").strip()
+            switch = _Peer("ovs-vswitchd", str(folder / f"ovs-vswitchd.{pid}.ctl"), CONTROL_ANSWER)
+        except (OSError, Unreachable):
+            return {}
+        try:
+            return dict(LACP_MEMBER.findall(switch.call("lacp/show", [])))
+        except (Failed, Unreachable):
+            return {}
+        finally:
+            switch.close()
 
     def snapshot(self) -> Snapshot:
         """Read all tables in one transaction."""
@@ -254,6 +245,53 @@ class Ovs:
     def _cur_cfg(self) -> int:
         result = self.transact([{"op": "select", "table": "Open_vSwitch", "where": [], "columns": ["cur_cfg"]}])
         return int(result[0]["rows"][0]["cur_cfg"])
+
+
+class _Peer:
+    """One of Open vSwitch's daemons on its socket; both speak JSON-RPC."""
+
+    def __init__(self, daemon: str, socket: str, seconds: float) -> None:
+        self.daemon, self.socket, self.seconds = daemon, socket, seconds
+        error, opened = stream.Stream.open_block(stream.Stream.open(f"unix:{socket}"), int(seconds * 1000))
+        if error:
+            raise Unreachable(
+                f"no connection to Open vSwitch at {socket}: {os.strerror(error)}; is {daemon} running?", socket=socket
+            )
+        self._rpc = jsonrpc.Connection(opened)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._rpc.close()
+
+    def call(self, method: str, params: Sequence[Any]) -> Any:
+        """The result of a call. Raises Failed with the daemon's words, or Unreachable."""
+        request = jsonrpc.Message.create_request(method, list(params))
+        self._rpc.send(request)
+        reply = self._reply(request.id)
+        if reply.error is not None:
+            raise Failed(f"{self.daemon} refused the request: {reply.error}", socket=self.socket)
+        return reply.result
+
+    def _reply(self, request_id: int) -> Any:
+        end = time.monotonic() + self.seconds
+        while True:
+            self._rpc.run()
+            error, message = self._rpc.recv()
+            if message is not None and message.id == request_id:
+                return message
+            if message is not None:
+                continue
+            left = end - time.monotonic()
+            if error not in (0, errno.EAGAIN) or left <= 0:
+                why = "closed the connection" if left > 0 else f"gave no answer within {self.seconds:g} s"
+                raise Unreachable(
+                    f"{self.daemon} at {self.socket} {why}; nothing is known about the switch", socket=self.socket
+                )
+            waiter = poller.Poller()
+            self._rpc.wait(waiter)
+            self._rpc.recv_wait(waiter)
+            waiter.timer_wait(int(left * 1000) + 1)
+            waiter.block()
 
 
 @contextmanager

@@ -142,7 +142,8 @@ options:
         choices: [active, passive, "off"]
       lacp_time:
         description:
-          - How often the partner is asked to speak, V(fast) each second or V(slow) each 30 seconds. A new bond is V(slow).
+          - How often the partner is asked to speak, V(fast) each second or V(slow) each 30 seconds. A new bond is
+            V(slow).
         type: str
         choices: [fast, slow]
       tag:
@@ -185,6 +186,7 @@ options:
     default: /run/openvswitch/db.sock
 notes:
   - A port that belongs to another bridge is never moved by itself; the module refuses, and says where the port is.
+  - A patch port whose other end does not exist yet is a warning.
   - A database server that gives no answer is reported within 10 seconds.
 seealso:
   - name: Open vSwitch database schema
@@ -269,7 +271,8 @@ runtime:
     bonds:
       description:
         - By name, C(lacp_status) (V(off), V(waiting), or V(negotiated) when at least one member is in step with its
-          partner), and C(members) with C(link_state) and C(lacp_current) of each.
+          partner), and C(members) with C(link_state) and C(lacp) of each, such as C(current attached) or
+          C(defaulted detached) in the words of Open vSwitch.
       type: dict
     vm_ports:
       description: The ports of virtual machines on the bridge.
@@ -338,6 +341,7 @@ class Bridge(Resource):
     """One bridge with its ports and bonds; `client` is an Ovs."""
 
     snapshot: _ovs.Snapshot
+    lacp: Mapping[str, str]
     number = 0
 
     @classmethod
@@ -348,7 +352,9 @@ class Bridge(Resource):
     def read(self) -> State:
         """All of it in one transaction."""
         self.snapshot = self.client.snapshot()
-        return rows.describe(self.snapshot, self.name)
+        state = rows.describe(self.snapshot, self.name)
+        self.lacp = self.client.lacp() if rows.speaks_lacp(state) else {}
+        return state
 
     def wanted(self, before: State) -> State:
         """The options laid over what is there."""
@@ -365,7 +371,7 @@ class Bridge(Resource):
 
     def result(self, state: State) -> dict[str, Any]:
         """The configuration, and what the switch says now."""
-        return {"resource": state, "runtime": rows.runtime(self.snapshot, self.name)}
+        return {"resource": state, "runtime": rows.runtime(self.snapshot, self.name, self.lacp)}
 
     def _commit(self, before: State, wanted: State) -> None:
         self.number = self.client.commit(rows.change(self.snapshot, self.name, before, wanted))
@@ -381,15 +387,16 @@ class Bridge(Resource):
             self.read()
         if state is None:
             return
+        self.warnings = rows.open_ends(self.snapshot, state)
         problems = rows.problems(self.snapshot, state)
         if problems:
             raise Failed(f"Open vSwitch can't do what is configured: {'; '.join(problems)}", problems=problems)
-        if self.params["wait_lacp"] and rows.without_partner(self.snapshot, state):
+        if self.params["wait_lacp"] and rows.without_partner(state, self.lacp):
             Step(f"bridge {self.name}: LACP negotiates", _nothing, self._partners, self.params["wait_lacp"]).run()
 
     def _partners(self) -> object:
         state = self.read()
-        waiting = rows.without_partner(self.snapshot, state or {"bonds": {}})
+        waiting = rows.without_partner(state or {"bonds": {}}, self.lacp)
         return f"no partner that speaks LACP at {', '.join(waiting)}" if waiting else True
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .._ovs import Change, Row, Snapshot
@@ -12,6 +13,7 @@ from .._ovs import Change, Row, Snapshot
 State = dict[str, Any]
 MARK = "drover-managed"
 LACP_TIME = "lacp-time"
+IN_STEP = "current attached"
 VM_IDS = {"iface-id", "attached-mac", "vm-id"}
 VLAN_KEYS = ("tag", "trunks", "vlan_mode")
 # OVS keeps an empty cell for its own default; the state names it, so that asking for the default is no change.
@@ -219,7 +221,7 @@ def _guarded_port(result: Change, name: str) -> str:
     return str(row["_uuid"])
 
 
-def runtime(snapshot: Snapshot, name: str) -> State:
+def runtime(snapshot: Snapshot, name: str, lacp: Mapping[str, str]) -> State:
     """What ovs-vswitchd says of the bridge now; it may change at any time by itself."""
     bridge = snapshot.find("Bridge", name)
     state: State = {"applied": snapshot.applied, "interfaces": {}, "bonds": {}, "vm_ports": vm_ports(snapshot, name)}
@@ -228,22 +230,24 @@ def runtime(snapshot: Snapshot, name: str) -> State:
         for row in rows:
             state["interfaces"][row["name"]] = {key: row[key] for key in ("ofport", "error", "link_state", "mtu")}
         if len(rows) > 1:
-            members = {row["name"]: {key: row[key] for key in ("link_state", "lacp_current")} for row in rows}
-            state["bonds"][port["name"]] = {"lacp_status": _lacp_status(port, rows), "members": members}
+            speaks = port["lacp"] not in (None, "off")
+            members = {
+                row["name"]: {"link_state": row["link_state"], "lacp": lacp.get(row["name"]) if speaks else None}
+                for row in rows
+            }
+            heard = any(member["lacp"] == IN_STEP for member in members.values())
+            status = ("negotiated" if heard else "waiting") if speaks else "off"
+            state["bonds"][port["name"]] = {"lacp_status": status, "members": members}
     return state
-
-
-def _lacp_status(port: Row, interfaces: list[Row]) -> str:
-    if port["lacp"] in (None, "off"):
-        return "off"
-    return "negotiated" if any(row["lacp_current"] for row in interfaces) else "waiting"
 
 
 def problems(snapshot: Snapshot, state: State) -> list[str]:
     """What ovs-vswitchd could not do for the ports that are ours, one sentence for each interface."""
     found = []
     for name, port in {**state["ports"], **state["bonds"]}.items():
-        for member in port.get("members", [name]) if port["managed"] or name == state["name"] else []:
+        if port.get("type") == "patch" or not (port["managed"] or name == state["name"]):
+            continue  # a patch cable has one end until the task of the other bridge has run
+        for member in port.get("members", [name]):
             row = snapshot.find("Interface", member) or {"error": "it is gone", "ofport": -1}
             if row["error"] or row["ofport"] == -1:
                 of_bond = f" of bond {name}" if "members" in port else ""
@@ -252,11 +256,25 @@ def problems(snapshot: Snapshot, state: State) -> list[str]:
     return found
 
 
-def without_partner(snapshot: Snapshot, state: State) -> list[str]:
+def open_ends(snapshot: Snapshot, state: State) -> list[str]:
+    """The patch ports whose other end does not exist yet."""
+    return [
+        f"patch port {name} of bridge {state['name']} leads nowhere: there is no port {port['peer']} yet"
+        for name, port in state["ports"].items()
+        if port["type"] == "patch" and port["managed"] and not snapshot.find("Interface", port["peer"])
+    ]
+
+
+def speaks_lacp(state: State | None) -> bool:
+    """Whether a bond of the bridge speaks LACP."""
+    return any(bond["lacp"] != "off" for bond in (state or {"bonds": {}})["bonds"].values())
+
+
+def without_partner(state: State, lacp: Mapping[str, str]) -> list[str]:
     """The bond members that wait for a partner that speaks LACP."""
-    found = []
-    for name, bond in state["bonds"].items():
-        rows = [snapshot.find("Interface", member) or {} for member in bond["members"]]
-        if bond["lacp"] != "off":
-            found += [f"{row['name']} of {name}" for row in rows if row and not row["lacp_current"]]
-    return found
+    return [
+        f"{member} of {name} ({lacp.get(member, 'unknown')})"
+        for name, bond in state["bonds"].items()
+        for member in bond["members"]
+        if bond["lacp"] != "off" and lacp.get(member) != IN_STEP
+    ]
