@@ -72,7 +72,8 @@ def check_once(value: list[State]) -> list[State]:
 def wanted(params: State, before: State | None, snapshot: Snapshot, devices: set[str]) -> State | None:
     """The bridge as the options ask for it; what they do not name stays. Raises Invalid, NotFound or Refused."""
     if params["state"] == "absent":
-        return _absent(params, before, snapshot)
+        _check_absent(params, before, snapshot)
+        return None
     _check_declared(params, snapshot)
     state = before or _new_bridge(params["name"])
     for key in ("datapath_type", "fail_mode", "rstp"):
@@ -92,7 +93,7 @@ def _new_bridge(name: str) -> State:
     return {"name": name, "datapath_type": "system", **empty, "ports": {name: local}, "bonds": {}}
 
 
-def _absent(params: State, before: State | None, snapshot: Snapshot) -> None:
+def _check_absent(params: State, before: State | None, snapshot: Snapshot) -> None:
     name = params["name"]
     guests = vm_ports(snapshot, name)
     if guests:

@@ -327,7 +327,7 @@ def test_a_hundred_ports_are_one_transaction(module, sent, ovs):
     result = module(ports=ports)
     assert sent.count("write") == 1 and len(result["actions"]) == 101
     sent.clear()
-    changed = module(ports=[{**item, "tag": item["tag"] + 1000} for item in ports])
+    changed = module(ports=[{**item, "tag": 1000 + number} for number, item in enumerate(ports)])
     assert sent.count("write") == 1 and len(changed["actions"]) == 100
     sent.clear()
     module(ports=[])
