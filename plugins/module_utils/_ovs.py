@@ -39,7 +39,14 @@ ANSWER = 8.0  # seconds; with the time to start a module a frozen server is repo
 
 # What is read, and how OVSDB writes it: one value, an optional one, a set, a map, or references to rows.
 COLUMNS: dict[str, dict[str, str]] = {
-    "Open_vSwitch": {"bridges": "refs", "next_cfg": "one", "cur_cfg": "one", "ovs_version": "optional"},
+    "Open_vSwitch": {
+        "bridges": "refs",
+        "next_cfg": "one",
+        "cur_cfg": "one",
+        "ovs_version": "optional",
+        "external_ids": "map",
+        "other_config": "map",
+    },
     "Bridge": {
         "name": "one",
         "ports": "refs",

@@ -80,7 +80,7 @@ def wanted(params: State, before: State | None, snapshot: Snapshot, devices: set
         if params[key] is not None:
             state = {**state, key: params[key]}
     for key in ("external_ids", "other_config"):
-        state = {**state, key: _merged(state[key], params[key])}
+        state = {**state, key: merged(state[key], params[key])}
     state = _with_ports(params, state)
     _check_bridge(params["name"], before, state, snapshot)
     _check_interfaces(state, snapshot, devices)
@@ -135,7 +135,8 @@ def _check_declared(params: State, snapshot: Snapshot) -> None:
             raise Refused(f"{name} is the port of a virtual machine: its VLAN is an option of the machine's NIC")
 
 
-def _merged(present: Mapping[str, str], given: Mapping[str, str | None] | None) -> dict[str, str]:
+def merged(present: Mapping[str, str], given: Mapping[str, str | None] | None) -> dict[str, str]:
+    """The present keys with the given ones laid over; a key without a value goes."""
     after = {**present, **(given or {})}
     return {key: value for key, value in after.items() if value is not None}
 
@@ -177,7 +178,7 @@ def _laid_over(present: State, given: State, managed: bool) -> State:
         present = {**present, "peer": None}
     for key in ("external_ids", "other_config"):
         if key in values:
-            values[key] = _merged(present[key], values[key])
+            values[key] = merged(present[key], values[key])
     return {**present, **values, "managed": managed}
 
 
@@ -259,7 +260,7 @@ def words(before: State | None, after: State | None, name: str) -> list[str]:
         found.append(f"create bridge {name}")
         before = _new_bridge(name)
     found += [
-        f"set {key} of bridge {name}: {_shown(before[key])} -> {_shown(after[key])}"
+        f"set {key} of bridge {name}: {shown(before[key])} -> {shown(after[key])}"
         for key in ("datapath_type", "fail_mode", "rstp", "external_ids", "other_config")
         if before[key] != after[key]
     ]
@@ -279,19 +280,20 @@ def words(before: State | None, after: State | None, name: str) -> list[str]:
 
 def _told(word: str, item: State) -> str:
     start = NEW_PORT if word == "port" else NEW_BOND
-    told = [f"{key} {_shown(value)}" for key, value in item.items() if value != start[key] and key != "managed"]
+    told = [f"{key} {shown(value)}" for key, value in item.items() if value != start[key] and key != "managed"]
     return f" ({', '.join(told)})" if told else ""
 
 
 def _changes(old: State, new: State) -> Sequence[str]:
     return [
-        f"marked as {MARK}" if key == "managed" else f"{key} {_shown(old[key])} -> {_shown(new[key])}"
+        f"marked as {MARK}" if key == "managed" else f"{key} {shown(old[key])} -> {shown(new[key])}"
         for key in new
         if old[key] != new[key]
     ]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a sentence."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}={value[key]}" for key in sorted(value)) + "}"
     if isinstance(value, list):
