@@ -43,6 +43,8 @@
 #define CONFIG_SIZE 4096
 #define RECORD_OFFSET 8192
 #define RECORD_SIZE 512
+#define EXTRA_OFFSET (20 << 20)
+#define EXTRA_MAX (12 << 20)
 #define PERIOD_MS 100
 #define AGENT_PORT "org.qemu.guest_agent.0"
 
@@ -269,11 +271,72 @@ static void run_shell(void)
     }
 }
 
+static unsigned long hexadecimal(const char *at)
+{
+    char digits[9] = {0};
+    memcpy(digits, at, 8);
+    return strtoul(digits, NULL, 16);
+}
+
+/* Unpack a "newc" cpio archive into the root folder. */
+static void unpack(const char *at, const char *end)
+{
+    while (at + 110 < end && !memcmp(at, "070701", 6)) {
+        unsigned long mode = hexadecimal(at + 14), size = hexadecimal(at + 54), length = hexadecimal(at + 94);
+        const char *name = at + 110, *data = at + ((110 + length + 3) & ~3UL);
+        char path[256];
+        snprintf(path, sizeof path, "/%s", name);
+        if (data + size > end || !strcmp(name, "TRAILER!!!"))
+            return;
+        if (S_ISDIR(mode)) {
+            mkdir(path, 0755);
+        } else if (S_ISLNK(mode)) {
+            char target[256];
+            snprintf(target, sizeof target, "%.*s", (int)size, data);
+            symlink(target, path);
+        } else {
+            int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode & 0777);
+            if (file < 0 || write(file, data, size) != (ssize_t)size)
+                printf("drover: %s: %s\n", path, strerror(errno));
+            if (file >= 0)
+                close(file);
+        }
+        at = data + ((size + 3) & ~3UL);
+    }
+}
+
+/* The programs that lie on our own disk image behind the system; none when the kernel was started directly. */
+static void unpack_extra(void)
+{
+    char head[512];
+    int disk = open(DISK, O_RDONLY | O_CLOEXEC);
+    if (disk >= 0 && pread(disk, head, sizeof head, EXTRA_OFFSET) == sizeof head) {
+        size_t size = strtoul(head, NULL, 10);
+        char *archive = size && size < EXTRA_MAX ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
+        if (archive != MAP_FAILED) {
+            for (size_t got = 0; got < size;) {
+                ssize_t part = pread(disk, archive + got, size - got, EXTRA_OFFSET + 512 + (off_t)got);
+                if (part <= 0)
+                    break;
+                got += (size_t)part;
+            }
+            unpack(archive, archive + size);
+            munmap(archive, size);
+        }
+    }
+    if (disk >= 0) {
+        posix_fadvise(disk, 0, 0, POSIX_FADV_DONTNEED);
+        close(disk);
+    }
+}
+
 /* What may start after the counter does: it costs boot time. */
-static void start_helpers(void)
+static void start_helpers(int ours)
 {
     char text[256];
     if (!fork()) {
+        if (ours && access("/bin/busybox", F_OK))
+            unpack_extra();
         load_modules("/modules/late");
         if (!fork())
             watch_power_button();
@@ -333,6 +396,6 @@ int main(void)
         set_address(text);
     int sink = open_sink();
     printf("drover: counting, %ld ms after start\n", now_ms());
-    start_helpers();
+    start_helpers(disk >= 0);
     count_for_ever(disk, sink);
 }

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab's guests: a disk image of 32 MiB that boots a real kernel and counts, and a boot sector that counts.
 
-The image has no file system. GRUB reads the kernel by its place:
+The image has no file system; its boot sector reads the kernel by its place:
 
-    sector 0       GRUB's boot sector        4096   settings (text)     8192   the counter's record
-    32 KiB         GRUB                      1 MiB  kernel              16 MiB initial RAM disk
+    0       boot sector (boot_linux.s)    4096    settings (text)           8192    the counter's record
+    32 KiB  kernel command line           1 MiB   kernel                    16 MiB  initial RAM disk
+    20 MiB  what the guest unpacks once it counts: agent, shell, more modules (its length before it)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Tuple
 
 from .base import BUILD_SECONDS, Base, cache_dir
 from .run import LabError, lock, run, say
@@ -26,15 +28,22 @@ FILES = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 CONFIG_OFFSET, CONFIG_SIZE = 4096, 4096
 RECORD_OFFSET, RECORD_SIZE = 8192, 512
-CORE_OFFSET, KERNEL_OFFSET, INITRD_OFFSET = 32768, MIB, 16 * MIB
+COMMAND_LINE_OFFSET, KERNEL_OFFSET, INITRD_OFFSET, EXTRA_OFFSET = 32768, MIB, 16 * MIB, 20 * MIB
+PARTS_OFFSET = 440 - 48
+SETUP_ADDRESS, COMMAND_LINE_ADDRESS, KERNEL_ADDRESS = 0x80000, 0x8E000, 0x100000
 IMAGE_SIZE = 32 * MIB
 MAGIC = "DROVER-GUEST 1\n"
 COMMAND_LINE = (
     "quiet console=ttyS0 panic=1 no_timer_check nokaslr mitigations=off lpj=4000000 audit=0 nowatchdog "
-    "cryptomgr.notests random.trust_cpu=on net.ifnames=0 memhp_default_state=online"
+    "cryptomgr.notests random.trust_cpu=on net.ifnames=0 memhp_default_state=online lsm=capability "
+    "initcall_blacklist=jent_mod_init,load_system_certificate_list"
 )
+BUSYBOX = ["sh", "cat", "ls", "ip", "ping", "mount", "dd", "poweroff", "reboot", "sync", "free", "ps", "nc", "dmesg"]
+# The guest agent calls it with the options of systemd's.
+SHUTDOWN = b'#!/bin/sh\nsync\ncase "$*" in *-r*) reboot -f ;; *) poweroff -f ;; esac\n'
+Entry = Tuple[str, int, bytes]
 EARLY = ["virtio_blk", "failover", "net_failover", "virtio_net"]
-LATE = ["button", "evdev", "virtio_balloon", "virtio-rng", "virtio_mem", "virtio_scsi"]
+LATE = ["button", "evdev", "virtio_balloon", "virtio-rng", "virtio_mem"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,12 @@ def settings_block(settings: dict[str, str]) -> bytes:
     return text.encode("ascii").ljust(CONFIG_SIZE, b"\0")
 
 
-def cpio(entries: list[tuple[str, int, bytes, tuple[int, int]]]) -> bytes:
-    """An archive in the format that the kernel unpacks, from (path, mode, content, device numbers)."""
+def cpio(entries: list[Entry]) -> bytes:
+    """An archive in the format that the kernel unpacks, from (path, mode, content)."""
     made = bytearray()
-    closing = ("TRAILER!!!", 0, b"", (0, 0))
-    for number, (path, mode, data, device) in enumerate([*entries, closing], 1):
+    for number, (path, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
         name = path.encode("ascii") + b"\0"
-        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0]
+        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name), 0]
         made += b"070701" + b"".join(b"%08X" % field for field in fields) + name
         made += bytes(-len(made) % 4)
         made += data
@@ -85,12 +93,32 @@ def cpio(entries: list[tuple[str, int, bytes, tuple[int, int]]]) -> bytes:
     return bytes(made)
 
 
+def archive(files: dict[str, bytes], busybox: list[str], folders: list[str]) -> bytes:
+    """An archive of these files with the folders that they need, and names of busybox's programs."""
+    wanted = set(folders)
+    for path in (*files, *(f"bin/{name}" for name in busybox)):
+        wanted.update(str(parent) for parent in Path(path).parents if str(parent) != ".")
+    entries: list[Entry] = [(name, 0o040755, b"") for name in sorted(wanted)]
+    entries += [(name, 0o100755, data) for name, data in sorted(files.items())]
+    entries += [(f"bin/{name}", 0o120777, b"/bin/busybox") for name in busybox]
+    return cpio(entries)
+
+
+def unsigned(module: bytes) -> bytes:
+    """A kernel module without its signature: to verify it costs time, and nothing here asks for it."""
+    mark = b"~Module signature appended~\n"
+    if not module.endswith(mark):
+        return module
+    length = struct.unpack(">I", module[-len(mark) - 4 : -len(mark)])[0]
+    return module[: -len(mark) - 12 - length]
+
+
 class Guests:
     """The built parts of the guests, kept in the cache: ``kernel``, ``initrd``, ``image``, ``boot_sector``."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        sources = [FILES / "counter.c", FILES / "boot_sector.s", Path(__file__)]
+        sources = [FILES / "counter.c", FILES / "boot_linux.s", FILES / "boot_sector.s", Path(__file__)]
         key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
         self.folder = base.folder / f"guest-{key}"
         self.kernel = self.folder / "vmlinuz"
@@ -127,6 +155,15 @@ class Guests:
                 disk.truncate(size)
 
 
+    def write_boot_sector(self, target: Path, size: int = MIB) -> None:
+        """Write the disk (file or block device) of the smallest guest; ``size`` in bytes."""
+        self.ensure()
+        with open(target, "r+b" if target.exists() else "w+b") as disk:
+            disk.write(self.boot_sector.read_bytes().ljust(17 * 512, b"\0"))
+            if target.is_file():
+                disk.truncate(size)
+
+
 class _Builder:
     def __init__(self, base: Base, folder: Path) -> None:
         self.base = base
@@ -138,24 +175,29 @@ class _Builder:
         say("building the guests (once)")
         for package in sorted(self.base.guest_packages.glob("*.deb")):
             run(["dpkg-deb", "-x", str(package), str(self.packages)])
-        self._boot_sector()
+        (self.folder / "boot_sector.img").write_bytes(self._assemble("boot_sector"))
         kernel = next(self.packages.glob("boot/vmlinuz-*"))
         shutil.copyfile(kernel, self.folder / "vmlinuz")
         self._initrd()
         self._image()
         shutil.rmtree(self.packages)
 
-    def _boot_sector(self) -> None:
-        made, image = self.folder / "boot_sector.o", self.folder / "boot_sector.img"
-        run(["as", "--32", "-o", str(made), str(FILES / "boot_sector.s")])
+    def _assemble(self, name: str) -> bytearray:
+        made, image = self.folder / f"{name}.o", self.folder / f"{name}.bin"
+        run(["as", "--32", "-o", str(made), str(FILES / f"{name}.s")])
         run(["ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o", str(image), str(made)])
+        data = bytearray(image.read_bytes())
         made.unlink()
+        image.unlink()
+        return data
 
-    def _modules(self, names: list[str]) -> dict[str, bytes]:
+    def _modules(self, stage: str, names: list[str]) -> dict[str, bytes]:
+        """The modules of a stage, and their list in the order in which they are to be loaded."""
         found = {}
         for name in names:
             for path in self.packages.glob(f"usr/lib/modules/*/kernel/**/{name}.ko.xz"):
-                found[f"{name}.ko"] = lzma.decompress(path.read_bytes())
+                found[f"modules/{name}.ko"] = unsigned(lzma.decompress(path.read_bytes()))
+        found[f"modules/{stage}"] = "\n".join(os.path.basename(name) for name in found).encode()
         return found
 
     def _libraries(self, program: str) -> dict[str, bytes]:
@@ -180,56 +222,68 @@ class _Builder:
         return run(isolated, before=self.base.join, env={"SYSTEMD_NSPAWN_LOCK": "0"}).stdout
 
     def _initrd(self) -> None:
+        """Two archives: what counting needs, and what may come later. A kernel given directly gets both at once."""
         init = self.folder / "init"
         run(["gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-o", str(init), str(FILES / "counter.c")])
+        first = self._modules("early", EARLY)
+        first["init"] = init.read_bytes()
         agent = "usr/sbin/qemu-ga"
-        busybox = (_resolve(self.packages, "usr/bin/busybox")).read_bytes()
-        files = {"init": init.read_bytes(), "bin/busybox": busybox, agent: (self.packages / agent).read_bytes()}
-        files.update(self._libraries(agent))
-        early, late = self._modules(EARLY), self._modules(LATE)
-        files.update({f"modules/{name}": data for name, data in {**early, **late}.items()})
-        # In the order in which they are to be loaded.
-        files["modules/early"] = "\n".join(early).encode()
-        files["modules/late"] = "\n".join(late).encode()
-        files["sbin/shutdown"] = b"#!/bin/sh\nsync\ncase \"$*\" in *-r*) reboot -f ;; *) poweroff -f ;; esac\n"
-        folders = {"dev", "proc", "sys", "run", "tmp", "etc", "root"}
-        for path in files:
-            folders.update(str(parent) for parent in Path(path).parents if str(parent) != ".")
-        entries = [(name, 0o040755, b"", (0, 0)) for name in sorted(folders)]
-        entries.append(("dev/console", 0o020600, b"", (5, 1)))
-        entries += [(name, 0o100755, data, (0, 0)) for name, data in sorted(files.items())]
-        for name in ("sh", "cat", "ls", "ip", "ping", "mount", "dd", "poweroff", "reboot", "sync", "free", "ps", "nc"):
-            entries.append((f"bin/{name}", 0o120777, b"/bin/busybox", (0, 0)))
-        (self.folder / "initrd.img").write_bytes(cpio(entries))
+        second = self._modules("late", LATE)
+        second.update(self._libraries(agent))
+        second[agent] = (self.packages / agent).read_bytes()
+        second["bin/busybox"] = _resolve(self.packages, "usr/bin/busybox").read_bytes()
+        second["sbin/shutdown"] = SHUTDOWN
+        (self.folder / "first.cpio").write_bytes(archive(first, [], ["dev", "proc", "sys", "run", "tmp"]))
+        (self.folder / "second.cpio").write_bytes(archive(second, BUSYBOX, ["etc", "root"]))
+        parts = [(self.folder / name).read_bytes() for name in ("first.cpio", "second.cpio")]
+        (self.folder / "initrd.img").write_bytes(b"".join(parts))
         init.unlink()
 
     def _image(self) -> None:
-        kernel, initrd = (self.folder / "vmlinuz").read_bytes(), (self.folder / "initrd.img").read_bytes()
-        if KERNEL_OFFSET + len(kernel) > INITRD_OFFSET or INITRD_OFFSET + len(initrd) > IMAGE_SIZE:
+        kernel = bytearray((self.folder / "vmlinuz").read_bytes())
+        initrd, extra = ((self.folder / name).read_bytes() for name in ("first.cpio", "second.cpio"))
+        if KERNEL_OFFSET + len(kernel) > INITRD_OFFSET or INITRD_OFFSET + len(initrd) > EXTRA_OFFSET:
             raise LabError("the kernel or the initial RAM disk has outgrown its place in the image")
-        lines = f"linux (hd0){KERNEL_OFFSET // 512}+{-(-len(kernel) // 512)} {COMMAND_LINE}\n"
-        lines += f"initrd (hd0){INITRD_OFFSET // 512}+{-(-len(initrd) // 512)}\nboot\n"
-        (self.folder / "grub.cfg").write_text(lines, encoding="ascii")
-        grub = "/guest/usr/lib/grub/i386-pc"
-        self._with_packages(
-            ["/guest/usr/bin/grub-mkimage", "-O", "i386-pc", "-d", grub, "-p", "(hd0)", "-c", "/made/grub.cfg"]
-            + ["-o", "/made/core.img", "biosdisk", "linux", "boot"]
-        )
-        boot = bytearray((self.packages / "usr/lib/grub/i386-pc/boot.img").read_bytes())
-        core = bytearray((self.folder / "core.img").read_bytes())
-        if CORE_OFFSET + len(core) > KERNEL_OFFSET:
-            raise LabError("GRUB has outgrown its place in the image")
-        # GRUB's core lies behind the settings: tell its boot sector, and its own first sector, where.
-        struct.pack_into("<Q", boot, 0x5C, CORE_OFFSET // 512)
-        struct.pack_into("<Q", core, 0x1F4, CORE_OFFSET // 512 + 1)
+        if EXTRA_OFFSET + len(extra) + 512 > IMAGE_SIZE:
+            raise LabError("the guest's programs have outgrown their place in the image")
+        boot = self._assemble("boot_linux")
+        setup = (kernel[0x1F1] + 1) * 512
+        place = kernel_header(kernel, len(initrd))
+        parts = [
+            (KERNEL_OFFSET, setup, SETUP_ADDRESS),
+            (COMMAND_LINE_OFFSET, 2048, COMMAND_LINE_ADDRESS),
+            (KERNEL_OFFSET + setup, len(kernel) - setup, KERNEL_ADDRESS),
+            (INITRD_OFFSET, len(initrd), place),
+        ]
+        for number, (offset, size, address) in enumerate(parts):
+            struct.pack_into("<III", boot, PARTS_OFFSET + 12 * number, offset // 512, -(-size // 512), address)
+        content = {
+            0: boot,
+            CONFIG_OFFSET: settings_block({}),
+            COMMAND_LINE_OFFSET: COMMAND_LINE.encode("ascii"),
+            KERNEL_OFFSET: kernel,
+            INITRD_OFFSET: initrd,
+            EXTRA_OFFSET: str(len(extra)).encode("ascii").ljust(512, b"\0") + extra,
+        }
         with open(self.folder / "tiny.img", "wb") as image:
-            parts = {0: boot, CONFIG_OFFSET: settings_block({}), CORE_OFFSET: core}
-            for offset, data in {**parts, KERNEL_OFFSET: kernel, INITRD_OFFSET: initrd}.items():
+            for offset, data in content.items():
                 image.seek(offset)
                 image.write(data)
             image.truncate(IMAGE_SIZE)
-        for name in ("core.img", "grub.cfg"):
+        for name in ("first.cpio", "second.cpio"):
             (self.folder / name).unlink()
+
+
+def kernel_header(kernel: bytearray, initrd: int) -> int:
+    """Fill in the kernel's header as a boot loader does; returns the address for an initial RAM disk of that size."""
+    preferred, needed = struct.unpack_from("<QI", kernel, 0x258)
+    place = -(-(preferred + needed) // MIB) * MIB
+    kernel[0x210] = 0xFF  # an unnamed boot loader
+    kernel[0x211] |= 0x80  # heap_end_ptr is valid
+    struct.pack_into("<II", kernel, 0x218, place, initrd)
+    struct.pack_into("<H", kernel, 0x224, 0xDE00)
+    struct.pack_into("<I", kernel, 0x228, COMMAND_LINE_ADDRESS)
+    return int(place)
 
 
 def _resolve(root: Path, name: str) -> Path:
