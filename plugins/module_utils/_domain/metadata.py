@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .xml import Property, drop, find, make, parse, text_of
+from .xml import COMMENT, Property, drop, find, make, parse, text_of
 
 PREFIX = "drover"
 NAMESPACE = "urn:drover:kvm:1"
@@ -34,7 +34,7 @@ def read(root: Element) -> dict[str, Any]:
         name = _local(child)
         if name == "tags":
             record["tags"] = sorted(tag.text.strip() for tag in child if _local(tag) == "tag" and tag.text)
-        elif name and not len(child):
+        elif name != COMMENT and not len(child):
             record[name] = (child.text or "").strip() or None
     return record
 
@@ -48,7 +48,7 @@ def edit(root: Element, changes: dict[str, Any]) -> None:
     if element is None:
         declaration = {f"xmlns:{PREFIX}": NAMESPACE, "version": VERSION}
         element = SubElement(make(root, "metadata"), f"{PREFIX}:vm", declaration)
-    prefix = str(element.tag).rpartition(":")[0]
+    prefix = element.tag.rpartition(":")[0]
     for name, value in changes.items():
         for old in [child for child in element if _local(child) == name]:
             drop(element, old)
@@ -94,7 +94,7 @@ def _marker(element: Element) -> dict[str, Any]:
 
 
 def _local(element: Element) -> str:
-    return str(element.tag).rpartition(":")[2] if isinstance(element.tag, str) else ""
+    return element.tag.rpartition(":")[2]
 
 
 def _child(root: Element, namespace: str, name: str) -> Element | None:
@@ -102,7 +102,7 @@ def _child(root: Element, namespace: str, name: str) -> Element | None:
     for child in [] if parent is None else parent:
         if _local(child) != name:
             continue
-        prefix = str(child.tag).rpartition(":")[0]
+        prefix = child.tag.rpartition(":")[0]
         declaration = f"xmlns:{prefix}" if prefix else "xmlns"
         if namespace in (child.get(declaration), root.get(declaration)):
             return child
@@ -113,6 +113,6 @@ def _plain(element: Element) -> Element:
     copy = Element(_local(element), {name: value for name, value in element.items() if not name.startswith("xmlns")})
     copy.text = element.text
     for child in element:
-        if isinstance(child.tag, str):
+        if child.tag != COMMENT:
             copy.append(_plain(child))
     return copy

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Callable
-from xml.etree.ElementTree import Comment, Element, SubElement, TreeBuilder
+from xml.etree.ElementTree import Element, SubElement, TreeBuilder
 from xml.parsers import expat
 
 from .._errors import Invalid
 
+COMMENT = "!--"
 MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
 TEXT = str.maketrans({**MARKUP, '"': "&quot;", "'": "&apos;"})
 METADATA_TEXT = str.maketrans(MARKUP)
@@ -25,13 +26,19 @@ METADATA_ATTRIBUTE = str.maketrans({**MARKUP, '"': "&quot;", "\n": "&#10;", "\t"
 
 def parse(text: str) -> Element:
     """The root element. Raises Invalid on broken XML and on any document type declaration (and so on entities)."""
-    builder = TreeBuilder(insert_comments=True)
+    builder = TreeBuilder()
+
+    def comment(text: str) -> None:
+        builder.start(COMMENT, {})
+        builder.data(text)
+        builder.end(COMMENT)
+
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
-    parser.CommentHandler = builder.comment
+    parser.CommentHandler = comment
     parser.StartDoctypeDeclHandler = _no_doctype
     try:
         parser.Parse(text, True)
@@ -52,7 +59,7 @@ def text_of(element: Element) -> str:
 
 
 def _write(element: Element, add: Callable[[str], object], metadata: bool) -> None:
-    if element.tag is Comment:
+    if element.tag == COMMENT:
         add(f"<!--{element.text}-->")
         return
     # libvirt has libxml2 write what is in the metadata, which quotes otherwise than libvirt itself.
