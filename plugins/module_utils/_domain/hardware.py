@@ -166,12 +166,14 @@ HARDWARE: tuple[Field, ...] = (
     Field("memory", type="size", check=_check_memory, place=Memory()),
     Field("vcpus", type="int", check=_check_vcpus, place=Vcpus()),
     Field("cpu", check=_check_cpu, place=Cpu()),
+    Field("virt_type", choices=("kvm", "qemu"), place=Property("@type")),
     Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family)),
     Field("boot", type="list", elements="str", check=check_boot, place=Boot()),
     Field("description", check=check_text, place=Property("description")),
 )
 FIXED: dict[str, str] = {
     "uuid": "a VM keeps its UUID; it is the same VM by it",
+    "virt_type": "the guest would see another computer; remove the VM and build it again",
     "machine": "the guest would see another computer; remove the VM and build it again",
 }
 PLACES: dict[str, Callable[[Element], Any]] = {field.name: field.place.get for field in HARDWARE}

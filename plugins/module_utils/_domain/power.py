@@ -49,15 +49,15 @@ def act(facts: dict[str, Any], wanted: str, force: bool) -> str | None:
         raise Refused(f"{name} is {state}; stop it first (state=stopped), or cut its power with force=true")
     if state == "running":
         return "shutdown"
-    if state == "shutdown":
+    if state == "stopping":
         return "wait"
     raise Refused(f"{name} is {state} ({reason}) and can't shut down by itself; force=true cuts its power")
 
 
 def _mend(state: str, reason: str) -> str:
-    if state == "shutdown":
+    if state == "stopping":
         return "it is shutting down; run again when it has stopped"
-    if "io" in reason:
+    if "I/O" in reason:
         return "its storage failed or is full; mend that, then resume it with virsh resume"
     if state == "paused":
         return (
