@@ -13,12 +13,13 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Refused
 from .._fields import Field
+from .._xml import Property, drop, find, make
 from .facts import size_of
-from .xml import Property, drop, find, make
 
 MIB = 2**20
 CPU_MODES = ("host-model", "host-passthrough", "maximum")
 CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]{0,62}", re.ASCII)
 BOOT = {"disk": "hd", "cdrom": "cdrom", "network": "network"}
 
 
@@ -158,6 +159,23 @@ def check_text(value: str) -> str:
     """A text that XML can hold, at most 1000 characters."""
     if len(value) > 1000 or not all(sign.isprintable() for sign in value):
         raise ValueError("write one line of at most 1000 printable characters")
+    return value
+
+
+def check_tags(change: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Words that can be names of groups."""
+    for tag in [tag for tags in change.values() for tag in tags]:
+        if not TAG.fullmatch(tag):
+            raise ValueError(
+                f"{tag!r} is not a tag: 1 to 63 letters, digits and . _ : = -, the first a letter or digit"
+            )
+    return change
+
+
+def check_seconds(value: int) -> int:
+    """A waiting time."""
+    if not 1 <= value <= 86400:
+        raise ValueError(f"{value} is not a waiting time; write 1 to 86400 seconds")
     return value
 
 

@@ -14,9 +14,9 @@ from .. import _bridges
 from .._errors import DroverError
 from .._libvirt import Domain, Node
 from .._peers import ask_peers
+from .._xml import parse
 from .facts import domain_facts
 from .neighbours import survey
-from .xml import find, parse
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0
@@ -32,6 +32,7 @@ class Site:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self._looked_at: set[str] = set()
         self._lock = threading.Lock()
         self._asked: tuple[float, dict[str, Any]] | None = None
 
@@ -65,6 +66,13 @@ class Site:
             "machines": sorted({machine.text for machine in machines if machine.text}),
             "memory": host["memory"]["total"],
         }
+
+    def domain(self, name: str) -> Domain | None:
+        """One domain: as it was at the beginning when it is asked for the first time, after that as it is."""
+        if name in self._looked_at:
+            return self.node.domain(name)
+        self._looked_at.add(name)
+        return self.known.get(name)
 
     def peers(self, seconds: float = FRESH_SECONDS) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
         """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer."""
