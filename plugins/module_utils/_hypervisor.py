@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 # libvirt's enumerations in the words of virsh; the numbers are part of its stable interface.
-STATES = ("unknown", "running", "running", "paused", "stopping", "stopped", "crashed", "suspended")
+STATES = ("unknown", "running", "running", "paused", "in shutdown", "stopped", "crashed", "pmsuspended")
 RUNNING = (
     "unknown|booted|migrated|restored|from snapshot|unpaused|migration canceled|save canceled|event wakeup|crashed"
     "|post-copy|post-copy failed"

@@ -24,7 +24,7 @@ LAYERS = [
     {"plugin_utils"},
     {"_migration"},
     {"_domain"},
-    {"_disks", "_cluster", "_peers"},
+    {"_disks", "_cluster", "_bridge", "_peers"},
     {"_resource", "client"},
     {"_fields", "_run", "_hypervisor"},
     {"_errors"},
