@@ -1,0 +1,170 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Field records: all that is to know of an option in one place. Pure, standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ._errors import Invalid
+
+UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option: how Ansible sees it, how it is checked and compared, and where the resource keeps it.
+
+    `type` is an Ansible type, or `size` (bytes; also "4GiB"), or `names` (a list that means exactly these,
+    or a dict of `add`, `remove`, `set`). `check` takes the converted value and returns it normalised, or raises
+    ValueError with the rule. `place` is the resource's own word for where the value lives.
+    """
+
+    name: str
+    type: str = "str"
+    elements: str | None = None
+    choices: tuple[str, ...] | None = None
+    default: Any = None
+    required: bool = False
+    aliases: tuple[str, ...] = ()
+    no_log: bool | None = None
+    fields: tuple[Field, ...] = ()
+    check: Callable[[Any], Any] | None = None
+    place: Any = None
+
+
+ANSIBLE_TYPES = {"size": "str", "names": "raw"}
+
+
+def argument_spec(fields: Sequence[Field], defaults: bool = True) -> dict[str, dict[str, Any]]:
+    """Ansible's argument_spec of the fields; without defaults where the engine itself fills them in (bulk items)."""
+    spec: dict[str, dict[str, Any]] = {}
+    for field in fields:
+        option: dict[str, Any] = {"type": ANSIBLE_TYPES.get(field.type, field.type)}
+        if field.elements:
+            option["elements"] = ANSIBLE_TYPES.get(field.elements, field.elements)
+        if field.choices:
+            option["choices"] = list(field.choices)
+        if field.aliases:
+            option["aliases"] = list(field.aliases)
+        if field.no_log is not None:
+            option["no_log"] = field.no_log
+        if field.fields:
+            option["options"] = argument_spec(field.fields)
+        if field.required and defaults:
+            option["required"] = True
+        elif field.default is not None and defaults:
+            option["default"] = field.default
+        spec[field.name] = option
+    return spec
+
+
+def normalise(fields: Sequence[Field], params: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The params converted and checked; options that were not given stay None, missing defaults are filled in.
+
+    Raises Invalid naming the option by its path, such as `disks[0].size`.
+    """
+    values: dict[str, Any] = {}
+    for field in fields:
+        value = params.get(field.name)
+        if value is None:
+            value = field.default
+        if value is None and field.required:
+            raise Invalid(f"{path}{field.name} is missing", option=path + field.name)
+        values[field.name] = None if value is None else _converted(field, value, path + field.name)
+    return values
+
+
+def _converted(field: Field, value: Any, path: str) -> Any:
+    try:
+        if field.type == "size":
+            value = parse_size(value)
+        elif field.type == "names":
+            value = parse_names(value)
+        elif field.type == "list" and field.elements == "size":
+            value = [parse_size(item) for item in value]
+        if field.fields and field.type == "list":
+            value = [normalise(field.fields, item, f"{path}[{number}].") for number, item in enumerate(value)]
+        elif field.fields:
+            value = normalise(field.fields, value, path + ".")
+        return field.check(value) if field.check else value
+    except ValueError as error:
+        raise Invalid(f"{path}: {error}", option=path) from None
+
+
+def parse_size(value: Any) -> int:
+    """Bytes from a number or a text such as 4GiB, 512M or 4096 (units are powers of 1024). Raises ValueError."""
+    match = SIZE.fullmatch(str(value).strip())
+    if isinstance(value, (bool, float)) or not match:
+        raise ValueError(f"{value!r} is not a size; write bytes or a number with KiB, MiB, GiB or TiB, such as 4GiB")
+    return int(match.group(1)) * UNITS[match.group(2) or ""]
+
+
+def parse_names(value: Any) -> dict[str, list[str]]:
+    """A list (exactly these), or a dict of add, remove and set, as a dict of lists. Raises ValueError."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return {"set": [str(item) for item in value]}
+    if not isinstance(value, dict) or not value or set(value) - {"add", "remove", "set"}:
+        raise ValueError("write a list (exactly these), or a dict with add, remove or set")
+    return {key: [str(item) for item in items or []] for key, items in value.items()}
+
+
+def names_after(before: Sequence[str], change: Mapping[str, Sequence[str]] | None) -> list[str]:
+    """The sorted names after a `names` option was applied; None leaves them as they are."""
+    if change is None:
+        return sorted(before)
+    start = set(change["set"]) if "set" in change else set(before)
+    return sorted((start | set(change.get("add", ()))) - set(change.get("remove", ())))
+
+
+def check_name(value: str) -> str:
+    """A name safe as file name, domain name and argument (libvirt itself accepts `..` and `-rf`)."""
+    if not NAME.fullmatch(value) or ".." in value:
+        raise ValueError(
+            f"{value!r} is not a valid name: 1 to 63 letters, digits, dots, hyphens or underscores, "
+            "the first a letter or digit, no two dots in a row"
+        )
+    return value
+
+
+def check_mac(value: str) -> str:
+    """A unicast MAC address in lower case."""
+    mac = value.lower().replace("-", ":")
+    if not MAC.fullmatch(mac):
+        raise ValueError(f"{value!r} is not a MAC address; write it as 52:54:00:12:34:56")
+    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is not the address of one NIC (multicast or all zero); use 52:54:00:xx:xx:xx")
+    return mac
+
+
+def check_vlan(value: int) -> int:
+    """An IEEE 802.1Q VLAN id that may carry traffic: 1 to 4094."""
+    if not 1 <= value <= 4094:
+        raise ValueError(f"{value} is not a VLAN; a VLAN is a number from 1 to 4094")
+    return value
+
+
+def secret_names(fields: Sequence[Field]) -> set[str]:
+    """The names, at any depth, of the fields that must not be shown."""
+    names = {field.name for field in fields if field.no_log}
+    for field in fields:
+        names |= secret_names(field.fields)
+    return names
+
+
+def hidden(value: Any, secrets: set[str]) -> Any:
+    """A copy of plain data in which the values of the secret keys are masked."""
+    if isinstance(value, dict):
+        return {key: "********" if key in secrets and item else hidden(item, secrets) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hidden(item, secrets) for item in value]
+    return value

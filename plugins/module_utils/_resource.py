@@ -1,0 +1,252 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine: one way for every module to read, plan, apply, wait and read again.
+
+A resource says what is (`read`), what shall be (`wanted`) and which steps lead there (`steps`); it performs nothing
+by itself. So check mode can't drift from the real run, and an option that has no effect is caught: after the steps
+the resource is read and planned again, and a plan that is not empty is an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Callable, ClassVar, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ._errors import DroverError, Invalid, NotConverged, TimedOut
+from ._fields import Field, argument_spec, hidden, normalise, secret_names
+
+State = Optional[dict[str, Any]]
+POLL = 0.1
+
+
+@dataclass
+class Step:
+    """One change: words for the user, the call, and the state to wait for.
+
+    `done` returns True, or what it sees instead (shown when `timeout`, in seconds, is over).
+    """
+
+    text: str
+    call: Callable[[], object]
+    done: Callable[[], object] | None = None
+    timeout: float = 30
+
+    def run(self) -> None:
+        """Perform the change and wait until the system shows it. Raises TimedOut, and what the call raises."""
+        self.call()
+        if self.done is None:
+            return
+        end = time.monotonic() + self.timeout
+        while (seen := self.done()) is not True:
+            if time.monotonic() > end:
+                raise TimedOut(f"{self.text}: not there after {self.timeout:g} s; last seen: {seen}", step=self.text)
+            time.sleep(POLL)
+
+
+class Resource:
+    """Base of all resources. `params` are the normalised options of one item, `client` is what `connect` gave."""
+
+    key: ClassVar[str] = "name"
+
+    def __init__(self, params: dict[str, Any], client: Any) -> None:
+        self.params = params
+        self.client = client
+        self.warnings: list[str] = []
+
+    @classmethod
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """The client that all items of one run share, open for as long as the module works."""
+        return nullcontext()
+
+    @classmethod
+    def review(cls, resources: Sequence[Resource]) -> None:
+        """Look at all items together before any is planned (bulk reads, duplicates). May raise Invalid or Refused."""
+
+    @property
+    def name(self) -> str:
+        """The item's name in messages."""
+        return str(self.params[self.key])
+
+    def read(self) -> State:
+        """What is; None when it is absent."""
+        raise NotImplementedError
+
+    def wanted(self, before: State) -> State:
+        """What shall be; options that were not given keep their present value. May raise Invalid or Refused."""
+        raise NotImplementedError
+
+    def steps(self, before: State, wanted: State) -> list[Step]:
+        """The changes that lead from `before` to `wanted`; an empty list means converged."""
+        raise NotImplementedError
+
+    def result(self, state: State) -> dict[str, Any]:
+        """What the module returns of the state that was read last (in check mode: of the state that shall be)."""
+        return {"resource": state}
+
+
+@dataclass
+class Plan:
+    """What will be done with one resource, made before anything is changed."""
+
+    resource: Resource
+    before: State
+    wanted: State
+    steps: list[Step]
+    done: list[str] = field(default_factory=list)
+    error: DroverError | None = None
+    after: State = None
+
+    @classmethod
+    def of(cls, resource: Resource) -> Plan:
+        """Read, ask what shall be, and list the steps."""
+        before = resource.read()
+        wanted = resource.wanted(before)
+        return cls(resource, before, wanted, resource.steps(before, wanted), after=wanted)
+
+    def apply(self) -> None:
+        """Perform the steps and prove that the resource is now as wanted; keeps the error instead of raising it."""
+        try:
+            for step in self.steps:
+                step.run()
+                self.done.append(step.text)
+            self.after = self.resource.read()
+            left = self.resource.steps(self.after, self.resource.wanted(self.after)) if self.steps else []
+            if left:
+                texts = [step.text for step in left]
+                raise NotConverged(
+                    f"{self.resource.name} did not converge: after all steps there is still to do: {'; '.join(texts)}",
+                    left=texts,
+                )
+        except DroverError as error:
+            self.error = error
+
+    def outcome(self, secrets: set[str]) -> dict[str, Any]:
+        """The result of one item; equal in check mode and in the real run."""
+        outcome: dict[str, Any] = {
+            "changed": bool(self.steps) if self.error is None else bool(self.done),
+            "actions": [step.text for step in self.steps] if self.error is None else self.done,
+            "diff": {
+                "before": hidden(self.before, secrets),
+                "after": hidden(self.wanted if self.steps else self.before, secrets),
+                "before_header": self.resource.name,
+                "after_header": self.resource.name,
+            },
+            **hidden(self.resource.result(self.after), secrets),
+        }
+        if self.error is not None:
+            outcome.update(_failure(self.error))
+        return outcome
+
+
+def _failure(error: DroverError) -> dict[str, Any]:
+    return {"failed": True, "msg": error.message, "error": type(error).__name__, "details": error.details}
+
+
+def run_module(
+    resource_class: type[Resource],
+    fields: Sequence[Field],
+    items: str | None = None,
+    parallel: int = 4,
+    **rules: Any,
+) -> None:
+    """The whole of a module's main.
+
+    `items` names the list option for many things at once; its items inherit the other options. `parallel` is how
+    many items are worked on at the same time. `rules` go to AnsibleModule (required_if and the like).
+    """
+    spec = argument_spec(fields, defaults=items is None)
+    if items is not None:
+        options = argument_spec(fields, defaults=False)
+        spec[items] = {"type": "list", "elements": "dict", "options": options}
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
+    secrets = secret_names(fields)
+    try:
+        wanted = _item_params(module.params, fields, items)
+        with resource_class.connect(wanted[0] if wanted else module.params) as client:
+            plans = _plans([resource_class(params, client) for params in wanted], resource_class)
+            if not module.check_mode:
+                with ThreadPoolExecutor(max_workers=parallel) as pool:
+                    list(pool.map(Plan.apply, plans))
+            outcomes = [plan.outcome(secrets) for plan in plans]
+    except DroverError as error:
+        module.fail_json(**{"changed": False, **_failure(error)})
+    for plan in plans:
+        for warning in plan.resource.warnings:
+            module.warn(warning)
+    _finish(module, plans, outcomes, bulk=items is not None and module.params[items] is not None)
+
+
+def _item_params(params: Mapping[str, Any], fields: Sequence[Field], items: str | None) -> list[dict[str, Any]]:
+    if items is None or params[items] is None:
+        return [normalise(fields, params)]
+    top = {option.name: params[option.name] for option in fields}
+    result = []
+    for number, item in enumerate(params[items]):
+        given = {name: value for name, value in item.items() if value is not None}
+        result.append(normalise(fields, {**top, **given}, f"{items}[{number}]."))
+    return result
+
+
+def _plans(resources: list[Resource], resource_class: type[Resource]) -> list[Plan]:
+    """The plans of all items; raises before anything was changed when one of them is invalid or refused."""
+    names = [resource.name for resource in resources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Invalid(f"listed twice: {', '.join(twice)}; name each item once")
+    resource_class.review(resources)
+    plans, errors = [], []
+    for resource in resources:
+        try:
+            plans.append(Plan.of(resource))
+        except DroverError as error:
+            errors.append((resource.name, error))
+    if len(errors) == 1:
+        raise errors[0][1]
+    if errors:
+        raise type(errors[0][1])(
+            "; ".join(f"{name}: {error.message}" for name, error in errors),
+            items={name: error.details for name, error in errors},
+        )
+    return plans
+
+
+def _finish(module: AnsibleModule, plans: list[Plan], outcomes: list[dict[str, Any]], bulk: bool) -> None:
+    if not bulk:
+        outcome = outcomes[0]
+        (module.fail_json if outcome.get("failed") else module.exit_json)(**outcome)
+    result: dict[str, Any] = {
+        "changed": any(outcome["changed"] for outcome in outcomes),
+        "actions": [f"{plan.resource.name}: {text}" for plan, o in zip(plans, outcomes) for text in o["actions"]],
+        "diff": [outcome.pop("diff") for outcome in outcomes],
+        "results": [{"name": plan.resource.name, **outcome} for plan, outcome in zip(plans, outcomes)],
+    }
+    result["diff"] = [diff for diff in result["diff"] if diff["before"] != diff["after"]]
+    failed = [f"{plan.resource.name}: {plan.error.message}" for plan in plans if plan.error is not None]
+    if failed:
+        done = [plan.resource.name for plan in plans if plan.error is None]
+        module.fail_json(msg="; ".join(failed), completed=done, **result)
+    module.exit_json(**result)
+
+
+def run_info(
+    function: Callable[[dict[str, Any], Any], dict[str, Any]],
+    fields: Sequence[Field],
+    connect: Callable[[Mapping[str, Any]], AbstractContextManager[Any]],
+    **rules: Any,
+) -> None:
+    """The main of a module that only reads: `function` gets the normalised options and the client, returns facts."""
+    module = AnsibleModule(argument_spec=argument_spec(fields), supports_check_mode=True, **rules)
+    try:
+        params = normalise(fields, module.params)
+        with connect(params) as client:
+            facts = function(params, client)
+    except DroverError as error:
+        module.fail_json(**{"changed": False, **_failure(error)})
+    module.exit_json(changed=False, **facts)

@@ -1,0 +1,120 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The only place that starts processes: argument lists, C locale, a time limit for everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from ._errors import Failed, NotFound, TimedOut, Unreachable
+
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+
+
+def run(argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,)) -> str:
+    """Standard output of a command. `timeout` is in seconds; secrets go through `stdin`, never through `argv`.
+
+    Raises NotFound (no such program), TimedOut, or Failed with the command's own words.
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **ENVIRONMENT},
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise NotFound(f"the program {argv[0]} is not installed on this machine", command=list(argv)) from None
+    except subprocess.TimeoutExpired:
+        raise TimedOut(f"{argv[0]} gave no answer within {timeout:g} s", command=list(argv)) from None
+    if done.returncode not in ok:
+        words = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise Failed(f"{argv[0]} failed: {words}", command=list(argv), rc=done.returncode, stderr=words)
+    return done.stdout
+
+
+def run_json(argv: Sequence[str], timeout: float = 60) -> Any:
+    """The JSON that a command prints. Raises as `run` does, and Failed when it is not JSON."""
+    text = run(argv, timeout=timeout)
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        raise Failed(f"{argv[0]} did not print JSON: {text[:200]!r}", command=list(argv)) from None
+
+
+def bounded(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
+    """Call all functions at once, each in a child process; plain data per name, or an Unreachable in its place.
+
+    A library call that hangs inside C code (libvirt towards a frozen daemon) can't be interrupted by a thread, so
+    each runs in a child that is killed when the `seconds` are over. What a call raises comes back as Unreachable too.
+    """
+    children: dict[int, tuple[str, int, list[bytes]]] = {}
+    answers: dict[str, Any] = {}
+    for name, call in calls.items():
+        reader, pid = _child(call)
+        children[reader] = (name, pid, [])
+    end = time.monotonic() + seconds
+    while children and time.monotonic() < end:
+        ready, _w, _x = select.select(list(children), [], [], max(0.0, end - time.monotonic()))
+        for reader in ready:
+            data = os.read(reader, 1 << 20)
+            if data:
+                children[reader][2].append(data)
+            else:
+                name, pid, chunks = children.pop(reader)
+                answers[name] = _answer(name, b"".join(chunks))
+                _reap(reader, pid)
+    for reader, (name, pid, _chunks) in children.items():
+        answers[name] = Unreachable(f"{name} gave no answer within {seconds:g} s", node=name)
+        os.kill(pid, signal.SIGKILL)
+        _reap(reader, pid)
+    return {name: answers[name] for name in calls}
+
+
+def _child(call: Callable[[], Any]) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return reader, pid
+    # Nothing of the parent (locks, at-exit handlers, buffered output) may run here: leave by _exit on every path.
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        try:
+            text = json.dumps({"value": call()})
+        except Exception as error:  # the parent must hear of anything that went wrong
+            text = json.dumps({"error": str(error)})
+        with os.fdopen(writer, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    finally:
+        os._exit(0)
+
+
+def _answer(name: str, data: bytes) -> Any:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return Unreachable(f"{name}: the probe ended without an answer", node=name)
+    if "error" in answer:
+        return Unreachable(f"{name}: {answer['error']}", node=name)
+    return answer["value"]
+
+
+def _reap(reader: int, pid: int) -> None:
+    os.close(reader)
+    os.waitpid(pid, 0)
