@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from .._domain import metadata, xml
 from .._errors import Failed, NotFound, Unreachable
 from .._libvirt import libvirt
 from .order import Order
 
-MARKER_URI = "urn:drover:migration:1"
-PREFIX = "drover"
-LIVE_AND_CONFIG = 3
 STATES = {0: "nostate", 1: "running", 2: "blocked", 3: "paused", 4: "shutdown", 5: "stopped", 6: "crashed"}
 REASONS = {
     ("running", 1): "booted",
@@ -108,7 +105,20 @@ class End:
                 "persistent": bool(domain.isPersistent()),
                 "autostart": bool(domain.isPersistent() and domain.autostart()),
                 "marker": self.marker(uuid),
+                "progress": self.progress(uuid).get("sent"),
             }
+
+    def find(self, names: list[str] | None) -> dict[str, Any]:
+        """What `look` says of these VMs by name, those that are here; with None, of all that carry our marker."""
+        with _words(f"listing the VMs of {self.node}"):
+            here = {domain.name(): domain.UUIDString() for domain in self.connection.listAllDomains()}
+        wanted = here if names is None else {name: here[name] for name in names if name in here}
+        looks = {name: self.look(uuid) for name, uuid in wanted.items()}
+        return {
+            name: {**look, "uuid": here[name]}
+            for name, look in looks.items()
+            if isinstance(look, dict) and (names is not None or look["marker"])
+        }
 
     @staticmethod
     def _job(domain: Any) -> str:
@@ -121,24 +131,39 @@ class End:
             return ""
         return {3: "incoming", 4: "outgoing"}.get(stats.get("operation", 0), "other")
 
-    def marker(self, uuid: str) -> dict[str, str] | None:
+    def marker(self, uuid: str) -> dict[str, Any] | None:
         """The marker of the persistent or the live definition."""
         domain = self._domain(uuid)
         for flag in (libvirt.VIR_DOMAIN_AFFECT_CONFIG, libvirt.VIR_DOMAIN_AFFECT_LIVE):
             try:
-                text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARKER_URI, flag)
+                text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata.MARKER_NAMESPACE, flag)
             except libvirt.libvirtError as error:
                 lacking = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID)
                 if error.get_error_code() in lacking:
                     continue
                 raise Failed(f"reading the marker on {self.node}: {error.get_error_message()}") from None
-            return dict(ElementTree.fromstring(text).attrib)
+            return metadata.marker_from_text(text)
         return None
 
-    def set_marker(self, uuid: str, marker: dict[str, str] | None) -> None:
+    def home(self, uuid: str) -> str | None:
+        """The node that the VM goes back to, from its metadata."""
+        home = metadata.read(xml.parse(self._xml(uuid)))["home"]
+        return None if home is None else str(home)
+
+    def set_home(self, uuid: str, home: str) -> None:
+        """Remember the node that the VM goes back to."""
+        root = xml.parse(self._xml(uuid))
+        metadata.edit(root, {"home": home})
+        self._set_metadata(uuid, metadata.record_xml(root), metadata.NAMESPACE)
+
+    def _xml(self, uuid: str, flags: int = 0) -> str:
+        with _words(f"reading the definition on {self.node}"):
+            return str(self._domain(uuid).XMLDesc(flags))
+
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None:
         """Write or clear the marker in the live and the persistent definition."""
-        text = None if marker is None else ElementTree.tostring(ElementTree.Element("migration", marker), "unicode")
-        self._set_metadata(uuid, text, MARKER_URI)
+        text = None if marker is None else metadata.marker_xml(marker)
+        self._set_metadata(uuid, text, metadata.MARKER_NAMESPACE)
 
     def _set_metadata(self, uuid: str, text: str | None, namespace: str) -> None:
         domain = self._domain(uuid)
@@ -148,7 +173,7 @@ class End:
                 flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
             if domain.isPersistent():
                 flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, PREFIX, namespace, flags)
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, metadata.PREFIX, namespace, flags)
 
     def autostart(self, uuid: str) -> bool:
         """Whether the node starts it at boot."""
@@ -179,11 +204,10 @@ class End:
         with _words(f"undefining on {self.node}"):
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
 
-    def definition(self, uuid: str) -> str:
-        """The persistent definition, complete, as another node can take it."""
-        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
-        with _words(f"reading the definition on {self.node}"):
-            return str(self._domain(uuid).XMLDesc(flags))
+    def definition(self, uuid: str, live: bool = False) -> str:
+        """The definition, complete, as another node can take it; with `live` that of the running VM, if it runs."""
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        return self._xml(uuid, flags if live else flags | libvirt.VIR_DOMAIN_XML_INACTIVE)
 
     def define(self, text: str) -> None:
         """Define a domain."""
@@ -194,6 +218,66 @@ class End:
         """Whether its memory was saved to this node's disk."""
         with _words(f"asking {self.node}"):
             return bool(self._domain(uuid).hasManagedSaveImage())
+
+    def snapshots(self, uuid: str) -> int:
+        """How many snapshots it has."""
+        with _words(f"asking {self.node}"):
+            return int(self._domain(uuid).snapshotNum())
+
+    def names(self) -> dict[str, str]:
+        """The UUIDs of all domains of the node by name."""
+        with _words(f"listing the VMs of {self.node}"):
+            return {domain.name(): domain.UUIDString() for domain in self.connection.listAllDomains()}
+
+    def free_memory(self) -> int:
+        """The bytes of memory that a new VM could take."""
+        with _words(f"asking {self.node}"):
+            stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+        return sum(int(stats.get(name, 0)) for name in ("free", "buffers", "cached")) * 1024
+
+    def host_cpu(self) -> str:
+        """The CPU of the node itself."""
+        with _words(f"asking {self.node}"):
+            cpu = xml.find(xml.parse(self.connection.getCapabilities()), "host/cpu")
+        return "" if cpu is None else xml.text_of(cpu)
+
+    def refuses_machine(self, arch: str, machine: str, virt_type: str) -> str:
+        """Why the node's QEMU can't have this machine type, or nothing."""
+        try:
+            self.connection.getDomainCapabilities(None, arch, machine, virt_type)
+        except libvirt.libvirtError as error:
+            return str(error.get_error_message())
+        return ""
+
+    def refuses_cpu(self, need: Mapping[str, Any]) -> str:
+        """Why the node can't give the VM its CPU, or nothing."""
+        flags = libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE
+        kind = (need["arch"], need["machine"], need["virt_type"])
+        try:
+            same = self.connection.compareHypervisorCPU(None, *kind, need["cpu"], flags)
+        except libvirt.libvirtError as error:
+            return str(error.get_error_message())
+        return "" if same > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE else "it lacks features of the VM's CPU"
+
+    def refuses_host_cpu(self, cpu: str) -> str:
+        """Why a VM with the CPU of its host can't run here: it must be the same, or nothing."""
+        try:
+            same = self.connection.compareCPU(cpu, 0)
+        except libvirt.libvirtError as error:
+            return str(error.get_error_message())
+        return "" if same == libvirt.VIR_CPU_COMPARE_IDENTICAL else "its CPU is not the one that the VM sees"
+
+    def has_secret(self, secret: Mapping[str, str]) -> bool:
+        """Whether the node has a secret, by its usage or its UUID."""
+        kinds = {"ceph": libvirt.VIR_SECRET_USAGE_TYPE_CEPH, "iscsi": libvirt.VIR_SECRET_USAGE_TYPE_ISCSI}
+        try:
+            if "usage" in secret:
+                self.connection.secretLookupByUsage(kinds[secret["type"]], secret["usage"])
+            else:
+                self.connection.secretLookupByUUIDString(secret["uuid"])
+        except (libvirt.libvirtError, KeyError):
+            return False
+        return True
 
     def process(self, name: str, uuid: str) -> int | None:
         """A pidfd of the VM's QEMU, readable when that process is dead; None where the kernel has none."""

@@ -27,8 +27,8 @@ class Source(Protocol):
     """What the live migration needs of the node that the VM leaves."""
 
     def state(self, uuid: str) -> tuple[str, str] | None: ...
-    def marker(self, uuid: str) -> dict[str, str] | None: ...
-    def set_marker(self, uuid: str, marker: dict[str, str] | None) -> None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
     def autostart(self, uuid: str) -> bool: ...
     def set_autostart(self, uuid: str, on: bool) -> None: ...
     def home(self, uuid: str) -> str | None: ...
@@ -45,8 +45,8 @@ class Target(Protocol):
     """What the live migration needs of the node that the VM comes to."""
 
     def state(self, uuid: str) -> tuple[str, str] | None: ...
-    def marker(self, uuid: str) -> dict[str, str] | None: ...
-    def set_marker(self, uuid: str, marker: dict[str, str] | None) -> None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
     def set_autostart(self, uuid: str, on: bool) -> None: ...
     def home(self, uuid: str) -> str | None: ...
     def set_home(self, uuid: str, home: str) -> None: ...
@@ -59,7 +59,7 @@ class LiveMove:
 
     def __init__(self, order: Order, source: Source, target: Target, journal: Journal) -> None:
         self.order, self.source, self.target, self.journal = order, source, target, journal
-        self.marker: dict[str, str] = {}
+        self.marker: dict[str, Any] = {}
         self.error: DroverError | None = None
         self.returned = self.finished = self.source_dead = self.resumed = False
         self.stopped_at = self.resumed_at = 0.0
@@ -93,15 +93,15 @@ class LiveMove:
             "from": order.source,
             "to": order.target,
             "was": seen[0],
-            "autostart": "yes" if self.source.autostart(uuid) else "no",
-            "started": str(int(time.time())),
+            "autostart": self.source.autostart(uuid),
+            "started": int(time.time()),
         }
         self.journal.phase("marking")
         self.source.set_marker(uuid, self.marker)
         if order.home == "source" and self.source.home(uuid) is None:
             self.source.set_home(uuid, order.source)
         # A stale definition with autostart would start a second copy at the source's next boot.
-        if self.marker["autostart"] == "yes":
+        if self.marker["autostart"]:
             self.source.set_autostart(uuid, False)
 
     def perform(self, process: int | None) -> None:
@@ -145,7 +145,7 @@ class LiveMove:
     def complete(self) -> None:
         """What the VM takes along; the marker goes last, for as long as it stands recovery finishes the rest."""
         uuid, order = self.order.uuid, self.order
-        if self.marker["autostart"] == "yes":
+        if self.marker["autostart"]:
             self.target.set_autostart(uuid, True)
         if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
             self.target.set_home(uuid, order.target)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -24,7 +25,8 @@ class Order:
     """One helper's task. Times are in seconds, `bandwidth` is in bytes per second (None: no limit).
 
     `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
-    QEMU sends the memory to. `home` says what to remember as the VM's home: keep, source or destination.
+    QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
+    to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's home: keep, source or destination.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Order:
     stall_timeout: float = 60
     home: str = "keep"
     early: bool = True
+    keep: str | None = None
 
     @property
     def uri(self) -> str:
@@ -53,9 +56,9 @@ def unit_name(uuid: str) -> str:
     return UNIT.format(uuid=uuid)
 
 
-def order_path(uuid: str, directory: Path = DIRECTORY) -> Path:
+def order_path(order: Order, directory: Path = DIRECTORY) -> Path:
     """Where the helper finds its order."""
-    return directory / f"order-{uuid}.json"
+    return directory / f"order-{order.uuid}-{order.id}.json"
 
 
 def state_path(uuid: str, directory: Path = DIRECTORY) -> Path:
@@ -83,7 +86,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def save(order: Order, directory: Path = DIRECTORY) -> Path:
     """Write the order for the helper."""
-    path = order_path(order.uuid, directory)
+    path = order_path(order, directory)
     write(path, asdict(order))
     return path
 
@@ -113,7 +116,7 @@ class Journal:
 
     def phase(self, name: str, **more: Any) -> None:
         """A new phase; `more` is kept in the file."""
-        print(f"{self.data['vm']}: {name}", *(f"{key}={value}" for key, value in more.items()), flush=True)
+        self.say(" ".join([name, *(f"{key}={value}" for key, value in more.items())]))
         self.update(phase=name, **more)
 
     def update(self, **more: Any) -> None:
@@ -123,5 +126,10 @@ class Journal:
 
     def finish(self, **result: Any) -> None:
         """The last words of the helper."""
-        print(f"{self.data['vm']}: ended: {json.dumps(result)}", flush=True)
+        self.say(f"ended: {json.dumps(result)}")
         self.update(phase="ended", ended=time.time(), result=result)
+
+    def say(self, words: str) -> None:
+        """A line in the unit's journal."""
+        sys.stdout.write(f"{self.data['vm']}: {words}\n")
+        sys.stdout.flush()
