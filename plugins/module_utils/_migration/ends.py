@@ -65,13 +65,18 @@ def _words(what: str) -> Iterator[None]:
 
 
 class End:
-    """A read-write connection to one node's libvirt with keepalive: a dead or frozen peer ends a call after 20 s."""
+    """A read-write connection to one node's libvirt.
+
+    With the event loop running, keepalive ends a call to a dead or frozen peer after 20 s. Without it the connection
+    belongs into a child process with a time limit.
+    """
 
     def __init__(self, node: str, uri: str) -> None:
         self.node = node
         try:
             self.connection = libvirt.open(uri)
-            self.connection.setKeepAlive(5, 3)
+            if _loop.is_set():
+                self.connection.setKeepAlive(5, 3)
         except libvirt.libvirtError as error:
             raise Unreachable(f"{node} ({uri}): {error.get_error_message()}", node=node) from None
 
