@@ -24,6 +24,6 @@ class ActionModule(Action):
         result["diff"] = {"prepared": result["text"] + "\n"}
         if result["blockers"] and params["fail_on_blockers"]:
             blockers = "\n".join(f"- {b['text']}. Mend: {b['mend']}." for b in result["blockers"])
-            count = len(result["blockers"])
-            raise Refused(f"{params['operation']} can't be done, {count} blockers:\n{blockers}", **result)
+            count = "1 blocker" if len(result["blockers"]) == 1 else f"{len(result['blockers'])} blockers"
+            raise Refused(f"{params['operation']} can't be done, {count}:\n{blockers}", **result)
         return result

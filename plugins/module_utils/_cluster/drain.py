@@ -55,10 +55,10 @@ class Attempt:
 
     def _move(self, guest: Guest, target: str, why: str) -> None:
         self.board.put(guest, target, out_of=guest.node)
-        self.moves.append(move(self.board.cluster, guest, target, why))
+        self.moves.append(move(guest, target, why))
 
 
-def move(cluster: Cluster, guest: Guest, target: str, why: str) -> Move:
+def move(guest: Guest, target: str, why: str) -> Move:
     """The move of a guest from where the facts say it is."""
     mode = "live" if guest.active else "offline"
     return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why)
@@ -105,15 +105,11 @@ def _moves(
 
 def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
     """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
-    best: Attempt | None = None
+    attempts: list[Attempt] = []
     for order, choice, with_room in STRATEGIES:
-        if with_room and not room:
-            continue
-        attempt = Attempt(cluster, nodes, choice, with_room)
-        attempt.run(order(attempt.board, guests))
-        if best is None or len(attempt.stuck) < len(best.stuck):
-            best = attempt
-        if not best.stuck:
-            break
-    assert best is not None
-    return best
+        if with_room <= room:
+            attempt = Attempt(cluster, nodes, choice, with_room)
+            attempts.append(attempt.run(order(attempt.board, guests)))
+            if not attempt.stuck:
+                break
+    return min(attempts, key=lambda attempt: len(attempt.stuck))

@@ -21,11 +21,15 @@ def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], ru
     """
     facts = [_facts(result) for result in results]
     nodes = {name: Node(name, reachable=False) for name in unreachable}
+    guests: list[Guest] = []
     for node in facts:
         if node["name"] in nodes:
             raise ValueError(f"node {node['name']} is named twice, or both as seen and as unreachable")
-        nodes[node["name"]] = _node(node)
-    guests = [_guest(domain, node["name"]) for node in facts for domain in node.get("domains") or []]
+        try:
+            nodes[node["name"]] = _node(node)
+            guests += [_guest(domain, node["name"]) for domain in node.get("domains") or []]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{node['name']}: these are not the facts that node_info gives ({error!r})") from None
     busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
     known = tuple(sorted(_copies(guests, busy), key=lambda guest: guest.key))
     return Cluster(dict(sorted(nodes.items())), known, rules)
@@ -103,8 +107,9 @@ def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:
         if len(where) > 1:
             obstacle = _twice(guest, where, guest.name in busy)
             said = any(own.reason in ("job", "interrupted") for own in guest.fixed)
-            guest = guest if said else replace(guest, fixed=(obstacle, *guest.fixed))
-        found.append(guest)
+            found.append(guest if said else replace(guest, fixed=(obstacle, *guest.fixed)))
+        else:
+            found.append(guest)
     return found
 
 

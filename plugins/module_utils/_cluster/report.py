@@ -54,7 +54,8 @@ def text(
     if plan.blockers:
         parts.append(_section("It can't be done:", blocker_lines(plan)))
     if plan.moves:
-        head = f"Moves ({len(plan.moves)}; the number is the stage, stages run one after the other):"
+        what = "Moves that are possible all the same" if plan.blockers else "Moves"
+        head = f"{what} ({len(plan.moves)}; the number is the stage, stages run one after the other):"
         parts.append(_section(head, _columns([line.split("  ") for line in move_lines(stages)])))
     if plan.placements:
         places = [[vm, node, "new" if vm in new else "is there"] for vm, node in plan.placements.items()]

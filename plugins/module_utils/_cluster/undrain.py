@@ -34,5 +34,5 @@ def undrain(cluster: Cluster, node: str) -> Plan:
         blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {node: hindrance}) if hindrance else [])
         if not hindrance and not guest.fixed:
             board.put(guest, node, out_of=guest.node)
-            moves.append(move(cluster, guest, node, "home"))
+            moves.append(move(guest, node, "home"))
     return Plan(tuple(moves), tuple(sorted(blockers, key=lambda b: (b.vm, b.reason, b.text))), warnings=warnings)

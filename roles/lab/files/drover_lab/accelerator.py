@@ -9,7 +9,11 @@ import json
 import os
 from pathlib import Path
 
-from .base import cache_dir
+from .base import Base, cache_dir
+from .guest import Guests
+from .run import LabError, run, say
+
+BOOT_SECONDS = 30
 
 
 def _key() -> str:
@@ -17,12 +21,12 @@ def _key() -> str:
 
 
 def known() -> str:
-    """``kvm`` when a guest was seen to boot with it since this host started, else ``tcg``."""
+    """What was found since this host started: ``kvm`` or ``tcg``; "" when nobody has tried."""
     try:
         found = json.loads((cache_dir() / "accelerator.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        return "tcg"
-    return str(found["accel"]) if found.get("key") == _key() else "tcg"
+        return ""
+    return str(found["accel"]) if found.get("key") == _key() else ""
 
 
 def remember(accel: str) -> None:
@@ -31,3 +35,30 @@ def remember(accel: str) -> None:
     path = cache_dir() / "accelerator.json"
     path.with_suffix(".new").write_text(json.dumps({"key": _key(), "accel": accel}), encoding="utf-8")
     path.with_suffix(".new").rename(path)
+
+
+def find(base: Base) -> str:
+    """Boot a guest with KVM under a time limit, unless that was tried since this host started; return what is known."""
+    if known():
+        return known()
+    accel = "kvm" if Path("/dev/kvm").exists() and _boots(base) else "tcg"
+    remember(accel)
+    return accel
+
+
+def _boots(base: Base) -> bool:
+    guests = Guests(base)
+    guests.ensure()
+    prepared = base.ensure(prepared=True)
+    qemu = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "128", "-nodefaults", "-display", "none"]
+    # Only the first words count; then the guest is of no more use.
+    qemu += ["-serial", "stdio", "-snapshot", "-drive", "file=/guest/tiny.img,format=raw,if=virtio"]
+    argv = ["unshare", "--mount", "--fork", "--kill-child=KILL", "--", "systemd-nspawn", "--quiet", "--register=no"]
+    argv += ["--keep-unit", "--pipe", "--volatile=overlay", "--bind=/dev/kvm", f"--bind-ro={guests.folder}:/guest"]
+    argv += ["-D", str(prepared), "--", "timeout", "--signal=KILL", str(BOOT_SECONDS), *qemu]
+    say(f"trying whether a guest boots with KVM (at most {BOOT_SECONDS} s)")
+    try:
+        shown = run(argv, check=False, timeout=BOOT_SECONDS + 15, before=base.join, env={"SYSTEMD_NSPAWN_LOCK": "0"})
+    except LabError:
+        return False
+    return "drover: counting" in shown.stdout

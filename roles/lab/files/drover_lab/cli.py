@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import accelerator
+from .guest import IMAGE_SIZE, MIB, Guests
 from .lab import Lab
 from .run import LabError
 from .topology import TopologyError
@@ -49,8 +51,47 @@ def parser() -> argparse.ArgumentParser:
     ssh = commands.add_parser("ssh", help="log in to a node, or run a command there")
     ssh.add_argument("node")
     ssh.add_argument("words", nargs=argparse.REMAINDER)
+    commands.add_parser("kvm", help="find out by booting a guest whether KVM works here; labs brought up later use it")
+    _guest_parser(commands.add_parser("guest", help="build and write the lab's guests"))
     commands.add_parser("supervise", help=argparse.SUPPRESS).add_argument("node")
     return top
+
+
+def _guest_parser(guest: argparse.ArgumentParser) -> None:
+    kinds = guest.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("build", help="build them, and say where they are")
+    image = kinds.add_parser("image", help="write the bootable disk of a Linux guest that counts")
+    image.add_argument("--name", dest="guest", required=True)
+    image.add_argument("--ip", default="", help="address with prefix length, for example 10.231.100.21/24")
+    image.add_argument("--sink", default="", help="where datagrams go, for example 10.231.100.1:9000")
+    image.add_argument("--dirty", default="", help="MiB of memory that are written all the time")
+    image.add_argument("--canary", default="", help="a text to fill some memory with")
+    image.add_argument("--size", type=int, default=IMAGE_SIZE // MIB, help="MiB (default and least: 32)")
+    sector = kinds.add_parser("boot-sector", help="write the disk of the smallest guest that counts")
+    sector.add_argument("--size", type=int, default=1, help="MiB (default: 1)")
+    for kind in (image, sector):
+        kind.add_argument("out", type=Path, help="a file or a block device")
+
+
+def guest(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
+    """The command ``guest``."""
+    guests = Guests(lab.base)
+    guests.ensure()
+    if options.kind == "image":
+        settings = {"name": options.guest}
+        settings.update({key: getattr(options, key) for key in ("ip", "sink", "dirty", "canary") if getattr(options, key)})
+        guests.write_image(options.out, settings, options.size * MIB)
+        return {"changed": True, "image": str(options.out)}
+    if options.kind == "boot-sector":
+        guests.write_boot_sector(options.out, options.size * MIB)
+        return {"changed": True, "image": str(options.out)}
+    return {
+        "changed": False,
+        "kernel": str(guests.kernel),
+        "initrd": str(guests.initrd),
+        "image": str(guests.image),
+        "boot_sector": str(guests.boot_sector),
+    }
 
 
 def act(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
@@ -72,6 +113,10 @@ def act(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
         return {"changed": True, "processes": getattr(lab, command)(options.node, options.program)}
     if command in ("power-off", "power-on"):
         return {"changed": getattr(lab, command.replace("-", "_"))(options.node)}
+    if command == "kvm":
+        return {"changed": False, "accel": accelerator.find(lab.base)}
+    if command == "guest":
+        return guest(lab, options)
     if command == "fill":
         return {"changed": True, "bytes": lab.fill(options.node, options.path, options.size)}
     return {"changed": lab.empty(options.node, options.path)}

@@ -107,7 +107,7 @@ class Lab:
         key = str(self.state / "id_ed25519")
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {self.name}", "-f", key])
         self._write("topology.json", self.topology.text)
-        settings = {"prepared": prepared, "base": base, "repo": str(self.base.repo), "accel": accelerator.known()}
+        settings = {"prepared": prepared, "base": base, "repo": str(self.base.repo), "accel": accelerator.known() or "tcg"}
         self._write("settings.json", json.dumps(settings, indent=2))
         return True
 

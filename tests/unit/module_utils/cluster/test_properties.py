@@ -9,14 +9,14 @@ import time
 from dataclasses import replace
 
 import pytest
+
 from ansible_collections.drover.kvm.plugins.module_utils._cluster import proof
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.drain import drain
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import GIB, Cluster, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.place import place
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.stages import stages
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.undrain import undrain
-
-from . import clusters
+from ansible_collections.drover.kvm.tests.unit.module_utils.cluster import clusters
 
 SEEDS = range(200)
 
