@@ -79,8 +79,8 @@ options: &sheet
     choices: [keep, source, destination]
   early_resume:
     description:
-      - Resume the VM as soon as the source's QEMU process is dead, instead of when libvirt's call has returned. It saves
-        0.2 s of the time that the VM stands still. Default is V(true).
+      - Resume the VM as soon as the source's QEMU process is dead, instead of when libvirt's call has returned. It
+        saves 0.2 s of the time that the VM stands still. Default is V(true).
     type: bool
   keep:
     description: For O(state=recovered), the node whose copy stays where only a person can choose.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ class Client:
                 raise own
             self.needs.update(own)
         for target, wanted in moves.items():
-            needs = [self.needs[uuid] for uuid in wanted]
-            self.answers[target] = self.site.ask(lambda end, n=needs: prechecks.answer(end, n), [target])[target]
+            question = partial(prechecks.answer, needs=[self.needs[uuid] for uuid in wanted])
+            self.answers[target] = self.site.ask(question, [target])[target]
 
     def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
         """All that speaks against the move, counting the memory of those that were planned before it."""

@@ -4,8 +4,8 @@
 """The helper: a program of its own that moves one VM, or recovers it, as a transient unit on one node.
 
 It runs from a zip file with `python3 FILE.pyz ORDER`; the unit's name is the VM's lock on the node. When something is
-not as it should be, it replaces itself by `python3 FILE.pyz ORDER recover WORDS`: the process, its lock and its file
-stay, but no connection and no thread that hangs in a call to a frozen peer.
+not as it should be, it starts `python3 FILE.pyz ORDER recover WORDS` and does nothing more itself: that process has
+no connection and no thread that hangs in a call to a frozen peer, and it works under the same unit and its lock.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import DroverError, Refused, Unreachable
+from .._run import run
 from .ends import End, start_event_loop
 from .live import LiveMove
 from .offline import move_definition
 from .order import Journal, Order, load
-from .recovery import Nodes, Recovery
+from .recovery import Limits, Nodes, Recovery
 
 Leave = Callable[[str], None]
 OPEN_SECONDS = 15.0
+RECOVERY_SECONDS = 300.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,12 +40,18 @@ def main(argv: Sequence[str]) -> None:
         if order.kind == "recover" or argv[2:3] == ["recover"]:
             recover(order, journal, argv[3] if len(argv) > 3 else "")
         else:
-            move(order, journal, lambda words: os.execv(sys.executable, [sys.executable, *argv[:2], "recover", words]))
+            move(order, journal, lambda words: start_recovery(argv, order, words))
         path.unlink(missing_ok=True)
         status = 0
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def start_recovery(argv: Sequence[str], order: Order, words: str) -> None:
+    """Recover in a process of its own, and tell the journal what it told."""
+    command = [sys.executable, "-B", argv[0], argv[1], "recover", words]
+    sys.stdout.write(run(command, timeout=order.timeout + RECOVERY_SECONDS, ok=(0, 1)))
 
 
 def move(order: Order, journal: Journal, leave: Leave) -> None:
@@ -94,8 +102,8 @@ def recover(order: Order, journal: Journal, error: str) -> None:
     def note(text: str) -> None:
         journal.phase("recovering", action=text)
 
-    patience = (order.timeout, order.stall_timeout)
-    found = Recovery(order.uuid, nodes, note, *patience, keep=order.keep).run().as_dict()
+    limits = Limits(patience=order.timeout, stall=order.stall_timeout)
+    found = Recovery(order.uuid, nodes, note, limits, order.keep).run().as_dict()
     where = found["where"]
     ok = found["complete"] and (order.kind == "recover" or where == order.target)
     journal.finish(ok=ok, error=error, **found)

@@ -13,7 +13,8 @@ from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
-from .recovery import VERBS, decide_from
+from .recovery import VERBS
+from .rules import decide
 from .site import Sight
 from .unit import Unit
 
@@ -38,7 +39,7 @@ class Mending:
 
     def decision(self, sight: Sight) -> Decision:
         """The rule that applies to the VM."""
-        return decide_from(sight.said, keep=self.params["keep"])
+        return decide(sight.said, keep=self.params["keep"])
 
     def open(self, sight: Sight) -> bool:
         """Whether there is something to decide: a marker, or a copy that a migration left."""

@@ -15,7 +15,8 @@ from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
-from .recovery import VERBS, decide_from
+from .recovery import VERBS
+from .rules import decide
 from .site import Sight
 from .unit import Unit
 
@@ -60,7 +61,7 @@ class Moving:
             raise NotFound(f"there is no VM {self.name} on any node that answers{also}")
         if wanted and wanted != sight.uuid:
             raise Refused(f"{self.name} has the UUID {sight.uuid}, not {wanted}: it is another VM")
-        self.decision = decide_from(sight.said)
+        self.decision = decide(sight.said)
 
     @property
     def where(self) -> str:

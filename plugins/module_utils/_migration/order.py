@@ -26,7 +26,8 @@ class Order:
 
     `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
-    to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's home: keep, source or destination.
+    to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
+    home: keep, source or destination.
     """
 
     id: str

@@ -79,11 +79,8 @@ def find_text(root: Element, path: str) -> str:
 
 
 def _secrets(root: Element) -> list[dict[str, str]]:
-    found = []
-    for disk in devices(root, "disk"):
-        for element in disk.iter("secret"):
-            found.append({key: str(element.get(key)) for key in ("type", "usage", "uuid") if element.get(key)})
-    return found
+    elements = [element for disk in devices(root, "disk") for element in disk.iter("secret")]
+    return [{key: value for key, value in element.items() if key in ("type", "usage", "uuid")} for element in elements]
 
 
 def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,7 +171,6 @@ def _known(need: Mapping[str, Any], target: str, known: Mapping[str, Any]) -> li
         text = f"{target} is cordoned since {cordon.get('since')} by {cordon.get('by')} ({cordon.get('reason')})"
         found.append(Blocker("cordoned", text, "choose another node, or end the cordon"))
     bridges = {bridge["name"] for bridge in known.get("bridges") or []}
-    for bridge in need["bridges"]:
-        if bridges and bridge not in bridges:
-            found.append(Blocker("bridge", f"{target} has no bridge {bridge}", "make it there (module ovs_bridge)"))
-    return found
+    missing = [bridge for bridge in need["bridges"] if bridges and bridge not in bridges]
+    mend = "make it there (module drover.kvm.ovs_bridge)"
+    return found + [Blocker("bridge", f"{target} has no bridge {bridge}", mend) for bridge in missing]

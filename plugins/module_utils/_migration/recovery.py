@@ -13,13 +13,12 @@ from typing import Any
 
 from .._errors import DroverError, Unreachable
 from .._run import bounded
-from .copies import ABSENT, Action, Decision
+from .copies import Action, Decision
 from .ends import End
 from .rules import decide
 
 LOOK_SECONDS = 10.0
 ACT_SECONDS = 45.0
-PAUSE = 1.0
 ROUNDS = 8
 # How long a node may be silent before the decision is taken without it: a daemon that was killed is back by then.
 SILENCE = 15.0
@@ -101,6 +100,16 @@ class Recovered:
         return {"said": self.said, "actions": self.actions, "complete": self.complete, **decision}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait for a job that moves (`patience`), and for one that does not (`stall`); in seconds."""
+
+    patience: float = 60
+    stall: float = 60
+    silence: float = SILENCE
+    pause: float = 1.0
+
+
 class Recovery:
     """Decides and acts until the rules ask for nothing more. Idempotent; to be run under the VM's lock."""
 
@@ -109,13 +118,11 @@ class Recovery:
         uuid: str,
         nodes: Nodes,
         note: Callable[[str], None],
-        patience: float = 60,
-        stall: float = 60,
+        limits: Limits,
         keep: str | None = None,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.uuid, self.nodes, self.note = uuid, nodes, note
-        self.patience, self.stall, self.sleep, self.keep = patience, stall, sleep, keep
+        self.uuid, self.nodes, self.note, self.keep = uuid, nodes, note, keep
+        self.limits = limits
         self.done: list[str] = []
 
     def run(self) -> Recovered:
@@ -128,23 +135,28 @@ class Recovery:
             now = time.monotonic()
             if (seen := progress(said)) != sent:
                 sent, moved = seen, now
-            decision = self.settled(said, stalled=now - moved > self.stall)
+            decision = self.settled(said, stalled=now - moved > self.limits.stall)
             verbs = {action.verb for action in decision.actions}
-            patience = SILENCE if silent(said) and not verbs & VERBS else self.patience if "wait" in verbs else 0
-            if now - start < patience:
-                self.sleep(PAUSE)
+            if now - start < self.patience(said, verbs):
+                time.sleep(self.limits.pause)
             elif not verbs & VERBS or rounds == ROUNDS:
                 return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
             else:
                 rounds += 1
                 self.apply([action for action in decision.actions if action.verb in VERBS])
 
+    def patience(self, said: Mapping[str, Any], verbs: set[str]) -> float:
+        """How many seconds to wait for things to change by themselves before the decision counts."""
+        if "wait" in verbs:
+            return self.limits.patience
+        return self.limits.silence if silent(said) and markers(said) and not verbs & VERBS else 0
+
     def settled(self, said: Mapping[str, Any], stalled: bool) -> Decision:
         """The decision, but only if a second look says the same: a migration that just ends passes such states."""
-        decision = decide_from(said, self.keep, stalled)
+        decision = decide(said, keep=self.keep, stalled=stalled)
         if any(action.verb in VERBS for action in decision.actions):
-            self.sleep(PAUSE)
-            again = decide_from(self.nodes.look(self.uuid), self.keep, stalled)
+            time.sleep(self.limits.pause)
+            again = decide(self.nodes.look(self.uuid), keep=self.keep, stalled=stalled)
             if again != decision:
                 return Decision(again.rule, again.where, again.text, (Action("", "wait", "look again"),))
         return decision
@@ -157,15 +169,9 @@ class Recovery:
                 self.nodes.act(self.uuid, action)
             except DroverError as error:
                 self.note(f"{action.text}: {error.message}")
-                self.sleep(PAUSE)
+                time.sleep(self.limits.pause)
                 return
             self.done.append(action.text)
-
-
-def decide_from(said: Mapping[str, Any], keep: str | None = None, stalled: bool = False) -> Decision:
-    """What the rules say. A VM that is shut off was on its way by definition only: that goes forward."""
-    offline = [marker["to"] for marker in markers(said) if marker.get("was") == "shutoff"]
-    return decide(said, keep=keep or (offline[0] if offline and all_off(said) else None), stalled=stalled)
 
 
 def markers(said: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -186,8 +192,3 @@ def silent(said: Mapping[str, Any]) -> bool:
 def progress(said: Mapping[str, Any]) -> list[Any]:
     """How far the job is, to see whether it moves."""
     return [one.get("progress") for one in said.values() if isinstance(one, dict)]
-
-
-def all_off(said: Mapping[str, Any]) -> bool:
-    """Whether every node answers and none has the VM active."""
-    return all(one == ABSENT or (isinstance(one, dict) and one.get("state") == "shutoff") for one in said.values())

@@ -114,6 +114,6 @@ def _sight(name: str, answers: dict[str, Any]) -> Sight:
         said[node] = answer.get(name, "absent")
         if said[node] != "absent":
             if uuid not in (None, said[node]["uuid"]):
-                raise Refused(f"{name} is not the same VM on all nodes: it has the UUIDs {uuid} and {said[node]['uuid']}")
+                raise Refused(f"{name} is another VM on {node}: it has the UUIDs {uuid} and {said[node]['uuid']}")
             uuid = said[node]["uuid"]
     return Sight(name, uuid, said)

@@ -105,7 +105,8 @@ class Unit:
             if mine and seen.get("result") is not None and not alive:
                 return dict(seen["result"])
             if not alive:
-                words = "its helper was killed" if mine and seen else "its helper did not start; see the journal of the unit"
+                fate = "was killed" if mine and seen else "did not start"
+                words = f"its helper {fate} (journalctl -u {unit_name(self.uuid)})"
                 return {"ok": False, "error": words, "where": "unknown", "complete": False, "actions": []}
             if tell and mine:
                 tell(seen)
