@@ -47,8 +47,10 @@ sanity-newest:
 	$(TOOL) --newest ansible-test sanity --local
 
 units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
-	@source .ci/env.sh; for version in 3.9 3.10 3.11 3.12 3.13; do \
-		if find_python "$$version" >/dev/null; then $(TOOL) ansible-test units --venv --python "$$version"; \
+	.ci/setup units
+	@source .ci/env.sh; for version in $$PYTHONS; do \
+		if find_python "$$version" >/dev/null; then \
+			$(TOOL) --first "$$(unit_venv "$$version")/bin" ansible-test units --local --python "$$version"; \
 		else echo "SKIPPED: no Python $$version here"; fi; done
 
 BUILD := $(CURDIR)/build

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._errors import Refused
 from .xml import parse
 
 SPARE_SLOTS = 6
@@ -60,26 +61,32 @@ PORT = "\n    <controller type='pci' model='pcie-root-port'/>"
 EMULATED_CPU = "Nehalem"
 
 
-def skeleton(offer: Mapping[str, Any], machine: str | None) -> Element:
-    """A new definition for what the node offers: `virt_types`, `machines` and `arch`.
+def skeleton(offer: Mapping[str, Any], params: Mapping[str, Any]) -> Element:
+    """A new definition for what the node offers: `virt_types`, `machines` and `arch`. Raises Refused.
 
-    `machine` is q35 or pc; the default is q35 where the node has it.
+    Of `params` it takes `machine` (default q35 where the node has it) and `virt_type` (default hardware
+    virtualisation where the node has it).
     """
-    chosen = machine or ("q35" if "q35" in offer["machines"] else "pc")
+    machine = params["machine"] or ("q35" if "q35" in offer["machines"] else "pc")
     # A machine of type q35 has slots for what it is born with only; hot-plug needs free ports.
-    ports = PORT * SPARE_SLOTS if chosen == "q35" else ""
+    ports = PORT * SPARE_SLOTS if machine == "q35" else ""
     root = parse(SKELETON.format(ports=ports))
-    root.set("type", virt_type(offer))
+    root.set("type", virt_type(offer, params["virt_type"]))
     kind = next(element for element in root.iter("type"))
-    kind.attrib.update({"arch": offer["arch"], "machine": chosen})
+    kind.attrib.update({"arch": offer["arch"], "machine": machine})
     return root
 
 
-def virt_type(offer: Mapping[str, Any]) -> str:
-    """Hardware virtualisation where the node has it, else emulation."""
-    return "kvm" if "kvm" in offer["virt_types"] else str(offer["virt_types"][0])
+def virt_type(offer: Mapping[str, Any], wanted: str | None) -> str:
+    """kvm where the node has it, else what it has (qemu: emulation); or the one that is wanted."""
+    types = offer["virt_types"]
+    if wanted is not None and wanted not in types:
+        raise Refused(
+            f"virt_type={wanted} is not there on this node (it has: {', '.join(types)}); is /dev/kvm missing?"
+        )
+    return wanted or ("kvm" if "kvm" in types else str(types[0]))
 
 
-def default_cpu(offer: Mapping[str, Any]) -> str:
+def default_cpu(virtualisation: str) -> str:
     """The CPU of a VM that asks for none: what equal nodes share, so that the VM can move between them."""
-    return "host-model" if virt_type(offer) == "kvm" else EMULATED_CPU
+    return "host-model" if virtualisation == "kvm" else EMULATED_CPU

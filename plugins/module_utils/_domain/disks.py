@@ -94,10 +94,10 @@ def filled(wanted: Sequence[Mapping[str, Any]], vm: str) -> list[dict[str, Any]]
     return result
 
 
-def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> None:
+def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, int]:
     """Make the disks of the definition exactly these; kinds that this module does not know stay.
 
-    A disk is found by its target, else by its storage. Raises Invalid or Refused.
+    A disk is found by its target, else by its storage. Returns the declared sizes by target. Raises Invalid, Refused.
     """
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
@@ -106,11 +106,16 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> None:
     for disk in present:
         if parent is not None and not any(disk is other for other in kept):
             drop(parent, disk)
+    sizes: dict[str, int] = {}
     for place, (given, options, found) in enumerate(pairs):
         if found is None:
             _add(root, options, f"disks[{place}]")
         else:
             _change(found, given, f"disks[{place}]")
+            options["target"] = Property("target/@dev").get(found)
+        if given.get("size"):
+            sizes[options["target"]] = given["size"]
+    return sizes
 
 
 def _kind(disk: Element) -> Kind | None:

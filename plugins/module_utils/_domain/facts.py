@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from . import metadata
 from .xml import devices, find, parse, text_of
+
+if TYPE_CHECKING:
+    from .._libvirt import Domain
 
 UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS.update(
@@ -22,21 +25,6 @@ UNITS.update(
     }
 )
 NETWORK_TYPES = frozenset({"iscsi", "rbd", "nbd", "gluster", "nfs", "ssh", "http", "https"})
-
-
-class Domain(Protocol):
-    """What is read of a domain (`_libvirt.Domain`); `live_xml` is None while it is shut off."""
-
-    name: str
-    uuid: str
-    id: int | None
-    state: str
-    reason: str
-    persistent: bool
-    autostart: bool
-    job: dict[str, Any] | None
-    xml: str
-    live_xml: str | None
 
 
 def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:

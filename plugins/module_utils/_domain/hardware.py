@@ -19,6 +19,7 @@ from .xml import Property, drop, find, make
 MIB = 2**20
 CPU_MODES = ("host-model", "host-passthrough", "maximum")
 CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]{0,62}", re.ASCII)
 BOOT = {"disk": "hd", "cdrom": "cdrom", "network": "network"}
 
 
@@ -161,17 +162,36 @@ def check_text(value: str) -> str:
     return value
 
 
+def check_tags(change: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Words that can be names of groups."""
+    for tag in [tag for tags in change.values() for tag in tags]:
+        if not TAG.fullmatch(tag):
+            raise ValueError(
+                f"{tag!r} is not a tag: 1 to 63 letters, digits and . _ : = -, the first a letter or digit"
+            )
+    return change
+
+
+def check_seconds(value: int) -> int:
+    """A waiting time."""
+    if not 1 <= value <= 86400:
+        raise ValueError(f"{value} is not a waiting time; write 1 to 86400 seconds")
+    return value
+
+
 HARDWARE: tuple[Field, ...] = (
     Field("uuid", check=_check_uuid, place=Property("uuid")),
     Field("memory", type="size", check=_check_memory, place=Memory()),
     Field("vcpus", type="int", check=_check_vcpus, place=Vcpus()),
     Field("cpu", check=_check_cpu, place=Cpu()),
+    Field("virt_type", choices=("kvm", "qemu"), place=Property("@type")),
     Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family)),
     Field("boot", type="list", elements="str", check=check_boot, place=Boot()),
     Field("description", check=check_text, place=Property("description")),
 )
 FIXED: dict[str, str] = {
     "uuid": "a VM keeps its UUID; it is the same VM by it",
+    "virt_type": "the guest would see another computer; remove the VM and build it again",
     "machine": "the guest would see another computer; remove the VM and build it again",
 }
 PLACES: dict[str, Callable[[Element], Any]] = {field.name: field.place.get for field in HARDWARE}

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from .._errors import Refused
+from .facts import disk_facts, nic_facts
+from .xml import Property, devices
 
 Claim = tuple[str, str]
 
@@ -21,6 +24,17 @@ def claims(facts: Mapping[str, Any]) -> set[Claim]:
         if disk["identity"] and not disk["readonly"] and disk["device"] == "disk":
             found.add(("disk", disk["identity"]))
     return found
+
+
+def claims_of(root: Element) -> set[Claim]:
+    """What a definition holds."""
+    return claims(
+        {
+            "uuid": Property("uuid").get(root),
+            "nics": [nic_facts(nic) for nic in devices(root, "interface")],
+            "disks": [disk_facts(disk) for disk in devices(root, "disk")],
+        }
+    )
 
 
 def survey(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

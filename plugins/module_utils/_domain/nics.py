@@ -41,9 +41,10 @@ def check_bridge(value: str) -> str:
     return value
 
 
+VLAN = Vlan()
 NICS: tuple[Field, ...] = (
     Field("bridge", check=check_bridge, place=Property("source/@bridge")),
-    Field("vlan", type="int", check=check_vlan, place=Vlan()),
+    Field("vlan", type="int", check=check_vlan, place=VLAN),
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
 )

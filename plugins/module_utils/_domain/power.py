@@ -10,6 +10,7 @@ from typing import Any
 from .._errors import Refused
 
 STOPPED = "stopped"
+OFF = {"running": "shutdown", "stopping": "wait"}
 RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
 
 
@@ -29,35 +30,32 @@ def guard(facts: dict[str, Any]) -> None:
         )
 
 
-def act(facts: dict[str, Any], wanted: str, force: bool) -> str | None:
+def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
     """`start`, `shutdown`, `destroy` or `wait`; None where nothing is to do. Raises Refused with the reason.
 
-    `wanted` is one of running, stopped, present, absent.
+    `facts` are None for a VM that is not there; `wanted` is one of running, stopped, present, absent.
     """
+    if facts is None:
+        return "start" if wanted == "running" else None
     name, state, reason = facts["name"], facts["state"], facts["reason"]
     if wanted == "present" or (state == STOPPED and wanted in ("stopped", "absent")):
         return None
-    if wanted == "running":
-        if state == "running":
-            return None
-        if state == STOPPED:
-            return "start"
+    if wanted == "running" and state == "running":
+        return None
+    guard(facts)
+    if wanted == "running" and state != STOPPED:
         raise Refused(f"{name} is {state} ({reason}); it is not resumed blindly: {_mend(state, reason)}")
-    if force:
-        return "destroy"
-    if wanted == "absent":
+    if wanted == "absent" and not force:
         raise Refused(f"{name} is {state}; stop it first (state=stopped), or cut its power with force=true")
-    if state == "running":
-        return "shutdown"
-    if state == "shutdown":
-        return "wait"
-    raise Refused(f"{name} is {state} ({reason}) and can't shut down by itself; force=true cuts its power")
+    if state not in OFF and not force and wanted != "running":
+        raise Refused(f"{name} is {state} ({reason}) and can't shut down by itself; force=true cuts its power")
+    return "start" if wanted == "running" else "destroy" if force else OFF[state]
 
 
 def _mend(state: str, reason: str) -> str:
-    if state == "shutdown":
+    if state == "stopping":
         return "it is shutting down; run again when it has stopped"
-    if "io" in reason:
+    if "I/O" in reason:
         return "its storage failed or is full; mend that, then resume it with virsh resume"
     if state == "paused":
         return (

@@ -36,11 +36,11 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
     for name in ("memory", "vcpus"):
         if params[name] is None:
             raise Invalid(f"{name} is missing; a new VM needs it", option=name)
-    root = skeleton(offer, params["machine"])
+    root = skeleton(offer, params)
     Property("name").put(root, params["name"])
-    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(offer)}
+    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type")))}
     for field in HARDWARE:
-        if field.name != "machine":
+        if field.name not in ("machine", "virt_type"):
             value = params[field.name]
             value = defaults.get(field.name) if value is None else value
             if value not in (None, ""):
@@ -49,8 +49,11 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
     return root
 
 
-def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -> None:
-    """Write the options that were given into a definition, where they differ. Raises Invalid or Refused."""
+def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -> dict[str, int]:
+    """Write the options that were given into a definition, where they differ.
+
+    Returns the declared sizes of disks by target. Raises Invalid or Refused.
+    """
     for field in HARDWARE:
         value, present = params[field.name], field.place.get(root)
         if value is None or value == present or (value == "" and present is None):
@@ -62,19 +65,20 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
     if names_after(tags, params["tags"]) != tags:
         metadata.edit(root, {"tags": names_after(tags, params["tags"])})
     name = params["name"]
-    if params["disks"] is not None:
-        disks.write(root, params["disks"], name)
+    sizes = {} if params["disks"] is None else disks.write(root, params["disks"], name)
     if params["nics"] is not None:
         boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
         nics.write(root, params["nics"], name, bridges, boot)
+    return sizes
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences of two sheets in words, such as `memory 2GiB -> 4GiB` or `disk vdb added`."""
-    words = []
-    for name in [*(field.name for field in HARDWARE), "tags"]:
-        if before[name] != after[name]:
-            words.append(f"{name} {shown(name, before[name])} -> {shown(name, after[name])}")
+    words = [
+        f"{name} {shown(name, before[name])} -> {shown(name, after[name])}"
+        for name in [*(field.name for field in HARDWARE), "tags"]
+        if before[name] != after[name]
+    ]
     for kind, key in (("disk", "target"), ("nic", "mac")):
         old = {device[key]: device for device in before[f"{kind}s"]}
         new = {device[key]: device for device in after[f"{kind}s"]}
@@ -97,7 +101,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
-    for name in ("uuid", "machine"):
+    for name in FIXED:
         running[name] = definition[name]
     return changes(running, definition)
 

@@ -26,6 +26,9 @@ DEFAULT_TOPOLOGY = FILES / "topology.json"
 PROGRAM = FILES / "lab.py"
 # What systemd-nspawn leaves of a container that was killed.
 PROPAGATE = Path("/run/systemd/nspawn/propagate")
+# Kernel limits that all nodes of all labs share, because they share the host's users: with the usual 128 inotify
+# instances libvirtd fails to start on the tenth node or so.
+LIMITS = {"fs/inotify/max_user_instances": 8192, "fs/inotify/max_user_watches": 524288, "fs/aio-max-nr": 1048576}
 SSH_SECONDS = 60
 LOCK_SECONDS = 1800
 
@@ -74,6 +77,7 @@ class Lab:
         with self._locked():
             self._check_same(prepared)
             cgroups.kill(lambda: cgroups.members(self.name, "build"))
+            _raise_limits()
             base = self.base.ensure(prepared)
             changed = self._write_state(prepared, str(base))
             changed |= self.network.ensure(cgroups.joiner(self.name, "switch"))
@@ -294,6 +298,13 @@ class Lab:
         there = target.exists()
         target.unlink(missing_ok=True)
         return there
+
+
+def _raise_limits() -> None:
+    for name, least in LIMITS.items():
+        path = Path("/proc/sys") / name
+        if int(path.read_text(encoding="ascii")) < least:
+            path.write_text(str(least), encoding="ascii")
 
 
 def _write_until_full(path: Path, limit: int) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +13,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._domain.xml import Flag, Property, find, parse, text_of
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Domain
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
 BOMB = '<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><domain><name>&b;</name></domain>'
@@ -89,8 +89,8 @@ def test_markers_survive_libvirts_own_quotes():
 
 
 def test_facts_of_a_running_domain():
-    domain = SimpleNamespace(
-        name="legacy", uuid="6f0f", id=7, state="running", reason="booted", persistent=True, autostart=False, job=None,
+    domain = Domain(
+        name="legacy", uuid="6f0f", id=7, has_managed_save=False, state="running", reason="booted", persistent=True, autostart=False, job=None,
         xml=FOREIGN, live_xml=FOREIGN,
     )  # fmt: skip
     facts = domain_facts(domain, shared_mounts=["/srv/shared"])
@@ -117,8 +117,8 @@ def test_facts_of_a_running_domain():
 
 
 def test_facts_of_a_domain_that_is_shut_off_come_from_its_definition():
-    domain = SimpleNamespace(
-        name="legacy", uuid="6f0f", id=None, state="stopped", reason="shutdown", persistent=True, autostart=True,
+    domain = Domain(
+        name="legacy", uuid="6f0f", id=None, has_managed_save=False, state="stopped", reason="shutdown", persistent=True, autostart=True,
         job=None, xml="<domain type='qemu'><name>legacy</name><memory unit='GiB'>2</memory></domain>", live_xml=None,
     )  # fmt: skip
     facts = domain_facts(domain)
