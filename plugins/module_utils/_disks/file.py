@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .._domain.identity import volume_name
-from .._domain.xml import Property
 from .._errors import Failed, Invalid, Refused
 from .._fields import Field
+from .._identity import volume_name
 from .._run import run, run_json
+from .._xml import Property
 from .kind import Kind
 
 MARK = "user.drover.vm"

@@ -11,11 +11,12 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks import plan as storage
+from .._identity import vm_uuid
 from .._libvirt import Domain
+from .._xml import parse, text_of
 from . import disks, live, power, sheet
 from .facts import domain_facts
 from .site import Site
-from .xml import Property, parse, text_of
 
 
 class Draft:
@@ -58,8 +59,8 @@ class Draft:
 
     @property
     def uuid(self) -> str:
-        """The UUID that the VM will have."""
-        return str(Property("uuid").get(self.after))
+        """The UUID that the VM has or will have."""
+        return self.domain.uuid if self.domain else self.params["uuid"] or vm_uuid(self.params["name"])
 
     def uses(self, target: str) -> bool:
         """Whether the running VM has this disk."""

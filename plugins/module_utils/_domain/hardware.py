@@ -13,8 +13,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Refused
 from .._fields import Field
+from .._xml import Property, drop, find, make
 from .facts import size_of
-from .xml import Property, drop, find, make
 
 MIB = 2**20
 CPU_MODES = ("host-model", "host-passthrough", "maximum")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .xml import COMMENT, Property, drop, find, make, parse, text_of
+from .._xml import COMMENT, Property, drop, find, make, parse, text_of
 
 PREFIX = "drover"
 NAMESPACE = "urn:drover:kvm:1"

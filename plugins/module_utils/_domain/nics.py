@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Invalid, Refused
 from .._fields import Field, check_mac, check_vlan
-from .identity import vm_mac
-from .xml import Property, add_device, devices, drop, find
+from .._identity import vm_mac
+from .._xml import Property, add_device, devices, drop, find
 
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 from xml.etree.ElementTree import Element, SubElement, TreeBuilder
 from xml.parsers import expat
 
-from .._errors import Invalid
+from ._errors import Invalid
 
 COMMENT = "!--"
 MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
