@@ -131,9 +131,7 @@ def _known(copies: List[Sample], definitions: List[Sample], which: int) -> Dict[
     return found
 
 
-def _nothing_forgotten(
-    copies: List[Sample], definitions: List[Sample], new: Set[str], gone: Set[str]
-) -> Iterator[str]:
+def _nothing_forgotten(copies: List[Sample], definitions: List[Sample], new: Set[str], gone: Set[str]) -> Iterator[str]:
     """INV4. The same VMs, running or defined, at the end as at the beginning."""
     before, after = _known(copies, definitions, 0), _known(copies, definitions, -1)
     for uuid in sorted(set(before) - set(after) - gone):

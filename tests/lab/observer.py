@@ -70,9 +70,7 @@ class Sampler:
     def __init__(self, lab: Lab, out: Path) -> None:
         self.lab = lab
         self.out = out.open("a", encoding="utf-8", buffering=1)
-        self.nodes = {
-            (RUN_NETNS / lab.network.namespace(name)).stat().st_ino: name for name in lab.topology.nodes
-        }
+        self.nodes = {(RUN_NETNS / lab.network.namespace(name)).stat().st_ino: name for name in lab.topology.nodes}
         self.sinks = []
         for client in lab.topology.clients:
             with in_namespace(RUN_NETNS / lab.network.namespace(client)):

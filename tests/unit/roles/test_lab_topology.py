@@ -49,7 +49,9 @@ def test_the_core_bonds_each_node_and_trunks_only_the_known_vlans(data: Dict[str
     made = parsed(data)
     words = " ".join(topology.switch_arguments(made, made.switches["core"]))
     assert "add-bond core hv1-bond0 hv1-nic1 hv1-nic2" in words
-    assert "set port san1-bond0 lacp=active bond_mode=balance-tcp other_config:lacp-time=fast trunks=5,6,100,200" in words
+    assert (
+        "set port san1-bond0 lacp=active bond_mode=balance-tcp other_config:lacp-time=fast trunks=5,6,100,200" in words
+    )
     assert "add-port core sink-100 tag=100" in words
     assert "mgmt0" not in words
 
