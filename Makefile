@@ -59,7 +59,7 @@ units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
 
 BUILD := $(CURDIR)/build
 TARBALL := $(BUILD)/drover-kvm-$(shell awk '/^version:/ { print $$2 }' galaxy.yml).tar.gz
-INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections
+INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections DROVER_COLLECTIONS=$(BUILD)/collections
 
 tarball:
 	$(TOOL) ansible-galaxy collection build --force --output-path $(BUILD)
@@ -85,7 +85,7 @@ lab-down: install ## Take the lab away
 	$(LAB) -e lab_state=absent $(ARGS)
 
 demo: install ## From bare servers to a drained node, in the lab
-	$(TOOL) $(INSTALLED) tests/lab/demo $(ARGS)
+	$(TOOL) $(INSTALLED) python tests/lab/demo.py $(ARGS)
 
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
 	$(call if_any,tests/lab/test_*.py,$(TOOL) $(INSTALLED) pytest tests/lab $(ARGS))
