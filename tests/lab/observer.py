@@ -8,8 +8,7 @@
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
 
-By hand, from the folder above ansible_collections, until SIGTERM or SIGINT:
-``python3 -m ansible_collections.drover.kvm.tests.lab.observer --name LAB --out FILE``.
+By hand: ``python3 observer.py --name LAB --out FILE`` until SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -30,6 +29,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# It is a program as well as a module of the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[5]))
+
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import RECORD_OFFSET, RECORD_SIZE, parse_record
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.network import RUN_NETNS
@@ -39,9 +41,6 @@ PERIOD = 0.2
 DEFINITIONS_EVERY = 5
 PORT = 9000
 CLONE_NEWNET = 0x40000000
-# Run by its full name, so that its imports are those of the tests.
-MODULE = "ansible_collections.drover.kvm.tests.lab.observer"
-COLLECTIONS = Path(__file__).resolve().parents[5]
 
 
 @contextlib.contextmanager
@@ -169,8 +168,8 @@ class Observer:
 
     def __enter__(self) -> Observer:
         self.out.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", MODULE, "--name", self.lab.name, "--out", str(self.out)]
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, cwd=COLLECTIONS)
+        argv = [sys.executable, str(Path(__file__).resolve()), "--name", self.lab.name, "--out", str(self.out)]
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         end = time.monotonic() + 15
         while not any(sample["kind"] == "definitions" for sample in self.samples()):
             if self.process.poll() is not None or time.monotonic() > end:

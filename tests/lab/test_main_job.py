@@ -10,8 +10,9 @@ import random
 import time
 
 import pytest
-from cluster import Cluster, wait_until
-from observer import Observer
+
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 SEED = int(os.environ.get("DROVER_SEED") or random.SystemRandom().randrange(10**6))
 NODE = "hv1"
@@ -70,7 +71,7 @@ def test_a_drain_that_is_killed_is_finished_by_the_next_run(cluster: Cluster, po
         process = cluster.start("drain_node", node=NODE)
         # The cordon is written just before the moves begin.
         fact = cluster.lab.machines[NODE].folder / "root/etc/ansible/facts.d/drover.fact"
-        wait_until(lambda: fact.exists() and '"since"' in fact.read_text() or "no cordon yet", 60, "the cordon")
+        wait_until(lambda: (fact.exists() and '"since"' in fact.read_text()) or "no cordon yet", 60, "the cordon")
         delay = dice.uniform(0.5, 6)
         time.sleep(delay)  # the random moment itself, not a wait for a state
         said = cluster.kill(process)

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from cluster import Cluster
+
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +72,6 @@ def test_a_volume_in_use_is_not_removed(cluster: Cluster, tmp_path) -> None:
 
 
 def test_a_frozen_libvirtd_costs_ten_seconds_at_most(cluster: Cluster) -> None:
-    import subprocess
-    import sys
-    from pathlib import Path
-
     config = cluster.lab.state / "nodes.drover.yml"
     wrapper = cluster.lab.state / "bin/ssh"
     lines = ["plugin: drover.kvm.libvirt", "hypervisors:"]

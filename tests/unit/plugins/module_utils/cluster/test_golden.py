@@ -18,7 +18,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "plan"
+GOLDEN = Path(__file__).parents[3] / "golden" / "plan"
 FILES = sorted(GOLDEN.glob("*.yml"))
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from ansible_collections.drover.kvm.plugins.module_utils._migration.rules import decide
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "recovery"
+GOLDEN = Path(__file__).parents[3] / "golden" / "recovery"
 FILES = sorted(GOLDEN.glob("*.yml"))
 CASES = [
     pytest.param(case, id=f"{path.stem}: {case['case']}")
