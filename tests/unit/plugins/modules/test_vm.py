@@ -292,7 +292,7 @@ def test_an_image_that_is_based_on_another_file_is_refused(lab, tmp_path):
     assert "is based on /etc/shadow" in lab.run(**{**WEB, "disks": [disk]})["msg"]
 
 
-BAD = [
+BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": name}, "is not a valid name")
     for name in ("../x", "{{ 7*7 }}", "-rf", "a b", "", ".", "x" * 64, "$(id)", "a/b", "ü", "\u202e", "a\n", "`id`")
 ]
@@ -311,7 +311,6 @@ BAD += [
     ({"tags": ["a b"]}, "is not a tag"),
     ({"tags": {"set": ["a"], "sub": ["b"]}}, "a list .exactly these"),
     ({"colour": "red"}, "[Uu]nsupported parameters"),
-    ({"nics": [{"bridge": "br-int", "vlan": vlan}]} for vlan in (0, 4095, 4096, -1)),
     (
         {"nics": [{"bridge": "br-int", "mac": mac}]}
         for mac in ("52:54:00:12:34", "01:00:5e:00:00:01", "zz:54:00:12:34:56", "")
@@ -339,15 +338,14 @@ BAD += [
 ]
 
 
-def rows():
-    for row in BAD:
-        if isinstance(row, tuple):
-            yield row
-        else:
-            yield from ((options, "is not a VLAN|is not a MAC|not the address of one NIC") for options in row)
+BAD += [({"nics": [{"bridge": "br-int", "vlan": vlan}]}, f"{vlan} is not a VLAN") for vlan in (0, 4095, 4096, -1)]
+BAD += [
+    ({"nics": [{"bridge": "br-int", "mac": mac}]}, "is not (a MAC|the) address")
+    for mac in ("52:54:00:12:34", "01:00:5e:00:00:01", "zz:54:00:12:34:56")
+]
 
 
-@pytest.mark.parametrize("options,words", rows())
+@pytest.mark.parametrize("options,words", BAD)
 def test_bad_input_gets_a_clear_answer(lab, options, words):
     result = lab.run(**{**WEB, **options})
     assert result["failed"] and re.search(words, result["msg"]), result
