@@ -1,0 +1,136 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The volumes' files in tgt's configuration directory: what makes them come back when tgt starts.
+
+One file per volume, mode 0600 as it holds the CHAP password. tgt-admin reads it when the service starts; a comment
+line in it holds the marks (name, owner, UUID of the VM) as JSON. What a file may hold is narrow: tgt-admin passes the
+words of it through a shell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ._errors import Failed, NotFound, TimedOut
+from ._target_tgt import LUN, NOBODY
+
+HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
+MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "owner", "vm_uuid")
+PASSWORD = re.compile(r"^ +incominguser \S+ (\S+)$", re.MULTILINE)
+TARGET_LINE = re.compile(r"^<target (\S+)>$", re.MULTILINE)
+LOCK_SECONDS = 60
+
+
+def render(volume: Mapping[str, Any]) -> str:
+    """The file's text for a volume."""
+    addresses = [rule for rule in volume["initiators"] if not rule.startswith(("iqn.", "eui.", "naa."))]
+    lines = [
+        HEAD + json.dumps({"version": 1, **{key: volume[key] for key in MARKED}}, sort_keys=True),
+        f"<target {volume['iqn']}>",
+        f"    <backing-store {volume['path']}>",
+        f"        lun {LUN}",
+        f"        scsi_id {volume['serial']}",
+        f"        scsi_sn {volume['serial']}",
+        "    </backing-store>",
+        # Otherwise the volume is missing after a restart when something, a backup for instance, reads its file.
+        "    allow-in-use yes",
+    ]
+    if volume["chap_user"]:
+        lines.append(f"    incominguser {volume['chap_user']} {volume['chap_password']}")
+    lines += [f"    initiator-address {address}" for address in addresses or [NOBODY]]
+    lines += [f"    initiator-name {rule}" for rule in volume["initiators"] if rule not in addresses]
+    return "\n".join([*lines, "</target>", ""])
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """The volume in a file that `render` wrote; None for any other file."""
+    target = TARGET_LINE.search(text)
+    if not text.startswith(HEAD) or not target:
+        return None
+    try:
+        volume = json.loads(text[len(HEAD) :].partition("\n")[0])
+    except ValueError:
+        return None
+    password = PASSWORD.search(text)
+    return {**volume, "iqn": target.group(1), "chap_password": password.group(1) if password else None}
+
+
+class Store:
+    """The configuration directory, such as /etc/tgt/conf.d."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(directory)
+
+    @contextmanager
+    def locked(self) -> Iterator[Store]:
+        """One run at a time changes the volumes of a machine. Raises NotFound, or TimedOut when another run goes on."""
+        try:
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise NotFound(f"{self.directory}: {error.strerror}; is tgt installed (role san_target)?") from None
+        try:
+            self._lock(descriptor)
+            yield self
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimedOut(f"another run has held {self.directory} for {LOCK_SECONDS} s") from None
+                time.sleep(0.1)
+
+    def path(self, name: str) -> Path:
+        """The file of the volume of that name."""
+        return self.directory / f"drover-{name}.conf"
+
+    def text(self, name: str) -> str | None:
+        """The text of the volume's file; None without one, and when others may read it (so that it is written anew)."""
+        try:
+            path = self.path(name)
+            return path.read_text(encoding="utf-8") if path.stat().st_mode & 0o077 == 0 else ""
+        except FileNotFoundError:
+            return None
+
+    def volumes(self) -> dict[str, dict[str, Any]]:
+        """All our volumes by name."""
+        found = {}
+        for path in sorted(self.directory.glob("drover-*.conf")):
+            volume = parse(path.read_text(encoding="utf-8", errors="replace"))
+            if volume and self.path(volume["name"]) == path:
+                found[volume["name"]] = volume
+        return found
+
+    def save(self, volume: Mapping[str, Any]) -> None:
+        """Write the volume's file: all of it or nothing, and readable by root only from its first byte."""
+        path = self.path(volume["name"])
+        # The name must not end in .conf: tgt-admin would read it.
+        new = path.with_suffix(".new")
+        try:
+            new.unlink(missing_ok=True)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(render(volume))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(new, path)
+        except OSError as error:
+            raise Failed(f"{path} could not be written: {error.strerror}") from None
+
+    def forget(self, name: str) -> None:
+        """Remove the volume's file."""
+        self.path(name).unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing.
+
+Another kind of SAN is another class with `iqn`, `path`, `saved`, `others`, `file`, `look`, `changes` and `removal`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from . import _volume_file as files
+from ._target_tgt import LUN, Target, Tgt, megabytes
+from ._target_tgt_conf import Store, render
+from ._volume_rules import refuse_changed_identity, refuse_foreign
+
+Volume = Mapping[str, Any]
+Change = tuple[str, Callable[[], object]]
+MARKS = ("name", "owner", "vm_uuid")
+KEPT = ("serial", "chap_user", "chap_password")
+
+
+class TgtVolume:
+    """One volume; `asked` are the module's options."""
+
+    def __init__(self, store: Store, asked: Volume) -> None:
+        self.store, self.asked, self.name = store, asked, str(asked["name"])
+        self.tgt = Tgt()
+        self.others = store.volumes()
+        self.saved = self.others.pop(self.name, {})
+        self.file: dict[str, Any] | None = None
+        self.target: Target | None = None
+        prefix = asked["iqn_prefix"]
+        self.iqn: str = asked["iqn"] or self.saved.get("iqn") or (f"{prefix}:{self.name}" if prefix else "")
+        path = asked["path"] or self.saved.get("path") or os.path.join(asked["directory"], f"{self.name}.img")
+        self.path = str(path)
+
+    def look(self) -> dict[str, Any] | None:
+        """What tgtd serves, completed by what our files say of it; None when there is nothing. Raises Refused."""
+        self.others = self.store.volumes()
+        saved = self.saved = self.others.pop(self.name, {})
+        self.file = files.look(files.inside(self.path, self.asked["directory"]))
+        self.target = self.tgt.targets().get(self.iqn)
+        mark = (self.file and self.file["mark"]) or saved
+        refuse_changed_identity(self.name, self.asked, {**mark, **saved})
+        stays = self.asked["state"] == "absent" and not self.asked["remove_data"]
+        if not saved and self.target is None and (self.file is None or stays):
+            return None
+        refuse_foreign(self.name, self.path, self.target, bool(saved), self.file)
+        return {
+            "name": self.name,
+            "iqn": self.iqn,
+            "lun": LUN,
+            "path": self.path,
+            "size": self.file and self.file["size"],
+            "owner": mark.get("owner"),
+            "vm_uuid": mark.get("vm_uuid"),
+            **(self._served() or self._not_served()),
+        }
+
+    def _not_served(self) -> dict[str, Any]:
+        kept = {key: self.saved.get(key) for key in KEPT}
+        rules = list(self.saved.get("initiators", []))
+        return {**kept, "exported": False, "online": False, "initiators": rules, "sessions": []}
+
+    def _served(self) -> dict[str, Any] | None:
+        target = self.target
+        if target is None or LUN not in target.luns or target.luns[LUN].path != self.path:
+            return None
+        lun, user = target.luns[LUN], ",".join(target.accounts)
+        served: dict[str, Any] = {
+            "exported": True,
+            "online": target.online,
+            "serial": lun.serial,
+            "initiators": target.initiators,
+            "chap_user": user,
+            "chap_password": self.saved.get("chap_password") if self.saved.get("chap_user") == user else None,
+            "sessions": [{"initiator": item.initiator, "address": item.address} for item in target.sessions],
+        }
+        # What tgtd serves counts, not what the file has: a growth may have been interrupted between the two.
+        if self.file and megabytes(self.file["size"]) != lun.megabytes:
+            served["size"] = lun.megabytes * 10**6
+        return served
+
+    def changes(self, before: Volume | None, wanted: Volume) -> list[Change]:
+        """From the file to the target; who may log in comes last."""
+        made = before is None or before["size"] is None
+        new = before is None or not before["exported"]
+        unsaved = self.store.text(self.name) != render(wanted)
+        save: Change = (f"save it in {self.store.path(self.name)}", lambda: self.store.save(wanted))
+        changes = self._making(wanted) if made else self._file_changes(before or {}, wanted)
+        if new:
+            # Saved first: a target that tgtd has and we did not save would not be known as ours.
+            changes += [save] if unsaved else []
+            changes.append((f"export it as {self.iqn}", lambda: self.tgt.export(self.iqn, self.path)))
+        fresh: Volume = {"serial": None, "initiators": [], "chap_user": "", "chap_password": None, "online": True}
+        changes += self._target_changes(fresh if new else before or {}, wanted)
+        return changes + ([save] if unsaved and not new else [])
+
+    def _mark(self, volume: Volume) -> dict[str, Any]:
+        return {key: volume[key] for key in MARKS}
+
+    def _making(self, wanted: Volume) -> list[Change]:
+        source = self.asked["source"]
+        text = f"make {self.path} with {wanted['size']} bytes" + (f" from {source}" if source else "")
+        return [(text, lambda: files.make(self.path, wanted["size"], self._mark(wanted), source))]
+
+    def _file_changes(self, before: Volume, wanted: Volume) -> list[Change]:
+        changes: list[Change] = []
+        if before["size"] != wanted["size"]:
+            changes.append((f"grow it to {wanted['size']} bytes", lambda: self._grow(wanted["size"])))
+        if self._mark(before) != self._mark(wanted):
+            words = ", ".join(f"{key} {wanted[key]}" for key in MARKS[1:] if before[key] != wanted[key])
+            changes.append((f"mark it with {words}", lambda: files.set_mark(self.path, self._mark(wanted))))
+        return changes
+
+    def _target_changes(self, before: Volume, wanted: Volume) -> list[Change]:
+        changes: list[Change] = []
+        if before["serial"] != wanted["serial"]:
+            text = f"set its serial to {wanted['serial']}"
+            changes.append((text, lambda: self.tgt.set_serial(self.iqn, wanted["serial"])))
+        user, old = wanted["chap_user"], before["chap_user"]
+        if user != old or before["chap_password"] != wanted["chap_password"]:
+            text = f"set the CHAP secret of {user}" if user == old else f"ask for CHAP of {user or 'nobody'}"
+            changes.append((text, lambda: self._set_account(old, wanted)))
+        if before["initiators"] != wanted["initiators"]:
+            text = f"let in {', '.join(wanted['initiators']) or 'nobody'}"
+            changes.append((text, lambda: self.tgt.set_initiators(self.iqn, wanted["initiators"])))
+        if not before["online"]:
+            changes.append(("put it online", lambda: self.tgt.set_online(self.iqn, True)))
+        return changes
+
+    def _grow(self, size: int) -> None:
+        files.grow(self.path, size)
+        if self.target and LUN in self.target.luns:
+            self.tgt.reopen_lun(self.iqn, self.path)
+
+    def _set_account(self, old: str, wanted: Volume) -> None:
+        user, password = wanted["chap_user"], wanted["chap_password"]
+        if user and self._has_account(user, password):
+            self.tgt.bind_account(self.iqn, user)
+        else:
+            self.tgt.set_account(self.iqn, user, password)
+        for user in old.split(","):
+            self.tgt.delete_account(user)
+
+    def _has_account(self, user: str, password: str) -> bool:
+        """Whether tgtd has the account with this secret, as another volume of ours has it."""
+        volumes = [item for name, item in self.store.volumes().items() if name != self.name]
+        sharing = [item for item in volumes if item["chap_user"] == user]
+        targets = [target for target in self.tgt.targets().values() if user in target.accounts]
+        known = {item["iqn"] for item in sharing} & {target.iqn for target in targets}
+        return bool(known) and all(item["chap_password"] == password for item in sharing)
+
+    def removal(self, before: Volume) -> list[Change]:
+        """The changes that take it away; the data only when asked for."""
+        user, conf = before["chap_user"], self.store.path(self.name)
+        changes: list[Change] = []
+        if self.target is not None:
+            changes.append((f"remove the target {self.iqn}", lambda: self.tgt.delete_target(self.iqn)))
+        if user:
+            text = f"remove the CHAP user {user} unless another volume has it"
+            changes.append((text, lambda: self.tgt.delete_account(user)))
+        if self.asked["remove_data"] and self.file is not None:
+            changes.append((f"delete {self.path} and what is in it", lambda: os.unlink(self.path)))
+        if self.saved:
+            # The last one: without it a run that was interrupted would no longer know that the rest is ours.
+            changes.append((f"remove {conf}", lambda: self.store.forget(self.name)))
+        return changes

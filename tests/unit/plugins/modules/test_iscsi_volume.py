@@ -1,0 +1,557 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module iscsi_volume against a real tgtd of its own (own socket, a port on loopback), with libiscsi as initiator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed
+from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
+from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
+from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
+
+TOOLS = ("tgtd", "tgtadm", "tgt-admin", "iscsi-ls", "iscsi-perf", "iscsi-inq", "iscsi-readcapacity16")
+MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
+pytestmark = pytest.mark.skipif(
+    bool(MISSING) or os.geteuid() != 0, reason=f"needs root and the packages tgt, libiscsi-bin ({MISSING})"
+)
+PREFIX = "iqn.2026-11.test.drover"
+IQN = f"{PREFIX}:a"
+SECRET = "hidden-Canary1"
+UUID = "7a1ee0a7-4b9c-5d8e-9d55-08a1b6cf3a52"
+OTHER_UUID = "11111111-4b9c-5d8e-9d55-08a1b6cf3a52"
+
+
+class San:
+    """A tgtd of our own, its directories, and the module as Ansible runs it."""
+
+    def __init__(self, capsys):
+        self.capsys = capsys
+        self.base = Path(tempfile.mkdtemp(prefix="drover-tgt-", dir="/var/tmp"))
+        self.conf, self.data = self.base / "conf.d", self.base / "srv"
+        self.conf.mkdir()
+        (self.data / "images").mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        os.environ["TGT_IPC_SOCKET"] = str(self.base / "socket")
+        self.processes = []
+        self.start()
+
+    def start(self):
+        """As the service does: the daemon, then tgt-admin with the configuration."""
+        argv = ["tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{self.port}"]
+        log = (self.base / "log").open("a")
+        self.daemon = subprocess.Popen(argv, stdout=log, stderr=log)
+        self.processes.append(self.daemon)
+        end = time.monotonic() + 20
+        while True:
+            try:
+                Tgt().portals()
+                break
+            except DroverError:
+                assert time.monotonic() < end, (self.base / "log").read_text()
+                time.sleep(0.02)
+        main = self.base / "targets.conf"
+        main.write_text(f"include {self.conf}/*.conf\n")
+        subprocess.run(["tgt-admin", "-e", "-c", str(main)], check=True, stdout=subprocess.DEVNULL)
+
+    def restart(self):
+        self.daemon.kill()
+        self.daemon.wait()
+        self.start()
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self.base)
+
+    def __call__(self, check=False, **args):
+        args = {"directory": str(self.data), "config_directory": str(self.conf), **args}
+        args = {**args, "source_directory": str(self.data / "images"), "_ansible_check_mode": check}
+        with patch_module_args(args), pytest.raises(SystemExit):
+            iscsi_volume.main()
+        self.text = self.capsys.readouterr().out
+        return json.loads(self.text)
+
+    def make(self, name="a", **args):
+        args = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "", "initiators": ["127.0.0.1"], **args}
+        return done(self(name=name, **args))
+
+    def url(self, name="a", login=""):
+        return f"iscsi://{login}127.0.0.1:{self.port}/{PREFIX}:{name}/1"
+
+    def ask(self, *argv):
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20)
+
+    def log_in(self, name="a", login="", initiator="iqn.2026-11.test.vm:one"):
+        """An initiator that reads as long as the test lasts."""
+        argv = ["iscsi-perf", "-i", initiator, "-m", "4", "-b", "8", "-t", "60", self.url(name, login)]
+        process = subprocess.Popen(argv, stdout=(self.base / "perf").open("w"), stderr=subprocess.STDOUT)
+        self.processes.append(process)
+        end = time.monotonic() + 10
+        while not Tgt().targets()[f"{PREFIX}:{name}"].sessions:
+            assert time.monotonic() < end and process.poll() is None, (self.base / "perf").read_text()
+            time.sleep(0.05)
+        return process
+
+    def log_out(self, process, name="a"):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        while Tgt().targets()[f"{PREFIX}:{name}"].sessions:
+            time.sleep(0.05)
+
+    def state(self):
+        """All that the module may change: what tgtd has, and every file with its content, mode and mark."""
+        files = {}
+        for path in sorted(self.base.rglob("*")):
+            if path.is_file() and path.name not in ("log", "perf"):
+                mark = os.getxattr(path, MARK) if MARK in os.listxattr(path) else None
+                files[str(path)] = (path.read_bytes(), path.stat().st_mode, mark)
+        return Tgt().targets(), Tgt().accounts(), files
+
+
+def done(result):
+    assert not result.get("failed"), result["msg"]
+    return result
+
+
+def refused(result, *words):
+    assert result.get("failed") and not result["changed"], result
+    for word in words:
+        assert word in result["msg"], result["msg"]
+    return result
+
+
+@pytest.fixture
+def san(capsys, monkeypatch):
+    monkeypatch.setenv("TGT_IPC_SOCKET", "")
+    san = San(capsys)
+    yield san
+    san.close()
+
+
+# One row per option: the options of a volume before, what is asked then, and what must be seen of it.
+def lun(san):
+    return Tgt().targets()[IQN].luns[1]
+
+
+ROWS = {
+    "name": ({}, {"name": "b"}, lambda san: f"{PREFIX}:b" in Tgt().targets()),
+    "backend": ({"backend": "tgt"}, None, lambda san: IQN in Tgt().targets()),
+    "state": ({}, {"state": "absent"}, lambda san: Tgt().targets() == {}),
+    "iqn": ({"iqn": f"{PREFIX}:own"}, None, lambda san: list(Tgt().targets()) == [f"{PREFIX}:own"]),
+    "iqn_prefix": ({}, None, lambda san: list(Tgt().targets()) == [IQN]),
+    "size": (
+        {},
+        {"size": "32MiB"},
+        lambda san: "LOGICAL BLOCK ADDRESS:65535" in san.ask("iscsi-readcapacity16", san.url()).stdout,
+    ),
+    "directory": ({}, None, lambda san: lun(san).path == str(san.data / "a.img")),
+    "path": ({"path": "%s/sub/x.img"}, None, lambda san: lun(san).path == str(san.data / "sub/x.img")),
+    "source": ({"source": "%s/images/one.raw"}, None, lambda san: (san.data / "a.img").read_bytes()[:6] == b"image1"),
+    "source_directory": ({"source": "%s/images/one.raw"}, None, lambda san: (san.data / "a.img").exists()),
+    "initiators": (
+        {},
+        {"initiators": [f"{PREFIX}:vm", "10.0.0.0/8"]},
+        lambda san: Tgt().targets()[IQN].initiators == ["10.0.0.0/8", f"{PREFIX}:vm"],
+    ),
+    "chap_user": ({}, {"chap_user": "u", "chap_password": SECRET}, lambda san: Tgt().targets()[IQN].accounts == ["u"]),
+    "chap_password": (
+        {"chap_user": "u", "chap_password": "another-one1"},
+        {"chap_password": SECRET},
+        lambda san: san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode == 0,
+    ),
+    "serial": (
+        {},
+        {"serial": "00c0ffee00c0ffee"},
+        lambda san: "00c0ffee00c0ffee" in san.ask("iscsi-inq", "-e", "1", "-c", "128", san.url()).stdout,
+    ),
+    "owner": ({}, {"owner": "web"}, lambda san: b'"web"' in os.getxattr(san.data / "a.img", MARK)),
+    "vm_uuid": ({}, {"vm_uuid": UUID}, lambda san: UUID.encode() in os.getxattr(san.data / "a.img", MARK)),
+    "remove_data": ({}, {"state": "absent", "remove_data": True}, lambda san: not (san.data / "a.img").exists()),
+    "config_directory": ({}, None, lambda san: (san.conf / "drover-a.conf").stat().st_mode & 0o777 == 0o600),
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in iscsi_volume.FIELDS])
+def test_each_option_has_its_effect_and_check_mode_foretells_it(san, option):
+    first, then, seen = ROWS[option]
+    first = {key: value.replace("%s", str(san.data)) for key, value in first.items()}
+    (san.data / "images" / "one.raw").write_bytes(b"image1" + bytes(MIB - 6))
+    base = {"name": "a", "iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "", "initiators": ["127.0.0.1"], **first}
+    if then is not None:
+        san.make(**first)
+        base = {**base, **then} if "state" not in then else {"name": "a", **then}
+    before = san.state()
+    predicted = done(san(check=True, **base))
+    assert san.state() == before
+    real = done(san(**base))
+    assert real["changed"] and seen(san)
+    for key in ("changed", "actions", "diff", "volume", "rescan_needed"):
+        assert predicted[key] == real[key]
+    again = done(san(**base))
+    assert not again["changed"] and again["actions"] == []
+
+
+def test_options_that_are_not_given_stay(san):
+    made = san.make(chap_user="u", chap_password=SECRET, owner="web", vm_uuid=UUID, serial="00c0ffee00c0ffee")
+    again = done(san(name="a"))
+    assert not again["changed"] and again["volume"] == made["volume"]
+    grown = done(san(name="a", size="32MiB"))
+    assert grown["volume"] == {**made["volume"], "size": 32 * MIB}
+    added = done(san(name="a", initiators={"add": ["10.1.1.1/32"], "remove": ["127.0.0.1"]}))
+    assert added["volume"]["initiators"] == ["10.1.1.1"]
+
+
+def test_volumes_come_back_after_a_restart_as_they_were(san):
+    def shape():
+        found = Tgt().targets().values()
+        return {t.iqn: (t.online, t.luns[1], t.accounts, t.initiators) for t in found}
+
+    san.make("a", chap_user="u", chap_password=SECRET)
+    san.make("b", initiators=[f"{PREFIX}:vm"])
+    san.make("c", initiators=[])
+    before = shape()
+    san.restart()
+    assert shape() == before
+    assert all(not done(san(name=name))["changed"] for name in "abc")
+    assert san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode == 0
+    assert san.ask("iscsi-inq", san.url(login="u%wrong-wrong1@")).returncode != 0
+    # tgt-admin opens a target that has only names to all addresses, were there no address that nobody can have.
+    for name in ("b", "c"):
+        assert san.ask("iscsi-inq", san.url(name)).returncode != 0
+    assert san.ask("iscsi-inq", "-i", f"{PREFIX}:vm", san.url("b")).returncode == 0
+
+
+def test_a_volume_in_use_is_not_removed_and_the_user_is_named(san):
+    san.make()
+    session = san.log_in()
+    assert done(san(name="a"))["volume"]["sessions"] == [
+        {"initiator": "iqn.2026-11.test.vm:one", "address": "127.0.0.1"}
+    ]
+    before = san.state()[1:]
+    refused(san(name="a", state="absent", remove_data=True), "iqn.2026-11.test.vm:one from 127.0.0.1", "a is in use")
+    refused(san(name="a", serial="00c0ffee00c0ffee"), "serial can't be changed")
+    assert san.state()[1:] == before and session.poll() is None
+    san.log_out(session)
+    done(san(name="a", state="absent", remove_data=True))
+    assert list(san.conf.iterdir()) == [] and not (san.data / "a.img").exists()
+
+
+def test_growing_in_use_keeps_the_initiator_reading(san):
+    san.make()
+    session = san.log_in()
+    result = done(san(name="a", size="32MiB"))
+    assert result["rescan_needed"] and result["volume"]["size"] == 32 * MIB
+    end = time.monotonic() + 10
+    while not (sessions := done(san(name="a"))["volume"]["sessions"]):
+        assert time.monotonic() < end
+    assert sessions[0]["initiator"] == "iqn.2026-11.test.vm:one" and session.poll() is None
+    assert "LOGICAL BLOCK ADDRESS:65535" in san.ask("iscsi-readcapacity16", san.url()).stdout
+    assert not done(san(name="a", size="32MiB"))["rescan_needed"]
+
+
+def test_an_initiator_that_lost_its_right_is_named(san):
+    san.make()
+    session = san.log_in()
+    result = done(san(name="a", initiators=[f"{PREFIX}:vm"]))
+    assert "vm:one from 127.0.0.1 is not allowed any more but still logged in" in str(result["warnings"])
+    san.log_out(session)
+    assert san.ask("iscsi-inq", san.url()).returncode != 0
+
+
+def test_what_is_not_ours_is_left_alone(san):
+    foreign = san.data / "foreign.img"
+    foreign.write_bytes(bytes(MIB))
+    Tgt().export(f"{PREFIX}:foreign", str(foreign))
+    Tgt().set_account(f"{PREFIX}:foreign", "theirs", "another-one1")
+    (san.data / "old.img").write_bytes(b"precious")
+    before = san.state()
+    for args in ({"name": "foreign"}, {"name": "x", "iqn": f"{PREFIX}:foreign"}, {"name": "old"}):
+        for state in ({"size": "16MiB", "chap_user": ""}, {"state": "absent", "remove_data": True}):
+            refused(san(**{"iqn_prefix": PREFIX, **args, **state}), "left alone")
+    refused(san(name="n", iqn_prefix=PREFIX, size="1MiB", chap_user="theirs", chap_password=SECRET), "is not ours")
+    assert not done(san(name="old", state="absent", iqn_prefix=PREFIX))["changed"]
+    assert san.state() == before
+
+
+def test_another_vms_volume_is_neither_changed_nor_removed(san):
+    san.make(vm_uuid=UUID)
+    refused(san(name="a", vm_uuid=OTHER_UUID, size="32MiB"), UUID)
+    refused(san(name="a", vm_uuid=OTHER_UUID, state="absent", remove_data=True), UUID)
+    done(san(name="a", state="absent"))
+    refused(san(name="a", iqn_prefix=PREFIX, chap_user="", size="16MiB", vm_uuid=OTHER_UUID), UUID)
+    refused(san(name="a", vm_uuid=OTHER_UUID, state="absent", remove_data=True), UUID)
+    back = done(san(name="a", iqn_prefix=PREFIX, chap_user="", vm_uuid=UUID))
+    assert back["volume"]["size"] == 16 * MIB
+
+
+def test_data_is_kept_unless_its_removal_is_asked_for(san):
+    san.make()
+    (san.data / "a.img").write_bytes(b"data" + bytes(16 * MIB - 4))
+    done(san(name="a", state="absent"))
+    assert Tgt().targets() == {} and (san.data / "a.img").read_bytes()[:4] == b"data"
+    assert not done(san(name="a", state="absent"))["changed"]
+    san.make()
+    assert (san.data / "a.img").read_bytes()[:4] == b"data"
+
+
+def test_many_at_once_share_a_user_and_change_its_secret_together(san):
+    items = [{"name": "a"}, {"name": "b", "size": "32MiB"}]
+    common = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "u", "initiators": ["127.0.0.1"]}
+    first = done(san(volumes=items, chap_password="another-one1", **common))
+    assert [item["volume"]["size"] for item in first["results"]] == [16 * MIB, 32 * MIB]
+    refused(san(name="a", chap_password=SECRET), "shared with volume b")
+    before = san.state()
+    predicted = done(san(check=True, volumes=items, chap_password=SECRET, **common))
+    assert san.state() == before
+    session = san.log_in(login="u%another-one1@")
+    real = done(san(volumes=items, chap_password=SECRET, **common))
+    assert (
+        predicted["actions"]
+        == real["actions"]
+        == [
+            text
+            for name in "ab"
+            for text in (f"{name}: set the CHAP secret of u", f"{name}: save it in {san.conf}/drover-{name}.conf")
+        ]
+    )
+    assert session.poll() is None and real["results"][0]["volume"]["sessions"]
+    for name in "ab":
+        assert san.ask("iscsi-inq", san.url(name, f"u%{SECRET}@")).returncode == 0
+        assert san.ask("iscsi-inq", san.url(name, "u%another-one1@")).returncode != 0
+        assert san.ask("iscsi-inq", san.url(name)).returncode != 0
+    assert not done(san(volumes=items, chap_password=SECRET, **common))["changed"]
+    done(san(name="b", state="absent"))
+    assert Tgt().accounts() == {"u"}
+    san.log_out(session)
+    done(san(name="a", state="absent"))
+    assert Tgt().accounts() == set()
+
+
+def test_one_bad_item_stops_the_task_before_the_first_change(san):
+    before = san.state()
+    common = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": ""}
+    refused(san(volumes=[{"name": "a"}, {"name": "b", "size": "1"}], **common), "volumes[1].size")
+    refused(san(volumes=[{"name": "a"}, {"name": "b", "source": f"{san.data}/images/none"}], **common), "none")
+    refused(san(volumes=[{"name": "a", "serial": "0" * 16}, {"name": "b", "serial": "0" * 16}], **common), "a and b")
+    refused(san(volumes=[{"name": "a"}, {"name": "b", "iqn": IQN}], **common), "a and b", "iqn")
+    refused(san(volumes=[{"name": "a"}, {"name": "a"}], **common), "listed twice")
+    assert san.state() == before
+
+
+def test_two_volumes_with_one_serial_are_refused_naming_both(san):
+    serial = san.make()["volume"]["serial"]
+    refused(san(name="b", iqn_prefix=PREFIX, size="1MiB", chap_user="", serial=serial), IQN, f"{PREFIX}:b", serial)
+    assert san.make("b")["volume"]["serial"] != serial
+
+
+BAD = [
+    ("iqn", "iqn.2026-11.Org.example:a", "lower case"),
+    ("iqn", "iqn.2026-13.org.example:a", "qualified"),
+    ("iqn", "iqn.2026-11.org.example:a b", "qualified"),
+    ("iqn", "iqn.2026-11.org.example:" + "a" * 220, "qualified"),
+    ("iqn", "iqn.2026-11.org.example:a\n", "qualified"),
+    ("iqn_prefix", "example.org", "qualified"),
+    ("name", "../a", "not a valid name"),
+    ("name", "-rf", "not a valid name"),
+    ("name", "Web_1", "own iqn"),
+    ("size", "1.5GiB", "4GiB"),
+    ("size", "1000", "MiB"),
+    ("size", "0", "MiB"),
+    ("chap_password", "hidden-Cana", "12 to 16"),
+    ("chap_password", "hidden-Canary1-17", "12 to 16"),
+    ("chap_password", "hidden-Can$(id)", "12 to 16"),
+    ("chap_password", "hidden Canary1", "12 to 16"),
+    ("chap_user", "a b", "CHAP user"),
+    ("chap_user", "a;reboot", "CHAP user"),
+    ("chap_user", "u", "chap_password is missing"),
+    ("initiators", ["10.231.5.300"], "neither"),
+    ("initiators", ["10.231.5.10/24"], "neither"),
+    ("initiators", ["0.0.0.0/0"], "ALL"),
+    ("initiators", ["a,b"], "neither"),
+    ("initiators", ["iqn.2026-11.Org:x"], "qualified"),
+    ("serial", "xyz", "hexadecimal"),
+    ("vm_uuid", "not-one", "UUID"),
+    ("owner", "a b", "not a valid name"),
+    ("path", "relative.img", "absolute"),
+    ("path", "/srv/drover/../../etc/shadow", "path"),
+    ("path", "/srv/drover/a,b.img", "path"),
+    ("path", "json:{}", "path"),
+    ("path", "/dev/sda", "not inside"),
+    ("path", "/etc/shadow", "not inside"),
+    ("directory", "/etc/tgt", "operating system"),
+    ("directory", "/dev", "operating system"),
+    ("directory", "/", "path"),
+    ("source", "/etc/shadow", "not inside"),
+    ("source", "nbd://x/y", "path"),
+]
+
+
+@pytest.mark.parametrize("option,value,word", BAD)
+def test_bad_values_are_refused_with_the_rule(san, option, value, word):
+    before = san.state()
+    args = {"name": "a", "iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "", option: value}
+    if option == "chap_password":
+        args["chap_user"] = "u"
+    result = refused(san(**args))
+    assert word in result["msg"] and "hidden" not in san.text
+    assert san.state() == before
+
+
+def test_ipv6_is_accepted(san):
+    made = san.make(initiators=["FD00::5", "fd00:5::/64"])
+    assert made["volume"]["initiators"] == ["fd00:5::/64", "fd00::5"]
+
+
+def test_links_and_directories_are_not_followed(san):
+    secret = san.base / "outside"
+    secret.write_bytes(bytes(MIB))
+    (san.data / "a.img").symlink_to(secret)
+    (san.data / "sub").symlink_to(san.base)
+    (san.data / "images" / "link.raw").symlink_to("/etc/shadow")
+    (san.data / "b.img").mkdir()
+    common = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": ""}
+    refused(san(name="a", **common), "not a plain file")
+    refused(san(name="b", **common), "not a plain file")
+    refused(san(name="c", path=f"{san.data}/sub/c.img", **common), "not inside")
+    refused(san(name="d", source=f"{san.data}/images/link.raw", **common), "not a plain file")
+
+
+def test_shrinking_is_refused(san):
+    san.make()
+    before = san.state()
+    refused(san(name="a", size="8MiB"), "not made smaller")
+    assert san.state() == before
+
+
+def test_a_source_is_copied_once_sparse_and_must_fit(san):
+    image = san.data / "images" / "one.raw"
+    with image.open("wb") as stream:
+        stream.write(b"head")
+        stream.truncate(64 * MIB)
+        stream.seek(32 * MIB)
+        stream.write(b"tail")
+    common = {"iqn_prefix": PREFIX, "chap_user": "", "source": str(image)}
+    refused(san(name="a", size="32MiB", **common), "does not fit")
+    made = done(san(name="a", **common))
+    copy = san.data / "a.img"
+    assert made["volume"]["size"] == 64 * MIB and copy.read_bytes() == image.read_bytes()
+    assert copy.stat().st_blocks * 512 < MIB and copy.stat().st_mode & 0o777 == 0o600
+    image.unlink()
+    assert not done(san(name="a", **common))["changed"]
+    image.write_bytes(b"QFI\xfb" + bytes(MIB))
+    refused(san(name="b", **common), "qcow2", "qemu-img convert")
+
+
+def test_a_run_that_was_cut_off_is_finished_by_the_next(san):
+    """Cut after each step in turn: an exception stands for the kill, then the same call finishes the work."""
+    args = {"name": "a", "iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "u", "chap_password": SECRET}
+    args["initiators"] = ["127.0.0.1"]
+    steps = len(san(check=True, **args)["actions"])
+    assert steps == 6
+    for cut in range(steps):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(iscsi_volume.Step, "run", _cut_after(cut))
+            assert san(**args)["failed"]
+        if cut < 5:
+            assert san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode != 0
+        assert done(san(**args))["changed"]
+        assert san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode == 0
+        assert san.ask("iscsi-inq", san.url()).returncode != 0
+        removal = {"name": "a", "state": "absent", "remove_data": True}
+        for kept in range(4):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(iscsi_volume.Step, "run", _cut_after(kept))
+                san(**removal)
+        done(san(**removal))
+        assert list(san.conf.iterdir()) == [] and not (san.data / "a.img").exists() and Tgt().accounts() == set()
+
+
+def _cut_after(number):
+    left = [number]
+    run = iscsi_volume.Step.run
+
+    def cut(step):
+        if left[0] == 0:
+            raise Failed("cut off")
+        left[0] -= 1
+        run(step)
+
+    return cut
+
+
+def test_a_growth_that_was_cut_off_is_finished(san):
+    san.make()
+    os.truncate(san.data / "a.img", 32 * MIB)
+    Tgt().set_online(IQN, False)
+    result = done(san(name="a", size="32MiB"))
+    assert result["volume"]["size"] == 32 * MIB and result["volume"]["online"]
+    assert "LOGICAL BLOCK ADDRESS:65535" in san.ask("iscsi-readcapacity16", san.url()).stdout
+
+
+def test_a_lost_file_is_not_replaced_by_an_empty_one(san):
+    san.make()
+    (san.data / "a.img").unlink()
+    refused(san(name="a", size="16MiB"), "is gone")
+
+
+def test_a_target_that_tgtd_lost_is_made_again_as_it_was(san):
+    made = san.make(chap_user="u", chap_password=SECRET)
+    Tgt().delete_target(IQN)
+    assert done(san(name="a"))["volume"] == made["volume"]
+    assert san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode == 0
+
+
+def test_secrets_stay_secret(san):
+    """Not in the result, the diff, tgtd's log or the arguments of any process while the module works."""
+    seen, stop = set(), threading.Event()
+
+    def watch():
+        while not stop.is_set():
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if SECRET.encode() in path.read_bytes():
+                        seen.add(path)
+                except OSError:
+                    continue
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    texts = []
+    for args in (
+        {"chap_user": "u", "chap_password": SECRET, "size": "16MiB", "iqn_prefix": PREFIX, "check": True},
+        {"chap_user": "u", "chap_password": SECRET, "size": "16MiB", "iqn_prefix": PREFIX},
+        {"chap_password": SECRET, "size": "bad"},
+        {"chap_password": SECRET, "chap_user": "other"},
+        {"volumes": [{"name": "a", "chap_password": SECRET, "no_such_option": 1}]},
+    ):
+        san(**{"name": "a", "_ansible_diff": True, **args})
+        texts.append(san.text)
+    stop.set()
+    watcher.join()
+    assert not seen and SECRET not in "".join(texts) and SECRET not in (san.base / "log").read_text()
+    holders = [path for path in san.base.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holders == [san.conf / "drover-a.conf"] and holders[0].stat().st_mode & 0o777 == 0o600
+
+
+def test_without_tgt_the_mend_is_named(san, monkeypatch):
+    monkeypatch.setenv("TGT_IPC_SOCKET", str(san.base / "nowhere"))
+    refused(san(name="a"), "is the service tgt running")
+    refused(san(name="a", config_directory="/nonexistent"), "san_target")
