@@ -12,11 +12,40 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Callable
 
 from ._errors import Failed, NotFound, TimedOut, Unreachable
 
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+
+
+class _Command(subprocess.Popen[str]):
+    """A command in a session of its own, so that its time limit ends what it started too.
+
+    AnsibleModule's run_command has no time limit.
+    """
+
+    def __init__(self, argv: Sequence[str], reads: bool) -> None:
+        super().__init__(
+            list(argv),
+            stdin=subprocess.PIPE if reads else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **ENVIRONMENT},
+            start_new_session=True,
+        )
+
+    def talk(self, stdin: str | None, timeout: float) -> tuple[str, str]:
+        """Standard output and error. Raises TimeoutExpired; nothing of the command is left running then."""
+        try:
+            return self.communicate(stdin, timeout)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            raise
 
 
 def run(argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,)) -> str:
@@ -25,25 +54,16 @@ def run(argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: 
     Raises NotFound (no such program), TimedOut, or Failed with the command's own words.
     """
     try:
-        done = subprocess.run(
-            list(argv),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, **ENVIRONMENT},
-            timeout=timeout,
-            check=False,
-        )
+        with _Command(argv, stdin is not None) as done:
+            out, err = done.talk(stdin, timeout)
     except FileNotFoundError:
         raise NotFound(f"the program {argv[0]} is not installed on this machine", command=list(argv)) from None
     except subprocess.TimeoutExpired:
         raise TimedOut(f"{argv[0]} gave no answer within {timeout:g} s", command=list(argv)) from None
     if done.returncode not in ok:
-        words = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        words = (err.strip() or out.strip())[-2000:]
         raise Failed(f"{argv[0]} failed: {words}", command=list(argv), rc=done.returncode, stderr=words)
-    return done.stdout
+    return out
 
 
 def run_json(argv: Sequence[str], timeout: float = 60) -> Any:

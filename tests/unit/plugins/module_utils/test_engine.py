@@ -14,8 +14,8 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _resource
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Refused, Unreachable
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, Invalid, normalise, parse_size
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Invalid, Refused, TimedOut, Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, normalise, parse_size
 from ansible_collections.drover.kvm.plugins.module_utils._run import bounded, run
 
 FIELDS = (
@@ -167,5 +167,14 @@ def test_commands_fail_with_their_own_words():
         run(["ls", "/nowhere-at-all"])
 
 
+def test_a_command_out_of_time_leaves_nothing_running(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(TimedOut, match="no answer within 0.3 s"):
+        run(["sh", "-c", f"(sleep 2; echo x > {tmp_path}/late) & wait"], timeout=0.3)
+    assert time.monotonic() - start < 1.5
+    time.sleep(2)
+    assert not (tmp_path / "late").exists()
+
+
 def test_engine_uses_the_module_of_ansible():
-    assert _resource.AnsibleModule is basic.AnsibleModule
+    assert vars(_resource)["AnsibleModule"] is basic.AnsibleModule

@@ -1,0 +1,105 @@
+# The gates, each self-sufficient on a bare Debian machine: .ci/tool makes what is missing, once.
+# Run any tool the same way: .ci/tool pytest tests/unit -k fields
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+TOOL := .ci/tool
+SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
+
+.PHONY: help setup format check lint types unit docs sanity sanity-main sanity-newest units tarball dist install lab \
+	lab-down demo stories molecule bench soak test clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install what the gates need (cached under $DROVER_CACHE, default ~/.cache/drover)
+	@.ci/setup
+
+check: lint types unit ## The quick gates: lint, types, unit
+
+format: ## Rewrite the Python files as ruff wants them
+	@source .ci/env.sh && .ci/setup && "$$VENV/bin/ruff" format . && "$$VENV/bin/ruff" check --fix .
+
+lint: ## ruff, yamllint, shellcheck, ansible-lint, antsibull-changelog
+	$(TOOL) ruff check .
+	$(TOOL) ruff format --check .
+	$(TOOL) yamllint --strict .
+	$(TOOL) shellcheck $(SCRIPTS)
+	$(TOOL) antsibull-changelog lint
+	$(TOOL) ansible-lint
+
+types: ## mypy on plugins, roles' programs and tests
+	$(TOOL) mypy -p ansible_collections.drover.kvm
+
+unit: ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
+	$(TOOL) pytest tests/unit -n 2 $(ARGS)
+
+docs: ## antsibull-docs: every option, link and reference of the documentation
+	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .
+
+sanity: sanity-main sanity-newest ## ansible-test sanity on ansible-core 2.19 and on the newest
+
+sanity-main:
+	$(TOOL) ansible-test sanity --local
+
+sanity-newest:
+	$(TOOL) --newest ansible-test sanity --local
+
+units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
+	.ci/setup units
+	@source .ci/env.sh; for version in $$PYTHONS; do \
+		if find_python "$$version" >/dev/null; then \
+			$(TOOL) --first "$$(unit_venv "$$version")/bin" ansible-test units --local --python "$$version"; \
+		else echo "SKIPPED: no Python $$version here"; fi; done
+
+BUILD := $(CURDIR)/build
+TARBALL := $(BUILD)/drover-kvm-$(shell awk '/^version:/ { print $$2 }' galaxy.yml).tar.gz
+INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections
+
+tarball:
+	$(TOOL) ansible-galaxy collection build --force --output-path $(BUILD)
+
+dist: tarball ## The release tarball, checked by galaxy-importer
+	$(TOOL) env GALAXY_IMPORTER_CONFIG=.ci/galaxy-importer.cfg python -m galaxy_importer.main $(TARBALL)
+
+install: tarball ## The tarball and what it depends on, installed into build/collections; reads every page from there
+	@source .ci/env.sh; rm -rf $(BUILD)/collections; cp -r "$$DEPENDENCIES" $(BUILD)/collections
+	$(TOOL) $(INSTALLED) ansible-galaxy collection install --offline -p $(BUILD)/collections $(TARBALL)
+	$(TOOL) $(INSTALLED) ansible-galaxy collection verify --offline drover.kvm
+	$(TOOL) $(INSTALLED) ansible-doc --metadata-dump drover.kvm >$(BUILD)/documentation.json
+
+# The last line that make shows for a part that is not there yet.
+if_any = @if compgen -G '$(1)' >/dev/null; then echo '$(2)'; $(2); else echo 'nothing to run: no $(1)'; fi
+
+# Stories come from the checkout; the playbooks that they run are those of the installed collection.
+STORIES := $(TOOL) env DROVER_COLLECTIONS=$(BUILD)/collections
+
+LAB := $(TOOL) python3 roles/lab/files/lab.py
+
+lab: ## The lab: servers, SAN and switches on this machine; ARGS="--name NAME" for a second one
+	$(LAB) $(ARGS) up
+
+lab-down: ## Take the lab away
+	$(LAB) $(ARGS) down
+
+demo: install ## From bare servers to a drained node, in the lab
+	$(STORIES) python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
+
+stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
+	$(call if_any,tests/lab/test_*.py,$(STORIES) pytest tests/lab $(ARGS))
+
+molecule: install ## Molecule scenarios
+	$(call if_any,extensions/molecule/*/molecule.yml,$(TOOL) $(INSTALLED) molecule test --all)
+
+bench: install ## Measurements
+	$(call if_any,tests/benchmarks/*.py,$(TOOL) $(INSTALLED) pytest tests/benchmarks $(ARGS))
+
+soak: install ## Faults with many seeds, for as long as you like
+	$(call if_any,tests/soak/*.py,$(TOOL) $(INSTALLED) pytest tests/soak $(ARGS))
+
+test: ## Everything but bench and soak, quick first; stops at the first failure
+	.ci/steps check dist install docs sanity-main sanity-newest units stories molecule
+
+clean: ## Remove what was built here and this checkout's staged copy; the cache stays
+	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"

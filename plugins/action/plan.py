@@ -1,0 +1,29 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compute where VMs shall go: placement, drain, return. See the module file of the same name for the documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
+from ansible_collections.drover.kvm.plugins.plugin_utils._action import Action
+
+
+class ActionModule(Action):
+    """The action plan: pure, so that the same facts always give the same plan."""
+
+    FIELDS = FIELDS
+
+    def act(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The plan; raises Refused with all blockers unless fail_on_blockers is false."""
+        result = plan(params)
+        result["diff"] = {"prepared": result["text"] + "\n"}
+        if result["blockers"] and params["fail_on_blockers"]:
+            blockers = "\n".join(f"- {b['text']}. Mend: {b['mend']}." for b in result["blockers"])
+            count = "1 blocker" if len(result["blockers"]) == 1 else f"{len(result['blockers'])} blockers"
+            raise Refused(f"{params['operation']} can't be done, {count}:\n{blockers}", **result)
+        return result

@@ -1,0 +1,124 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The board of a plan in the making: who is where at this step, and what hinders a guest from being on a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .model import Cluster, Guest, Obstacle, size_text
+
+
+class Board:
+    """Where each guest is after the moves so far. All questions are about this moment."""
+
+    def __init__(self, cluster: Cluster, closed: Iterable[str] = (), opened: Iterable[str] = ()) -> None:
+        """`closed` nodes take no guest in this plan; `opened` ones do although they are still cordoned."""
+        self.cluster = cluster
+        self.closed = frozenset(closed)
+        self.opened = frozenset(opened)
+        self.used = dict.fromkeys(cluster.nodes, 0)
+        self.vcpus = dict.fromkeys(cluster.nodes, 0)
+        self.at: dict[str, dict[tuple[str, str], Guest]] = {name: {} for name in cluster.nodes}
+        self._fitting: dict[tuple[tuple[str, str], str], Obstacle | None] = {}
+        for guest in cluster.guests:
+            self.put(guest, guest.node)
+
+    def put(self, guest: Guest, node: str, out_of: str = "") -> None:
+        """Put the guest on the node, and take it away from `out_of`."""
+        for name, sign in ((node, 1), (out_of, -1)):
+            if name:
+                self.used[name] += sign * self.cluster.need(guest)
+                self.vcpus[name] += sign * (guest.vcpus if guest.active else 0)
+        if out_of:
+            del self.at[out_of][guest.key]
+        if node:
+            self.at[node][guest.key] = guest
+
+    def free(self, node: str) -> int:
+        """The bytes that guests may still take; below zero where too much is promised already."""
+        return self.cluster.capacity(node) - self.used[node]
+
+    def rivals(self, guest: Guest, node: str) -> list[Guest]:
+        """The guests on the node that share a tag of an anti-affinity rule with this one, by name."""
+        groups = self.cluster.groups(guest)
+        if not groups:
+            return []
+        others = [other for other in self.at[node].values() if other.key != guest.key]
+        return sorted((o for o in others if groups & self.cluster.groups(o)), key=lambda other: other.key)
+
+    def hindrance(self, guest: Guest, node: str) -> Obstacle | None:
+        """Why the guest can't be on that node now; None when it can."""
+        lasting = self.lasting(guest, node)
+        if lasting:
+            return lasting
+        rivals = self.rivals(guest, node)
+        if rivals:
+            tags = ", ".join(sorted(self.cluster.groups(guest) & self.cluster.groups(rivals[0])))
+            text = f"holds {rivals[0].name}, and the two must be kept apart (tag {tags})"
+            return Obstacle("anti_affinity", text, "add a node, or take the tag out of anti_affinity for this plan")
+        need = self.cluster.need(guest)
+        if need > self.free(node):
+            text = f"has {size_text(max(0, self.free(node)))} of memory left"
+            mend = f"{guest.name} needs {size_text(need)} on one node: shut VMs down, add memory or a node"
+            return Obstacle("memory", text, mend)
+        return None
+
+    def load(self, guest: Guest, node: str) -> float:
+        """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""
+        memory = (self.used[node] + self.cluster.need(guest)) / max(1, self.cluster.capacity(node))
+        return memory + (self.vcpus[node] + guest.vcpus) / self.cluster.nodes[node].threads
+
+    def lasting(self, guest: Guest, node: str) -> Obstacle | None:
+        """What hinders it there for the whole plan, whatever moves."""
+        key = (guest.key, node)
+        if key not in self._fitting:
+            self._fitting[key] = self.shut(node) or self._misfit(guest, node)
+        return self._fitting[key]
+
+    def targets(self) -> list[str]:
+        """The nodes that may take guests at all, by name."""
+        return [name for name in sorted(self.cluster.nodes) if self.shut(name) is None]
+
+    def shut(self, name: str) -> Obstacle | None:
+        """Why the node takes no guest in this plan, whichever; None when it does."""
+        node = self.cluster.nodes[name]
+        if name in self.closed:
+            return Obstacle("emptied", "is being emptied itself", "empty fewer nodes at a time")
+        if not node.reachable:
+            return Obstacle("node_unreachable", "does not answer", f"bring {name} back, then plan again")
+        if not node.vm_capable:
+            return Obstacle("not_vm_capable", "is not meant for VMs", "add a hypervisor")
+        if node.cordon is not None and name not in self.opened:
+            return Obstacle("cordoned", f"is cordoned ({node.cordon})", f"undrain {name}")
+        return None
+
+    def _misfit(self, guest: Guest, name: str) -> Obstacle | None:
+        node, rules = self.cluster.nodes[name], self.cluster.rules
+        if name not in rules.pins.get(guest.name, (name,)):
+            pins = ", ".join(sorted(rules.pins[guest.name]))
+            return Obstacle("pinned", f"is not among the nodes it is pinned to ({pins})", "widen its entry in pins")
+        missing = sorted(guest.bridges - node.bridges)
+        if missing:
+            text = f"has no bridge {', '.join(missing)}"
+            return Obstacle("bridge", text, f"create the bridge on {name} (role open_vswitch)")
+        if guest.machine and node.machine_types and guest.machine not in node.machine_types:
+            mend = "upgrade QEMU there, or give the VM an older machine type and power it off and on"
+            return Obstacle("machine_type", f"does not offer machine type {guest.machine}", mend)
+        if guest.virt_type and node.virt_types and guest.virt_type not in node.virt_types:
+            text = f"does not offer virtualisation type {guest.virt_type}"
+            return Obstacle("virt_type", text, "switch on VT-x or AMD-V in its firmware and load the kvm module")
+        return self._cpu(guest, name)
+
+    def _cpu(self, guest: Guest, name: str) -> Obstacle | None:
+        rules = self.cluster.rules
+        mend = "give the VM the cluster's baseline CPU and power it off and on once"
+        there = rules.cpu.get((guest.name, name), True)
+        if there is not True:
+            return Obstacle("cpu", f"can't run its CPU ({there or 'incompatible'})", mend)
+        back = rules.cpu.get((guest.name, guest.node), True)
+        if back is not True and rules.check_return and guest.node != name:
+            text = f"is a way without return: {guest.node} could not take its CPU again ({back or 'incompatible'})"
+            return Obstacle("cpu_return", text, f"{mend}; or check_return: false if it shall not come back")
+        return None

@@ -1,0 +1,115 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Empty nodes: an ordered list of moves, each possible when its turn comes, or everything that hinders it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Callable, Optional
+
+from . import choose
+from .board import Board
+from .model import Blocker, Cluster, Guest, Move, Obstacle, Plan
+from .room import make_room
+
+Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
+Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
+
+# From the plan that disturbs least to the one that fits most; the first that places every guest is taken.
+STRATEGIES: tuple[tuple[Order, Choice, bool], ...] = (
+    (choose.by_size, choose.spread, False),
+    (choose.by_size, choose.tight, False),
+    (choose.by_size, choose.tight, True),
+    (choose.by_choice, choose.tight, True),
+)
+
+
+class Attempt:
+    """One try at emptying the nodes in one way; `stuck` are the guests for which no place was found."""
+
+    def __init__(self, cluster: Cluster, nodes: Iterable[str], choice: Choice, room: bool) -> None:
+        self.board = Board(cluster, closed=nodes)
+        self.targets = self.board.targets()
+        self.choice = choice
+        self.room = room
+        self.moves: list[Move] = []
+        self.stuck: list[tuple[Guest, dict[str, Obstacle]]] = []
+
+    def run(self, guests: Iterable[Guest]) -> Attempt:
+        """Find a place for each of the guests, in that order."""
+        for guest in guests:
+            target = self.choice(self.board, guest, self.targets)
+            moves = [(guest, target)] if target else self._with_room(guest)
+            for moved, node in moves:
+                self._move(moved, node, "drain" if moved is guest else f"room for {guest.name}")
+            if not moves:
+                hindrances = ((node, self.board.hindrance(guest, node)) for node in self.targets)
+                self.stuck.append((guest, {node: found for node, found in hindrances if found}))
+        return self
+
+    def _with_room(self, guest: Guest) -> list[tuple[Guest, str]]:
+        moved = {(move.vm, move.source) for move in self.moves}
+        return make_room(self.board, guest, self.targets, moved) if self.room else []
+
+    def _move(self, guest: Guest, target: str, why: str) -> None:
+        self.board.put(guest, target, out_of=guest.node)
+        self.moves.append(move(guest, target, why))
+
+
+def move(guest: Guest, target: str, why: str) -> Move:
+    """The move of a guest from where the facts say it is."""
+    mode = "live" if guest.active else "offline"
+    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why)
+
+
+def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True) -> Plan:
+    """Empty the nodes. With `room`, others may move too when a guest fits nowhere.
+
+    With blockers the moves are those that are possible in spite of them.
+    """
+    board = Board(cluster, closed=nodes)
+    names = sorted(set(nodes))
+    guests = [guest for name in names if name in board.at for guest in board.at[name].values()]
+    blockers = [blocker for name in names for blocker in choose.missing_node(board, name)]
+    blockers += [blocker for guest in guests for blocker in choose.fixed(guest)]
+    moves: list[Move] = []
+    if guests and not board.targets():
+        blockers += [choose.no_target(board, name) for name in sorted({guest.node for guest in guests})]
+    elif guests:
+        moves, hindered = _moves(cluster, names, guests, room)
+        blockers += hindered
+    # Each once, by node and guest.
+    unique = {(b.node, b.vm, b.reason, b.text): b for b in blockers}
+    ordered = tuple(unique[key] for key in sorted(unique))
+    return Plan(tuple(moves), ordered, {}, frozenset(nodes), choose.left_out(board))
+
+
+def _moves(
+    cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool
+) -> tuple[list[Move], list[Blocker]]:
+    """The moves of all guests that can go, and what hinders those that find no place."""
+    movable = [guest for guest in guests if not guest.fixed]
+    best = mended = _best(cluster, nodes, movable, room)
+    if len(movable) < len(guests):
+        # As if what can be mended were mended: a guest that is fixed today needs a place tomorrow too.
+        freed = tuple(replace(guest, fixed=()) if guest.node in nodes else guest for guest in cluster.guests)
+        loose = [guest for guest in freed if guest.node in nodes]
+        mended = _best(replace(cluster, guests=freed), nodes, loose, room)
+    stuck = {
+        guest.key: choose.nowhere(each.board, guest, found) for each in (best, mended) for guest, found in each.stuck
+    }
+    return best.moves, [blocker for found in stuck.values() for blocker in found]
+
+
+def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
+    """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
+    attempts: list[Attempt] = []
+    for order, choice, with_room in STRATEGIES:
+        if with_room <= room:
+            attempt = Attempt(cluster, nodes, choice, with_room)
+            attempts.append(attempt.run(order(attempt.board, guests)))
+            if not attempt.stuck:
+                break
+    return min(attempts, key=lambda attempt: len(attempt.stuck))

@@ -1,0 +1,122 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From facts to the model: results of node_info to nodes and guests, VM sheets to guests that have no place yet."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import fixed
+from .model import RUNNING, Cluster, Guest, Node, Obstacle, Rules
+
+
+def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules) -> Cluster:
+    """The cluster as the nodes describe it; `unreachable` names those that gave no answer.
+
+    `results` are results of node_info or the facts in them (the value of `node`). Raises ValueError.
+    """
+    facts = [_facts(result) for result in results]
+    nodes = {name: Node(name, reachable=False) for name in unreachable}
+    guests: list[Guest] = []
+    for node in facts:
+        if node["name"] in nodes:
+            raise ValueError(f"node {node['name']} is named twice, or both as seen and as unreachable")
+        try:
+            nodes[node["name"]] = _node(node)
+            guests += [_guest(domain, node["name"]) for domain in node.get("domains") or []]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{node['name']}: these are not the facts that node_info gives ({error!r})") from None
+    busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
+    known = tuple(sorted(_copies(guests, busy), key=lambda guest: guest.key))
+    return Cluster(dict(sorted(nodes.items())), known, rules)
+
+
+def sheet(values: Mapping[str, Any]) -> Guest:
+    """A guest that is to be placed, from its sheet: name, memory in bytes, vcpus, tags, nics and the like."""
+    tags = values.get("tags") or ()
+    return Guest(
+        name=values["name"],
+        node="",
+        uuid=values.get("uuid") or "",
+        memory=values.get("memory") or 0,
+        vcpus=values.get("vcpus") or 1,
+        active=values.get("state") != "stopped",
+        tags=frozenset(tags.get("set", tags.get("add", ())) if isinstance(tags, Mapping) else tags),
+        bridges=_bridges(values),
+        machine=values.get("machine") or "",
+        virt_type=values.get("virt_type") or "",
+    )
+
+
+def _facts(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    facts = result.get("node", result)
+    if not isinstance(facts, Mapping) or not facts.get("name"):
+        raise ValueError("this is not a result of node_info: it has no node.name")
+    return facts
+
+
+def _node(facts: Mapping[str, Any]) -> Node:
+    cordon = facts.get("cordon")
+    return Node(
+        name=facts["name"],
+        memory=(facts.get("memory") or {}).get("total") or 0,
+        threads=max(1, (facts.get("cpus") or {}).get("threads") or 1),
+        bridges=frozenset(bridge["name"] for bridge in facts.get("bridges") or []),
+        machine_types=frozenset(facts.get("machine_types") or []),
+        virt_types=frozenset(facts.get("virt_types") or []),
+        vm_capable=facts.get("vm_capable") is not False,
+        cordon=None if not cordon else str(cordon.get("reason") or "no reason given"),
+    )
+
+
+def _guest(domain: Mapping[str, Any], node: str) -> Guest:
+    metadata = domain.get("metadata") or {}
+    return Guest(
+        name=domain["name"],
+        node=node,
+        uuid=domain.get("uuid") or "",
+        memory=(domain.get("memory") or {}).get("maximum") or 0,
+        vcpus=(domain.get("vcpus") or {}).get("current") or 1,
+        active=domain.get("state") in RUNNING,
+        tags=frozenset(metadata.get("tags") or []),
+        bridges=_bridges(domain),
+        machine=domain.get("machine") or "",
+        virt_type=domain.get("virt_type") or "",
+        home=metadata.get("home"),
+        fixed=fixed.obstacles(domain),
+    )
+
+
+def _bridges(domain: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(nic["bridge"] for nic in domain.get("nics") or [] if nic.get("bridge"))
+
+
+def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:
+    """The guests; one that several nodes name can't be moved before somebody looked which copy is the VM."""
+    nodes: dict[str, set[str]] = defaultdict(set)
+    for guest in guests:
+        for identity in {guest.name, guest.uuid or guest.name}:
+            nodes[identity].add(guest.node)
+    found = []
+    for guest in guests:
+        where = sorted(nodes[guest.name] | nodes[guest.uuid or guest.name])
+        if len(where) > 1:
+            obstacle = _twice(guest, where, guest.name in busy)
+            said = any(own.reason in ("job", "interrupted") for own in guest.fixed)
+            found.append(guest if said else replace(guest, fixed=(obstacle, *guest.fixed)))
+        else:
+            found.append(guest)
+    return found
+
+
+def _twice(guest: Guest, nodes: list[str], busy: bool) -> Obstacle:
+    where = " and ".join(nodes)
+    if busy:
+        mend = "wait for the migration or let the recovery decide (module migrate, state: recovered), then plan again"
+        return Obstacle("interrupted", f"a migration of {guest.name} between {where} was not finished", mend)
+    mend = "look which copy is the VM and undefine the other by hand (virsh undefine), never both"
+    return Obstacle("defined_twice", f"{guest.name} (or its UUID) is defined on {where}", mend)

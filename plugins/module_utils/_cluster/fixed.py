@@ -1,0 +1,89 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What makes a guest immovable, whatever the destination; read from what its node says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .model import Obstacle
+
+# States in which libvirt refuses a migration or the guest would not survive it.
+UNFIT = {
+    "crashed": "destroy it or start it again",
+    "in shutdown": "wait until it is off, then plan again",
+    "pmsuspended": "wake it (virsh dompmwakeup), then plan again",
+}
+FAULTY = ("ioerror", "i/o error", "watchdog", "crashed", "postcopy", "post-copy", "postcopy-failed", "post-copy failed")
+INTERRUPTED = ("migrating", "migration")
+
+
+def obstacles(domain: Mapping[str, Any]) -> tuple[Obstacle, ...]:
+    """All reasons why the domain (as node_info describes it) can't be moved."""
+    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain))
+
+
+def interrupted(domain: Mapping[str, Any]) -> bool:
+    """Whether a migration of it, ours or another's, has begun and has not been finished."""
+    paused = domain.get("state") == "paused" and domain.get("reason") in INTERRUPTED
+    return bool(domain.get("marker") or domain.get("job") or paused)
+
+
+def _work(domain: Mapping[str, Any]) -> list[Obstacle]:
+    name, job = domain["name"], domain.get("job")
+    if job:
+        kind = job.get("type", "other") if isinstance(job, Mapping) else str(job)
+        mend = "wait until it ends (virsh domjobinfo shows it), then plan again"
+        return [Obstacle("job", f"{name} has a running job ({kind})", mend)]
+    if interrupted(domain):
+        what = "carries the marker of a migration" if domain.get("marker") else "is paused by a migration"
+        mend = "let the recovery decide (module migrate, state: recovered), then plan again"
+        return [Obstacle("interrupted", f"{name} {what} that was not finished", mend)]
+    return []
+
+
+def _state(domain: Mapping[str, Any]) -> list[Obstacle]:
+    name, state, reason = domain["name"], str(domain.get("state")), str(domain.get("reason"))
+    if state in UNFIT:
+        return [Obstacle("state", f"{name} is in state '{state}'", UNFIT[state])]
+    if state == "paused" and reason in FAULTY:
+        return [Obstacle("state", f"{name} is paused because of '{reason}'", "mend the cause and resume it first")]
+    return []
+
+
+def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
+    name, found = domain["name"], []
+    for number, device in enumerate(domain.get("hostdevs") or []):
+        mend = "detach it before the move, or shut the VM down and leave it on its node"
+        text = f"{name} uses a device of its node: {_label(device, number)}"
+        found.append(Obstacle("host_device", text, mend))
+    for number, share in enumerate(domain.get("filesystems") or []):
+        mend = "unmount it in the guest and detach it; share the files over the network instead (NFS, CephFS)"
+        text = f"{name} shares a folder with its node: {_label(share, number)}"
+        found.append(Obstacle("filesystem", text, mend))
+    return found
+
+
+def _disks(domain: Mapping[str, Any]) -> list[Obstacle]:
+    name, found = domain["name"], []
+    for disk in domain.get("disks") or []:
+        identity, target = disk.get("identity"), disk.get("target")
+        if disk.get("shared_storage") or not identity:
+            continue
+        if disk.get("device") in ("cdrom", "floppy"):
+            mend = f"eject it (virsh change-media {name} {target} --eject), or put the image on shared storage"
+            found.append(Obstacle("local_iso", f"{name} has {identity} of its node in drive {target}", mend))
+        else:
+            mend = "copy it to shared storage (iSCSI, Ceph, NFS)"
+            found.append(Obstacle("local_disk", f"{name} has disk {target} on its node only: {identity}", mend))
+    return found
+
+
+def _label(thing: Any, number: int) -> str:
+    """The most telling name that the facts give of a device or a shared folder."""
+    if isinstance(thing, Mapping):
+        keys = ("address", "identity", "source", "name", "target", "type")
+        return str(next((thing[key] for key in keys if thing.get(key)), f"number {number + 1}"))
+    return str(thing)

@@ -1,0 +1,149 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the planner knows: nodes, guests, the rules of the site, moves and blockers. Sizes are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+# What a node said when it compared a guest's CPU with its own: True, or why it can't run it.
+CpuMatrix = Mapping["tuple[str, str]", Union[bool, str]]
+RUNNING = ("running", "paused", "blocked", "pmsuspended", "in shutdown", "crashed", "idle")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why something can't be done, as a keyword and in words, and what mends it."""
+
+    reason: str
+    text: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say."""
+
+    name: str
+    memory: int = 0
+    threads: int = 1
+    bridges: frozenset[str] = frozenset()
+    machine_types: frozenset[str] = frozenset()
+    virt_types: frozenset[str] = frozenset()
+    vm_capable: bool = True
+    cordon: str | None = None
+    reachable: bool = True
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM on the node that named it; `node` is empty for one that is still to be placed.
+
+    `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all.
+    """
+
+    name: str
+    node: str
+    memory: int
+    uuid: str = ""
+    vcpus: int = 1
+    active: bool = True
+    tags: frozenset[str] = frozenset()
+    bridges: frozenset[str] = frozenset()
+    machine: str = ""
+    virt_type: str = ""
+    home: str | None = None
+    fixed: tuple[Obstacle, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others, also from a copy of the same name on another node."""
+        return (self.name, self.node)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the site asks for. `reserve` is kept for the node itself, `overhead` is added to each running guest."""
+
+    reserve: int = 2 * GIB
+    overhead: int = GIB // 8
+    anti_affinity: frozenset[str] = frozenset()
+    pins: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    cpu: CpuMatrix = field(default_factory=dict)
+    check_return: bool = True
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All that is known at the start of a plan."""
+
+    nodes: Mapping[str, Node]
+    guests: tuple[Guest, ...]
+    rules: Rules = field(default_factory=Rules)
+
+    def capacity(self, node: str) -> int:
+        """The bytes of memory that guests may take on the node."""
+        return self.nodes[node].memory - self.rules.reserve
+
+    def need(self, guest: Guest) -> int:
+        """The bytes that the guest takes on its node; nothing while it is shut off."""
+        return guest.memory + self.rules.overhead if guest.active else 0
+
+    def groups(self, guest: Guest) -> frozenset[str]:
+        """The tags of the guest that keep it away from others; a guest that is shut off disturbs nobody."""
+        return guest.tags & self.rules.anti_affinity if guest.active else frozenset()
+
+
+@dataclass(frozen=True)
+class Move:
+    """One migration: running guests live, those that are shut off as a definition."""
+
+    vm: str
+    uuid: str
+    source: str
+    target: str
+    mode: str
+    memory: int
+    why: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the module migrate takes it."""
+        names = {"vm": self.vm, "uuid": self.uuid, "from": self.source, "to": self.target}
+        return {**names, "mode": self.mode, "memory": self.memory}
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """Why the plan can't be carried out: the guest (empty when it is about a node), where, why, and what mends it."""
+
+    vm: str
+    node: str
+    reason: str
+    text: str
+    mend: str
+
+    def as_dict(self) -> dict[str, str]:
+        """As data for a result."""
+        return {"vm": self.vm, "node": self.node, "reason": self.reason, "text": self.text, "mend": self.mend}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What shall be done: moves in an order in which each is possible, or where new guests go; and what hinders."""
+
+    moves: tuple[Move, ...] = ()
+    blockers: tuple[Blocker, ...] = ()
+    placements: Mapping[str, str] = field(default_factory=dict)
+    emptied: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+
+def size_text(size: int) -> str:
+    """A size for people: 1.5 GiB, 512 MiB."""
+    if abs(size) < GIB:
+        return f"{size / 2**20:.4g} MiB"
+    return f"{size / GIB:.4g} GiB"

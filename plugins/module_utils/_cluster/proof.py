@@ -1,0 +1,159 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check a plan by replaying it, without anything of what made it: a plan that breaks a rule never leaves the planner.
+
+Only the model is shared with the planner. A guest counts on its target from the moment its move begins, and on its
+source until the move is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .model import Cluster, Guest, Move, Plan
+
+
+def violations(cluster: Cluster, plan: Plan, stages: Sequence[Sequence[Move]], opened: Iterable[str] = ()) -> list[str]:
+    """Every rule that the plan would break, in words; empty for a plan that holds.
+
+    `opened` are nodes that take guests although they are cordoned.
+    """
+    where = {guest.key: guest.node for guest in cluster.guests}
+    guests = {guest.key: guest for guest in cluster.guests}
+    if [move for stage in stages for move in stage] != list(plan.moves):
+        return ["the stages do not hold the moves in their order"]
+    found: list[str] = []
+    closed = plan.emptied | _shut(cluster, opened)
+    for stage in stages:
+        leaving: dict[tuple[str, str], str] = {}
+        for move in stage:
+            key = (move.vm, move.source)
+            if key not in guests or where[key] != move.source:
+                found.append(f"{move.vm} is not on {move.source} when its turn comes")
+                continue
+            found += _step(cluster, guests[key], move, closed)
+            found += _crowd(cluster, guests[key], move.target, where, leaving)
+            leaving[key] = move.source
+            where[key] = move.target
+    for guest in cluster.guests:
+        if not guest.node and guest.name in plan.placements:
+            target = plan.placements[guest.name]
+            found += _site(cluster, guest, target, closed) + _crowd(cluster, guest, target, where, {})
+            where[guest.key] = target
+    return found + _left(cluster, plan, where)
+
+
+def _shut(cluster: Cluster, opened: Iterable[str]) -> set[str]:
+    opened = set(opened)
+    return {
+        name
+        for name, node in cluster.nodes.items()
+        if not node.reachable or not node.vm_capable or (node.cordon is not None and name not in opened)
+    }
+
+
+def _step(cluster: Cluster, guest: Guest, move: Move, closed: Iterable[str]) -> list[str]:
+    """What is wrong with the move itself."""
+    found = [f"{guest.name} can't be moved: {obstacle.text}" for obstacle in guest.fixed]
+    if move.target == move.source:
+        found.append(f"{guest.name} is to move to where it is")
+    if move.mode != ("live" if guest.active else "offline"):
+        found.append(f"{guest.name} is to move {move.mode}")
+    back = cluster.rules.cpu.get((guest.name, move.source), True)
+    if cluster.rules.check_return and back is not True:
+        found.append(f"{guest.name} could never return to {move.source}")
+    return found + _site(cluster, guest, move.target, closed)
+
+
+def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) -> list[str]:
+    """What the target lacks for the guest."""
+    node, rules = cluster.nodes[target], cluster.rules
+    wrong = {
+        "takes no guests": target in closed,
+        "lacks a bridge": not guest.bridges <= node.bridges,
+        "lacks its machine type": bool(guest.machine and node.machine_types)
+        and guest.machine not in node.machine_types,
+        "lacks its type": bool(guest.virt_type and node.virt_types) and guest.virt_type not in node.virt_types,
+        "lacks its CPU": rules.cpu.get((guest.name, target), True) is not True,
+        "is not where it is pinned to": guest.name in rules.pins and target not in rules.pins[guest.name],
+    }
+    return [f"{guest.name} to {target}: {target} {words}" for words, broken in wrong.items() if broken]
+
+
+def _crowd(
+    cluster: Cluster,
+    guest: Guest,
+    target: str,
+    where: dict[tuple[str, str], str],
+    leaving: dict[tuple[str, str], str],
+) -> list[str]:
+    """What is wrong with the company: too little memory, or a guest that must be kept apart."""
+    if not guest.active:
+        return []
+    rules, taken, found = cluster.rules, guest.memory + cluster.rules.overhead, []
+    for other in cluster.guests:
+        here = where[other.key] == target or leaving.get(other.key) == target
+        if other.key == guest.key or not other.active or not here:
+            continue
+        taken += other.memory + rules.overhead
+        if guest.tags & other.tags & rules.anti_affinity:
+            found.append(f"{guest.name} to {target}: {other.name} is there")
+    if taken + rules.reserve > cluster.nodes[target].memory:
+        found.append(f"{guest.name} to {target}: too little memory")
+    return found
+
+
+def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> list[str]:
+    """Guests that stay on a node that shall be empty although no blocker says so; guests that travel twice."""
+    named = {(blocker.vm, blocker.node) for blocker in plan.blockers}
+    left = [
+        f"{guest.name} stays on {where[guest.key]} without a word"
+        for guest in cluster.guests
+        if where[guest.key] in plan.emptied and guest.key not in named and ("", guest.node) not in named
+    ]
+    trips = [(move.vm, move.source) for move in plan.moves]
+    return left + sorted({f"{vm} travels twice" for vm, source in trips if trips.count((vm, source)) > 1})
+
+
+def not_borne(cluster: Cluster, plan: Plan) -> dict[str, list[str]]:
+    """For each node whose loss the others could not bear after the plan: the running guests without a place.
+
+    They are started anew then, so memory, bridges, machine types and pins count, anti-affinity does not. Found by
+    packing the largest first into the tightest hole: a loss that only a cleverer packing could bear is named too.
+    """
+    target = {(move.vm, move.source): move.target for move in plan.moves}
+    where = {
+        g.key: plan.placements.get(g.name, "") if not g.node else target.get(g.key, g.node) for g in cluster.guests
+    }
+    active = sorted((g for g in cluster.guests if g.active and where[g.key]), key=lambda g: (-g.memory, g.key))
+    closed = plan.emptied | _shut(cluster, ())
+    result = {}
+    for lost in sorted({where[guest.key] for guest in active}):
+        free = {name: cluster.capacity(name) for name in sorted(cluster.nodes) if name not in closed and name != lost}
+        for guest in active:
+            if where[guest.key] in free:
+                free[where[guest.key]] -= guest.memory + cluster.rules.overhead
+        homeless = [g.name for g in active if where[g.key] == lost and not _restart(cluster, g, free)]
+        if homeless:
+            result[lost] = homeless
+    return result
+
+
+def _restart(cluster: Cluster, guest: Guest, free: dict[str, int]) -> bool:
+    """Take the guest's memory from the tightest node that can start it; False when none can."""
+    need = guest.memory + cluster.rules.overhead
+    tied = {"host_device", "filesystem", "local_disk", "local_iso"} & {obstacle.reason for obstacle in guest.fixed}
+    nodes = [name for name in free if free[name] >= need and not tied and _starts(cluster, guest, name)]
+    if not nodes:
+        return False
+    free[min(nodes, key=lambda name: (free[name], name))] -= need
+    return True
+
+
+def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:
+    """Whether the node has what the guest needs to start there; its present CPU doesn't matter for that."""
+    node = cluster.nodes[name]
+    machine = not guest.machine or not node.machine_types or guest.machine in node.machine_types
+    pinned = guest.name in cluster.rules.pins and name not in cluster.rules.pins[guest.name]
+    return machine and not pinned and guest.bridges <= node.bridges

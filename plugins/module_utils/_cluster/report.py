@@ -1,0 +1,106 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plan as data for a result, and as a text that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .model import Cluster, Move, Plan, size_text
+
+
+def node_rows(now: Cluster, cluster: Cluster, plan: Plan) -> list[dict[str, Any]]:
+    """For each node that answers: what guests may take there, and what they take now and after, in bytes.
+
+    `cluster` differs from `now` by the guests that the plan places.
+    """
+    target = {(move.vm, move.source): move.target for move in plan.moves}
+    rows = []
+    for name in sorted(name for name, node in cluster.nodes.items() if node.reachable):
+        before = [guest for guest in now.guests if guest.node == name]
+        after = [g for g in cluster.guests if target.get(g.key, g.node or plan.placements.get(g.name)) == name]
+        memory = {
+            "total": cluster.nodes[name].memory,
+            "usable": max(0, cluster.capacity(name)),
+            "before": sum(now.need(guest) for guest in before),
+            "after": sum(cluster.need(guest) for guest in after),
+        }
+        rows.append({"name": name, "memory": memory, "vms": {"before": len(before), "after": len(after)}})
+    return rows
+
+
+def move_lines(stages: Sequence[Sequence[Move]]) -> list[str]:
+    """The moves in their order, one a line."""
+    lines = []
+    for number, stage in enumerate(stages, 1):
+        for move in stage:
+            reason = "" if move.why == "drain" else f"  ({move.why})"
+            size = size_text(move.memory)
+            lines.append(f"{number}  {move.vm}  {move.source} -> {move.target}  {move.mode}  {size}{reason}")
+    return lines
+
+
+def text(
+    plan: Plan,
+    stages: Sequence[Sequence[Move]],
+    rows: Sequence[Mapping[str, Any]],
+    lost: Mapping[str, Sequence[str]],
+    new: Sequence[str],
+) -> str:
+    """The whole plan as a text: what hinders it, the moves or places, the memory of the nodes, what is left of N-1."""
+    parts = []
+    if plan.blockers:
+        parts.append(_section("It can't be done:", blocker_lines(plan)))
+    if plan.moves:
+        what = "Moves that are possible all the same" if plan.blockers else "Moves"
+        head = f"{what} ({len(plan.moves)}; the number is the stage, stages run one after the other):"
+        parts.append(_section(head, _columns([line.split("  ") for line in move_lines(stages)])))
+    if plan.placements:
+        places = [[vm, node, "new" if vm in new else "is there"] for vm, node in plan.placements.items()]
+        parts.append(_section("Places:", _columns(places)))
+    if not parts:
+        parts.append("Nothing to do.")
+    parts.append(_section("Memory of the nodes (running VMs, of what they may take):", _memory(rows)))
+    parts.append(_n_minus_1(lost))
+    parts += [f"Note: {warning}." for warning in plan.warnings]
+    return "\n".join(parts)
+
+
+def blocker_lines(plan: Plan) -> list[str]:
+    """Each blocker with what mends it."""
+    return [f"{blocker.text}. Mend: {blocker.mend}." for blocker in plan.blockers]
+
+
+def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        memory = row["memory"]
+        sizes = f"{size_text(memory['before'])} -> {size_text(memory['after'])}"
+        share = f"{100 * memory['after'] / memory['usable']:.0f} %" if memory["usable"] else "-"
+        vms = f"{row['vms']['before']} -> {row['vms']['after']} VMs"
+        lines.append([row["name"], sizes, f"of {size_text(memory['usable'])}", share, vms])
+    return _columns(lines)
+
+
+def _n_minus_1(lost: Mapping[str, Sequence[str]]) -> str:
+    if not lost:
+        return "N-1 after it: yes, the loss of any one node can be borne."
+    words = "; ".join(f"without {node} there is no place for {_some(vms)}" for node, vms in lost.items())
+    return f"N-1 after it: no: {words}."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _section(head: str, lines: Iterable[str]) -> str:
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows with their cells under each other."""
+    count = max((len(row) for row in rows), default=0)
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -1,0 +1,142 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A logical unit of an iSCSI target, reached by QEMU's own initiator: the same XML on every node, no host device.
+
+See https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms and https://libvirt.org/formatsecret.html.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement
+
+from .._fields import Field
+from .._identity import initiator_iqn
+from .._xml import Property, find, make
+from .kind import Kind
+
+IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
+PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Name:
+    """The IQN or the number of the logical unit: libvirt keeps both in one attribute, `IQN/LUN`."""
+
+    lun: bool
+
+    def get(self, disk: Element) -> Any:
+        """The one half."""
+        iqn, _slash, lun = (Property("source/@name").get(disk) or "").partition("/")
+        if self.lun:
+            return int(lun) if lun.isdecimal() else 0
+        return iqn or None
+
+    def put(self, disk: Element, value: Any) -> None:
+        """Write the one half and keep the other."""
+        iqn, lun = (Name(False).get(disk) or "", value) if self.lun else (value, Name(True).get(disk))
+        Property("source/@name").put(disk, f"{iqn}/{lun}")
+
+
+class Portal:
+    """Address and port of the target, as in 10.231.5.10:3260 or [fd00::10]:3260."""
+
+    def get(self, disk: Element) -> str | None:
+        """The first host of the source."""
+        host = find(disk, "source/host")
+        if host is None:
+            return None
+        address = host.get("name", "")
+        return f"{f'[{address}]' if ':' in address else address}:{host.get('port', '3260')}"
+
+    def put(self, disk: Element, value: str) -> None:
+        """Write it."""
+        address, _colon, port = value.rpartition(":")
+        make(disk, "source/host").attrib.update({"name": address.strip("[]"), "port": port})
+
+
+def check_iqn(value: str) -> str:
+    """An iSCSI qualified name (RFC 3720, 3.2.6.3.1) in the lower case in which both ends compare it."""
+    if not IQN.fullmatch(value) or len(value) > 223:
+        raise ValueError(
+            f"{value!r} is not an iSCSI qualified name; write lower case letters, digits, dots, hyphens and colons "
+            "such as iqn.2026-11.org.example:drover-web1-0"
+        )
+    return value
+
+
+def check_portal(value: str) -> str:
+    """An address with a port; a name is taken as it is."""
+    match = PORTAL.fullmatch(value)
+    if match and 1 <= int(match.group(2)) <= 65535:
+        address = match.group(1)
+        try:
+            if address.startswith("["):
+                address = f"[{ipaddress.IPv6Address(address.strip('[]'))}]"
+            elif address.replace(".", "").isdecimal():
+                address = str(ipaddress.IPv4Address(address))
+        except ValueError:
+            match = None
+        if match:
+            return f"{address}:{int(match.group(2))}"
+    raise ValueError(f"{value!r} is not a portal; write address and port, such as 10.231.5.10:3260 or [fd00::10]:3260")
+
+
+def _check_lun(value: int) -> int:
+    if not 0 <= value <= 16383:
+        raise ValueError(f"{value} is not a logical unit; write a number from 0 to 16383")
+    return value
+
+
+def _check_word(value: str) -> str:
+    if not WORD.fullmatch(value):
+        raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
+    return value
+
+
+FIELDS = (
+    Field("iqn", check=check_iqn, place=Name(lun=False)),
+    Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
+    Field("portal", check=check_portal, place=Portal()),
+    Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
+    Field("user", check=_check_word, place=Property("source/auth/@username")),
+    Field(
+        "secret",
+        # The name of a libvirt secret; what it holds never comes here.
+        no_log=False,
+        check=_check_word,
+        place=Property("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
+    ),
+)
+
+
+def _recognises(disk: Element) -> bool:
+    return disk.get("type") == "network" and Property("source/@protocol").get(disk) == "iscsi"
+
+
+def _source() -> Element:
+    disk = Element("disk", {"type": "network"})
+    # The guest's own cache is enough; with the node's cache a live migration would not be safe.
+    SubElement(disk, "driver", {"name": "qemu", "cache": "none"})
+    SubElement(disk, "source", {"protocol": "iscsi"})
+    return disk
+
+
+def _fill(options: dict[str, Any], vm: str, _number: int) -> dict[str, Any]:
+    given = {name: value for name, value in options.items() if value is not None}
+    return {**options, "lun": 1, "format": "raw", "initiator": initiator_iqn(vm), **given}
+
+
+def _identity(options: dict[str, Any]) -> str | None:
+    if not options.get("iqn") or not options.get("portal"):
+        return None
+    lun = options.get("lun")
+    return f"iscsi:{options['iqn']}/{1 if lun is None else lun}@{options['portal']}"
+
+
+ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity)

@@ -1,0 +1,53 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a VM may be defined, started or deprived of its disks here: asks the node and its peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._errors import Refused
+from .neighbours import Claim, check_definition, check_elsewhere, check_start
+from .site import FRESH_SECONDS, Site
+
+HERE = "this node"
+
+
+class Admission:
+    """The questions for one VM. `fenced`: peers that give no answer are known to be off."""
+
+    def __init__(self, site: Site, name: str, fenced: bool) -> None:
+        self.site = site
+        self.name = name
+        self.fenced = fenced
+
+    def definition(self, before: set[Claim], after: set[Claim], uuid: str, new: bool) -> None:
+        """Raise Refused when the definition claims what belongs to another domain, here or on a peer that answers."""
+        if not after - before:
+            return
+        peers, _silent = self.site.peers()
+        if new:
+            check_elsewhere(self.name, uuid, peers)
+        check_definition(self.name, after - before, {HERE: self.site.surveyed, **peers})
+
+    def start(self, held: set[Claim], uuid: str, seconds: float = FRESH_SECONDS) -> None:
+        """Raise Refused when the VM may exist elsewhere, or another one uses what it holds."""
+        peers = self.answers("started", seconds)
+        check_elsewhere(self.name, uuid, peers)
+        check_start(self.name, held, {HERE: self.site.surveyed, **peers})
+
+    def answers(self, act: str, seconds: float = FRESH_SECONDS) -> dict[str, list[dict[str, Any]]]:
+        """What the peers hold. Raises Refused when one gave no answer and is not known to be off."""
+        peers, silent = self.site.peers(seconds)
+        if silent and not self.fenced:
+            raise Refused(
+                f"{self.name} is not {act}: {', '.join(silent)} gave no answer, and it may run there. Run this again "
+                "when they answer, or, when you know that they are powered off, with unreachable_peers=assume_off",
+                unreachable=silent,
+            )
+        return peers
+
+    def plan(self, claims: set[Claim], runs: bool) -> None:
+        """Remember what this VM will hold, so that no other VM of the same task may claim it."""
+        self.site.surveyed.append({"name": self.name, "active": runs, "claims": sorted(map(list, claims))})

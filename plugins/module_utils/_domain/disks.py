@@ -1,0 +1,183 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disks of a VM: its options, and what they are in the domain XML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._disks.file import FILE
+from .._disks.iscsi import ISCSI
+from .._disks.kind import Kind
+from .._errors import Invalid, Refused
+from .._fields import Field
+from .._identity import target_name, target_number
+from .._xml import Flag, Property, add_device, devices, drop, find
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE)}
+TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
+SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
+MIB = 2**20
+
+
+def _check_target(value: str) -> str:
+    if not TARGET.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a guest's disk; write vda, vdb, sda ...")
+    return value
+
+
+def _check_serial(value: str) -> str:
+    if not SERIAL.fullmatch(value):
+        raise ValueError(f"{value!r} is not a serial number: 1 to 20 letters, digits and . _ + -")
+    return value
+
+
+def _check_size(value: int) -> int:
+    if value % MIB or not MIB <= value <= 2**50:
+        raise ValueError(f"{value} bytes are not whole mebibytes from 1MiB to 1PiB")
+    return value
+
+
+COMMON = (
+    Field("target", check=_check_target, place=Property("target/@dev")),
+    Field("device", choices=("disk", "cdrom"), place=Property("@device")),
+    Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
+    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
+    Field("serial", check=_check_serial, place=Property("serial")),
+    Field("readonly", type="bool", place=Flag("readonly")),
+)
+DISKS: tuple[Field, ...] = (
+    Field("type", choices=tuple(KINDS), required=True),
+    *COMMON,
+    Field("size", type="size", check=_check_size),
+    *(field for kind in KINDS.values() for field in kind.fields),
+)
+# What the guest sees of a disk, or how its bytes are read: another value would be another disk.
+FIXED = ("device", "bus", "format")
+
+
+def read(disk: Element) -> dict[str, Any] | None:
+    """The options of one disk of a domain; None for a kind of storage that this module does not know."""
+    kind = _kind(disk)
+    if kind is None:
+        return None
+    options: dict[str, Any] = {"type": kind.name}
+    options.update({field.name: field.place.get(disk) for field in (*COMMON, *kind.fields)})
+    options["device"] = options["device"] or "disk"
+    return options
+
+
+def read_all(root: Element) -> list[dict[str, Any]]:
+    """The options of all disks that this module knows, in their order."""
+    return [options for options in map(read, devices(root, "disk")) if options is not None]
+
+
+def identity(options: Mapping[str, Any]) -> str | None:
+    """The name by which the disk's storage is the same on every node."""
+    return KINDS[options["type"]].identity(dict(options))
+
+
+def filled(wanted: Sequence[Mapping[str, Any]], vm: str) -> list[dict[str, Any]]:
+    """The disks as declared, completed with what follows from the VM's name and their place in the list."""
+    result: list[dict[str, Any]] = []
+    numbers = {"disk": 0, "cdrom": 0}
+    for options in wanted:
+        device = options.get("device") or "disk"
+        target = options.get("target")
+        number = target_number(target) if target else numbers[device]
+        numbers[device] = number + 1
+        result.append(KINDS[options["type"]].fill({**options, "device": device}, vm, number))
+    return result
+
+
+def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, int]:
+    """Make the disks of the definition exactly these; kinds that this module does not know stay.
+
+    A disk is found by its target, else by its storage. Returns the declared sizes by target. Raises Invalid, Refused.
+    """
+    present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
+    pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
+    kept = [disk for _given, _options, disk in pairs if disk is not None]
+    parent = find(root, "devices")
+    for disk in present:
+        if parent is not None and not any(disk is other for other in kept):
+            drop(parent, disk)
+    sizes: dict[str, int] = {}
+    for place, (given, options, found) in enumerate(pairs):
+        if found is None:
+            _add(root, options, f"disks[{place}]")
+        else:
+            _change(found, given, f"disks[{place}]")
+            options["target"] = Property("target/@dev").get(found)
+        if given.get("size"):
+            sizes[options["target"]] = given["size"]
+    return sizes
+
+
+def _kind(disk: Element) -> Kind | None:
+    return next((kind for kind in KINDS.values() if kind.recognises(disk)), None)
+
+
+def _match(present: Sequence[Element], given: Mapping[str, Any], options: Mapping[str, Any]) -> Element | None:
+    by_target = [
+        disk for disk in present if given.get("target") and Property("target/@dev").get(disk) == given["target"]
+    ]
+    name = identity(options)
+    by_storage = [disk for disk in present if name and identity(read(disk) or options) == name]
+    found = by_target or ([] if given.get("target") else by_storage)
+    if by_storage and by_target and by_storage[0] is not by_target[0]:
+        raise Refused(f"{name} is already {Property('target/@dev').get(by_storage[0])} of this VM")
+    return found[0] if found else None
+
+
+def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
+    before = read(disk) or {}
+    after = {**before, **{name: value for name, value in given.items() if value is not None and name in before}}
+    target = before["target"]
+    if given["type"] != before["type"]:
+        raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
+    for name in FIXED:
+        if after[name] != before[name]:
+            raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")
+    if before["device"] == "disk" and identity(before) and identity(after) != identity(before):
+        raise Refused(
+            f"{where}: {target} is {identity(before)}, not {identity(after)}; take it off first, then add this one"
+        )
+    _put(disk, {name: value for name, value in after.items() if value != before[name]}, before["type"])
+
+
+def _put(disk: Element, values: Mapping[str, Any], kind: str) -> None:
+    for field in (*COMMON, *KINDS[kind].fields):
+        if field.name in values:
+            field.place.put(disk, values[field.name])
+
+
+def _add(root: Element, options: dict[str, Any], where: str) -> None:
+    kind = KINDS[options["type"]]
+    missing = [name for name in kind.needs if options.get(name) is None]
+    if missing and not (options["device"] == "cdrom" and missing == ["path"]):
+        raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
+    if kind.name == "iscsi" and options["format"] != "raw":
+        raise Invalid(f"{where}: a disk of type iscsi has the format raw", option=where)
+    if bool(options.get("user")) != bool(options.get("secret")):
+        raise Invalid(f"{where}: user and secret go together", option=where)
+    cdrom = options["device"] == "cdrom"
+    options["bus"] = options.get("bus") or ("sata" if cdrom else "virtio")
+    if cdrom and options["bus"] == "virtio":
+        raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
+    options["readonly"] = True if cdrom else options.get("readonly")
+    options["target"] = options.get("target") or _free_target(root, "vd" if options["bus"] == "virtio" else "sd")
+    disk = kind.source()
+    _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
+    if cdrom:
+        Property("driver/@discard").put(disk, None)
+    add_device(root, disk)
+
+
+def _free_target(root: Element, prefix: str) -> str:
+    taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
+    return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)

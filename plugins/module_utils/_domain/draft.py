@@ -1,0 +1,119 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One VM's definition as it is, as it shall be, and what runs of it. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._disks import plan as storage
+from .._errors import Invalid
+from .._identity import vm_uuid
+from .._libvirt import Domain
+from .._xml import parse, text_of
+from . import disks, live, power, sheet
+from .facts import domain_facts
+from .site import Site
+
+
+class Draft:
+    """The trees of one VM. `before` is None for a new VM, `running` for one that is off."""
+
+    def __init__(self, params: Mapping[str, Any], site: Site, domain: Domain | None) -> None:
+        self.params = params
+        self.site = site
+        self.domain = domain
+        self.facts = domain_facts(domain) if domain else None
+        self.after: Element = Element("domain")
+        self.before = parse(domain.xml) if domain else None
+        self.running = parse(domain.live_xml) if domain and domain.live_xml else None
+        self.files: list[storage.Change] = []
+        self.vlans: list[tuple[str, str]] = []
+        self.record: str | None = None
+
+    @property
+    def redefined(self) -> bool:
+        """Whether the definition must be written."""
+        if self.before is None or self.domain is None or not self.domain.persistent:
+            return True
+        return text_of(self.before) != text_of(self.after)
+
+    def words(self) -> str:
+        """What changes in the definition."""
+        after = sheet.read(self.after)
+        if self.before is None:
+            disks_nics = f"{len(after['disks'])} disks, {len(after['nics'])} NICs"
+            return f"define it: {after['vcpus']} vCPUs, {sheet.shown('memory', after['memory'])}, {disks_nics}"
+        changes = sheet.changes(sheet.read(self.before), after)
+        when = " (the guest has it from its next start)" if changes and self.running is not None else ""
+        return f"change its definition: {', '.join(changes) or 'keep it'}{when}"
+
+    def paths(self) -> list[str]:
+        """The files of the VM's disks, as defined and as declared."""
+        defined = [] if self.before is None else disks.read_all(self.before)
+        declared = disks.filled(self.params["disks"] or [], self.params["name"])
+        return [disk["path"] for disk in [*defined, *declared] if disk["type"] == "file" and disk.get("path")]
+
+    @property
+    def uuid(self) -> str:
+        """The UUID that the VM has or will have."""
+        return self.domain.uuid if self.domain else self.params["uuid"] or vm_uuid(self.params["name"])
+
+    def uses(self, target: str) -> bool:
+        """Whether the running VM has this disk."""
+        running = [] if self.running is None else disks.read_all(self.running)
+        return target in {disk["target"] for disk in running}
+
+    def state(self, root: Element, power_state: str, autostart: bool) -> dict[str, Any]:
+        """The sheet of a definition with the power state, autostart, and what waits for the next start."""
+        options = sheet.read(root)
+        pending = [] if self.running is None else sheet.pending(self.running, options)
+        if self.params["disks"] is not None:
+            storage.measure(options["disks"])
+        name = self.params["name"]
+        return {"name": name, "state": power_state, **options, "autostart": autostart, "pending_restart": pending}
+
+    def edit(self, act: str | None) -> dict[str, Any]:
+        """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
+
+        Returns the state that the VM will have; fills `files`, `vlans` and `record`. Raises Invalid and Refused.
+        """
+        self._check_host()
+        if self.before is None:
+            self.after = sheet.create(self.params, self.site.offer)
+        else:
+            self.after = deepcopy(self.before)
+        bridges = self.site.bridges if self.params["nics"] else {}
+        sizes = sheet.edit(self.after, self.params, bridges)
+        if act in ("shutdown", "destroy", "wait"):
+            self.running = None
+        options = sheet.read(self.after)
+        if self.running is not None and self.params["nics"] is not None:
+            self.vlans = live.vlans(self.running, options)
+        if self.running is not None and self.params["tags"] is not None:
+            self.record = live.tags(self.running, options)
+        state = self.state(self.after, self._power_after(act), self._autostart())
+        if self.params["disks"] is not None:
+            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+            self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
+        return state
+
+    def _check_host(self) -> None:
+        memory = self.params["memory"]
+        if memory is not None and memory > self.site.offer["memory"]:
+            has = self.site.offer["memory"]
+            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
+
+    def _power_after(self, act: str | None) -> str:
+        if act is None:
+            return self.facts["state"] if self.facts else power.STOPPED
+        return "running" if act == "start" else power.STOPPED
+
+    def _autostart(self) -> bool:
+        if self.params["autostart"] is not None:
+            return bool(self.params["autostart"])
+        return bool(self.domain and self.domain.autostart)

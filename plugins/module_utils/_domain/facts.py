@@ -1,0 +1,166 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Facts of one domain, from its XML and the words of libvirt. Pure; sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element
+
+from .._xml import devices, find, parse, text_of
+from . import metadata
+
+if TYPE_CHECKING:
+    from .._libvirt import Domain
+
+UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS.update(
+    {
+        name: 2**power
+        for power, names in ((10, "k KiB"), (20, "M MiB"), (30, "G GiB"), (40, "T TiB"))
+        for name in names.split()
+    }
+)
+NETWORK_TYPES = frozenset({"iscsi", "rbd", "nbd", "gluster", "nfs", "ssh", "http", "https"})
+
+
+def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:
+    """The facts of a domain: of the running one where it runs, else of its definition.
+
+    `shared_mounts` are the mount points of file systems that other nodes see too; files below are shared storage.
+    """
+    root = parse(domain.live_xml or domain.xml)
+    definition = parse(domain.xml) if domain.live_xml and domain.xml else root
+    cpu = find(root, "cpu")
+    return {
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "id": domain.id,
+        "state": domain.state,
+        "reason": domain.reason,
+        "job": domain.job,
+        "persistent": domain.persistent,
+        "autostart": domain.autostart,
+        "vcpus": _vcpus(root),
+        "memory": _memory(root),
+        "machine": _attribute(root, "os/type", "machine"),
+        "arch": _attribute(root, "os/type", "arch"),
+        "virt_type": root.get("type"),
+        "cpu": text_of(cpu).strip() if cpu is not None and domain.live_xml else None,
+        "disks": [disk_facts(disk, shared_mounts) for disk in devices(root, "disk")],
+        "nics": [nic_facts(nic) for nic in devices(root, "interface")],
+        "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
+        "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
+        "metadata": metadata.read(root),
+        "marker": metadata.marker(root) or metadata.marker(definition),
+    }
+
+
+def _attribute(element: Element, path: str, name: str) -> str | None:
+    found = find(element, path)
+    return None if found is None else found.get(name)
+
+
+def size_of(element: Element | None) -> int | None:
+    """Bytes of an element with a `unit` (libvirt's default is KiB)."""
+    if element is None or not (element.text or "").strip().isdecimal():
+        return None
+    return int(str(element.text)) * UNITS.get(element.get("unit", "KiB"), 1024)
+
+
+def _memory(root: Element) -> dict[str, int | None]:
+    maximum = size_of(find(root, "memory"))
+    current = size_of(find(root, "currentMemory"))
+    return {"current": maximum if current is None else current, "maximum": maximum}
+
+
+def _vcpus(root: Element) -> dict[str, int]:
+    element = find(root, "vcpu")
+    maximum = int(element.text or 1) if element is not None else 1
+    return {"current": int(element.get("current", maximum)) if element is not None else 1, "maximum": maximum}
+
+
+def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:
+    """One disk: what it is on the guest's side, and by which identity its storage is known."""
+    kind, identity = disk_identity(disk)
+    return {
+        "target": _attribute(disk, "target", "dev"),
+        "device": disk.get("device", "disk"),
+        "type": kind,
+        "identity": identity,
+        "format": _attribute(disk, "driver", "type"),
+        "size": None,
+        "readonly": find(disk, "readonly") is not None,
+        "shared_storage": kind in NETWORK_TYPES or (kind == "file" and _below(identity, shared_mounts)),
+    }
+
+
+def _below(identity: str | None, mounts: Sequence[str]) -> bool:
+    parents = {str(parent) for parent in PurePosixPath((identity or "")[len("file:") :]).parents}
+    return bool(parents & set(mounts))
+
+
+def disk_identity(disk: Element) -> tuple[str, str | None]:
+    """The kind of a disk and the name by which its storage is the same on every node; None for an empty drive."""
+    source = find(disk, "source")
+    kind = disk.get("type", "file")
+    if source is None:
+        return kind, None
+    if kind == "network":
+        return _network_identity(source)
+    if kind == "block":
+        path = source.get("dev") or ""
+        return ("lvm" if _is_lvm(path) else "block"), f"block:{path}" if path else None
+    if kind == "volume":
+        return kind, f"volume:{source.get('pool')}/{source.get('volume')}"
+    path = source.get("file") or source.get("dir") or ""
+    return kind, f"{kind}:{path}" if path else None
+
+
+def _network_identity(source: Element) -> tuple[str, str]:
+    protocol = source.get("protocol") or "network"
+    name = source.get("name") or ""
+    host = find(source, "host")
+    address = (host.get("name") or host.get("socket") or "") if host is not None else ""
+    if protocol == "iscsi":
+        # A monitor of Ceph is only a way to the image; a portal is a part of what an IQN means.
+        if "/" not in name:
+            name += "/0"
+        port = (host.get("port") if host is not None else None) or "3260"
+        return protocol, f"iscsi:{name}@{f'[{address}]' if ':' in address else address}:{port}"
+    return protocol, f"{protocol}:{name}" + (f"@{address}" if address and protocol != "rbd" else "")
+
+
+def _is_lvm(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return len(parts) == 4 and parts[1] == "dev" and parts[2] not in {"mapper", "disk", "block"}
+
+
+def nic_facts(nic: Element) -> dict[str, Any]:
+    """One NIC: its address, what it is plugged into, and its VLAN (or VLANs, for a trunk)."""
+    kind = nic.get("type", "bridge")
+    vlan = find(nic, "vlan")
+    tags = [int(tag.get("id", 0)) for tag in ([] if vlan is None else vlan) if tag.tag == "tag"]
+    trunk = len(tags) > 1 or (vlan is not None and vlan.get("trunk") == "yes")
+    return {
+        "mac": _attribute(nic, "mac", "address"),
+        "type": kind,
+        "bridge": _attribute(nic, "source", "bridge"),
+        "vlan": tags[0] if tags and not trunk else None,
+        "trunks": tags if trunk else [],
+        "model": _attribute(nic, "model", "type"),
+        "target": _attribute(nic, "target", "dev"),
+    }
+
+
+def _hostdev(device: Element) -> dict[str, Any]:
+    source = find(device, "source")
+    address = None if source is None else find(source, "address")
+    return {
+        "type": device.get("type"),
+        "mode": device.get("mode"),
+        "source": {} if address is None else dict(address.items()),
+    }

@@ -1,0 +1,149 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The NICs of a VM: plugged into a bridge of the node, with the address that follows from the VM's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._errors import Invalid, Refused
+from .._fields import Field, check_mac, check_vlan
+from .._identity import vm_mac
+from .._xml import Property, add, add_device, devices, drop, find
+
+BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
+
+
+class Vlan:
+    """The one VLAN of an access port; None without a VLAN, and for a trunk, which this module does not change."""
+
+    def get(self, nic: Element) -> int | None:
+        """The VLAN."""
+        vlan = find(nic, "vlan")
+        tags = [] if vlan is None or vlan.get("trunk") == "yes" else [tag for tag in vlan if tag.tag == "tag"]
+        return int(tags[0].get("id", "0")) if len(tags) == 1 else None
+
+    def put(self, nic: Element, value: int) -> None:
+        """Write it. Raises Refused for a trunk."""
+        if find(nic, "vlan") is not None and self.get(nic) is None:
+            raise Refused("a NIC with several VLANs (a trunk) can't be changed yet")
+        Property("vlan/tag/@id").put(nic, str(value))
+
+
+def check_bridge(value: str) -> str:
+    """The name of a network interface of Linux, at most 15 characters."""
+    if not BRIDGE.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a bridge: 1 to 15 letters, digits and . _ -")
+    return value
+
+
+VLAN = Vlan()
+NICS: tuple[Field, ...] = (
+    Field("bridge", check=check_bridge, place=Property("source/@bridge")),
+    Field("vlan", type="int", check=check_vlan, place=VLAN),
+    Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
+    Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
+)
+
+
+def known(nic: Element) -> bool:
+    """Whether this module may change the NIC; others (libvirt networks, macvtap, host devices) stay as they are."""
+    return nic.get("type") == "bridge"
+
+
+def read(nic: Element) -> dict[str, Any]:
+    """The options of one NIC."""
+    return {field.name: field.place.get(nic) for field in NICS}
+
+
+def read_all(root: Element) -> list[dict[str, Any]]:
+    """The options of all NICs that this module knows, in their order."""
+    return [read(nic) for nic in devices(root, "interface") if known(nic)]
+
+
+def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: Mapping[str, str], boot: bool) -> None:
+    """Make the NICs of the definition exactly these; a NIC is found by its `mac`, else by its place in the list.
+
+    `bridges` are the node's bridges with their type (ovs or linux), `boot` says whether the VM boots from the network.
+    """
+    present = [nic for nic in devices(root, "interface") if known(nic)]
+    by_mac = {nic_mac(nic): nic for nic in present}
+    claimed = [by_mac[options["mac"]] for options in wanted if options.get("mac") in by_mac]
+    rest = [nic for nic in present if not any(nic is other for other in claimed)]
+    parent = find(root, "devices")
+    for place, options in enumerate(wanted):
+        mac = options.get("mac")
+        nic = by_mac.get(mac) if mac else next(iter(rest), None)
+        rest = [other for other in rest if other is not nic]
+        if nic is None:
+            _add(root, {**options, "mac": mac or _free_mac(root, vm, place)}, bridges, boot, f"nics[{place}]")
+        else:
+            _change(nic, options, bridges, f"nics[{place}]")
+    for nic in rest:
+        if parent is not None:
+            drop(parent, nic)
+
+
+def nic_mac(nic: Element) -> str | None:
+    """The address in lower case."""
+    return (Property("mac/@address").get(nic) or "").lower() or None
+
+
+def _free_mac(root: Element, vm: str, number: int) -> str:
+    taken = {nic_mac(nic) for nic in devices(root, "interface")}
+    while vm_mac(vm, number) in taken:
+        number += 1
+    return vm_mac(vm, number)
+
+
+def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str], where: str) -> None:
+    before = read(nic)
+    changes = {name: value for name, value in options.items() if value is not None and value != before[name]}
+    if "model" in changes:
+        raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; the guest would see another NIC")
+    for name, value in changes.items():
+        next(field for field in NICS if field.name == name).place.put(nic, value)
+    if "bridge" in changes or "vlan" in changes:
+        _plug(nic, bridges, where)
+
+
+def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> None:
+    if not options.get("bridge"):
+        raise Invalid(f"{where}: bridge is missing; a new NIC needs it", option=where)
+    nic = Element("interface", {"type": "bridge"})
+    values = {**options, "model": options.get("model") or "virtio"}
+    for name in ("mac", "bridge", "vlan", "model"):
+        field = next(field for field in NICS if field.name == name)
+        if values.get(name) is not None:
+            field.place.put(nic, values[name])
+    _plug(nic, bridges, where)
+    if not boot:
+        # The boot ROM of a NIC costs a second at each start.
+        add(nic, "rom", {"enabled": "no"})
+    add_device(root, nic)
+
+
+def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:
+    """What the type of the bridge asks for in the XML. Raises Invalid or Refused."""
+    bridge = Property("source/@bridge").get(nic)
+    kind = bridges.get(bridge)
+    port = find(nic, "virtualport")
+    if kind is None:
+        have = ", ".join(sorted(bridges)) or "none"
+        raise Invalid(f"{where}: this node has no bridge {bridge} (it has: {have})", option=where)
+    if kind == "ovs":
+        if port is None:
+            add(nic, "virtualport", {"type": "openvswitch"})
+        return
+    if find(nic, "vlan") is not None:
+        raise Invalid(
+            f"{where}: {bridge} is a Linux bridge, which libvirt can't give a VLAN; use an Open vSwitch bridge or a "
+            "bridge that carries this VLAN alone",
+            option=where,
+        )
+    if port is not None:
+        drop(nic, port)

@@ -1,0 +1,64 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which act leads from a domain's state to the one that is wanted, and what must not be done to it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._errors import Refused
+
+STOPPED = "stopped"
+OFF = {"running": "shutdown", "stopping": "wait"}
+RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
+
+
+def guard(facts: dict[str, Any]) -> None:
+    """Raise Refused where somebody else is at work on the domain: a migration that runs or was cut off, another job."""
+    name, marker = facts["name"], facts["marker"]
+    if marker is not None:
+        raise Refused(
+            f"{name} carries the marker of a migration from {marker['from']} to {marker['to']}; {RECOVER}",
+            marker=marker,
+        )
+    if facts["state"] == "paused" and "migrat" in str(facts["reason"]):
+        raise Refused(f"{name} is paused by a migration ({facts['reason']}); {RECOVER}")
+    if facts["job"] is not None:
+        raise Refused(
+            f"{name} has a job that runs ({facts['job'].get('type')}); wait until it is done", job=facts["job"]
+        )
+
+
+def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
+    """`start`, `shutdown`, `destroy` or `wait`; None where nothing is to do. Raises Refused with the reason.
+
+    `facts` are None for a VM that is not there; `wanted` is one of running, stopped, present, absent.
+    """
+    if facts is None:
+        return "start" if wanted == "running" else None
+    name, state, reason = facts["name"], facts["state"], facts["reason"]
+    if wanted == "present" or (state == STOPPED and wanted in ("stopped", "absent")):
+        return None
+    if wanted == "running" and state == "running":
+        return None
+    guard(facts)
+    if wanted == "running" and state != STOPPED:
+        raise Refused(f"{name} is {state} ({reason}); it is not resumed blindly: {_mend(state, reason)}")
+    if wanted == "absent" and not force:
+        raise Refused(f"{name} is {state}; stop it first (state=stopped), or cut its power with force=true")
+    if state not in OFF and not force and wanted != "running":
+        raise Refused(f"{name} is {state} ({reason}) and can't shut down by itself; force=true cuts its power")
+    return "start" if wanted == "running" else "destroy" if force else OFF[state]
+
+
+def _mend(state: str, reason: str) -> str:
+    if state == "stopping":
+        return "it is shutting down; run again when it has stopped"
+    if "I/O" in reason:
+        return "its storage failed or is full; mend that, then resume it with virsh resume"
+    if state == "paused":
+        return (
+            "somebody paused it; look why, then resume it with virsh resume, or stop it with state=stopped, force=true"
+        )
+    return "look at its console, then stop it with state=stopped, force=true"

@@ -1,0 +1,114 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A VM's definition as its sheet: the options of module vm in plain data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._errors import Invalid, Refused
+from .._fields import names_after, size_text
+from .._identity import vm_uuid
+from .._xml import Property
+from . import disks, metadata, nics
+from .create import default_cpu, skeleton
+from .hardware import FIXED, HARDWARE
+
+SIZES = ("memory", "size")
+
+
+def read(root: Element) -> dict[str, Any]:
+    """The options that describe this definition."""
+    return {
+        **{field.name: field.place.get(root) for field in HARDWARE},
+        "tags": metadata.read(root)["tags"],
+        "disks": disks.read_all(root),
+        "nics": nics.read_all(root),
+    }
+
+
+def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
+    """A new definition; `offer` is what the node has (see `create.skeleton`). Raises Invalid."""
+    for name in ("memory", "vcpus"):
+        if params[name] is None:
+            raise Invalid(f"{name} is missing; a new VM needs it", option=name)
+    root = skeleton(offer, params)
+    Property("name").put(root, params["name"])
+    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type")))}
+    for field in HARDWARE:
+        if field.name not in ("machine", "virt_type"):
+            value = params[field.name]
+            value = defaults.get(field.name) if value is None else value
+            if value not in (None, ""):
+                field.place.put(root, value)
+    metadata.edit(root, {"tags": names_after([], params["tags"])})
+    return root
+
+
+def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -> dict[str, int]:
+    """Write the options that were given into a definition, where they differ.
+
+    Returns the declared sizes of disks by target. Raises Invalid or Refused.
+    """
+    for field in HARDWARE:
+        value, present = params[field.name], field.place.get(root)
+        if value is None or value == present or (value == "" and present is None):
+            continue
+        if field.name in FIXED:
+            raise Refused(f"{field.name} is {present} and can't become {value}: {FIXED[field.name]}")
+        field.place.put(root, None if value == "" else value)
+    tags = metadata.read(root)["tags"]
+    if names_after(tags, params["tags"]) != tags:
+        metadata.edit(root, {"tags": names_after(tags, params["tags"])})
+    name = params["name"]
+    sizes = {} if params["disks"] is None else disks.write(root, params["disks"], name)
+    if params["nics"] is not None:
+        boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
+        nics.write(root, params["nics"], name, bridges, boot)
+    return sizes
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The differences of two sheets in words, such as `memory 2GiB -> 4GiB` or `disk vdb added`."""
+    words = [
+        f"{name} {shown(name, before[name])} -> {shown(name, after[name])}"
+        for name in [*(field.name for field in HARDWARE), "tags"]
+        if before[name] != after[name]
+    ]
+    for kind, key in (("disk", "target"), ("nic", "mac")):
+        old = {device[key]: device for device in before[f"{kind}s"]}
+        new = {device[key]: device for device in after[f"{kind}s"]}
+        words += [f"{kind} {device} removed" for device in old if device not in new]
+        for device, values in new.items():
+            if device not in old:
+                words.append(f"{kind} {device} added")
+                continue
+            words += [
+                f"{kind} {device} {name} {shown(name, old[device].get(name))} -> {shown(name, value)}"
+                for name, value in values.items()
+                if old[device].get(name) != value
+            ]
+    return words
+
+
+def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
+    """What the running VM does not have yet of its definition (a sheet); it gets that at its next start."""
+    running = read(live)
+    if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
+        # libvirt replaces host-model by the model that the node has, with its vendor.
+        running["cpu"] = "host-model"
+    for name in FIXED:
+        running[name] = definition[name]
+    return changes(running, definition)
+
+
+def shown(name: str, value: Any) -> str:
+    """A value in words."""
+    if name in SIZES and isinstance(value, int):
+        return size_text(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None or value == "" else str(value)

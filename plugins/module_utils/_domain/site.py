@@ -1,0 +1,84 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One node and its peers as module vm sees them: read once for all VMs of a task, what is costly only when needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import cached_property
+from typing import Any
+
+from .. import _bridges
+from .._errors import DroverError
+from .._libvirt import Domain, Node
+from .._peers import ask_peers
+from .._xml import parse
+from .facts import domain_facts
+from .neighbours import survey
+
+FRESH_SECONDS = 15.0
+PEER_SECONDS = 10.0
+
+
+def survey_node(node: Node) -> list[dict[str, Any]]:
+    """What all domains of a node hold; runs in a child for each peer."""
+    return survey(domain_facts(domain) for domain in node.domains(brief=True).values())
+
+
+class Site:
+    """What `vm` asks a node and its peers. Sizes in bytes."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._looked_at: set[str] = set()
+        self._lock = threading.Lock()
+        self._asked: tuple[float, dict[str, Any]] | None = None
+
+    @cached_property
+    def known(self) -> dict[str, Domain]:
+        """All domains of the node as they were at the beginning."""
+        return self.node.domains()
+
+    @cached_property
+    def surveyed(self) -> list[dict[str, Any]]:
+        """What the domains of the node held at the beginning."""
+        return survey(domain_facts(domain) for domain in self.known.values())
+
+    @cached_property
+    def bridges(self) -> dict[str, str]:
+        """The node's bridges with their type."""
+        return _bridges.bridges()
+
+    @cached_property
+    def offer(self) -> dict[str, Any]:
+        """What the node can run: `arch`, `virt_types`, `machines`, and `memory` in bytes."""
+        host = self.node.host()
+        guests = [guest for guest in parse(host["capabilities"]) if guest.tag == "guest"]
+        archs = [arch for guest in guests for arch in guest if arch.tag == "arch"]
+        arch = next((one for one in archs if one.get("name") == host["arch"]), archs[0])
+        kinds = [child for child in arch if child.tag == "domain"]
+        machines = list(arch.iter("machine"))
+        return {
+            "arch": arch.get("name"),
+            "virt_types": [kind.get("type") for kind in kinds],
+            "machines": sorted({machine.text for machine in machines if machine.text}),
+            "memory": host["memory"]["total"],
+        }
+
+    def domain(self, name: str) -> Domain | None:
+        """One domain: as it was at the beginning when it is asked for the first time, after that as it is."""
+        if name in self._looked_at:
+            return self.node.domain(name)
+        self._looked_at.add(name)
+        return self.known.get(name)
+
+    def peers(self, seconds: float = FRESH_SECONDS) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+        """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer."""
+        with self._lock:
+            if self._asked is None or time.monotonic() - self._asked[0] > seconds:
+                self._asked = time.monotonic(), ask_peers(survey_node, PEER_SECONDS)
+            answers = self._asked[1]
+        silent = sorted(name for name, answer in answers.items() if isinstance(answer, DroverError))
+        return {name: answer for name, answer in answers.items() if name not in silent}, silent

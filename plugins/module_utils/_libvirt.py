@@ -1,0 +1,529 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The client of libvirt: verbs in, plain data out, libvirt's errors as ours. The only file that imports the library.
+
+`connect` answers within OPEN_SECONDS even when the daemon is frozen, and an open connection fails KEEPALIVE_SECONDS
+after the daemon stopped to answer. Sizes are bytes everywhere; libvirt's KiB stay in here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Callable
+from urllib.parse import urlsplit
+
+from ._errors import DroverError, Failed, NotFound, TimedOut, Unreachable
+from ._fields import Field
+from ._hypervisor import CPU_MATCHES, JOBS, Domain, Pool, Secret, host_facts, state_words, version
+from ._run import bounded
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+else:
+    # Without a handler the library writes each error to stderr, beside the module's JSON.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+__all__ = ["LOCAL", "URI", "Domain", "Node", "Pool", "Secret", "connect", "libvirt", "translated"]
+
+LOCAL = "qemu:///system"
+URI = Field("uri", default=LOCAL)
+OPEN_SECONDS = 8.0
+CLOSE_SECONDS = 3.0
+KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
+READERS = 10
+
+SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
+INACTIVE, SECURE = 2, 1
+ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
+
+
+def affect(live: bool, config: bool) -> int:
+    """libvirt's flags for what a change is made on: the running guest, the definition, or both."""
+    return int(live) | int(config) << 1
+
+
+def _names(prefix: str) -> dict[int, str]:
+    return {
+        value: name[len(prefix) :]
+        for name, value in vars(libvirt).items()
+        if name.startswith(prefix) and isinstance(value, int)
+    }
+
+
+def _ours(error: Any, what: str, vm: str | None) -> DroverError:
+    """Our exception for a libvirtError."""
+    code = _names("VIR_ERR_").get(error.get_error_code(), str(error.get_error_code()))
+    words = error.get_error_message() or str(error)
+    details = {"code": code, "domain": vm, "libvirt": words}
+    text = f"{what}: {words}" if what else words
+    if code.startswith("NO_") and code not in {"NO_SUPPORT", "NO_CONNECT", "NO_MEMORY"}:
+        return NotFound(text, **details)
+    if code == "OPERATION_TIMEOUT":
+        return TimedOut(text, **details)
+    lost = error.get_error_domain() == libvirt.VIR_FROM_RPC or "client socket is closed" in words
+    if lost or code in {"RPC", "NO_CONNECT"}:
+        return Unreachable(f"{text} (the connection to libvirt was lost)", **details)
+    return Failed(text, **details)
+
+
+@contextmanager
+def translated(what: str = "", vm: str | None = None) -> Iterator[None]:
+    """Raise our errors in place of libvirt's; `what` says what was tried."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _ours(error, what, vm) from None
+
+
+class _EventLoop:
+    """libvirt's event loop in a thread; without it there is no keepalive.
+
+    The thread stands still while this process forks, because a lock of the library that it held at that moment
+    would stay locked for ever in the child.
+    """
+
+    def __init__(self) -> None:
+        self._locks()
+        libvirt.virEventRegisterDefaultImpl()
+        self._timer = libvirt.virEventAddTimeout(
+            -1, lambda timer, _data: libvirt.virEventUpdateTimeout(timer, -1), None
+        )
+        threading.Thread(target=self._run, name="libvirt-events", daemon=True).start()
+        # A child has no such thread, and may fork again: it gets fresh locks.
+        os.register_at_fork(before=self._pause, after_in_parent=self._resume, after_in_child=self._locks)
+
+    def _locks(self) -> None:
+        self._gate = threading.Lock()
+        self._turn = threading.Lock()
+
+    def _run(self) -> None:
+        while True:
+            with self._gate:
+                self._turn.acquire()
+            try:
+                libvirt.virEventRunDefaultImpl()
+            finally:
+                self._turn.release()
+
+    def _pause(self) -> None:
+        self._gate.acquire()
+        libvirt.virEventUpdateTimeout(self._timer, 0)
+        while not self._turn.acquire(timeout=0.05):
+            libvirt.virEventUpdateTimeout(self._timer, 0)
+
+    def _resume(self) -> None:
+        self._turn.release()
+        self._gate.release()
+
+
+_LOOP: list[_EventLoop] = []
+
+
+def _open(uri: str, readonly: bool, keepalive: bool) -> Any:
+    if keepalive and not _LOOP:
+        _LOOP.append(_EventLoop())
+    connection = libvirt.openReadOnly(uri) if readonly else libvirt.open(uri)
+    if keepalive:
+        with suppress(libvirt.libvirtError):  # drivers without a daemon have none
+            connection.setKeepAlive(*KEEPALIVE)
+    return connection
+
+
+def _probe(uri: str, readonly: bool) -> dict[str, str] | None:
+    """None when the daemon answers, else its error; runs in a child because it may hang for ever."""
+    try:
+        _open(uri, readonly, keepalive=False).getLibVersion()
+    except libvirt.libvirtError as error:
+        return {"words": error.get_error_message()}
+    return None
+
+
+def host_of(uri: str) -> str:
+    """The name of the machine that a libvirt URI means, for messages."""
+    return urlsplit(uri).hostname or socket.gethostname()
+
+
+@contextmanager
+def connect(uri: str = LOCAL, readonly: bool = False, name: str | None = None, probe: bool = True) -> Iterator[Node]:
+    """An open connection. `name` is the node's name in messages; no `probe` in a child that is bounded already.
+
+    Raises NotFound (no library), Unreachable (no daemon, no network, no answer within OPEN_SECONDS).
+    """
+    name = name or host_of(uri)
+    if libvirt is None:
+        raise NotFound(f"the Python library of libvirt is missing on {name}; install the package python3-libvirt")
+    if probe and not uri.startswith("test:"):
+        answer = bounded({name: lambda: _probe(uri, readonly)}, OPEN_SECONDS)[name]
+        if isinstance(answer, Unreachable):
+            raise Unreachable(
+                f"hypervisor {name} does not answer: libvirt at {uri} was silent for {OPEN_SECONDS:g} s", node=name
+            )
+        if answer is not None:
+            raise Unreachable(f"hypervisor {name} can't be reached at {uri}: {answer['words']}", node=name)
+    with translated(f"open {uri}"):
+        connection = _open(uri, readonly, keepalive=probe)
+    try:
+        yield Node(connection, name, readonly)
+    finally:
+        _close(connection)
+
+
+def _close(connection: Any) -> None:
+    """Close, but leave the connection to the end of the process when the daemon does not answer (it is a call)."""
+    closing = threading.Thread(target=_quietly, args=(connection.close,), daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
+    if closing.is_alive():
+        connection._o = None
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with suppress(libvirt.libvirtError):
+        call()
+
+
+class Node:
+    """One open connection: what libvirt on one machine is asked and told."""
+
+    def __init__(self, connection: Any, name: str, readonly: bool = False) -> None:
+        self.connection = connection
+        self.name = name
+        self.readonly = readonly
+
+    # ---- domains: read
+
+    def domains(self, names: Iterable[str] | None = None, brief: bool = False) -> dict[str, Domain]:
+        """VMs by name: all, or those of `names` that exist. Four calls for the lists, the XML in parallel.
+
+        `brief` saves a round trip for each running VM: no job, and `xml` of a running VM is the live one.
+        Definitions carry their secrets (a VNC password) unless the connection is read-only.
+        """
+        wanted = None if names is None else set(names)
+        with translated(f"list the VMs of {self.name}"):
+            stats = self.connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
+            flags = [libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART]
+            flags.append(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
+            lists = [{found.name() for found in self.connection.listAllDomains(flag)} for flag in flags]
+        found = [(dom, stat) for dom, stat in stats if wanted is None or dom.name() in wanted]
+        domains = self._parallel(lambda item: self._domain(item[0], item[1], lists, brief), found)
+        return {domain.name: domain for domain in domains if domain is not None}
+
+    def domain(self, name: str) -> Domain | None:
+        """One VM, or None."""
+        with translated(f"read VM {name} on {self.name}", name):
+            try:
+                found = self.connection.lookupByName(name)
+                state, reason = found.state()
+                lists = [
+                    {name} if not found.isPersistent() else set(),
+                    {name} if found.autostart() else set(),
+                    {name} if found.isPersistent() and found.hasManagedSaveImage() else set(),
+                ]
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+        return self._domain(found, {"state.state": state, "state.reason": reason}, lists, brief=False)
+
+    def _domain(self, found: Any, stat: dict[str, Any], lists: list[set[str]], brief: bool) -> Domain | None:
+        name = found.name()
+        active = found.ID() >= 0
+        transient, autostart, saved = (name in group for group in lists)
+        secure = 0 if self.readonly else SECURE
+        with translated(f"read VM {name} on {self.name}", name):
+            try:
+                live = found.XMLDesc(secure) if active else None
+                xml = live if live and (transient or brief) else found.XMLDesc(secure | INACTIVE)
+                job = self._job(found) if active and not brief else None
+            except libvirt.libvirtError as error:
+                # It ended or was undefined since the list was read: that is not an error of the list.
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+        state, reason = state_words(stat.get("state.state", 0), stat.get("state.reason", 0))
+        return Domain(
+            name=name,
+            uuid=found.UUIDString(),
+            id=found.ID() if active else None,
+            state=state,
+            reason=reason,
+            persistent=not transient,
+            autostart=autostart,
+            has_managed_save=saved,
+            xml=xml,
+            live_xml=live,
+            job=job,
+        )
+
+    @staticmethod
+    def _job(found: Any) -> dict[str, Any] | None:
+        try:
+            stats = found.jobStats()
+        except libvirt.libvirtError as error:
+            code = error.get_error_code()
+            # A destination has no figures of the migration; the source alone has them.
+            if code == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+                return {"type": "incoming"}
+            if code in {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID}:
+                return None
+            raise
+        if stats.get("type", 0) == 0:
+            return None
+        return {**stats, "type": JOBS.get(stats.get("operation", 0), "other")}
+
+    def _parallel(self, function: Callable[[Any], Any], things: Sequence[Any]) -> list[Any]:
+        if len(things) < 2:
+            return [function(thing) for thing in things]
+        with ThreadPoolExecutor(max_workers=min(READERS, len(things))) as pool:
+            return list(pool.map(function, things))
+
+    # ---- domains: verbs
+
+    def _do(self, text: str, name: str, call: Callable[[Any], Any]) -> Any:
+        with translated(f"{text} VM {name} on {self.name}", name):
+            return call(self.connection.lookupByName(name))
+
+    def define(self, xml: str, validate: bool = True) -> None:
+        """Define or redefine a VM; unless told otherwise libvirt checks the XML against its schema."""
+        with translated(f"define a VM on {self.name}"):
+            self.connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0)
+
+    def start(self, name: str, paused: bool = False) -> None:
+        """Start it (from its saved memory, when it has a managed save)."""
+        self._do("start", name, lambda vm: vm.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0))
+
+    def shutdown(self, name: str, mode: str | None = None) -> None:
+        """Ask the guest to power off, by `acpi`, by the `agent`, or as libvirt chooses; returns at once."""
+        self._do("shut down", name, lambda vm: vm.shutdownFlags(SHUTDOWN[mode]))
+
+    def destroy(self, name: str) -> None:
+        """Take its power away."""
+        self._do("power off", name, lambda vm: vm.destroy())
+
+    def undefine(self, name: str) -> None:
+        """Remove its definition, NVRAM, saved memory, and what libvirt knows of its snapshots; no disk."""
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        if self.connection.getType() != "TEST":  # libvirt's test driver knows neither
+            flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        self._do("undefine", name, lambda vm: vm.undefineFlags(flags))
+
+    def suspend(self, name: str) -> None:
+        """Stop its CPUs."""
+        self._do("pause", name, lambda vm: vm.suspend())
+
+    def resume(self, name: str) -> None:
+        """Let its CPUs run again."""
+        self._do("resume", name, lambda vm: vm.resume())
+
+    def set_autostart(self, name: str, on: bool) -> None:
+        """Whether it starts with the node."""
+        self._do("set autostart of", name, lambda vm: vm.setAutostart(int(on)))
+
+    def remove_managed_save(self, name: str) -> None:
+        """Drop its saved memory: the next start is a boot."""
+        self._do("drop the saved memory of", name, lambda vm: vm.managedSaveRemove(0))
+
+    def abort_job(self, name: str) -> None:
+        """End its running job (a migration, a save)."""
+        self._do("abort the job of", name, lambda vm: vm.abortJob())
+
+    def job(self, name: str) -> dict[str, Any] | None:
+        """Its running job: type incoming, outgoing or other, and libvirt's figures; None when there is none."""
+        job: dict[str, Any] | None = self._do("read the job of", name, self._job)
+        return job
+
+    def metadata(self, name: str, uri: str, live: bool = False) -> str | None:
+        """Our element of namespace `uri` in its metadata, or None."""
+        try:
+            xml = self._do("read the metadata of", name, lambda vm: vm.metadata(ELEMENT, uri, affect(live, not live)))
+        except NotFound as error:
+            if error.details["code"] == "NO_DOMAIN_METADATA":
+                return None
+            raise
+        return str(xml)
+
+    def set_metadata(
+        self, name: str, prefix: str, uri: str, xml: str | None, live: bool = False, config: bool = True
+    ) -> None:
+        """Write our element, or remove it (None). It blocks for 30 s and fails while the VM is migrated."""
+        flags = affect(live, config)
+        self._do("write the metadata of", name, lambda vm: vm.setMetadata(ELEMENT, xml, prefix, uri, flags))
+
+    def attach_device(self, name: str, xml: str, live: bool, config: bool) -> None:
+        """Plug a device in."""
+        self._do("attach a device to", name, lambda vm: vm.attachDeviceFlags(xml, affect(live, config)))
+
+    def detach_device(self, name: str, xml: str, live: bool, config: bool) -> None:
+        """Ask for a device to be unplugged; live, it is gone only when the guest has let it go."""
+        self._do("detach a device from", name, lambda vm: vm.detachDeviceFlags(xml, affect(live, config)))
+
+    def update_device(self, name: str, xml: str, live: bool, config: bool) -> None:
+        """Change a device in place."""
+        self._do("change a device of", name, lambda vm: vm.updateDeviceFlags(xml, affect(live, config)))
+
+    def set_memory(self, name: str, size: int, live: bool, config: bool, maximum: bool = False) -> None:
+        """Set its memory (the balloon), or the maximum, in bytes; libvirt counts whole KiB."""
+        flags = affect(live, config) | (libvirt.VIR_DOMAIN_MEM_MAXIMUM if maximum else 0)
+        self._do("set the memory of", name, lambda vm: vm.setMemoryFlags(size // 1024, flags))
+
+    def set_vcpus(self, name: str, count: int, live: bool, config: bool, maximum: bool = False) -> None:
+        """Set the number of its vCPUs, or the maximum."""
+        flags = affect(live, config) | (libvirt.VIR_DOMAIN_VCPU_MAXIMUM if maximum else 0)
+        self._do("set the vCPUs of", name, lambda vm: vm.setVcpusFlags(count, flags))
+
+    def block_resize(self, name: str, target: str, size: int) -> None:
+        """Tell a running guest the new size, in bytes, of its disk `target` (vda)."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+        self._do(f"resize disk {target} of", name, lambda vm: vm.blockResize(target, size, flags))
+
+    def block_sizes(self, name: str, target: str) -> dict[str, int]:
+        """Bytes of a disk: `capacity` (what the guest sees), `allocation`, `physical` (of its file or LUN)."""
+        found = self._do(f"measure disk {target} of", name, lambda vm: vm.blockInfo(target, 0))
+        return dict(zip(("capacity", "allocation", "physical"), found))
+
+    # ---- storage pools
+
+    def pools(self) -> dict[str, Pool]:
+        """All storage pools by name."""
+        with translated(f"list the storage pools of {self.name}"):
+            found = self.connection.listAllStoragePools(0)
+            return {pool.name: pool for pool in self._parallel(_pool_of, found)}
+
+    def pool(self, name: str) -> Pool | None:
+        """One storage pool, or None."""
+        with translated(f"read pool {name} on {self.name}"):
+            try:
+                return _pool_of(self.connection.storagePoolLookupByName(name))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    return None
+                raise
+
+    def pool_volumes(self, name: str) -> list[str]:
+        """The paths (or keys) of the volumes of an active pool."""
+        volumes = self._pool("list the volumes of", name, lambda pool: pool.listAllVolumes(0))
+        with translated(f"list the volumes of pool {name} on {self.name}"):
+            return sorted(str(volume.path()) for volume in volumes)
+
+    def _pool(self, text: str, name: str, call: Callable[[Any], Any]) -> Any:
+        with translated(f"{text} pool {name} on {self.name}"):
+            return call(self.connection.storagePoolLookupByName(name))
+
+    def define_pool(self, xml: str) -> None:
+        """Define or redefine a pool."""
+        with translated(f"define a pool on {self.name}"):
+            self.connection.storagePoolDefineXML(xml, 0)
+
+    def build_pool(self, name: str) -> None:
+        """Make what it needs on disk (the folder of a dir pool); never overwrites."""
+        flags = 0 if self.connection.getType() == "TEST" else libvirt.VIR_STORAGE_POOL_BUILD_NEW
+        self._pool("build", name, lambda pool: pool.build(flags))
+
+    def start_pool(self, name: str) -> None:
+        """Activate it."""
+        self._pool("start", name, lambda pool: pool.create(0))
+
+    def stop_pool(self, name: str) -> None:
+        """Deactivate it (libvirt's `destroy`); its data stays."""
+        self._pool("stop", name, lambda pool: pool.destroy())
+
+    def undefine_pool(self, name: str) -> None:
+        """Remove its definition; its data stays."""
+        self._pool("undefine", name, lambda pool: pool.undefine())
+
+    def set_pool_autostart(self, name: str, on: bool) -> None:
+        """Whether it is activated with the node."""
+        self._pool("set autostart of", name, lambda pool: pool.setAutostart(int(on)))
+
+    # ---- secrets
+
+    def secrets(self) -> list[Secret]:
+        """All secrets, without their values."""
+        with translated(f"list the secrets of {self.name}"):
+            found = self.connection.listAllSecrets(0)
+            return [Secret.of(one.XMLDesc(0), one.usageType(), one.usageID()) for one in found]
+
+    def _secret(self, text: str, uuid: str, call: Callable[[Any], Any]) -> Any:
+        with translated(f"{text} secret {uuid} on {self.name}"):
+            return call(self.connection.secretLookupByUUIDString(uuid))
+
+    def define_secret(self, xml: str) -> None:
+        """Define or redefine a secret; the value is set apart."""
+        with translated(f"define a secret on {self.name}"):
+            self.connection.secretDefineXML(xml, 0)
+
+    def secret_value(self, uuid: str) -> bytes | None:
+        """The value, or None when it has none. Raises Failed for a private secret: nobody may read it."""
+        try:
+            return bytes(self._secret("read", uuid, lambda secret: secret.value(0)))
+        except NotFound as error:
+            if error.details["code"] == "NO_SECRET" and self.has_secret(uuid):
+                return None
+            raise
+
+    def has_secret(self, uuid: str) -> bool:
+        """Whether a secret of this UUID is defined."""
+        return any(secret.uuid == uuid for secret in self.secrets())
+
+    def set_secret_value(self, uuid: str, value: bytes) -> None:
+        """Store the value."""
+        self._secret("set the value of", uuid, lambda secret: secret.setValue(value, 0))
+
+    def undefine_secret(self, uuid: str) -> None:
+        """Remove the secret and its value."""
+        self._secret("undefine", uuid, lambda secret: secret.undefine())
+
+    # ---- the machine
+
+    def host(self) -> dict[str, Any]:
+        """What libvirt says of the machine: names, versions, `memory` in bytes, `threads`, and `host_facts`.
+
+        Free memory is what no process uses; caches, which the kernel gives back, count as free.
+        """
+        with translated(f"read the capabilities of {self.name}"):
+            conn = self.connection
+            info = conn.getInfo()
+            return {
+                **host_facts(conn.getCapabilities(), self._domain_capabilities()),
+                "hostname": conn.getHostname(),
+                "libvirt_version": version(conn.getLibVersion()),
+                "qemu_version": version(conn.getVersion()),
+                "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
+                "threads": info[2],
+            }
+
+    def _free_memory(self) -> int:
+        try:
+            stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
+        except libvirt.libvirtError:  # the test driver has none
+            return int(self.connection.getFreeMemory())
+        return int(sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))) * 1024
+
+    def _domain_capabilities(self) -> str | None:
+        try:
+            return str(self.connection.getDomainCapabilities(None, None, None, None, 0))
+        except libvirt.libvirtError:  # no QEMU here, or a driver that has none
+            return None
+
+    def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:
+        """How this machine's CPU relates to the one of `xml`: identical, superset (both can run it), incompatible."""
+        with translated(f"compare a CPU with that of {self.name}"):
+            return CPU_MATCHES[self.connection.compareHypervisorCPU(None, None, machine, virt, xml, 0)]
+
+    def baseline_cpu(self, cpus: Sequence[str], virt: str | None = None, migratable: bool = True) -> str:
+        """The CPU that all machines whose CPUs are given can run."""
+        flags = libvirt.VIR_CONNECT_BASELINE_CPU_MIGRATABLE if migratable else 0
+        with translated(f"compute a CPU baseline on {self.name}"):
+            return str(self.connection.baselineHypervisorCPU(None, None, None, virt, list(cpus), flags))
+
+
+def _pool_of(pool: Any) -> Pool:
+    return Pool.of(pool.XMLDesc(0), pool.info()[0], bool(pool.isPersistent()), bool(pool.autostart()))

@@ -1,0 +1,299 @@
+#!/usr/bin/python
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin plan, which does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: plan
+short_description: Compute where VMs shall run before anything is moved
+version_added: "0.1.0"
+author: "The drover.kvm contributors (@drover)"
+description:
+  - Computes on the controller, from facts of all nodes, where new VMs go (O(operation=place)), which moves empty one
+    or more nodes (O(operation=drain)) and which bring VMs back to a node (O(operation=undrain)).
+  - It is pure. It reads no system, changes none, and gives the same plan for the same input, so RV(ignore:changed) is
+    always V(false), in check mode and in the real run.
+  - Each plan is replayed by an independent checker before it is returned. The memory of a VM counts on its target
+    while its source still holds it.
+  - When the operation can't be done, all that hinders it is named before the first move, each with what mends it.
+  - With C(--diff) the readable plan is also shown on standard error, whatever the verbosity.
+  - Facts are a hint for planning, never the proof. M(drover.kvm.migrate) asks the nodes themselves again before it
+    moves anything.
+extends_documentation_fragment:
+  - drover.kvm.attributes
+  - drover.kvm.attributes.info
+options:
+  operation:
+    description:
+      - V(place) finds a node for each of O(vms). A VM that exists stays where it is; a new one goes to the node that is
+        least busy with it, by its share of memory plus its vCPUs per thread.
+      - V(drain) empties O(node). VMs that are shut off move too, as a definition. A VM whose home is another node goes
+        there if it can. When spreading leaves a VM over, nodes are packed tighter; when that is not enough, VMs of
+        other nodes move to make room (O(make_room)).
+      - V(undrain) brings back exactly the VMs whose home is O(node). A VM that was moved on purpose since has another
+        home and stays.
+    type: str
+    required: true
+    choices: [place, drain, undrain]
+  nodes:
+    description:
+      - The facts of every node that answered, as results of M(drover.kvm.node_info) or the value of their C(node).
+      - A running VM counts with the maximum of its memory, since its balloon may grow to that.
+    type: list
+    elements: dict
+    required: true
+  unreachable:
+    description:
+      - Names of the nodes of the cluster that gave no answer. They take no VM.
+      - Unreachable is not absent. With O(operation=place), a VM that is seen nowhere is refused while one of them is
+        not in O(fenced).
+    type: list
+    elements: str
+    default: []
+  fenced:
+    description: Names of nodes in O(unreachable) that are certainly off or empty, because somebody made sure of it.
+    type: list
+    elements: str
+    default: []
+  node:
+    description: The node to fill again, or the nodes to empty. Needed by O(operation=drain) and O(operation=undrain).
+    type: list
+    elements: str
+    default: []
+  vms:
+    description:
+      - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
+        (of each its C(bridge)), C(uuid), C(machine), C(virt_type) and C(state) are read, the rest is left alone.
+      - C(memory) may be left out for a VM that exists.
+    type: list
+    elements: dict
+    default: []
+  anti_affinity:
+    description:
+      - Tags that keep VMs apart. Two running VMs that share one of these tags are never put on the same node.
+      - VMs that are together already are left so, unless one of them has to move anyway.
+    type: list
+    elements: str
+    default: []
+  pins:
+    description: For each VM named, the node or the list of nodes it may run on.
+    type: dict
+    default: {}
+  cpu_matrix:
+    description:
+      - What the nodes said when they compared the CPUs of VMs with their own. A pair that is not listed is taken as
+        compatible.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      vm:
+        description: Name of the VM.
+        type: str
+        required: true
+      node:
+        description: The node that compared.
+        type: str
+        required: true
+      compatible:
+        description: Whether the node can run the VM's CPU.
+        type: bool
+        required: true
+      reason:
+        description: Why it can't, for the report.
+        type: str
+  check_return:
+    description:
+      - Whether a VM may only leave a node that could take it back, by O(cpu_matrix). Set it to V(false) to empty a node
+        for good.
+    type: bool
+    default: true
+  make_room:
+    description: Whether VMs of other nodes may move when a VM of an emptied node fits nowhere.
+    type: bool
+    default: true
+  memory_reserve:
+    description:
+      - Memory of each node that VMs must leave free, in bytes or as a size such as V(4GiB).
+      - On nodes that also run Ceph OSDs, add what these take (4 GiB each is usual).
+    type: str
+    default: 2GiB
+  memory_overhead:
+    description: What a running VM takes besides its own memory (QEMU itself, video memory, page tables).
+    type: str
+    default: 128MiB
+  fail_on_blockers:
+    description:
+      - Whether to fail when something hinders the operation. With V(false), the moves or places that are possible all
+        the same are returned beside the blockers.
+    type: bool
+    default: true
+seealso:
+  - module: drover.kvm.node_info
+  - module: drover.kvm.migrate
+  - name: Migration of libvirt guests
+    description: What a live migration needs, in libvirt's own words.
+    link: https://libvirt.org/migration.html
+"""
+
+EXAMPLES = r"""
+- name: Show what emptying hv1 would take
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: Ask every node what it has
+      drover.kvm.node_info:
+      register: node_facts
+
+    - name: Plan the drain
+      drover.kvm.plan:
+        operation: drain
+        node: [hv1]
+        nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+        unreachable: "{{ groups['hypervisors'] | difference(ansible_play_hosts) }}"
+        anti_affinity: [web, ldap]
+      register: drain
+      run_once: true
+
+    - name: Show it
+      ansible.builtin.debug:
+        msg: "{{ drain.text.splitlines() }}"
+      run_once: true
+
+- name: Carry out a plan, one stage after the other
+  drover.kvm.migrate:
+    moves: "{{ stage | selectattr('from', 'equalto', inventory_hostname) }}"
+  loop: "{{ drain.stages }}"
+  loop_control:
+    loop_var: stage
+
+- name: Bring the VMs of hv1 back
+  drover.kvm.plan:
+    operation: undrain
+    node: [hv1]
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+  run_once: true
+
+- name: Find nodes for two new VMs, although hv3 is broken and switched off
+  drover.kvm.plan:
+    operation: place
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    unreachable: [hv3]
+    fenced: [hv3]
+    vms:
+      - name: ldap1
+        memory: 4GiB
+        vcpus: 2
+        tags: [ldap]
+        nics: [{bridge: br-core, vlan: 100}]
+      - name: ldap2
+        memory: 4GiB
+        vcpus: 2
+        tags: [ldap]
+        nics: [{bridge: br-core, vlan: 100}]
+    anti_affinity: [ldap]
+    pins:
+      ldap1: [hv1, hv2]
+    memory_reserve: 8GiB
+
+- name: Collect what hinders a drain instead of failing
+  drover.kvm.plan:
+    operation: drain
+    node: [hv1, hv2]
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    fail_on_blockers: false
+"""
+
+RETURN = r"""
+moves:
+  description: The moves in an order in which each is possible when its turn comes, as M(drover.kvm.migrate) takes them.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{vm: web1, uuid: 0a1b2c3d-0000-4000-8000-000000000001, from: hv1, to: hv2, mode: live, memory: 4294967296}]
+stages:
+  description:
+    - The same moves in groups. Moves of one group may run at the same time and in any order; a group must be done
+      before the next begins, since that one needs the room it leaves.
+  returned: always
+  type: list
+  elements: list
+blockers:
+  description: Everything that hinders the operation; an empty list when it can be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    vm:
+      description: The VM, or an empty text when it is about a node.
+      type: str
+    node:
+      description: Where the VM is, or the node it is about.
+      type: str
+    reason:
+      description:
+        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(job), C(interrupted), C(state) and
+          C(defined_twice) keep a VM where it is, whatever the destination.
+        - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
+          why no node can take it; to mend one of those of a VM is enough.
+        - C(node_unreachable), C(unknown_node), C(no_destination) and C(unknown_place) are about nodes.
+      type: str
+    text:
+      description: The same in words, with names and numbers.
+      type: str
+    mend:
+      description: What mends it.
+      type: str
+  sample:
+    - vm: inst
+      node: hv1
+      reason: local_iso
+      text: "inst has file:/root/d.iso of its node in drive sda"
+      mend: "eject it (virsh change-media inst sda --eject), or put the image on shared storage"
+placements:
+  description: For O(operation=place), the node of each VM for which there is one, be it there already or new.
+  returned: always
+  type: dict
+  sample: {ldap1: hv1, ldap2: hv2}
+nodes:
+  description: For each node that answered, its memory and VMs now and after the plan. Sizes in bytes.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - name: hv2
+      memory: {total: 34359738368, usable: 32212254720, before: 8858370048, after: 13287555072}
+      vms: {before: 2, after: 3}
+n_minus_1:
+  description:
+    - Whether after the plan the running VMs of any one node could be started on the others if it were lost. Memory,
+      bridges, machine types and pins count for that, anti-affinity does not.
+  returned: always
+  type: bool
+not_borne:
+  description: The nodes whose loss could not be borne, with the VMs that would have no place.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{node: hv2, vms: [db1]}]
+notes:
+  description: Nodes that were left out, and why.
+  returned: always
+  type: list
+  elements: str
+  sample: ["hv4 was left out: it is cordoned (disk swap)"]
+text:
+  description: The whole plan as a text that people read.
+  returned: always
+  type: str
+error:
+  description:
+    - When it failed, the kind of failure. V(Refused) means blockers, V(Invalid) a wrong option, V(Failed) a plan that
+      the checker did not accept (a fault of the planner, please report it).
+  returned: on failure
+  type: str
+  sample: Refused
+"""

@@ -1,0 +1,174 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the stories and the demo do with a lab: run the collection's playbooks on it, as its installed copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "examples/lab"
+COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collections"))
+SINK = "10.231.100.1:9000"
+RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+IMAGES = "srv/drover/images"
+
+
+@dataclass
+class Played:
+    """How a playbook ended."""
+
+    code: int
+    output: str
+    seconds: float
+
+    @property
+    def changed(self) -> int:
+        """The number of changes over all hosts."""
+        return sum(int(host[2]) for host in RECAP.findall(self.output))
+
+    def good(self) -> Played:
+        """Itself; AssertionError with the output when the run failed."""
+        assert self.code == 0, self.output
+        assert "Traceback" not in self.output, self.output
+        return self
+
+    def refused(self, *words: str) -> Played:
+        """Itself; AssertionError unless the run failed, said these words, changed nothing and showed no traceback."""
+        assert self.code != 0, f"it went through:\n{self.output}"
+        text = re.sub(r"\s+", " ", self.output)
+        for word in words:
+            assert word in text, f"{word!r} is not said:\n{self.output}"
+        assert "Traceback" not in self.output, self.output
+        assert self.changed == 0, self.output
+        return self
+
+
+class Cluster:
+    """A lab with the site of examples/lab on it."""
+
+    def __init__(self, lab: Lab, site: Path = SITE) -> None:
+        self.lab = lab
+        self.site = site
+
+    @property
+    def inventory(self) -> list[str]:
+        """The inventory's sources as options of Ansible's commands."""
+        return ["-i", str(self.lab.inventory), "-i", str(self.site)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of Ansible's commands."""
+        own = {
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+            "ANSIBLE_HOME": str(self.lab.state / "ansible"),
+            "ANSIBLE_FORCE_COLOR": "0",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_RETRY_FILES_ENABLED": "0",
+        }
+        return {**os.environ, **own}
+
+    def command(self, playbook: str, *options: str, **variables: Any) -> list[str]:
+        """The command line of one of the collection's playbooks, or of a file."""
+        name = playbook if "/" in playbook else f"drover.kvm.{playbook}"
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        extra = ["-e", json.dumps(variables)] if variables else []
+        return [program, *self.inventory, name, *options, *extra]
+
+    def play(self, playbook: str, *options: str, **variables: Any) -> Played:
+        """Run a playbook to its end (10 minutes at most)."""
+        begin = time.monotonic()
+        done = subprocess.run(
+            self.command(playbook, *options, **variables),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return Played(done.returncode, done.stdout, time.monotonic() - begin)
+
+    def start(self, playbook: str, *options: str, **variables: Any) -> subprocess.Popen[str]:
+        """Start a playbook in a process group of its own, to be cut off with `kill`."""
+        return subprocess.Popen(
+            self.command(playbook, *options, **variables),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def kill(process: subprocess.Popen[str]) -> str:
+        """kill -9 a playbook with all of its processes; returns what it had said."""
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0]
+
+    def ssh(self, node: str, *argv: str, check: bool = True, timeout: float = 60) -> str:
+        """Run a command on a node."""
+        command = ["ssh", "-F", str(self.lab.state / "ssh_config"), node, *argv]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        assert done.returncode == 0 or not check, f"{node}: {argv}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def domains(self, node: str) -> dict[str, str]:
+        """The VMs of a node and their states, from libvirt itself."""
+        found = {}
+        for name in self.ssh(node, "virsh", "list", "--all", "--name").split():
+            found[name] = self.ssh(node, "virsh", "domstate", name).strip()
+        return found
+
+    def where(self) -> dict[str, str]:
+        """VM → the node on which libvirt says that it runs."""
+        nodes = [name for name in self.lab.topology.nodes if name.startswith("hv")]
+        return {name: node for node in nodes for name, state in self.domains(node).items() if state == "running"}
+
+    def sheets(self) -> dict[str, Any]:
+        """The declared VMs and their variables, as Ansible sees them."""
+        program = str(Path(sys.executable).parent / "ansible-inventory")
+        text = subprocess.run(
+            [program, *self.inventory, "--list"], env=self.environment, capture_output=True, text=True, check=True
+        ).stdout
+        data = json.loads(text)
+        return {name: data["_meta"]["hostvars"][name] for name in data["vms"]["hosts"]}
+
+    def write_images(self, **settings: str) -> None:
+        """Put a bootable image for each declared VM on the SAN, where build_vms finds it."""
+        guests = Guests(self.lab.base)
+        guests.ensure()
+        folder = self.lab.machines["san1"].folder / "root" / IMAGES
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sheet in self.sheets().items():
+            image = {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK, **settings}
+            guests.write_image(folder / f"{name}.img", image)
+
+
+def wait_until(see: Any, seconds: float, what: str) -> None:
+    """Wait until `see()` is True; AssertionError with what it saw last."""
+    end = time.monotonic() + seconds
+    while (seen := see()) is not True:
+        assert time.monotonic() < end, f"{what}: not within {seconds:g} s; last seen: {seen}"
+        time.sleep(0.2)
+
+
+def names(values: Sequence[str]) -> str:
+    """Names for a table."""
+    return ", ".join(values) or "-"

@@ -1,0 +1,122 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plan as Ansible calls it: options checked, nothing changed, all blockers named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from ansible_collections.drover.kvm.plugins.action.plan import ActionModule
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
+from ansible_collections.drover.kvm.plugins.module_utils._fields import argument_spec
+from ansible_collections.drover.kvm.plugins.modules import plan as documented
+
+
+def node(name, *vms, **more):
+    memory = {"total": 16 * 2**30, "free": 2**30}
+    return {
+        "node": {"name": name, "memory": memory, "cpus": {"threads": 8}, "bridges": [], "domains": list(vms), **more}
+    }
+
+
+def vm(name, **more):
+    return {"name": name, "uuid": name, "state": "running", "memory": {"current": 1, "maximum": 2**30}, **more}
+
+
+def run(diff=False, check_mode=False, **args):
+    task = SimpleNamespace(
+        args=args, diff=diff, check_mode=check_mode, async_val=0, action="drover.kvm.plan", environment=None
+    )
+    connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+    return ActionModule(task, connection, None, None, None, None).run(task_vars={})
+
+
+def test_a_drain_is_planned_and_nothing_is_changed():
+    result = run(operation="drain", node="hv1", nodes=[node("hv1", vm("web1")), node("hv2")])
+    move = {"vm": "web1", "uuid": "web1", "from": "hv1", "to": "hv2", "mode": "live", "memory": 2**30}
+    assert result["moves"] == [move]
+    assert result["stages"] == [[move]]
+    assert result["changed"] is False
+    assert not result.get("failed")
+    assert "diff" not in result
+    row = {"total": 16 * 2**30, "usable": 14 * 2**30, "before": 0, "after": 2**30 + 2**27}
+    assert result["nodes"][1] == {"name": "hv2", "memory": row, "vms": {"before": 0, "after": 1}}
+
+
+def test_diff_shows_the_moves_in_their_order_on_standard_error(capsys):
+    result = run(diff=True, operation="drain", node=["hv1"], nodes=[node("hv1", vm("web1")), node("hv2")])
+    assert "1  web1  hv1 -> hv2  live  1 GiB" in result["diff"]["prepared"]
+    captured = capsys.readouterr()
+    assert "web1  hv1 -> hv2" in captured.err
+    assert captured.out == ""
+
+
+def test_check_mode_gives_the_same_plan():
+    args = {"operation": "drain", "node": ["hv1"], "nodes": [node("hv1", vm("web1")), node("hv2")]}
+    assert run(check_mode=True, **args) == run(**args)
+
+
+def test_blockers_fail_with_all_of_them_named():
+    guests = (vm("gpu", hostdevs=["pci"]), vm("dmz", nics=[{"bridge": "br1"}]))
+    args = {"operation": "drain", "node": ["hv1"], "nodes": [node("hv1", *guests), node("hv2")]}
+    result = run(**args)
+    assert result["failed"] and result["error"] == "Refused"
+    assert "2 blockers" in result["msg"] and "gpu uses a device" in result["msg"] and "no bridge br1" in result["msg"]
+    assert [blocker["reason"] for blocker in result["blockers"]] == ["bridge", "host_device"]
+    allowed = run(**args, fail_on_blockers=False)
+    assert not allowed.get("failed") and len(allowed["blockers"]) == 2
+
+
+WRONG = {
+    "no operation": ({}, "missing required arguments: nodes, operation"),
+    "unknown operation": ({"operation": "move", "nodes": []}, "value of operation must be one of: place, drain"),
+    "unknown option": (
+        {"operation": "drain", "nodes": [], "host": "hv1"},
+        "host. Supported parameters include: anti_affinity",
+    ),
+    "drain of nothing": ({"operation": "drain", "nodes": []}, "node is missing"),
+    "undrain of two": ({"operation": "undrain", "nodes": [], "node": ["a", "b"]}, "one node"),
+    "place of nothing": ({"operation": "place", "nodes": []}, "vms is missing"),
+    "new without memory": ({"operation": "place", "nodes": [], "vms": [{"name": "a"}]}, "vms[0].memory is missing"),
+    "no such size": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": "4GB"}]}, "vms[0].memory"),
+    "vcpus": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": 1, "vcpus": "two"}]}, "vms[0].vcpus"),
+    "bad name": ({"operation": "place", "nodes": [], "vms": [{"name": "../a", "memory": 1}]}, "vms[0].name"),
+    "twice": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": 1}] * 2}, "name given twice: a"),
+    "reserve": ({"operation": "drain", "node": "hv1", "nodes": [], "memory_reserve": "-1"}, "memory_reserve"),
+    "pins": ({"operation": "drain", "node": "hv1", "nodes": [], "pins": {"a": 3}}, "pins: a: write one node"),
+    "not facts": ({"operation": "drain", "node": "hv1", "nodes": [{"msg": "x"}]}, "not a result of node_info"),
+    "node twice": (
+        {"operation": "drain", "node": "hv1", "nodes": [node("hv1")], "unreachable": ["hv1"]},
+        "named twice",
+    ),
+    "domains of no kind": ({"operation": "drain", "node": "hv1", "nodes": [node("hv1", {"x": 1})]}, "nodes: hv1"),
+}
+
+
+@pytest.mark.parametrize("args, words", WRONG.values(), ids=WRONG.keys())
+def test_wrong_options_are_told_by_name(args, words):
+    result = run(**args)
+    assert result["failed"] and words in result["msg"]
+    assert result["error"] == "Invalid"
+
+
+def test_the_documentation_names_exactly_the_options():
+    def plain(spec):
+        keys = ("type", "elements", "choices", "default", "required")
+        found = {}
+        for name, option in spec.items():
+            found[name] = {key: option[key] for key in keys if key in option}
+            inner = option.get("suboptions") or option.get("options")
+            if inner:
+                found[name]["options"] = plain(inner)
+        return found
+
+    assert plain(yaml.safe_load(documented.DOCUMENTATION)["options"]) == plain(argument_spec(FIELDS))
+
+
+def test_every_value_that_is_returned_is_documented():
+    result = run(operation="drain", node="hv1", nodes=[node("hv1", vm("web1")), node("hv2")])
+    assert set(result) - {"changed"} <= set(yaml.safe_load(documented.RETURN))

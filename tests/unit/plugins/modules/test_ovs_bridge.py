@@ -1,0 +1,662 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module ovs_bridge against a private Open vSwitch (real ovsdb-server and ovs-vswitchd, dummy datapath)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils import _ovs
+from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
+from ansible_collections.drover.kvm.tests.unit import ovs_server
+
+pytestmark = [
+    pytest.mark.skipif(bool(ovs_server.missing()), reason=f"not installed: {', '.join(ovs_server.missing())}"),
+    pytest.mark.skipif(not _ovs.HAS_BINDINGS, reason="not installed: Python package ovs"),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ovs_server.private_switch() as running:
+        yield running
+
+
+@pytest.fixture
+def ovs(server, tmp_path, monkeypatch):
+    """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
+    for number in range(6):
+        (tmp_path / f"eth{number}").touch()
+    monkeypatch.setattr(_ovs, "DEVICES", tmp_path)
+    server.bare()
+    return server
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The kinds of all transactions that the module sends: read or write."""
+    kinds = []
+    original = _ovs.Ovs.transact
+
+    def counted(self, operations):
+        names = {operation["op"] for operation in operations}
+        kinds.append("write" if names & {"insert", "update", "mutate", "delete"} else "read")
+        return original(self, operations)
+
+    monkeypatch.setattr(_ovs.Ovs, "transact", counted)
+    return kinds
+
+
+@pytest.fixture
+def module(ovs, capsys, monkeypatch):
+    """Run the module; the result as the controller gets it."""
+    told: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: told.append(warning))
+
+    def run(**args):
+        told.clear()
+        options = {"name": "br0", "socket": ovs.socket, **args}
+        with patch_module_args(options), pytest.raises(SystemExit):
+            ovs_bridge.main()
+        return {**json.loads(capsys.readouterr().out), "warnings": list(told)}
+
+    return run
+
+
+@pytest.fixture
+def converge(module):
+    """Predict, run, run again: the prediction must hold, and the second run must change nothing."""
+
+    def run(changed=True, **args):
+        predicted = module(_ansible_check_mode=True, **args)
+        real = module(**args)
+        for result in (predicted, real):
+            assert not result.get("failed"), result
+        for key in ("changed", "actions", "diff", "resource"):
+            assert predicted[key] == real[key], key
+        assert real["changed"] is changed
+        again = module(**args)
+        assert (again["changed"], again["actions"]) == (False, [])
+        return real
+
+    return run
+
+
+def refused(result, *words):
+    """The run failed, changed nothing, and its message holds the words."""
+    assert result["failed"] and not result.get("changed"), result
+    for word in words:
+        assert word in result["msg"]
+    assert "Traceback" not in result["msg"]
+
+
+BOND = {"name": "bond0", "members": ["eth0", "eth1"]}
+UP = {"ports": [{"name": "eth0"}]}
+INTERNAL = {"ports": [{"name": "host0", "type": "internal"}]}
+
+
+def port(**options):
+    return {"ports": [{"name": "eth0", **options}]}
+
+
+def bond(**options):
+    return {"bonds": [{**BOND, **options}]}
+
+
+# Option -> (the state before, the options that change it, the database cell that shows it, what stands there then).
+OPTIONS = {
+    "state": ({}, {"state": "absent"}, None, None),
+    "datapath_type": ({}, {"datapath_type": "netdev"}, ("Bridge", "br0", "datapath_type"), "netdev"),
+    "fail_mode": ({"fail_mode": "standalone"}, {"fail_mode": "secure"}, ("Bridge", "br0", "fail_mode"), "secure"),
+    "rstp": ({"rstp": False}, {"rstp": True}, ("Bridge", "br0", "rstp_enable"), "true"),
+    "external_ids": (
+        {"external_ids": {"a": "1", "b": 2, "c": True}},
+        {"external_ids": {"a": "x y=z", "b": None}},
+        ("Bridge", "br0", "external_ids"),
+        '{a="x y=z", c="true"}',
+    ),
+    "other_config": (
+        {"other_config": {"rstp-priority": 4096}},
+        {"other_config": {"mac-aging-time": 60}},
+        ("Bridge", "br0", "other_config"),
+        '{mac-aging-time="60", rstp-priority="4096"}',
+    ),
+    "ports": ({}, {"ports": [{"name": "eth0"}]}, ("Port", "eth0", "external_ids:drover-managed"), '"true"'),
+    "ports.name": (UP, {"ports": [{"name": "eth2"}]}, ("Port", "eth2", "name"), "eth2"),
+    "ports.type": (INTERNAL, {"ports": [{"name": "br0"}]}, ("Interface", "br0", "type"), "internal"),
+    "ports.peer": (
+        {"ports": [{"name": "there", "type": "patch", "peer": "back"}]},
+        {"ports": [{"name": "there", "peer": "home"}]},
+        ("Interface", "there", "options:peer"),
+        "home",
+    ),
+    "ports.mac": (
+        INTERNAL,
+        {"ports": [{"name": "host0", "mac": "52:54:00:AB:CD:01"}]},
+        ("Interface", "host0", "mac"),
+        '"52:54:00:ab:cd:01"',
+    ),
+    "ports.external_ids": (
+        port(external_ids={"rack": "7"}),
+        port(external_ids={"rack": None, "cable": "blue 3"}),
+        ("Interface", "eth0", "external_ids"),
+        '{cable="blue 3"}',
+    ),
+    "ports.tag": (port(tag=5), port(tag="6"), ("Port", "eth0", "tag"), "6"),
+    "ports.trunks": (port(tag=5), port(trunks=[30, 20]), ("Port", "eth0", "trunks"), "[20, 30]"),
+    "ports.vlan_mode": (
+        port(trunks=[20]),
+        port(tag=5, trunks=[20], vlan_mode="native-untagged"),
+        ("Port", "eth0", "vlan_mode"),
+        "native-untagged",
+    ),
+    "ports.mtu": (UP, port(mtu=9000), ("Interface", "eth0", "mtu_request"), "9000"),
+    "ports.other_config": (
+        UP,
+        port(other_config={"rstp-path-cost": 2000}),
+        ("Port", "eth0", "other_config"),
+        '{rstp-path-cost="2000"}',
+    ),
+    "bonds": ({}, bond(), ("Port", "bond0", "external_ids:drover-managed"), '"true"'),
+    "bonds.name": (bond(), bond(name="bond1"), ("Port", "bond1", "name"), "bond1"),
+    "bonds.members": (bond(), bond(members=["eth2", "eth0"]), ("Interface", "eth2", "name"), "eth2"),
+    "bonds.mode": (bond(), bond(mode="balance-slb"), ("Port", "bond0", "bond_mode"), "balance-slb"),
+    "bonds.lacp": (bond(), bond(lacp="passive"), ("Port", "bond0", "lacp"), "passive"),
+    "bonds.lacp_time": (bond(), bond(lacp_time="fast"), ("Port", "bond0", "other_config:lacp-time"), "fast"),
+    "bonds.tag": (bond(), bond(tag=5), ("Port", "bond0", "tag"), "5"),
+    "bonds.trunks": (bond(), bond(trunks=[5, 6]), ("Port", "bond0", "trunks"), "[5, 6]"),
+    "bonds.vlan_mode": (
+        bond(trunks=[5]),
+        bond(tag=6, trunks=[5], vlan_mode="native-tagged"),
+        ("Port", "bond0", "vlan_mode"),
+        "native-tagged",
+    ),
+    "bonds.mtu": (bond(), bond(mtu=9000), ("Interface", "eth1", "mtu_request"), "9000"),
+    "bonds.other_config": (
+        bond(lacp_time="fast"),
+        bond(other_config={"bond-miimon-interval": 100}),
+        ("Port", "bond0", "other_config"),
+        '{bond-miimon-interval="100", lacp-time=fast}',
+    ),
+}
+# These change nothing by themselves; the tests of their own that show their effect.
+ELSEWHERE = {
+    "name": "test_two_bridges",
+    "purge_ports": "test_purge_ports_spares_only_virtual_machines",
+    "wait_lacp": "test_wait_lacp",
+    "timeout": "test_switch_that_does_not_run",
+    "socket": "test_no_database",
+}
+
+
+def names_of(fields, path=""):
+    return [name for field in fields for name in (path + field.name, *names_of(field.fields, path + field.name + "."))]
+
+
+def test_every_option_has_a_row():
+    assert sorted(names_of(ovs_bridge.FIELDS)) == sorted([*OPTIONS, *ELSEWHERE])
+    for test in ELSEWHERE.values():
+        assert test in globals()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option(converge, module, ovs, option):
+    before, options, cell, value = OPTIONS[option]
+    assert not module(**before).get("failed")
+    result = converge(**options)
+    if cell is None:
+        assert ovs.vsctl("list-br") == ""
+        assert result["resource"] is None
+    else:
+        assert ovs.get(*cell) == value
+    # The same from nothing: what a new bridge gets is what an old one is changed to.
+    ovs.bare()
+    if option not in ("state", "ports.type", "ports.peer", "ports.mac"):
+        converge(**options)
+
+
+def test_two_bridges(converge, ovs):
+    converge(name="br0", **UP)
+    converge(name="br1", ports=[{"name": "eth1"}])
+    assert ovs.vsctl("list-br").split() == ["br0", "br1"]
+    assert ovs.vsctl("list-ports", "br1").split() == ["eth1"]
+
+
+# The twelve ways in which the module that people used before fails (found by running it).
+
+
+def test_o1_bridge_with_fail_mode_task_without(module, converge, ovs):
+    module(fail_mode="secure")
+    converge(changed=False)
+    assert ovs.get("Bridge", "br0", "fail_mode") == "secure"
+
+
+def test_o2_first_external_id_of_an_existing_bridge(module, converge, ovs):
+    module()
+    converge(external_ids={"owner": "net"})
+    assert ovs.get("Bridge", "br0", "external_ids") == "{owner=net}"
+
+
+def test_o3_two_external_ids_at_once_in_one_transaction(module, sent, ovs):
+    module()
+    sent.clear()
+    module(external_ids={"a": "1", "b": "2"})
+    assert ovs.get("Bridge", "br0", "external_ids") == '{a="1", b="2"}'
+    assert sent.count("write") == 1
+
+
+def test_o4_settings_of_an_existing_bridge_are_not_ignored(module, converge, ovs):
+    module()
+    converge(rstp=True, other_config={"rstp-priority": 4096})
+    assert ovs.get("Bridge", "br0", "rstp_enable") == "true"
+
+
+def test_o5_port_with_a_tag_task_without(module, converge, ovs):
+    module(**port(tag=5))
+    converge(changed=False, **port())
+    assert ovs.get("Port", "eth0", "tag") == "5"
+
+
+def test_o6_trunks_of_an_existing_port(module, converge, ovs):
+    module(**UP)
+    result = converge(**port(trunks=[1, 2]))
+    assert ovs.get("Port", "eth0", "trunks") == "[1, 2]"
+    assert result["actions"] == ["change port eth0 of bridge br0: trunks [] -> [1, 2]"]
+
+
+def test_o7_port_of_another_bridge_is_refused_by_name(module, ovs):
+    module(name="br1", ports=[{"name": "eth0"}, {"name": "eth1"}])
+    refused(module(**UP), "eth0", "br1")
+    refused(module(**bond()), "eth0", "br1")
+    assert ovs.vsctl("list-br").split() == ["br1"]
+    module(name="br1", bonds=[{"name": "bond1", "members": ["eth2", "eth3"]}])
+    refused(module(ports=[{"name": "eth3"}]), "eth3", "bond1", "br1")
+
+
+def test_o8_bond_converges_in_mode_lacp_and_members(module, converge, ovs):
+    module(**bond())
+    result = converge(**bond(members=["eth0", "eth1", "eth2"], mode="balance-tcp", lacp="active", lacp_time="fast"))
+    assert (ovs.get("Port", "bond0", "lacp"), ovs.get("Port", "bond0", "bond_mode")) == ("active", "balance-tcp")
+    assert ovs.vsctl("list-ifaces", "br0").split() == ["eth0", "eth1", "eth2"]
+    assert "lacp off -> active" in result["actions"][0] and "[eth0, eth1] -> [eth0, eth1, eth2]" in result["actions"][0]
+    converge(**bond(members=["eth3", "eth1"]))
+    assert ovs.vsctl("list-ifaces", "br0").split() == ["eth1", "eth3"]
+
+
+def test_o9_a_setting_that_looks_like_a_number_is_stable(converge):
+    converge(**bond(other_config={"bond-miimon-interval": 100}))
+    converge(changed=False, **bond(other_config={"bond-miimon-interval": "100"}))
+
+
+@pytest.mark.parametrize("value", ["a=b", "a b", 'a"b', "a -- del-br br0", "{{ 7*7 }}", "$(reboot)", "ü\n", ""])
+def test_o10_any_text_is_a_value(converge, ovs, value):
+    converge(external_ids={"note": value})
+    assert json.loads(ovs.get("Bridge", "br0", "external_ids:note") if value else '""') == value
+
+
+def test_o11_check_mode_shows_the_difference_and_writes_nothing(module, sent, ovs):
+    module(**UP)
+    before = ovs.vsctl("show")
+    sent.clear()
+    result = module(_ansible_check_mode=True, **port(tag=7), rstp=True)
+    assert sent == ["read"] and ovs.vsctl("show") == before
+    assert result["diff"]["before"]["ports"]["eth0"]["tag"] is None
+    assert result["diff"]["after"]["ports"]["eth0"]["tag"] == 7
+    assert result["actions"] == [
+        "set rstp of bridge br0: False -> True",
+        "change port eth0 of bridge br0: tag none -> 7",
+    ]
+
+
+def test_o12_rows_that_refer_to_each_other_are_made_together(converge, sent, ovs):
+    converge(**bond(), ports=[{"name": "host0", "type": "internal", "tag": 5}])
+    assert sent.count("write") == 1
+    assert ovs.vsctl("list-ports", "br0").split() == ["bond0", "host0"]
+
+
+# How much is sent
+
+
+def test_a_hundred_ports_are_one_transaction(module, sent, ovs):
+    ports = [{"name": f"v{number}", "type": "internal", "tag": number} for number in range(1, 101)]
+    result = module(ports=ports)
+    assert sent.count("write") == 1 and len(result["actions"]) == 101
+    sent.clear()
+    changed = module(ports=[{**item, "tag": 1000 + number} for number, item in enumerate(ports)])
+    assert sent.count("write") == 1 and len(changed["actions"]) == 100
+    sent.clear()
+    module(ports=[])
+    assert sent.count("write") == 1 and ovs.vsctl("list-ports", "br0") == ""
+
+
+def test_nothing_to_do_is_only_reads(module, sent):
+    module(**bond())
+    sent.clear()
+    assert not module(**bond())["changed"]
+    assert sent == ["read", "read"]  # before, and the engine's proof after
+    sent.clear()
+    module(_ansible_check_mode=True, **bond(mode="balance-slb"))
+    assert sent == ["read"]
+
+
+# Whose ports
+
+
+def plug_vm(ovs, name="vnet0", bridge="br0"):
+    """Plug a tap as libvirt does."""
+    ovs.vsctl(
+        *("add-port", bridge, name, "tag=100", "--", "set", "Interface", name),
+        *('external_ids:attached-mac="52:54:00:00:00:01"', "external_ids:iface-id=6ad5", "external_ids:vm-id=7c"),
+    )
+
+
+def test_a_port_that_is_no_longer_declared_goes_but_only_ours(module, converge, ovs):
+    module(ports=[{"name": "eth0"}, {"name": "eth1"}])
+    ovs.vsctl("add-port", "br0", "eth2")
+    plug_vm(ovs)
+    result = converge(**UP)
+    assert result["actions"] == ["remove port eth1 from bridge br0"]
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0", "eth2", "vnet0"]
+    assert result["runtime"]["vm_ports"] == ["vnet0"]
+
+
+def test_purge_ports_spares_only_virtual_machines(module, converge, ovs):
+    module(**UP)
+    plug_vm(ovs)
+    plug_vm(ovs, "tap7")
+    ovs.vsctl("add-port", "br0", "eth2", "--", "add-bond", "br0", "theirs", "eth3", "eth4")
+    converge(changed=False, **UP)
+    result = converge(purge_ports=True, bonds=[], **UP)
+    assert result["actions"] == ["remove port eth2 from bridge br0", "remove bond theirs from bridge br0"]
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0", "tap7", "vnet0"]
+    assert ovs.get("Port", "vnet0", "tag") == "100"
+
+
+def test_without_the_lists_all_ports_stay(module, converge):
+    module(**bond(), ports=[{"name": "eth2"}])
+    converge(changed=False)
+    converge(changed=False, purge_ports=True)
+    converge(ports=[])
+    converge(bonds=[])
+
+
+def test_a_declared_port_of_others_is_taken_over(module, converge, ovs):
+    module()
+    ovs.vsctl("add-port", "br0", "eth0", "tag=9", "--", "set", "Port", "eth0", "external_ids:who=me")
+    result = converge(**UP)
+    assert result["actions"] == ["change port eth0 of bridge br0: marked as drover-managed"]
+    assert ovs.get("Port", "eth0", "external_ids") == '{drover-managed="true", who=me}'
+    assert ovs.get("Port", "eth0", "tag") == "9"
+
+
+def test_a_machine_s_port_is_not_declared_and_holds_its_bridge(module, ovs):
+    module()
+    plug_vm(ovs)
+    refused(module(ports=[{"name": "vnet0", "tag": 5}]), "vnet0", "virtual machine")
+    refused(module(**bond(members=["eth0", "vnet0"])), "vnet0", "virtual machine")
+    refused(module(state="absent", purge_ports=True), "br0", "vnet0")
+    refused(module(datapath_type="netdev"), "datapath_type", "vnet0")
+    assert ovs.vsctl("list-ports", "br0").split() == ["vnet0"]
+
+
+def test_absent_with_ports_of_others_must_be_told(module, converge, ovs):
+    module(**UP)
+    ovs.vsctl("add-port", "br0", "eth2")
+    refused(module(state="absent"), "eth2", "purge_ports")
+    converge(state="absent", purge_ports=True)
+    converge(changed=False, state="absent")
+
+
+def test_an_absent_bridge_frees_its_own_ports(module, converge, ovs):
+    module(**bond(), ports=[{"name": "eth2"}])
+    converge(state="absent")
+    assert ovs.vsctl("list-br") == "" and ovs.vsctl("--columns=name", "list", "Interface") == ""
+
+
+def test_ports_become_members_of_a_bond_and_ports_again(module, converge, ovs):
+    module(ports=[{"name": "eth0", "tag": 5}, {"name": "eth1"}])
+    result = converge(**bond())
+    assert "remove port eth0 from bridge br0" in result["actions"]
+    assert ovs.vsctl("list-ports", "br0").split() == ["bond0"]
+    converge(bonds=[], ports=[{"name": "eth0"}, {"name": "eth1"}])
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0", "eth1"]
+
+
+def test_a_port_and_a_bond_change_into_each_other_under_one_name(module, converge, ovs):
+    module(ports=[{"name": "up", "type": "internal"}])
+    converge(bonds=[{"name": "up", "members": ["eth0", "eth1"]}])
+    assert ovs.vsctl("list-ifaces", "br0").split() == ["eth0", "eth1"]
+    converge(ports=[{"name": "up", "type": "internal"}])
+    assert ovs.vsctl("list-ifaces", "br0").split() == ["up"]
+
+
+def test_a_member_moves_between_bonds(module, converge, ovs):
+    one, two = {**BOND, "members": ["eth0", "eth1", "eth2"]}, {"name": "bond1", "members": ["eth3", "eth4"]}
+    module(bonds=[one, two])
+    converge(bonds=[BOND, {**two, "members": ["eth2", "eth3", "eth4"]}])
+    ids = ovs.get("Port", "bond1", "interfaces")
+    assert ovs.get("Interface", "eth2", "_uuid") in ids
+
+
+def test_a_single_port_of_others_is_not_taken_into_a_bond_unasked(module, converge, ovs):
+    module()
+    ovs.vsctl("add-port", "br0", "eth0")
+    refused(module(**bond()), "eth0", "purge_ports")
+    converge(purge_ports=True, **bond())
+
+
+def test_the_bridge_s_own_port(converge, module, ovs):
+    converge(ports=[{"name": "br0", "tag": 5, "mtu": 1400}])
+    assert ovs.get("Port", "br0", "tag") == "5" and ovs.get("Port", "br0", "external_ids") == "{}"
+    converge(changed=False, ports=[])
+    refused(module(ports=[{"name": "br0", "type": "system"}]), "br0", "internal")
+
+
+# What is refused before anything is asked
+
+
+@pytest.mark.parametrize("kind", [port, bond])
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"tag": 0}, ["tag: 0", "1 to 4094"]),
+        ({"tag": 4095}, ["tag: 4095", "1 to 4094"]),
+        ({"tag": 4096}, ["1 to 4094"]),
+        ({"tag": -1}, ["1 to 4094"]),
+        ({"tag": "ten"}, ["tag"]),
+        ({"trunks": [10, 10]}, ["trunks", "twice"]),
+        ({"trunks": [0]}, ["trunks", "1 to 4094"]),
+        ({"trunks": [5000]}, ["trunks", "1 to 4094"]),
+        ({"tag": 5, "trunks": [6]}, ["tag and trunks", "native"]),
+        ({"tag": 5, "trunks": [6], "vlan_mode": "access"}, ["tag and trunks"]),
+        ({"tag": 5, "vlan_mode": "trunk"}, ["no tag"]),
+        ({"vlan_mode": "access"}, ["needs a tag"]),
+        ({"vlan_mode": "native-tagged", "trunks": [5]}, ["needs a tag"]),
+        ({"trunks": [5], "vlan_mode": "access"}, ["access"]),
+        ({"mtu": 10}, ["mtu", "68"]),
+        ({"name": "x" * 16}, ["name", "15"]),
+    ],
+)
+def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
+    refused(module(**kind(**options)), *words)
+    assert ovs.vsctl("list-br") == ""
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (bond(members=["eth0"]), ["members", "at least two"]),
+        (bond(members=[]), ["members", "at least two"]),
+        ({"bonds": [{"name": "bond0"}]}, ["bond0", "needs members"]),
+        (bond(members=["eth0", "eth0"]), ["eth0", "twice"]),
+        (bond(members=["eth0", "eth9"]), ["eth9", "no such device"]),
+        ({"ports": [{"name": "eth9"}]}, ["eth9", "no such device", "internal"]),
+        ({**bond(), **port()}, ["eth0", "either one port, one bond or one bond's member"]),
+        ({"bonds": [BOND, {"name": "bond1", "members": ["eth1", "eth2"]}]}, ["eth1", "either"]),
+        ({"bonds": [BOND, BOND]}, ["bonds", "bond0", "twice"]),
+        ({"ports": [{"name": "eth0"}, {"name": "eth0", "tag": 4}]}, ["ports", "eth0", "twice"]),
+        (bond(mode="balance-tcp"), ["balance-tcp", "LACP", "lacp: active"]),
+        (bond(other_config={"lacp-time": "fast"}), ["lacp_time"]),
+        (bond(members=["eth0", "br0"]), ["br0"]),
+        (bond(name="br0"), ["br0"]),
+        (port(type="patch"), ["eth0", "peer"]),
+        (port(peer="eth1"), ["eth0", "peer"]),
+        (port(type="patch", peer="eth0"), ["eth0", "peer"]),
+        (port(mac="01:00:5e:00:00:01"), ["mac", "multicast"]),
+    ],
+)
+def test_wrong_options(module, ovs, options, words):
+    refused(module(**options), *words)
+    assert ovs.vsctl("list-br") == ""
+
+
+BAD_NAMES = [
+    *("..", ".", "-rf", "--help", "`id`", "; reboot", "a b", "'  '", "br0 ", "a\tb", 'br"x', "*", "~root", "%s%n"),
+    *("{{ 7*7 }}", "\u202ebr", "a/b", "p2\n", "--", "x" * 4096, "", "br0;del", "$(id)", "a,b", "a..b", "ü"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_no_name_reaches_the_database(module, ovs, sent, name):
+    for options in ({"name": name}, port(name=name), bond(name=name), bond(members=["eth0", name]), port(peer=name)):
+        refused(module(**options), "not a valid name")
+    assert sent == [] and ovs.vsctl("list-br") == ""
+
+
+# When the switch does not play
+
+
+def test_an_error_of_the_switch_is_an_error_of_the_task(module, ovs):
+    module(**UP)
+    ovs.vsctl("--no-wait", "set", "Interface", "eth0", "type=nonsense")
+    time.sleep(0.3)
+    result = module(**port(tag=5))
+    assert result["failed"] and result["error"] == "Failed"
+    assert "eth0 on bridge br0" in result["msg"] and "could not open network device" in result["msg"]
+    # It is loud as long as it lasts, also when there is nothing to change.
+    refused(module(**port(tag=5)), "eth0 on bridge br0")
+    assert not module(ports=[]).get("failed")
+
+
+def test_a_patch_cable_with_one_end_is_a_warning(module, converge):
+    first = converge(ports=[{"name": "to-br1", "type": "patch", "peer": "to-br0"}])
+    assert "no port to-br0 yet" in " ".join(first["warnings"])
+    second = converge(name="br1", ports=[{"name": "to-br0", "type": "patch", "peer": "to-br1"}])
+    assert second["warnings"] == []
+
+
+def test_frozen_database_is_reported_within_ten_seconds(module, ovs):
+    start = time.monotonic()
+    with ovs.frozen("ovsdb-server"):
+        result = module(**UP)
+    refused(result, ovs.socket, "no answer within 8 s")
+    assert result["error"] == "Unreachable" and time.monotonic() - start < 10
+
+
+def test_no_database(module, tmp_path):
+    result = module(socket=str(tmp_path / "nothing.sock"))
+    refused(result, "nothing.sock", "is ovsdb-server running?")
+    assert result["error"] == "Unreachable"
+
+
+def test_switch_that_does_not_run(module, ovs):
+    with ovs.frozen("ovs-vswitchd"):
+        result = module(timeout=1, **UP)
+        assert result["failed"] and result["error"] == "TimedOut" and "is ovs-vswitchd running?" in result["msg"]
+        # The change stands in the database; the next run has nothing to write, and still does not call it done.
+        again = module(timeout=1, **UP)
+        refused(again, "ovs-vswitchd takes over", "is ovs-vswitchd running?")
+    assert not module(**UP)["changed"]
+
+
+def test_wait_lacp(module, ovs):
+    # At first a member has expired, later it falls back to defaults: neither means that a partner has spoken.
+    bonds = module(**bond(lacp="active"))["runtime"]["bonds"]
+    assert bonds["bond0"]["lacp_status"] == "waiting"
+    members = bonds["bond0"]["members"]
+    assert members["eth0"]["link_state"] == "up" and members["eth1"]["lacp"].split()[0] in ("expired", "defaulted")
+    start = time.monotonic()
+    refused(module(wait_lacp=1, **bond()), "no partner", "bond0 (eth0 is ")
+    assert time.monotonic() - start < 5
+    assert not module(wait_lacp=1, **bond(lacp="off")).get("failed")
+
+
+def test_one_member_in_step_is_enough_and_the_other_is_a_warning(module, ovs, monkeypatch):
+    module(**bond(lacp="active"))
+    heard = {"eth0": "current attached", "eth1": "defaulted detached"}
+    monkeypatch.setattr(_ovs.Ovs, "lacp", lambda self: heard)
+    result = module(wait_lacp=1, **bond())
+    assert not result.get("failed") and result["runtime"]["bonds"]["bond0"]["lacp_status"] == "negotiated"
+    assert "bond0 (eth1 is defaulted detached)" in " ".join(result["warnings"])
+
+
+def test_a_change_in_between_stops_the_whole_transaction(module, ovs, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def meanwhile(self, change):
+        ovs.vsctl("set", "Port", "eth0", "tag=77")
+        return original(self, change)
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", meanwhile)
+    result = module(rstp=True, **port(tag=5))
+    refused(result, "somebody else changed", "run it again")
+    assert ovs.get("Bridge", "br0", "rstp_enable") == "false" and ovs.get("Port", "eth0", "tag") == "77"
+    monkeypatch.undo()
+
+
+def test_a_machine_plugged_in_between_is_not_lost(module, ovs, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def meanwhile(self, change):
+        plug_vm(ovs)
+        return original(self, change)
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", meanwhile)
+    assert not module(ports=[{"name": "eth1"}]).get("failed")
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth1", "vnet0"]
+    monkeypatch.setattr(_ovs.Ovs, "commit", lambda self, change: plug_vm(ovs, "vnet1") or original(self, change))
+    ovs.vsctl("del-port", "vnet0")
+    refused(module(state="absent"), "somebody else changed")
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth1", "vnet1"]
+
+
+def test_without_the_bindings_it_says_what_to_install(module, monkeypatch):
+    monkeypatch.setattr(_ovs, "HAS_BINDINGS", False)
+    refused(module(), "python3-openvswitch")
+
+
+def test_the_private_switch_dies_with_its_parent(server):
+    code = (
+        "import os, signal, sys\n"
+        "from ansible_collections.drover.kvm.tests.unit import ovs_server\n"
+        "with ovs_server.private_switch() as running:\n"
+        "    print(running.folder, *(daemon.pid for daemon in running.daemons.values()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    folder, *pids = done.stdout.split()
+    end = time.monotonic() + 10
+    while any(_running(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(pids) == 2 and not any(_running(pid) for pid in pids), done.stderr
+    with ovs_server.private_switch():
+        assert not Path(folder).exists()
+
+
+def _running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

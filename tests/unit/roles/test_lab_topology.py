@@ -1,0 +1,151 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab's pure parts: what a topology becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab import controller_files, guest, topology
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
+
+FILES = Path(__file__).resolve().parents[3] / "roles/lab/files"
+
+
+@pytest.fixture
+def data() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FILES / "topology.json").read_text(encoding="utf-8"))
+    return found
+
+
+def parsed(data: dict[str, Any]) -> topology.Topology:
+    return topology.parse(json.dumps(data))
+
+
+def test_every_nic_has_one_cable(data: dict[str, Any]) -> None:
+    cables = topology.cables(parsed(data))
+    assert len(cables) == 4 * 3 + 2
+    assert topology.Cable("hv1", "nic1", "switch", "hv1-nic1") in cables
+    assert topology.Cable("sink", "guests", "switch", "sink-100") in cables
+
+
+def test_a_direct_cable_told_at_both_ends_is_one(data: dict[str, Any]) -> None:
+    data["nodes"]["hv1"]["nics"]["ring"] = {"to": "hv2:ring"}
+    data["nodes"]["hv2"]["nics"]["ring"] = {"to": "hv1:ring"}
+    made = parsed(data)
+    assert len([cable for cable in topology.cables(made) if cable.left_nic == "ring"]) == 1
+    assert topology.far_end(made, "hv2", "ring") == ("hv1", "ring")
+    assert topology.far_end(made, "hv1", "nic2") == ("switch", "hv1-nic2")
+
+
+def test_the_core_bonds_each_node_and_trunks_only_the_known_vlans(data: dict[str, Any]) -> None:
+    made = parsed(data)
+    words = " ".join(topology.switch_arguments(made, made.switches["core"]))
+    assert "add-bond core hv1-bond0 hv1-nic1 hv1-nic2" in words
+    assert (
+        "set port san1-bond0 lacp=active bond_mode=balance-tcp other_config:lacp-time=fast trunks=5,6,100,200" in words
+    )
+    assert "add-port core sink-100 tag=100" in words
+    assert "mgmt0" not in words
+
+
+def test_a_single_nic_is_a_plain_trunk(data: dict[str, Any]) -> None:
+    data["nodes"]["hv1"]["nics"] = {
+        "mgmt0": {"to": "mgmt", "network": "management"},
+        "nic1": {"to": "core"},
+    }
+    made = parsed(data)
+    words = " ".join(topology.switch_arguments(made, made.switches["core"]))
+    assert "add-port core hv1-nic1 -- set port hv1-nic1 trunks=5,6,100,200" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"nodes": {}}, ""),
+        ({"networks": {}}, "no network 'management'"),
+        ({"switches": {}}, "no such switch"),
+        ({"nodes": {"HV": {"groups": [], "number": 1, "networks": [], "nics": {}}}}, "name 'HV'"),
+        ({"nodes": {"hv1": {"groups": [], "number": 1, "networks": [], "nics": {}}}}, "no NIC has a network"),
+        ({"nodes": {"hv1": {}}}, "KeyError"),
+    ],
+)
+def test_a_broken_topology_is_refused_by_name(data: dict[str, Any], change: dict[str, Any], text: str) -> None:
+    if not text:
+        assert parsed({**data, **change}).nodes == {}
+        return
+    with pytest.raises(topology.TopologyError, match=text):
+        parsed({**data, **change})
+
+
+def test_a_nic_to_nowhere_and_a_long_name_are_refused(data: dict[str, Any]) -> None:
+    data["nodes"]["hv1"]["nics"]["nic1"]["to"] = "moon"
+    with pytest.raises(topology.TopologyError, match="moon"):
+        parsed(data)
+    data["nodes"]["hv1"]["nics"]["nic1"]["to"] = "core"
+    data["nodes"]["hypervisor-one"] = data["nodes"]["hv1"]
+    with pytest.raises(topology.TopologyError, match="15 characters"):
+        parsed(data)
+
+
+def test_a_node_knows_its_address_and_its_neighbours(data: dict[str, Any]) -> None:
+    made = parsed(data)
+    files = topology.networkd_files(made, made.node("hv2"))
+    assert list(files) == ["10-mgmt0.network"]
+    assert "Address=10.231.0.12/24\n" in files["10-mgmt0.network"]
+    assert "10.231.0.10 san1\n" in topology.hosts_file(made)
+    with pytest.raises(topology.TopologyError, match="no node 'hv9'"):
+        made.node("hv9")
+
+
+def test_the_inventory_has_groups_addresses_and_a_way_in(data: dict[str, Any]) -> None:
+    found = controller_files.inventory(parsed(data), "/state", "two", "tcg")["all"]
+    assert sorted(found["children"]) == ["hypervisors", "san"]
+    host = found["children"]["hypervisors"]["hosts"]["hv3"]
+    assert host["ansible_host"] == "10.231.0.13"
+    assert host["lab_addresses"]["migration"] == "10.231.6.13"
+    assert host["lab_bonds"] == {"bond0": ["nic1", "nic2"]}
+    assert found["vars"]["ansible_ssh_common_args"] == "-F /state/ssh_config"
+    assert found["vars"]["lab_networks"]["storage"] == {"subnet": "10.231.5.0/24", "vlan": 5}
+
+
+def test_ssh_checks_host_keys_and_enters_the_labs_namespace(data: dict[str, Any]) -> None:
+    text = controller_files.ssh_config(parsed(data), "/state", "two.switch")
+    assert "StrictHostKeyChecking yes" in text
+    assert "nsenter --net=/run/netns/two.switch nc %h %p" in text
+    assert controller_files.known_hosts({"hv1": "ssh-ed25519 AAAA hv1\n"}) == "hv1 ssh-ed25519 AAAA\n"
+
+
+def test_a_guests_settings_are_a_block_with_a_mark() -> None:
+    block = guest.settings_block({"name": "web1", "ip": "10.231.100.21/24"})
+    assert len(block) == guest.CONFIG_SIZE
+    assert block.startswith(b"DROVER-GUEST 1\ndrover.name=web1\ndrover.ip=10.231.100.21/24\n\0")
+    with pytest.raises(LabError, match="without spaces"):
+        guest.settings_block({"name": "web 1"})
+
+
+def test_a_guests_record_is_read_back() -> None:
+    record = guest.parse_record(b"DROVER1 6c9d-11 42 4200 0 web1\n" + bytes(480))
+    assert record == guest.Record("6c9d-11", 42, 4200, 0, "web1")
+    assert guest.parse_record(bytes(512)) is None
+    assert guest.parse_record(b"DROVER1 x y z 0 web1") is None
+
+
+def test_an_archive_has_headers_of_the_kernels_format() -> None:
+    made = guest.archive({"modules/a.ko": b"abc"}, ["sh"], ["proc"])
+    assert made.startswith(b"070701")
+    assert len(made) % 4 == 0
+    for name in (b"modules\0", b"modules/a.ko\0", b"bin/sh\0", b"proc\0", b"TRAILER!!!\0"):
+        assert name in made
+
+
+def test_a_modules_signature_is_cut_off() -> None:
+    signature = b"S" * 20
+    signed = b"module" + signature + bytes(8) + (20).to_bytes(4, "big") + b"~Module signature appended~\n"
+    assert guest.unsigned(signed) == b"module"
+    assert guest.unsigned(b"module") == b"module"

@@ -1,0 +1,86 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roles and playbooks say what they take: the documented defaults are the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a YAML file; one that is not there is empty."""
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or {}
+
+
+def role_problems(role: Path) -> list[str]:
+    """List where a role's defaults/main.yml and meta/argument_specs.yml disagree, and a missing README."""
+    specs = load(role / "meta" / "argument_specs.yml").get("argument_specs", {})
+    options = {name: option for spec in specs.values() for name, option in spec.get("options", {}).items()}
+    said = {name: option["default"] for name, option in options.items() if "default" in option}
+    real = load(role / "defaults" / "main.yml")
+    found = [] if specs else ["no argument_specs"]
+    found += [f"{name}: not in argument_specs" for name in real if name not in options]
+    found += [f"{name}: required, yet it has a default" for name in real if options.get(name, {}).get("required")]
+    for name in sorted({*said, *real} & {*options}):
+        if name not in real or name not in said or (said[name], type(said[name])) != (real[name], type(real[name])):
+            found.append(f"{name}: documented {said.get(name)!r}, really {real.get(name)!r}")
+    if not (role / "README.md").exists() and not all(spec.get("description") for spec in specs.values() or [{}]):
+        found.append("no README.md, and no description in argument_specs")
+    return [f"{role.name}: {words}" for words in found]
+
+
+def has_header(playbook: Path) -> bool:
+    """Tell whether a playbook begins with a comment, after the document's start."""
+    lines = playbook.read_text(encoding="utf-8").removeprefix("---\n").splitlines()
+    return bool(lines) and lines[0].startswith("# ")
+
+
+@pytest.mark.parametrize("role", sorted(p for p in ROOT.glob("roles/*") if p.is_dir()), ids=lambda path: path.name)
+def test_a_role_documents_its_defaults(role):
+    assert role_problems(role) == []
+
+
+@pytest.mark.parametrize("playbook", sorted(ROOT.glob("playbooks/*.yml")), ids=lambda path: path.name)
+def test_a_playbook_says_what_it_does(playbook):
+    assert has_header(playbook), "a playbook begins with a comment: what it does, what it needs"
+
+
+def make_role(folder: Path, defaults: str, options: str) -> Path:
+    role = folder / "bad"
+    for name, text in (("defaults/main.yml", defaults), ("meta/argument_specs.yml", options), ("README.md", "# bad")):
+        (role / name).parent.mkdir(parents=True, exist_ok=True)
+        (role / name).write_text(text)
+    return role
+
+
+@pytest.mark.parametrize(
+    "defaults, option, words",
+    [
+        ("bad_x: 1", "{type: int, default: 2}", "documented 2, really 1"),
+        ("bad_x: 1", "{type: bool, default: true}", "documented True, really 1"),
+        ("bad_x: 1", "{type: int}", "documented None, really 1"),
+        ("", "{type: int, default: 2}", "documented 2, really None"),
+        ("{bad_x: 1, bad_y: 2}", "{type: int, default: 1}", "bad_y: not in argument_specs"),
+        ("bad_x: 1", "{type: int, default: 1, required: true}", "required, yet"),
+    ],
+)
+def test_the_role_checker_finds_what_differs(tmp_path, defaults, option, words):
+    options = f"argument_specs: {{main: {{options: {{bad_x: {option}}}}}}}"
+    found = role_problems(make_role(tmp_path, defaults, options))
+    assert len(found) == 1
+    assert words in found[0]
+
+
+def test_the_role_checker_wants_specs_and_a_description(tmp_path):
+    (tmp_path / "bare").mkdir()
+    assert role_problems(tmp_path / "bare") == [
+        "bare: no argument_specs",
+        "bare: no README.md, and no description in argument_specs",
+    ]
