@@ -87,7 +87,7 @@ class Site:
     def end(process, seconds=150):
         """The module's result."""
         out, err = process.communicate(timeout=seconds)
-        match = re.search(r"=> (\{.*\})\s*$", out, re.S)
+        match = re.search(r"=> (\{.*\})\s*$", out, re.DOTALL)
         assert match, out + err
         return {"failed": "FAILED!" in out, **json.loads(match.group(1))}
 
@@ -104,7 +104,7 @@ class Site:
         for node in NODES:
             info = self.virsh(node, f"dominfo {VM}", check=False)
             if info:
-                facts = dict(re.findall(r"^(State|Persistent|Autostart):\s+(.*)$", info, re.M))
+                facts = dict(re.findall(r"^(State|Persistent|Autostart):\s+(.*)$", info, re.MULTILINE))
                 found[node] = (facts["State"], facts["Persistent"], facts["Autostart"])
         return found
 
@@ -178,7 +178,9 @@ class Site:
             for command in (f"destroy {VM}", f"undefine {VM}"):
                 self.virsh(other, command, check=False)
             self.ssh(other, "systemctl stop 'drover-migrate-*'; rm -f /run/drover/*.json; : > /run/counter.log")
-        self.ssh(node, "cat > /root/story.xml", stdin=DOMAIN.format(name=VM, canary=CANARY).replace("\n drover", " drover"))
+        self.ssh(
+            node, "cat > /root/story.xml", stdin=DOMAIN.format(name=VM, canary=CANARY).replace("\n drover", " drover")
+        )
         for command in ("define /root/story.xml", f"start {VM}", f"autostart {VM}"):
             self.virsh(node, command)
         self.until("the guest's first word", lambda: bool(self.counters()[node]), 60)

@@ -15,15 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _libvirt, _run
-from .._domain import metadata, xml
+from .. import _errors, _fields, _hypervisor, _libvirt, _peers, _run, _xml
+from .._domain import metadata
 from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
 PARTS = {
-    "": {"_errors": _errors, "_libvirt": _libvirt, "_run": _run},
-    "_domain/": {"metadata": metadata, "xml": xml},
+    "": {
+        "_errors": _errors,
+        "_fields": _fields,
+        "_hypervisor": _hypervisor,
+        "_libvirt": _libvirt,
+        "_peers": _peers,
+        "_run": _run,
+        "_xml": _xml,
+    },
+    "_domain/": {"metadata": metadata},
     "_migration/": {
         "copies": copies,
         "ends": ends,
