@@ -160,6 +160,8 @@ class Site:
 
     # Setting up
     def prepare(self, guest):
+        if "10.99.0.1/24" in self.ssh("hv3", "ip address show br-vm 2>/dev/null; systemctl is-active sink", check=False):
+            return
         subprocess.run([str(HERE / "cluster_by_hand"), self.name], check=True)
         for node in NODES:
             for name in ("vmlinuz", "initrd.img"):
@@ -172,15 +174,20 @@ class Site:
             )
 
     def fresh_vm(self, node):
-        """The VM on this node and nowhere else, counting, with autostart."""
+        """The VM on this node and nowhere else, counting, with autostart. One that is well is brought here."""
         for other in NODES:
             self.signal(other, "CONT")
+            self.ssh(other, "systemctl stop 'drover-migrate-*'; rm -f /run/drover/*.json; : > /run/counter.log")
+        places = self.where()
+        here = next(iter(places), "")
+        if list(places.values()) == [("running", "yes", "enable")] and not self.marked() and self.counts_on(here):
+            if here == node or self.migrate(here, name=VM, to=node).get("verified"):
+                return
+        for other in NODES:
             for command in (f"destroy {VM}", f"undefine {VM}"):
                 self.virsh(other, command, check=False)
-            self.ssh(other, "systemctl stop 'drover-migrate-*'; rm -f /run/drover/*.json; : > /run/counter.log")
-        self.ssh(
-            node, "cat > /root/story.xml", stdin=DOMAIN.format(name=VM, canary=CANARY).replace("\n drover", " drover")
-        )
+        xml = DOMAIN.format(name=VM, canary=CANARY).replace("\n drover", " drover")
+        self.ssh(node, "cat > /root/story.xml", stdin=xml)
         for command in ("define /root/story.xml", f"start {VM}", f"autostart {VM}"):
             self.virsh(node, command)
-        self.until("the guest's first word", lambda: bool(self.counters()[node]), 60)
+        self.until("the guest's first word", lambda: bool(self.counters()[node]), 120)

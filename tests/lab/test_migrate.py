@@ -90,6 +90,7 @@ def test_all_blockers_come_at_once_and_nothing_is_changed(site):
     site.virsh("hv1", f"attach-disk {VM} /var/lib/libvirt/images/local.img vdb --live")
     result = site.migrate("hv1", name=VM, to="hv2", destinations={"hv2": {"cordon": {"since": "now", "by": "a"}}})
     reasons = [blocker["reason"] for blocker in result["details"]["blockers"]]
+    site.virsh("hv1", f"detach-disk {VM} vdb --live")
     assert result["failed"] and reasons == ["local_disk", "cordoned"]
     rests_on(site, "hv1")
 
