@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NODES = ("hv1", "hv2", "hv3")
 VM = "story"
+SECOND = "story2"
 CANARY = "DROVERCANARYSTORY"
 SHARED = ("-o", "ControlPath=/tmp/drover-story-%C")
 SINK = """
@@ -41,6 +42,11 @@ DOMAIN = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>128</memor
 <mac address='52:54:00:99:01:21'/><source bridge='br-vm'/><model type='virtio'/><rom enabled='no'/></interface>
 <serial type='file'><source path='/var/lib/libvirt/images/{name}.console'/></serial>
 <memballoon model='virtio'/></devices></domain>"""
+
+
+SECOND_DOMAIN = f"""<domain type='qemu'><name>{SECOND}</name><memory unit='MiB'>32</memory><os>
+<type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices><controller type='usb' model='none'/></devices>
+<cpu mode='custom' match='exact'><model fallback='allow'>Nehalem</model></cpu></domain>"""
 
 
 class Missed(AssertionError):
@@ -160,7 +166,9 @@ class Site:
 
     # Setting up
     def prepare(self, guest):
-        if "10.99.0.1/24" in self.ssh("hv3", "ip address show br-vm 2>/dev/null; systemctl is-active sink", check=False):
+        if "10.99.0.1/24" in self.ssh(
+            "hv3", "ip address show br-vm 2>/dev/null; systemctl is-active sink", check=False
+        ):
             return
         subprocess.run([str(HERE / "cluster_by_hand"), self.name], check=True)
         for node in NODES:
@@ -180,9 +188,9 @@ class Site:
             self.ssh(other, "systemctl stop 'drover-migrate-*'; rm -f /run/drover/*.json; : > /run/counter.log")
         places = self.where()
         here = next(iter(places), "")
-        if list(places.values()) == [("running", "yes", "enable")] and not self.marked() and self.counts_on(here):
-            if here == node or self.migrate(here, name=VM, to=node).get("verified"):
-                return
+        well = list(places.values()) == [("running", "yes", "enable")] and not self.marked() and self.counts_on(here)
+        if well and (here == node or self.migrate(here, name=VM, to=node).get("verified")):
+            return
         for other in NODES:
             for command in (f"destroy {VM}", f"undefine {VM}"):
                 self.virsh(other, command, check=False)
@@ -191,3 +199,12 @@ class Site:
         for command in ("define /root/story.xml", f"start {VM}", f"autostart {VM}"):
             self.virsh(node, command)
         self.until("the guest's first word", lambda: bool(self.counters()[node]), 120)
+
+    def second_vm(self, node):
+        """A VM without a disk that waits in its BIOS."""
+        for other in NODES:
+            for command in (f"destroy {SECOND}", f"undefine {SECOND}"):
+                self.virsh(other, command, check=False)
+        self.ssh(node, "cat > /root/second.xml", stdin=SECOND_DOMAIN)
+        self.virsh(node, "define /root/second.xml")
+        self.virsh(node, f"start {SECOND}")

@@ -166,7 +166,7 @@ class End:
     def define(self, text: str) -> None:
         """Define a domain."""
         with translated(f"defining on {self.node}"):
-            self.connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            self.connection.defineXML(text)
 
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its memory was saved to this node's disk."""
