@@ -10,13 +10,13 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
-from ansible_collections.drover.kvm.plugins.module_utils._migration import client as client_module
-from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving
+from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
 from ansible_collections.drover.kvm.plugins.module_utils._migration.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._peers import Cluster
@@ -42,7 +42,7 @@ class World:
     """VMs by node; `helpers` are the units that run, `script` is what happens to the next migrations."""
 
     def __init__(self):
-        self.nodes = {name: {} for name in NODES}
+        self.nodes: dict[str, dict[str, Any]] = {name: {} for name in NODES}
         self.silent = set()
         self.log = []
         self.script = []
@@ -112,7 +112,7 @@ class End:
 
 
 class Unit:
-    world = None
+    world = World()
 
     def __init__(self, uuid):
         self.uuid = uuid
@@ -155,8 +155,8 @@ def world(monkeypatch):
 
     monkeypatch.setattr(Client, "of", of)
     monkeypatch.setattr(Client, "carry_out", carry_out)
-    monkeypatch.setattr(client_module.prechecks, "traits", traits)
-    monkeypatch.setattr(client_module.prechecks, "answer", answer)
+    monkeypatch.setattr(prechecks, "traits", traits)
+    monkeypatch.setattr(prechecks, "answer", answer)
     Unit.world = world
     for module in (moving, mending):
         monkeypatch.setattr(module, "Unit", Unit)
