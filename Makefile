@@ -72,6 +72,9 @@ install: tarball ## The tarball and what it depends on, installed into build/col
 # The last line that make shows for a part that is not there yet.
 if_any = @if compgen -G '$(1)' >/dev/null; then echo '$(2)'; $(2); else echo 'nothing to run: no $(1)'; fi
 
+# Stories come from the checkout; the playbooks that they run are those of the installed collection.
+STORIES := $(TOOL) env DROVER_COLLECTIONS=$(BUILD)/collections
+
 LAB := $(TOOL) python3 roles/lab/files/lab.py
 
 lab: ## The lab: servers, SAN and switches on this machine; ARGS="--name NAME" for a second one
@@ -81,10 +84,10 @@ lab-down: ## Take the lab away
 	$(LAB) $(ARGS) down
 
 demo: install ## From bare servers to a drained node, in the lab
-	$(TOOL) $(INSTALLED) tests/lab/demo $(ARGS)
+	$(STORIES) python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
-	$(call if_any,tests/lab/test_*.py,$(TOOL) $(INSTALLED) pytest tests/lab $(ARGS))
+	$(call if_any,tests/lab/test_*.py,$(STORIES) pytest tests/lab $(ARGS))
 
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(TOOL) $(INSTALLED) molecule test --all)

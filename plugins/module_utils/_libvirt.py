@@ -505,7 +505,7 @@ class Node:
             stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
         except libvirt.libvirtError:  # the test driver has none
             return int(self.connection.getFreeMemory())
-        return sum(stats.get(name, 0) for name in ("free", "buffers", "cached")) * 1024
+        return int(sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))) * 1024
 
     def _domain_capabilities(self) -> str | None:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks import plan as storage
+from .._errors import Invalid
 from .._identity import vm_uuid
 from .._libvirt import Domain
 from .._xml import parse, text_of
@@ -81,6 +82,7 @@ class Draft:
 
         Returns the state that the VM will have; fills `files`, `vlans` and `record`. Raises Invalid and Refused.
         """
+        self._check_host()
         if self.before is None:
             self.after = sheet.create(self.params, self.site.offer)
         else:
@@ -99,6 +101,12 @@ class Draft:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
         return state
+
+    def _check_host(self) -> None:
+        memory = self.params["memory"]
+        if memory is not None and memory > self.site.offer["memory"]:
+            has = self.site.offer["memory"]
+            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
 
     def _power_after(self, act: str | None) -> str:
         if act is None:

@@ -14,7 +14,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.modules import cordon
 
-HOOK = Path(__file__).resolve().parents[3] / "roles/hypervisor/files/drover-cordon"
+HOOK = Path(__file__).resolve().parents[4] / "roles/hypervisor/files/drover-cordon"
 
 
 @pytest.fixture

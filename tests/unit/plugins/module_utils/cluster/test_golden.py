@@ -1,0 +1,96 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans by example: the scenarios in tests/unit/golden/plan, written as short as a sysadmin would draw them.
+
+A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, vms}`, a VM on it `{memory, ...}` where the
+rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from -> to mode"), blockers
+("vm node reason"), placements, n_minus_1, not_borne, notes, or parts of the text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
+from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "plan"
+FILES = sorted(GOLDEN.glob("*.yml"))
+
+
+def domain(name, given):
+    """A domain as node_info describes it; running, with one disk on the SAN, on bridge br0."""
+    memory = parse_size(given.get("memory", "4GiB"))
+    san = {"target": "vda", "device": "disk", "type": "iscsi", "identity": f"iscsi:{name}", "shared_storage": True}
+    usual = {
+        "name": name,
+        "uuid": f"uuid-{name}",
+        "state": "running",
+        "reason": "booted",
+        "job": None,
+        "persistent": True,
+        "machine": "pc-q35-10.0",
+        "virt_type": "kvm",
+        "disks": [san],
+        "nics": [{"mac": "52:54:00:00:00:01", "bridge": given.get("bridge", "br0"), "vlan": 100}],
+        "hostdevs": [],
+        "filesystems": [],
+        "marker": None,
+    }
+    metadata = {"managed": True, "tags": given.get("tags", []), "home": given.get("home")}
+    vcpus = {"current": given.get("vcpus", 2), "maximum": given.get("vcpus", 2)}
+    own = {key: value for key, value in given.items() if key in usual}
+    return {**usual, "metadata": metadata, "vcpus": vcpus, **own, "memory": {"current": memory, "maximum": memory}}
+
+
+def node_info(name, given):
+    """A result of node_info; 32 GiB, bridge br0, QEMU 10."""
+    given = given or {}
+    memory = parse_size(given.get("memory", "32GiB"))
+    facts = {
+        "name": name,
+        "memory": {"total": memory, "free": memory},
+        "cpus": {"threads": given.get("threads", 16)},
+        "machine_types": given.get("machines", ["pc-q35-7.2", "pc-q35-10.0"]),
+        "virt_types": given.get("types", ["qemu", "kvm"]),
+        "bridges": [{"name": bridge, "type": "ovs"} for bridge in given.get("bridges", ["br0"])],
+        "cordon": {"reason": given["cordon"], "by": "me", "since": "2025-01-01"} if "cordon" in given else None,
+        "domains": [domain(vm, values or {}) for vm, values in (given.get("vms") or {}).items()],
+    }
+    if "vm_capable" in given:
+        facts["vm_capable"] = given["vm_capable"]
+    return {"changed": False, "node": facts}
+
+
+def seen(result, expect):
+    """The result in the short words of the scenario."""
+    stages = [(number, move) for number, stage in enumerate(result["stages"], 1) for move in stage]
+    short = {
+        "moves": [f"{number} {m['vm']} {m['from']} -> {m['to']} {m['mode']}" for number, m in stages],
+        "blockers": [" ".join(filter(None, (b["vm"], b["node"], b["reason"]))) for b in result["blockers"]],
+        "not_borne": {row["node"]: row["vms"] for row in result["not_borne"]},
+        "says": [text for text in expect.get("says", []) if text in result["text"]],
+    }
+    return {key: short.get(key, result.get(key)) for key in expect}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_plan(path):
+    scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
+    expect = scenario.pop("expect")
+    nodes = [node_info(name, given) for name, given in scenario.pop("nodes").items()]
+    result = plan(normalise(FIELDS, {"nodes": nodes, **scenario}))
+    assert seen(result, expect) == expect, result["text"]
+    assert all(blocker["text"] and blocker["mend"] for blocker in result["blockers"])
+    assert result == plan(normalise(FIELDS, {"nodes": nodes[::-1], **scenario})), "the order of the facts matters"
+
+
+def test_every_kind_of_blocker_has_its_scenario():
+    shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
+    kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
+        memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place"""
+    assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []
