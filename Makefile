@@ -59,7 +59,7 @@ units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
 
 BUILD := $(CURDIR)/build
 TARBALL := $(BUILD)/drover-kvm-$(shell awk '/^version:/ { print $$2 }' galaxy.yml).tar.gz
-INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections DROVER_COLLECTIONS=$(BUILD)/collections
+INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections 
 
 tarball:
 	$(TOOL) ansible-galaxy collection build --force --output-path $(BUILD)
@@ -76,6 +76,9 @@ install: tarball ## The tarball and what it depends on, installed into build/col
 # The last line that make shows for a part that is not there yet.
 if_any = @if compgen -G '$(1)' >/dev/null; then echo '$(2)'; $(2); else echo 'nothing to run: no $(1)'; fi
 
+# Stories come from the checkout; the playbooks that they run are those of the installed collection.
+STORIES := $(TOOL) env DROVER_COLLECTIONS=$(BUILD)/collections
+
 LAB := $(TOOL) $(INSTALLED) ansible-playbook -i localhost, drover.kvm.lab
 
 lab: install ## The lab: servers, SAN and switches on this machine; ARGS="-e lab_name=second" for another one
@@ -85,10 +88,10 @@ lab-down: install ## Take the lab away
 	$(LAB) -e lab_state=absent $(ARGS)
 
 demo: install ## From bare servers to a drained node, in the lab
-	$(TOOL) $(INSTALLED) python tests/lab/demo.py $(ARGS)
+	$(STORIES) python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
-	$(call if_any,tests/lab/test_*.py,$(TOOL) $(INSTALLED) pytest tests/lab $(ARGS))
+	$(call if_any,tests/lab/test_*.py,$(STORIES) pytest tests/lab $(ARGS))
 
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(TOOL) $(INSTALLED) molecule test --all)

@@ -107,6 +107,11 @@ def parse_size(value: Any) -> int:
     return int(match.group(1)) * UNITS[match.group(2) or ""]
 
 
+def size_text(size: int) -> str:
+    """The size as `parse_size` reads it, in the largest unit that leaves no rest."""
+    return next((f"{size // UNITS[unit]}{unit}iB" for unit in "TGMK" if size and size % UNITS[unit] == 0), str(size))
+
+
 def parse_names(value: Any) -> dict[str, list[str]]:
     """A list (exactly these), or a dict of add, remove and set, as a dict of lists. Raises ValueError."""
     if isinstance(value, str):

@@ -15,11 +15,12 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any, Callable
 from urllib.parse import urlsplit
 
 from ._errors import DroverError, Failed, NotFound, TimedOut, Unreachable
+from ._fields import Field
+from ._hypervisor import CPU_MATCHES, JOBS, Domain, Pool, Secret, host_facts, state_words, version
 from ._run import bounded
 
 try:
@@ -30,55 +31,15 @@ else:
     # Without a handler the library writes each error to stderr, beside the module's JSON.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
+__all__ = ["LOCAL", "URI", "Domain", "Node", "Pool", "Secret", "connect", "libvirt", "translated"]
+
 LOCAL = "qemu:///system"
+URI = Field("uri", default=LOCAL)
 OPEN_SECONDS = 8.0
 CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
 
-# libvirt's enumerations in the words of virsh; the numbers are part of its stable interface.
-STATES = ("unknown", "running", "running", "paused", "stopping", "stopped", "crashed", "suspended")
-REASONS: dict[int, tuple[str, ...]] = {
-    1: (
-        "unknown",
-        "booted",
-        "migrated",
-        "restored",
-        "from snapshot",
-        "unpaused",
-        "migration canceled",
-        "save canceled",
-        "event wakeup",
-        "crashed",
-        "post-copy",
-        "post-copy failed",
-    ),
-    3: (
-        "unknown",
-        "user",
-        "migrating",
-        "saving",
-        "dumping",
-        "I/O error",
-        "watchdog",
-        "from snapshot",
-        "shutting down",
-        "creating snapshot",
-        "crashed",
-        "starting up",
-        "post-copy",
-        "post-copy failed",
-        "api error",
-    ),
-    4: ("unknown", "user"),
-    5: ("unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from snapshot", "daemon"),
-    6: ("unknown", "panicked"),
-    7: ("unknown",),
-}
-POOL_STATES = ("inactive", "building", "active", "degraded", "inaccessible")
-SECRET_USAGES = ("none", "volume", "ceph", "iscsi", "tls", "vtpm")
-OPERATIONS = {3: "other", 4: "incoming", 5: "outgoing"}
-CPU_MATCHES = {0: "incompatible", 1: "identical", 2: "superset"}
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
@@ -87,57 +48,6 @@ ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
 def affect(live: bool, config: bool) -> int:
     """libvirt's flags for what a change is made on: the running guest, the definition, or both."""
     return int(live) | int(config) << 1
-
-
-@dataclass(frozen=True)
-class Domain:
-    """A VM as libvirt holds it. `xml` is the definition that the next boot uses, `live_xml` that of the running guest.
-
-    A transient VM has no definition of its own: its `xml` is the live one. `job` is None, or its type, libvirt's
-    operation number and figures.
-    """
-
-    name: str
-    uuid: str
-    id: int | None
-    state: str
-    reason: str
-    persistent: bool
-    autostart: bool
-    has_managed_save: bool
-    xml: str = field(repr=False)
-    live_xml: str | None = field(repr=False, default=None)
-    job: dict[str, Any] | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether there is a process of it: running, paused, or on its way in or out."""
-        return self.id is not None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A storage pool; sizes in bytes, None while it is inactive."""
-
-    name: str
-    uuid: str
-    state: str
-    persistent: bool
-    autostart: bool
-    xml: str
-    capacity: int | None
-    allocation: int | None
-    available: int | None
-
-
-@dataclass(frozen=True)
-class Secret:
-    """A secret without its value."""
-
-    uuid: str
-    usage_type: str
-    usage: str
-    xml: str
 
 
 def _names(prefix: str) -> dict[int, str]:
@@ -338,13 +248,13 @@ class Node:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None
                 raise
-        state, reason = stat.get("state.state", 0), stat.get("state.reason", 0)
+        state, reason = state_words(stat.get("state.state", 0), stat.get("state.reason", 0))
         return Domain(
             name=name,
             uuid=found.UUIDString(),
             id=found.ID() if active else None,
-            state=_word(STATES, state),
-            reason=_word(REASONS.get(state, ()), reason),
+            state=state,
+            reason=reason,
             persistent=not transient,
             autostart=autostart,
             has_managed_save=saved,
@@ -367,7 +277,7 @@ class Node:
             raise
         if stats.get("type", 0) == 0:
             return None
-        return {**stats, "type": OPERATIONS.get(stats.get("operation", 0), "other")}
+        return {**stats, "type": JOBS.get(stats.get("operation", 0), "other")}
 
     def _parallel(self, function: Callable[[Any], Any], things: Sequence[Any]) -> list[Any]:
         if len(things) < 2:
@@ -485,13 +395,13 @@ class Node:
         """All storage pools by name."""
         with translated(f"list the storage pools of {self.name}"):
             found = self.connection.listAllStoragePools(0)
-            return {pool.name: pool for pool in self._parallel(_pool, found)}
+            return {pool.name: pool for pool in self._parallel(_pool_of, found)}
 
     def pool(self, name: str) -> Pool | None:
         """One storage pool, or None."""
         with translated(f"read pool {name} on {self.name}"):
             try:
-                return _pool(self.connection.storagePoolLookupByName(name))
+                return _pool_of(self.connection.storagePoolLookupByName(name))
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
                     return None
@@ -539,10 +449,7 @@ class Node:
         """All secrets, without their values."""
         with translated(f"list the secrets of {self.name}"):
             found = self.connection.listAllSecrets(0)
-            return [
-                Secret(one.UUIDString(), _word(SECRET_USAGES, one.usageType()), one.usageID(), one.XMLDesc(0))
-                for one in found
-            ]
+            return [Secret.of(one.XMLDesc(0), one.usageType(), one.usageID()) for one in found]
 
     def _secret(self, text: str, uuid: str, call: Callable[[Any], Any]) -> Any:
         with translated(f"{text} secret {uuid} on {self.name}"):
@@ -577,31 +484,33 @@ class Node:
     # ---- the machine
 
     def host(self) -> dict[str, Any]:
-        """What libvirt says of the machine: names, versions, `memory` in bytes, `threads`, and the capabilities' XML.
+        """What libvirt says of the machine: names, versions, `memory` in bytes, `threads`, and `host_facts`.
 
-        `domain_capabilities` maps each virtualisation type that works here (kvm, qemu) to its XML.
+        Free memory is what no process uses; caches, which the kernel gives back, count as free.
         """
         with translated(f"read the capabilities of {self.name}"):
             conn = self.connection
             info = conn.getInfo()
-            capabilities = conn.getCapabilities()
             return {
+                **host_facts(conn.getCapabilities(), self._domain_capabilities()),
                 "hostname": conn.getHostname(),
-                "libvirt_version": _version(conn.getLibVersion()),
-                "hypervisor_version": _version(conn.getVersion()),
-                "memory": {"total": info[1] * 2**20, "free": conn.getFreeMemory()},
-                "arch": info[0],
+                "libvirt_version": version(conn.getLibVersion()),
+                "qemu_version": version(conn.getVersion()),
+                "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
                 "threads": info[2],
-                "capabilities": capabilities,
-                "domain_capabilities": {
-                    virt: xml for virt in ("kvm", "qemu") if (xml := self._domain_capabilities(virt)) is not None
-                },
             }
 
-    def _domain_capabilities(self, virt: str) -> str | None:
+    def _free_memory(self) -> int:
         try:
-            return str(self.connection.getDomainCapabilities(None, None, None, virt, 0))
-        except libvirt.libvirtError:  # this virtualisation type is not there (no /dev/kvm), or the driver has none
+            stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
+        except libvirt.libvirtError:  # the test driver has none
+            return int(self.connection.getFreeMemory())
+        return int(sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))) * 1024
+
+    def _domain_capabilities(self) -> str | None:
+        try:
+            return str(self.connection.getDomainCapabilities(None, None, None, None, 0))
+        except libvirt.libvirtError:  # no QEMU here, or a driver that has none
             return None
 
     def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:
@@ -616,25 +525,5 @@ class Node:
             return str(self.connection.baselineHypervisorCPU(None, None, None, virt, list(cpus), flags))
 
 
-def _word(words: Sequence[str], number: int) -> str:
-    return words[number] if 0 <= number < len(words) else f"unknown ({number})"
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
-
-
-def _pool(pool: Any) -> Pool:
-    state, capacity, allocation, available = pool.info()
-    active = state in {2, 3}
-    return Pool(
-        name=pool.name(),
-        uuid=pool.UUIDString(),
-        state=_word(POOL_STATES, state),
-        persistent=bool(pool.isPersistent()),
-        autostart=bool(pool.autostart()),
-        xml=pool.XMLDesc(0),
-        capacity=capacity if active else None,
-        allocation=allocation if active else None,
-        available=available if active else None,
-    )
+def _pool_of(pool: Any) -> Pool:
+    return Pool.of(pool.XMLDesc(0), pool.info()[0], bool(pool.isPersistent()), bool(pool.autostart()))

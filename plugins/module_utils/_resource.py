@@ -207,7 +207,7 @@ def _plans(resources: list[Resource], resource_class: type[Resource]) -> list[Pl
             plans.append(Plan.of(resource))
         except DroverError as error:
             errors.append((resource.name, error))
-    if len(errors) == 1:
+    if errors and len(resources) == 1:
         raise errors[0][1]
     if errors:
         raise type(errors[0][1])(

@@ -172,7 +172,8 @@ options:
     default: false
   wait_lacp:
     description:
-      - Seconds to wait until every member of each LACP bond is in step with its partner; fails when they are not.
+      - Seconds to wait until each bond with LACP has a member that is in step with its partner; fails when one has
+        none. The members that are not in step are warnings.
       - With V(0) the module does not wait, and RV(runtime.bonds) tells how it stands.
     type: int
     default: 0
@@ -391,13 +392,15 @@ class Bridge(Resource):
         problems = rows.problems(self.snapshot, state)
         if problems:
             raise Failed(f"Open vSwitch can't do what is configured: {'; '.join(problems)}", problems=problems)
-        if self.params["wait_lacp"] and rows.without_partner(state, self.lacp):
-            Step(f"bridge {self.name}: LACP negotiates", _nothing, self._partners, self.params["wait_lacp"]).run()
+        if self.params["wait_lacp"]:
+            if rows.out_of_step(state, self.lacp, alone=True):
+                Step(f"bridge {self.name}: LACP negotiates", _nothing, self._partners, self.params["wait_lacp"]).run()
+            late = rows.out_of_step(state, self.lacp)
+            self.warnings += [f"bridge {self.name}: not all members work in bond {bond}" for bond in late]
 
     def _partners(self) -> object:
-        state = self.read()
-        waiting = rows.without_partner(state or {"bonds": {}}, self.lacp)
-        return f"no partner that speaks LACP at {', '.join(waiting)}" if waiting else True
+        silent = rows.out_of_step(self.read(), self.lacp, alone=True)
+        return f"no partner that speaks LACP at {', '.join(silent)}" if silent else True
 
 
 def _nothing() -> None:

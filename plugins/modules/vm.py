@@ -29,15 +29,13 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.admission impor
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
-from ansible_collections.drover.kvm.plugins.module_utils._domain.identity import vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.nics import NICS
-from ansible_collections.drover.kvm.plugins.module_utils._domain.sheet import shown
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
-from ansible_collections.drover.kvm.plugins.module_utils._domain.xml import text_of
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
+from ansible_collections.drover.kvm.plugins.module_utils._xml import text_of
 
 FIELDS = (
     Field("name", required=True, check=check_name),
@@ -110,12 +108,8 @@ class Vm(Resource):
 
     def result(self, state: State) -> dict[str, Any]:
         """The VM, and what waits for its next start."""
-        if state is None or state["state"] == "absent":
-            return {"vm": None, "pending_restart": []}
-        return {
-            "vm": {key: value for key, value in state.items() if key != "pending_restart"},
-            "pending_restart": state["pending_restart"],
-        }
+        vm = None if state is None or state["state"] == "absent" else dict(state)
+        return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else []}
 
     def _power_off(self) -> list[Step]:
         node, name = self.site.node, self.name
@@ -134,32 +128,22 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step("remove its definition", partial(self.site.node.undefine, self.name)))
-        return steps + [Step(f"delete {path}", partial(file.remove, path, self._uuid())) for path in self._files()]
+        return steps + [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
 
     def _files(self) -> list[str]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
             return []
         others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
-        return plan.removable(self.name, self._uuid(), self.draft.paths(), others)
-
-    def _uuid(self) -> str:
-        return self.domain.uuid if self.domain else self.params["uuid"] or vm_uuid(self.name)
+        return plan.removable(self.name, self.draft.uuid, self.draft.paths(), others)
 
     def _make_files(self) -> list[Step]:
-        steps = []
-        for change in self.draft.files:
-            words = f"{change.verb} {change.path} ({change.format}, {shown('size', change.size)})"
-            steps.append(Step(words, partial(self._make_file, change)))
-        return steps
+        return [Step(change.words, partial(self._make_file, change)) for change in self.draft.files]
 
     def _make_file(self, change: plan.Change) -> None:
-        if change.verb == "create":
-            if not file.create(change.path, change.format, change.size, self.draft.uuid):
-                self.warnings.append(f"{change.path} could not be marked as ours; remove_disks will not remove it")
-        elif self.draft.uses(change.target):
+        if self.draft.uses(change.target):
             self.site.node.block_resize(self.name, change.target, change.size)
-        else:
-            file.grow(change.path, change.format, change.size)
+        elif not change.apply(self.draft.uuid):
+            self.warnings.append(f"{change.path} could not be marked as ours; remove_disks will not remove it")
 
     def _define(self, wanted: Mapping[str, Any]) -> list[Step]:
         node, steps = self.site.node, []

@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT / "roles/lab/files"), str(HERE)]
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 
-from drover_lab.guest import Guests  # the path is set above
-from drover_lab.lab import Lab
-
+ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "examples/lab"
 COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collections"))
 SINK = "10.231.100.1:9000"
-RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
+RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 IMAGES = "srv/drover/images"
 
 

@@ -11,12 +11,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from cluster import Cluster, Lab, Played, wait_until  # the path is set above
-from observer import Observer
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played, wait_until
+from ansible_collections.drover.kvm.tests.lab.judge import Verdict
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODE = "hv1"
 
@@ -67,10 +66,10 @@ def maintenance(cluster: Cluster, watch: Observer) -> list[dict[str, str]]:
     return places
 
 
-def report(places: list[dict[str, str]], verdict: object) -> int:
+def report(places: list[dict[str, str]], verdict: Verdict) -> int:
     """Print the table; the exit status."""
     before, during, after = places
-    guests = verdict.guests  # type: dict
+    guests = verdict.guests
     print(f"\n{'VM':<8}{'before':<8}{'drained':<9}{'after':<8}{'counter':<16}longest silence")
     for name in sorted(before):
         guest = guests[name]

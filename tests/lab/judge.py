@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any
 
-Sample = Dict[str, Any]
+Sample = dict[str, Any]
 # A vCPU that runs a guest takes more than this between two samples (4 ms and up were seen); that of a waiting copy
 # takes nothing, but for about a millisecond when it is made.
 RUNS_MS = 1.0
@@ -31,15 +31,15 @@ class Guest:
     gap_ms: int = 0
     first: int = 0
     last: int = 0
-    where: List[Tuple[str, float, float]] = field(default_factory=list)
+    where: list[tuple[str, float, float]] = field(default_factory=list)
 
 
 @dataclass
 class Verdict:
     """The outcome: broken invariants in words, and per VM where it ran and its longest silence."""
 
-    violations: List[str]
-    guests: Dict[str, Guest]
+    violations: list[str]
+    guests: dict[str, Guest]
     blind_ms: int
 
     @property
@@ -62,7 +62,7 @@ def judge(samples: Iterable[Sample], new: Iterable[str] = (), gone: Iterable[str
     copies = [sample for sample in ordered if sample["kind"] == "copies"]
     words = [sample for sample in ordered if sample["kind"] == "word"]
     definitions = [sample for sample in ordered if sample["kind"] == "definitions"]
-    guests: Dict[str, Guest] = {}
+    guests: dict[str, Guest] = {}
     running = list(_running(copies))
     violations = [*_single_run(running), *_nothing_lost(words, ordered)]
     violations += [*_nothing_forgotten(copies, definitions, set(new), set(gone)), *_one_definition(definitions)]
@@ -73,11 +73,11 @@ def judge(samples: Iterable[Sample], new: Iterable[str] = (), gone: Iterable[str
     return Verdict(violations, guests, round(blind * 1000))
 
 
-def _running(copies: List[Sample]) -> Iterator[Tuple[float, float, Dict[str, List[Sample]]]]:
+def _running(copies: list[Sample]) -> Iterator[tuple[float, float, dict[str, list[Sample]]]]:
     """Per interval between two samples: its ends, and UUID → the copies whose vCPUs ran in it."""
     for before, after in zip(copies, copies[1:]):
         earlier = {(copy["node"], copy["pid"]): float(copy["ran_ms"]) for copy in before["copies"]}
-        ran: Dict[str, List[Sample]] = {}
+        ran: dict[str, list[Sample]] = {}
         for copy in after["copies"]:
             ran_ms = float(copy["ran_ms"])
             took = ran_ms - earlier.get((copy["node"], copy["pid"]), ran_ms)
@@ -86,7 +86,7 @@ def _running(copies: List[Sample]) -> Iterator[Tuple[float, float, Dict[str, Lis
         yield float(before["time"]), float(after["time"]), ran
 
 
-def _single_run(running: List[Tuple[float, float, Dict[str, List[Sample]]]]) -> Iterator[str]:
+def _single_run(running: list[tuple[float, float, dict[str, list[Sample]]]]) -> Iterator[str]:
     """INV1. A hand-over within one interval shows both ends in it; two intervals in a row are two running copies."""
     said = set()
     for (begin, _, first), (_, end, second) in zip(running, running[1:]):
@@ -99,9 +99,9 @@ def _single_run(running: List[Tuple[float, float, Dict[str, List[Sample]]]]) -> 
                 yield f"INV1: {copies[0]['name']} ran twice at {begin:.1f}-{end:.1f} s: on {nodes}"
 
 
-def _nothing_lost(words: List[Sample], samples: List[Sample]) -> Iterator[str]:
+def _nothing_lost(words: list[Sample], samples: list[Sample]) -> Iterator[str]:
     """INV3. No counter goes back, and what was said last is on the disk that was read after it."""
-    last: Dict[str, Sample] = {}
+    last: dict[str, Sample] = {}
     said = set()
     for sample in samples:
         if sample["kind"] not in ("word", "disk"):
@@ -110,7 +110,8 @@ def _nothing_lost(words: List[Sample], samples: List[Sample]) -> Iterator[str]:
         before = last.get(name)
         if sample["kind"] == "disk":
             if before and counter < int(before["counter"]):
-                yield f"INV3: {name}: its disk says {counter} at {sample['time']:.1f} s, it had said {before['counter']}"
+                said_last = before["counter"]
+                yield f"INV3: {name}: its disk says {counter} at {sample['time']:.1f} s, it had said {said_last}"
             continue
         # One datagram may arrive twice; another one with the same or a lower counter is from another history.
         same = before and all(before[key] == sample[key] for key in ("boot", "counter", "monotonic_ms"))
@@ -121,8 +122,8 @@ def _nothing_lost(words: List[Sample], samples: List[Sample]) -> Iterator[str]:
             last[name] = sample
 
 
-def _known(copies: List[Sample], definitions: List[Sample], which: int) -> Dict[str, str]:
-    found: Dict[str, str] = {}
+def _known(copies: list[Sample], definitions: list[Sample], which: int) -> dict[str, str]:
+    found: dict[str, str] = {}
     for sample in definitions[which:][:1]:
         for names in sample["nodes"].values():
             found.update(names)
@@ -131,7 +132,7 @@ def _known(copies: List[Sample], definitions: List[Sample], which: int) -> Dict[
     return found
 
 
-def _nothing_forgotten(copies: List[Sample], definitions: List[Sample], new: Set[str], gone: Set[str]) -> Iterator[str]:
+def _nothing_forgotten(copies: list[Sample], definitions: list[Sample], new: set[str], gone: set[str]) -> Iterator[str]:
     """INV4. The same VMs, running or defined, at the end as at the beginning."""
     before, after = _known(copies, definitions, 0), _known(copies, definitions, -1)
     for uuid in sorted(set(before) - set(after) - gone):
@@ -140,11 +141,11 @@ def _nothing_forgotten(copies: List[Sample], definitions: List[Sample], new: Set
         yield f"INV4: {after[uuid]} ({uuid}) has come from nowhere"
 
 
-def _one_definition(definitions: List[Sample]) -> Iterator[str]:
+def _one_definition(definitions: list[Sample]) -> Iterator[str]:
     """INV5. At rest (the last look) no VM is defined on two nodes."""
     for sample in definitions[-1:]:
-        homes: Dict[str, List[str]] = {}
-        names: Dict[str, str] = {}
+        homes: dict[str, list[str]] = {}
+        names: dict[str, str] = {}
         for node, found in sample["nodes"].items():
             for uuid, name in found.items():
                 homes.setdefault(uuid, []).append(node)
@@ -154,20 +155,20 @@ def _one_definition(definitions: List[Sample]) -> Iterator[str]:
                 yield f"INV5: {names[uuid]} ({uuid}) is defined on {' and '.join(sorted(nodes))}"
 
 
-def _places(running: List[Tuple[float, float, Dict[str, List[Sample]]]], guests: Dict[str, Guest]) -> None:
+def _places(running: list[tuple[float, float, dict[str, list[Sample]]]], guests: dict[str, Guest]) -> None:
     """Where each VM ran and when; in an interval with both ends of a hand-over, the one that ran more counts."""
     for begin, end, ran in running:
         for uuid, copies in ran.items():
             most = max(copies, key=lambda copy: float(copy["ran"]))
             guest = guests.setdefault(most["name"], Guest())
             guest.uuid = uuid
-            if guest.where and guest.where[-1][0] == most["node"]:
-                begin = guest.where.pop()[1]
-            guest.where.append((most["node"], begin, end))
+            stays = guest.where and guest.where[-1][0] == most["node"]
+            since = guest.where.pop()[1] if stays else begin
+            guest.where.append((most["node"], since, end))
 
 
-def _gaps(words: List[Sample], guests: Dict[str, Guest]) -> None:
-    heard: Dict[str, float] = {}
+def _gaps(words: list[Sample], guests: dict[str, Guest]) -> None:
+    heard: dict[str, float] = {}
     for word in words:
         guest = guests.setdefault(word["name"], Guest())
         if word["name"] in heard:

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -9,7 +8,7 @@
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
 
-By hand: ``observer.py --name LAB --out FILE`` until SIGTERM or SIGINT.
+By hand: ``python3 observer.py --name LAB --out FILE`` until SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -25,17 +24,18 @@ import socket
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Union
+from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "roles/lab/files"), str(Path(__file__).resolve().parent)]
+# It is a program as well as a module of the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[5]))
 
-from drover_lab.guest import RECORD_OFFSET, RECORD_SIZE, parse_record  # the path is set above
-from drover_lab.lab import Lab
-from drover_lab.network import RUN_NETNS
-from judge import Sample, Verdict, judge
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import RECORD_OFFSET, RECORD_SIZE, parse_record
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.network import RUN_NETNS
+from ansible_collections.drover.kvm.tests.lab.judge import Sample, Verdict, judge
 
 PERIOD = 0.2
 DEFINITIONS_EVERY = 5
@@ -56,7 +56,7 @@ def in_namespace(path: Path) -> Iterator[None]:
             libc.setns(home.fileno(), CLONE_NEWNET)
 
 
-def read_disk(path: Union[str, Path]) -> int:
+def read_disk(path: str | Path) -> int:
     """The counter on a guest's raw disk (file or device); 0 when there is none yet."""
     with open(path, "rb") as disk:
         disk.seek(RECORD_OFFSET)
@@ -85,7 +85,7 @@ class Sampler:
 
     def run(self) -> None:
         """Sample until SIGTERM."""
-        stop: List[int] = []
+        stop: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda caught, _: stop.append(caught))
         looks = 0
@@ -114,7 +114,7 @@ class Sampler:
             if left <= 0:
                 return
 
-    def copies(self) -> Iterator[Dict[str, Any]]:
+    def copies(self) -> Iterator[dict[str, Any]]:
         """Every QEMU process of the lab's nodes, by what the kernel says of it."""
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
@@ -143,15 +143,15 @@ class Sampler:
                 total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text(encoding="ascii").split()[0])
         return round(total / 1e6, 3)
 
-    def definitions(self) -> Dict[str, Dict[str, str]]:
+    def definitions(self) -> dict[str, dict[str, str]]:
         """Node → UUID → name of the persistent definitions, read from the files whether the node is on or off."""
-        found: Dict[str, Dict[str, str]] = {}
+        found: dict[str, dict[str, str]] = {}
         for name, machine in self.lab.machines.items():
             found[name] = {}
             for path in sorted((machine.folder / "upper/etc/libvirt/qemu").glob("*.xml")):
                 try:
-                    tree = ElementTree.parse(path).getroot()
-                except (OSError, ElementTree.ParseError):
+                    tree = ET.parse(path).getroot()
+                except (OSError, ET.ParseError):
                     continue
                 found[name][tree.findtext("uuid", "")] = tree.findtext("name", "")
         return found
@@ -160,11 +160,11 @@ class Sampler:
 class Observer:
     """Watch a lab from another process while a ``with`` block runs."""
 
-    def __init__(self, lab: Lab, out: Optional[Path] = None) -> None:
+    def __init__(self, lab: Lab, out: Path | None = None) -> None:
         """``out`` is the file of samples; default: ``observer.jsonl`` in the lab's state folder, begun anew."""
         self.lab = lab
         self.out = out or lab.state / "observer.jsonl"
-        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Observer:
         self.out.unlink(missing_ok=True)
@@ -187,14 +187,14 @@ class Observer:
                 self.process.kill()
                 self.process.wait()
 
-    def samples(self) -> List[Sample]:
+    def samples(self) -> list[Sample]:
         """What was written so far; a line that is just being written is left out."""
         if not self.out.exists():
             return []
         lines = self.out.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
-    def words(self, name: str) -> List[Sample]:
+    def words(self, name: str) -> list[Sample]:
         """The datagrams of one guest so far."""
         return [sample for sample in self.samples() if sample["kind"] == "word" and sample["name"] == name]
 
@@ -208,7 +208,7 @@ class Observer:
             time.sleep(0.2)
         raise AssertionError(f"{name} said nothing within {seconds:g} s")
 
-    def look_at_disk(self, name: str, path: Union[str, Path]) -> int:
+    def look_at_disk(self, name: str, path: str | Path) -> int:
         """Read a guest's counter from its raw disk into the samples; do it while the guest is off."""
         counter = read_disk(path)
         with self.out.open("a", encoding="utf-8") as out:

@@ -26,12 +26,12 @@ LAYERS = [
     {"_domain"},
     {"_disks", "_cluster", "_bridge", "_volume", "_peers"},
     {"_resource", "client"},
-    {"_fields", "_run"},
+    {"_fields", "_run", "_hypervisor"},
     {"_errors"},
 ]
 FAMILIES = ("_volume", "_target_tgt")  # Several files, one unit.
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
-PURE = {"_fields", "_cluster", "filter"}
+PURE = {"_fields", "_hypervisor", "_cluster", "filter"}
 ENGINE = {"module_utils/_resource.py", "plugin_utils/_action.py"}
 ENGINE_WORDS = {"check_mode", "fail_json", "exit_json"}
 PROCESS = {"subprocess", "multiprocessing", "pty"}

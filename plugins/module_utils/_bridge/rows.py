@@ -14,6 +14,7 @@ State = dict[str, Any]
 MARK = "drover-managed"
 LACP_TIME = "lacp-time"
 IN_STEP = "current attached"
+UNKNOWN = "unknown"
 VM_IDS = {"iface-id", "attached-mac", "vm-id"}
 VLAN_KEYS = ("tag", "trunks", "vlan_mode")
 # OVS keeps an empty cell for its own default; the state names it, so that asking for the default is no change.
@@ -270,11 +271,11 @@ def speaks_lacp(state: State | None) -> bool:
     return any(bond["lacp"] != "off" for bond in (state or {"bonds": {}})["bonds"].values())
 
 
-def without_partner(state: State, lacp: Mapping[str, str]) -> list[str]:
-    """The bond members that wait for a partner that speaks LACP."""
-    return [
-        f"{member} of {name} ({lacp.get(member, 'unknown')})"
-        for name, bond in state["bonds"].items()
-        for member in bond["members"]
-        if bond["lacp"] != "off" and lacp.get(member) != IN_STEP
-    ]
+def out_of_step(state: State | None, lacp: Mapping[str, str], alone: bool = False) -> list[str]:
+    """The bonds with LACP of which a member (`alone`: every member) waits for a partner, and how these stand."""
+    found = []
+    for name, bond in (state or {"bonds": {}})["bonds"].items():
+        late = [member for member in bond["members"] if lacp.get(member) != IN_STEP]
+        if bond["lacp"] != "off" and late and not (alone and len(late) < len(bond["members"])):
+            found.append(f"{name} ({', '.join(f'{member} is {lacp.get(member, UNKNOWN)}' for member in late)})")
+    return found

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .._domain.identity import initiator_iqn
-from .._domain.xml import Property, find, make
 from .._fields import Field
+from .._identity import initiator_iqn
+from .._xml import Property, find, make
 from .kind import Kind
 
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._errors import Invalid, Refused
+from .._fields import size_text
 from . import file
 
 
@@ -21,6 +22,18 @@ class Change(NamedTuple):
     path: str
     format: str
     size: int
+
+    @property
+    def words(self) -> str:
+        """The change in words."""
+        return f"{self.verb} {self.path} ({self.format}, {size_text(self.size)})"
+
+    def apply(self, uuid: str) -> bool:
+        """Make or grow the file, which no running VM uses; False when a new one could not be marked."""
+        if self.verb == "create":
+            return file.create(self.path, self.format, self.size, uuid)
+        file.grow(self.path, self.format, self.size)
+        return True
 
 
 def measure(disks: Iterable[dict[str, Any]]) -> None:

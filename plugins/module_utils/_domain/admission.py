@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from .._errors import Invalid, Refused
+from .._errors import Refused
 from .neighbours import Claim, check_definition, check_elsewhere, check_start
 from .site import FRESH_SECONDS, Site
 
@@ -52,11 +51,3 @@ class Admission:
     def plan(self, claims: set[Claim], runs: bool) -> None:
         """Remember what this VM will hold, so that no other VM of the same task may claim it."""
         self.site.surveyed.append({"name": self.name, "active": runs, "claims": sorted(map(list, claims))})
-
-
-def check_host(params: Mapping[str, Any], offer: Mapping[str, Any]) -> None:
-    """Raise Invalid for a VM that can't fit on the node at all."""
-    if params["memory"] is not None and params["memory"] > offer["memory"]:
-        raise Invalid(
-            f"memory={params['memory']} is more than this node has ({offer['memory']} bytes)", option="memory"
-        )

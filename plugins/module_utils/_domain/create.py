@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
-from .xml import parse
+from .._xml import parse
 
 SPARE_SLOTS = 6
 SKELETON = """\

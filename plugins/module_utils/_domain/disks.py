@@ -15,8 +15,8 @@ from .._disks.iscsi import ISCSI
 from .._disks.kind import Kind
 from .._errors import Invalid, Refused
 from .._fields import Field
-from .identity import target_name, target_number
-from .xml import Flag, Property, add_device, devices, drop, find
+from .._identity import target_name, target_number
+from .._xml import Flag, Property, add_device, devices, drop, find
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)

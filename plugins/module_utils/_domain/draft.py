@@ -11,11 +11,13 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks import plan as storage
+from .._errors import Invalid
+from .._identity import vm_uuid
 from .._libvirt import Domain
+from .._xml import parse, text_of
 from . import disks, live, power, sheet
 from .facts import domain_facts
 from .site import Site
-from .xml import Property, parse, text_of
 
 
 class Draft:
@@ -58,8 +60,8 @@ class Draft:
 
     @property
     def uuid(self) -> str:
-        """The UUID that the VM will have."""
-        return str(Property("uuid").get(self.after))
+        """The UUID that the VM has or will have."""
+        return self.domain.uuid if self.domain else self.params["uuid"] or vm_uuid(self.params["name"])
 
     def uses(self, target: str) -> bool:
         """Whether the running VM has this disk."""
@@ -80,6 +82,7 @@ class Draft:
 
         Returns the state that the VM will have; fills `files`, `vlans` and `record`. Raises Invalid and Refused.
         """
+        self._check_host()
         if self.before is None:
             self.after = sheet.create(self.params, self.site.offer)
         else:
@@ -98,6 +101,12 @@ class Draft:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
         return state
+
+    def _check_host(self) -> None:
+        memory = self.params["memory"]
+        if memory is not None and memory > self.site.offer["memory"]:
+            has = self.site.offer["memory"]
+            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
 
     def _power_after(self, act: str | None) -> str:
         if act is None:

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
+from .._xml import devices, find, parse, text_of
 from . import metadata
-from .xml import devices, find, parse, text_of
 
 if TYPE_CHECKING:
     from .._libvirt import Domain

@@ -9,12 +9,12 @@ import re
 import uuid
 from collections.abc import Sequence
 from typing import Any, Callable
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element
 
 from .._errors import Refused
 from .._fields import Field
+from .._xml import Property, add, drop, find, make
 from .facts import size_of
-from .xml import Property, drop, find, make
 
 MIB = 2**20
 CPU_MODES = ("host-model", "host-passthrough", "maximum")
@@ -113,7 +113,7 @@ class Boot:
         for child in [child for child in system if child.tag == "boot"]:
             drop(system, child)
         for name in value:
-            SubElement(system, "boot", {"dev": BOOT[name]})
+            add(system, "boot", {"dev": BOOT[name]})
 
 
 def machine_family(machine: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._xml import devices, text_of
 from . import metadata, nics
-from .xml import devices, text_of
 
 
 def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,9 +10,9 @@ The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= t
 from __future__ import annotations
 
 from typing import Any
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element
 
-from .xml import COMMENT, Property, drop, find, make, parse, text_of
+from .._xml import COMMENT, Property, add, drop, find, make, parse, text_of
 
 PREFIX = "drover"
 NAMESPACE = "urn:drover:kvm:1"
@@ -47,16 +47,16 @@ def edit(root: Element, changes: dict[str, Any]) -> None:
     element = _child(root, NAMESPACE, "vm")
     if element is None:
         declaration = {f"xmlns:{PREFIX}": NAMESPACE, "version": VERSION}
-        element = SubElement(make(root, "metadata"), f"{PREFIX}:vm", declaration)
+        element = add(make(root, "metadata"), f"{PREFIX}:vm", declaration)
     prefix = element.tag.rpartition(":")[0]
     for name, value in changes.items():
         for old in [child for child in element if _local(child) == name]:
             drop(element, old)
         if value:
-            child = SubElement(element, f"{prefix}:{name}" if prefix else name)
+            child = add(element, f"{prefix}:{name}" if prefix else name)
             if name == "tags":
                 for tag in sorted(value):
-                    SubElement(child, f"{prefix}:tag" if prefix else "tag").text = tag
+                    add(child, f"{prefix}:tag" if prefix else "tag").text = tag
             else:
                 child.text = str(value)
 

@@ -10,8 +10,8 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
+from .._xml import Property, devices
 from .facts import disk_facts, nic_facts
-from .xml import Property, devices
 
 Claim = tuple[str, str]
 

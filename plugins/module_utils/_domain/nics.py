@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
 from .._fields import Field, check_mac, check_vlan
-from .identity import vm_mac
-from .xml import Property, add_device, devices, drop, find
+from .._identity import vm_mac
+from .._xml import Property, add, add_device, devices, drop, find
 
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 
@@ -123,7 +123,7 @@ def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boo
     _plug(nic, bridges, where)
     if not boot:
         # The boot ROM of a NIC costs a second at each start.
-        SubElement(nic, "rom", {"enabled": "no"})
+        add(nic, "rom", {"enabled": "no"})
     add_device(root, nic)
 
 
@@ -137,7 +137,7 @@ def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:
         raise Invalid(f"{where}: this node has no bridge {bridge} (it has: {have})", option=where)
     if kind == "ovs":
         if port is None:
-            SubElement(nic, "virtualport", {"type": "openvswitch"})
+            add(nic, "virtualport", {"type": "openvswitch"})
         return
     if find(nic, "vlan") is not None:
         raise Invalid(

@@ -10,15 +10,14 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
-from .._fields import names_after
+from .._fields import names_after, size_text
+from .._identity import vm_uuid
+from .._xml import Property
 from . import disks, metadata, nics
 from .create import default_cpu, skeleton
 from .hardware import FIXED, HARDWARE
-from .identity import vm_uuid
-from .xml import Property
 
 SIZES = ("memory", "size")
-UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"))
 
 
 def read(root: Element) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
 def shown(name: str, value: Any) -> str:
     """A value in words."""
     if name in SIZES and isinstance(value, int):
-        return next((f"{value // size}{unit}" for size, unit in UNITS if value % size == 0 and value), str(value))
+        return size_text(value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None or value == "" else str(value)

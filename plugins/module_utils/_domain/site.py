@@ -14,9 +14,9 @@ from .. import _bridges
 from .._errors import DroverError
 from .._libvirt import Domain, Node
 from .._peers import ask_peers
+from .._xml import parse
 from .facts import domain_facts
 from .neighbours import survey
-from .xml import parse
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0

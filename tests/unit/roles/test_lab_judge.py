@@ -5,29 +5,24 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lab"))
-
-from judge import judge
+from ansible_collections.drover.kvm.tests.lab.judge import judge
 
 UUID = "11111111-2222-3333-4444-555555555555"
-Sample = Dict[str, Any]
+Sample = dict[str, Any]
 
 
-def copies(runs: List[Tuple[str, ...]]) -> List[Sample]:
+def copies(runs: list[tuple[str, ...]]) -> list[Sample]:
     """Samples 200 ms apart: after each, the copies on the named nodes have run 5 ms; ``-hv2`` is there and waits."""
-    ran: Dict[str, float] = {word.lstrip("-"): 100.0 for word in runs[0]}
+    ran: dict[str, float] = {mark.lstrip("-"): 100.0 for mark in runs[0]}
     made = []
     for number, nodes in enumerate([(), *runs]):
-        there = []
-        for word in nodes:
-            node = word.lstrip("-")
-            ran[node] = ran.get(node, 100.0) + (0 if word.startswith("-") else 5)
-        for node in ran:
-            there.append({"uuid": UUID, "name": "web1", "node": node, "pid": 7, "ran_ms": ran[node]})
+        there: list[Sample] = []
+        for mark in nodes:
+            node = mark.lstrip("-")
+            ran[node] = ran.get(node, 100.0) + (0 if mark.startswith("-") else 5)
+        there += [{"uuid": UUID, "name": "web1", "node": node, "pid": 7, "ran_ms": ms} for node, ms in ran.items()]
         made.append({"kind": "copies", "time": number * 0.2, "copies": there})
     return made
 
@@ -38,13 +33,13 @@ def word(time: float, counter: int, boot: str = "a", milliseconds: int = 0) -> S
     return {"kind": "word", "time": time, **known}
 
 
-def definitions(time: float, **nodes: Dict[str, str]) -> Sample:
+def definitions(time: float, **nodes: dict[str, str]) -> Sample:
     """What the nodes have defined."""
     return {"kind": "definitions", "time": time, "nodes": nodes}
 
 
 def test_a_clean_migration_breaks_nothing() -> None:
-    runs: List[Tuple[str, ...]] = [("hv1",), ("hv1", "-hv2"), ("hv1", "hv2"), ("-hv1", "hv2"), ("hv2",), ("hv2",)]
+    runs: list[tuple[str, ...]] = [("hv1",), ("hv1", "-hv2"), ("hv1", "hv2"), ("-hv1", "hv2"), ("hv2",), ("hv2",)]
     words = [word(0.1 * n, n) for n in range(1, 12)]
     verdict = judge([*copies(runs), *words, definitions(0, hv1={UUID: "web1"}), definitions(2, hv2={UUID: "web1"})])
     assert verdict.ok, str(verdict)

@@ -6,37 +6,35 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
-FILES = Path(__file__).resolve().parents[3] / "roles/lab/files"
-sys.path.insert(0, str(FILES))
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab import controller_files, guest, topology
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
 
-from drover_lab import controller_files, guest, topology
-from drover_lab.run import LabError
+FILES = Path(__file__).resolve().parents[3] / "roles/lab/files"
 
 
 @pytest.fixture
-def data() -> Dict[str, Any]:
-    found: Dict[str, Any] = json.loads((FILES / "topology.json").read_text(encoding="utf-8"))
+def data() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FILES / "topology.json").read_text(encoding="utf-8"))
     return found
 
 
-def parsed(data: Dict[str, Any]) -> topology.Topology:
+def parsed(data: dict[str, Any]) -> topology.Topology:
     return topology.parse(json.dumps(data))
 
 
-def test_every_nic_has_one_cable(data: Dict[str, Any]) -> None:
+def test_every_nic_has_one_cable(data: dict[str, Any]) -> None:
     cables = topology.cables(parsed(data))
     assert len(cables) == 4 * 3 + 2
     assert topology.Cable("hv1", "nic1", "switch", "hv1-nic1") in cables
     assert topology.Cable("sink", "guests", "switch", "sink-100") in cables
 
 
-def test_a_direct_cable_told_at_both_ends_is_one(data: Dict[str, Any]) -> None:
+def test_a_direct_cable_told_at_both_ends_is_one(data: dict[str, Any]) -> None:
     data["nodes"]["hv1"]["nics"]["ring"] = {"to": "hv2:ring"}
     data["nodes"]["hv2"]["nics"]["ring"] = {"to": "hv1:ring"}
     made = parsed(data)
@@ -45,7 +43,7 @@ def test_a_direct_cable_told_at_both_ends_is_one(data: Dict[str, Any]) -> None:
     assert topology.far_end(made, "hv1", "nic2") == ("switch", "hv1-nic2")
 
 
-def test_the_core_bonds_each_node_and_trunks_only_the_known_vlans(data: Dict[str, Any]) -> None:
+def test_the_core_bonds_each_node_and_trunks_only_the_known_vlans(data: dict[str, Any]) -> None:
     made = parsed(data)
     words = " ".join(topology.switch_arguments(made, made.switches["core"]))
     assert "add-bond core hv1-bond0 hv1-nic1 hv1-nic2" in words
@@ -56,7 +54,7 @@ def test_the_core_bonds_each_node_and_trunks_only_the_known_vlans(data: Dict[str
     assert "mgmt0" not in words
 
 
-def test_a_single_nic_is_a_plain_trunk(data: Dict[str, Any]) -> None:
+def test_a_single_nic_is_a_plain_trunk(data: dict[str, Any]) -> None:
     data["nodes"]["hv1"]["nics"] = {
         "mgmt0": {"to": "mgmt", "network": "management"},
         "nic1": {"to": "core"},
@@ -77,7 +75,7 @@ def test_a_single_nic_is_a_plain_trunk(data: Dict[str, Any]) -> None:
         ({"nodes": {"hv1": {}}}, "KeyError"),
     ],
 )
-def test_a_broken_topology_is_refused_by_name(data: Dict[str, Any], change: Dict[str, Any], text: str) -> None:
+def test_a_broken_topology_is_refused_by_name(data: dict[str, Any], change: dict[str, Any], text: str) -> None:
     if not text:
         assert parsed({**data, **change}).nodes == {}
         return
@@ -85,7 +83,7 @@ def test_a_broken_topology_is_refused_by_name(data: Dict[str, Any], change: Dict
         parsed({**data, **change})
 
 
-def test_a_nic_to_nowhere_and_a_long_name_are_refused(data: Dict[str, Any]) -> None:
+def test_a_nic_to_nowhere_and_a_long_name_are_refused(data: dict[str, Any]) -> None:
     data["nodes"]["hv1"]["nics"]["nic1"]["to"] = "moon"
     with pytest.raises(topology.TopologyError, match="moon"):
         parsed(data)
@@ -95,17 +93,17 @@ def test_a_nic_to_nowhere_and_a_long_name_are_refused(data: Dict[str, Any]) -> N
         parsed(data)
 
 
-def test_a_node_knows_its_address_and_its_neighbours(data: Dict[str, Any]) -> None:
+def test_a_node_knows_its_address_and_its_neighbours(data: dict[str, Any]) -> None:
     made = parsed(data)
     files = topology.networkd_files(made, made.node("hv2"))
     assert list(files) == ["10-mgmt0.network"]
     assert "Address=10.231.0.12/24\n" in files["10-mgmt0.network"]
-    assert "10.231.0.10 san1\n" in topology.hosts_file(made, made.node("hv2"))
+    assert "10.231.0.10 san1\n" in topology.hosts_file(made)
     with pytest.raises(topology.TopologyError, match="no node 'hv9'"):
         made.node("hv9")
 
 
-def test_the_inventory_has_groups_addresses_and_a_way_in(data: Dict[str, Any]) -> None:
+def test_the_inventory_has_groups_addresses_and_a_way_in(data: dict[str, Any]) -> None:
     found = controller_files.inventory(parsed(data), "/state", "two", "tcg")["all"]
     assert sorted(found["children"]) == ["hypervisors", "san"]
     host = found["children"]["hypervisors"]["hosts"]["hv3"]
@@ -116,7 +114,7 @@ def test_the_inventory_has_groups_addresses_and_a_way_in(data: Dict[str, Any]) -
     assert found["vars"]["lab_networks"]["storage"] == {"subnet": "10.231.5.0/24", "vlan": 5}
 
 
-def test_ssh_checks_host_keys_and_enters_the_labs_namespace(data: Dict[str, Any]) -> None:
+def test_ssh_checks_host_keys_and_enters_the_labs_namespace(data: dict[str, Any]) -> None:
     text = controller_files.ssh_config(parsed(data), "/state", "two.switch")
     assert "StrictHostKeyChecking yes" in text
     assert "nsenter --net=/run/netns/two.switch nc %h %p" in text

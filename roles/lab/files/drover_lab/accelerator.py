@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .base import Base, cache_dir
 from .guest import Guests
-from .run import LabError, run, say
+from .run import LabError, say
 
 BOOT_SECONDS = 30
 
@@ -51,14 +51,13 @@ def _boots(base: Base) -> bool:
     guests.ensure()
     prepared = base.ensure(prepared=True)
     qemu = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "128", "-nodefaults", "-display", "none"]
-    # Only the first words count; then the guest is of no more use.
     qemu += ["-serial", "stdio", "-snapshot", "-drive", "file=/guest/tiny.img,format=raw,if=virtio"]
-    argv = ["unshare", "--mount", "--fork", "--kill-child=KILL", "--", "systemd-nspawn", "--quiet", "--register=no"]
-    argv += ["--keep-unit", "--pipe", "--volatile=overlay", "--bind=/dev/kvm", f"--bind-ro={guests.folder}:/guest"]
-    argv += ["-D", str(prepared), "--", "timeout", "--signal=KILL", str(BOOT_SECONDS), *qemu]
+    # The guest never ends by itself: its first words are what counts, whatever timeout says of its end.
+    words = 'timeout --signal=KILL "$@" || true'
+    options = ["--volatile=overlay", "--bind=/dev/kvm", f"--bind-ro={guests.folder}:/guest"]
     say(f"trying whether a guest boots with KVM (at most {BOOT_SECONDS} s)")
     try:
-        shown = run(argv, check=False, timeout=BOOT_SECONDS + 15, before=base.join, env={"SYSTEMD_NSPAWN_LOCK": "0"})
+        shown = base.inside(prepared, ["sh", "-c", words, "sh", str(BOOT_SECONDS), *qemu], options)
     except LabError:
         return False
-    return "drover: counting" in shown.stdout
+    return "drover: counting" in shown

@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+from . import cgroups
 from .run import LabError, lock, run, say
 from .topology import Topology
 
 BUILD_SECONDS = 1500
-GUEST_PACKAGES = ["linux-image-cloud-amd64", "busybox-static", "qemu-guest-agent", "syslinux-common", "extlinux", "grub-pc-bin"]
+GUEST_PACKAGES = ["linux-image-cloud-amd64", "busybox-static", "qemu-guest-agent"]
 # Their timers would take the package manager's lock at random moments.
 MASKED = ["apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"]
 
@@ -39,9 +39,9 @@ def recipe(topology: Topology) -> str:
 class Base:
     """The three folders ``root``, ``repo``, ``prepared`` of one recipe; made once, then only read."""
 
-    def __init__(self, topology: Topology, join: Callable[[], None]) -> None:
+    def __init__(self, topology: Topology, lab: str) -> None:
         self.topology = topology
-        self.join = join
+        self.lab = lab
         self.folder = cache_dir() / f"debian-{recipe(topology)}"
         self.root = self.folder / "root"
         self.repo = self.folder / "repo"
@@ -73,8 +73,12 @@ class Base:
         for made in (repo / "partial", guest / "partial"):
             made.mkdir(parents=True)
         self._run(
-            ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(self.topology.base_packages)}"]
-            + ["--aptopt=Acquire::Languages \"none\"", "--skip=cleanup/apt/lists", self.topology.suite, str(root)]
+            [
+                *("mmdebstrap", "--mode=root", "--variant=minbase", "--skip=cleanup/apt/lists"),
+                f"--include={','.join(self.topology.base_packages)}",
+                '--aptopt=Acquire::Languages "none"',
+                *(self.topology.suite, str(root)),
+            ]
         )
         say("fetching the packages for the nodes' repository")
         for group in (self.topology.packages, *self.topology.more_packages):
@@ -90,7 +94,7 @@ class Base:
         # Against the bare base: the closure is exactly what a bare node lacks.
         apt = ["apt-get", "-y", "--no-install-recommends", "--download-only", "-o", "Dir::Cache::archives=/packages"]
         bind = [f"--bind={into}:/packages", "--resolv-conf=copy-host"]
-        self._inside(root, [*apt, "-o", "APT::Sandbox::User=root", "install", *packages], bind)
+        self.inside(root, [*apt, "-o", "APT::Sandbox::User=root", "install", *packages], bind)
 
     def _settle(self, root: Path, repo: Path) -> None:
         """Make the base a node that knows only the local repository, and has no identity of its own."""
@@ -98,9 +102,9 @@ class Base:
         (root / "etc/apt/sources.list").write_text("deb [trusted=yes] file:/repo ./\n", encoding="utf-8")
         shutil.rmtree(root / "var/lib/apt/lists")
         (root / "etc/apt/apt.conf.d/90lab").write_text('Acquire::Languages "none";\n', encoding="utf-8")
-        self._inside(root, ["apt-get", "update"], [f"--bind-ro={repo}:/repo"])
-        self._inside(root, ["systemctl", "enable", "systemd-networkd.service", "ssh.service"], [])
-        self._inside(root, ["systemctl", "mask", *MASKED], [])
+        self.inside(root, ["apt-get", "update"], [f"--bind-ro={repo}:/repo"])
+        self.inside(root, ["systemctl", "enable", "systemd-networkd.service", "ssh.service"], [])
+        self.inside(root, ["systemctl", "mask", *MASKED], [])
         for key in (root / "etc/ssh").glob("ssh_host_*"):
             key.unlink()
         (root / "etc/machine-id").write_text("", encoding="ascii")
@@ -113,13 +117,14 @@ class Base:
         policy.write_text("#!/bin/sh\nexit 101\n", encoding="ascii")
         policy.chmod(0o755)
         apt = ["apt-get", "-y", "--no-install-recommends", "install", *self.topology.packages]
-        self._inside(folder, apt, [f"--bind-ro={self.repo}:/repo", "--setenv=DEBIAN_FRONTEND=noninteractive"])
+        self.inside(folder, apt, [f"--bind-ro={self.repo}:/repo", "--setenv=DEBIAN_FRONTEND=noninteractive"])
         policy.unlink()
         for archive in (folder / "var/cache/apt/archives").glob("*.deb"):
             archive.unlink()
         (folder / "etc/machine-id").write_text("", encoding="ascii")
 
-    def _inside(self, root: Path, argv: list[str], options: list[str]) -> str:
+    def inside(self, root: Path, argv: list[str], options: list[str]) -> str:
+        """Run a program in a root folder of the cache and return its output."""
         nspawn = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--timezone=off"]
         return self._run([*nspawn, *options, "-D", str(root), "--", *argv])
 
@@ -128,6 +133,6 @@ class Base:
         isolated = ["unshare", "--mount", "--fork", "--kill-child=KILL", "--", *argv]
         env = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
         try:
-            return run(isolated, timeout=BUILD_SECONDS, before=self.join, env=env, cwd=cwd).stdout
+            return run(cgroups.inside(self.lab, "build", isolated), timeout=BUILD_SECONDS, env=env, cwd=cwd).stdout
         except LabError as error:
             raise LabError(f"making {self.folder}: {error}") from error

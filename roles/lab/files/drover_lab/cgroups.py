@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .run import LabError, wait_for
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "drover-lab"
+JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 70; shift; done; shift; exec "$@"'
 
 
 def hierarchies() -> list[Path]:
@@ -26,20 +28,14 @@ def hierarchies() -> list[Path]:
     return found
 
 
-def joiner(lab: str, part: str) -> Callable[[], None]:
-    """A function for the child of a fork: it moves itself into the cgroup of that part of the lab."""
+def inside(lab: str, part: str, argv: Sequence[str]) -> list[str]:
+    """The command that runs another one in the cgroup of that part of the lab, from its very first child on."""
     files = []
     for tree in hierarchies():
         folder = tree / PARENT / lab / part
         folder.mkdir(parents=True, exist_ok=True)
         files.append(str(folder / "cgroup.procs"))
-
-    def join() -> None:
-        for name in files:
-            with open(name, "w", encoding="ascii") as handle:
-                handle.write(str(os.getpid()))
-
-    return join
+    return ["sh", "-c", JOIN, "sh", *files, "--", *argv]
 
 
 def members(lab: str, part: str = "") -> list[int]:
@@ -107,7 +103,7 @@ def remove(lab: str) -> bool:
         top = tree / PARENT / lab
         if top.exists():
             removed = True
-            wait_for(f"removal of {top}", lambda folder=top: (_remove_tree(folder), str(folder)), 10)
+            wait_for(f"removal of {top}", functools.partial(_remove_tree, top), 10)
         # The parent is shared by the labs: it goes with the last one.
         try:
             (tree / PARENT).rmdir()
@@ -116,10 +112,10 @@ def remove(lab: str) -> bool:
     return removed
 
 
-def _remove_tree(top: Path) -> bool:
+def _remove_tree(top: Path) -> tuple[bool, str]:
     for folder, _, _ in os.walk(top, topdown=False):
         try:
             os.rmdir(folder)
         except OSError:
-            return False
-    return not top.exists()
+            return False, f"{folder} in use"
+    return not top.exists(), str(top)

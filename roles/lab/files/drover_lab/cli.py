@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import accelerator
 from .guest import IMAGE_SIZE, MIB, Guests
 from .lab import Lab
-from .run import LabError
+from .run import LabError, hand_over
 from .topology import TopologyError
+
+Result = dict[str, Any]
+GUEST_SETTINGS = ("ip", "sink", "dirty", "canary")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     cut.add_argument("--silent", action="store_true", help="keep the carrier on both ends, drop every frame")
     restore = commands.add_parser("restore", help="mend a cable, or all of them")
     for command in (cut, restore):
-        optional = {"nargs": "?", "default": ""} if command is restore else {}
+        optional: dict[str, Any] = {"nargs": "?", "default": ""} if command is restore else {}
         command.add_argument("node", **optional)
         command.add_argument("nic", **optional)
     for name, text in (("freeze", "stop a program's processes as they are"), ("thaw", "let them go on")):
@@ -73,13 +76,15 @@ def _guest_parser(guest: argparse.ArgumentParser) -> None:
         kind.add_argument("out", type=Path, help="a file or a block device")
 
 
-def guest(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
+def guest(lab: Lab, options: argparse.Namespace) -> Result:
     """The command ``guest``."""
     guests = Guests(lab.base)
     guests.ensure()
     if options.kind == "image":
         settings = {"name": options.guest}
-        settings.update({key: getattr(options, key) for key in ("ip", "sink", "dirty", "canary") if getattr(options, key)})
+        settings.update(
+            {key: getattr(options, key) for key in ("ip", "sink", "dirty", "canary") if getattr(options, key)}
+        )
         guests.write_image(options.out, settings, options.size * MIB)
         return {"changed": True, "image": str(options.out)}
     if options.kind == "boot-sector":
@@ -94,32 +99,35 @@ def guest(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def act(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
-    """Carry out one command; what it returns is printed as JSON."""
-    command = options.command
-    if command == "up":
-        begin = time.monotonic()
-        changed = lab.up(prepared=options.prepared)
-        return {"changed": changed, "inventory": str(lab.inventory), "seconds": round(time.monotonic() - begin, 1)}
-    if command == "down":
-        return {"changed": lab.down()}
-    if command == "status":
-        return lab.status()
-    if command == "cut":
-        return {"changed": lab.cut(options.node, options.nic, options.silent)}
-    if command == "restore":
-        return {"changed": lab.restore(options.node, options.nic)}
-    if command in ("freeze", "thaw"):
-        return {"changed": True, "processes": getattr(lab, command)(options.node, options.program)}
-    if command in ("power-off", "power-on"):
-        return {"changed": getattr(lab, command.replace("-", "_"))(options.node)}
-    if command == "kvm":
-        return {"changed": False, "accel": accelerator.find(lab.base)}
-    if command == "guest":
-        return guest(lab, options)
-    if command == "fill":
-        return {"changed": True, "bytes": lab.fill(options.node, options.path, options.size)}
-    return {"changed": lab.empty(options.node, options.path)}
+def up(lab: Lab, options: argparse.Namespace) -> Result:
+    """The command ``up``."""
+    begin = time.monotonic()
+    changed = lab.up(prepared=options.prepared)
+    return {"changed": changed, "inventory": str(lab.inventory), "seconds": round(time.monotonic() - begin, 1)}
+
+
+def ssh(lab: Lab, options: argparse.Namespace) -> int:
+    """The command ``ssh``."""
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    return hand_over(["ssh", "-F", str(lab.state / "ssh_config"), options.node, *words])
+
+
+# What each command does; what it returns is printed as JSON.
+ACTS: dict[str, Callable[[Lab, argparse.Namespace], Result]] = {
+    "up": up,
+    "down": lambda lab, _: {"changed": lab.down()},
+    "status": lambda lab, _: lab.status(),
+    "cut": lambda lab, given: {"changed": lab.cut(given.node, given.nic, given.silent)},
+    "restore": lambda lab, given: {"changed": lab.restore(given.node, given.nic)},
+    "freeze": lambda lab, given: {"changed": True, "processes": lab.freeze(given.node, given.program)},
+    "thaw": lambda lab, given: {"changed": True, "processes": lab.thaw(given.node, given.program)},
+    "power-off": lambda lab, given: {"changed": lab.power_off(given.node)},
+    "power-on": lambda lab, given: {"changed": lab.power_on(given.node)},
+    "fill": lambda lab, given: {"changed": True, "bytes": lab.fill(given.node, given.path, given.size)},
+    "empty": lambda lab, given: {"changed": lab.empty(given.node, given.path)},
+    "kvm": lambda lab, _: {"changed": False, "accel": accelerator.find(lab.base)},
+    "guest": guest,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,9 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "supervise":
             return lab.supervise(options.node)
         if options.command == "ssh":
-            words = options.words[1:] if options.words[:1] == ["--"] else options.words
-            os.execvp("ssh", ["ssh", "-F", str(lab.state / "ssh_config"), options.node, *words])
-        print(json.dumps(act(lab, options), indent=2))
+            return ssh(lab, options)
+        print(json.dumps(ACTS[options.command](lab, options), indent=2))
     except (LabError, TopologyError, OSError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,6 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Tuple
 
 from .base import BUILD_SECONDS, Base, cache_dir
 from .run import LabError, lock, run, say
@@ -41,7 +40,7 @@ COMMAND_LINE = (
 BUSYBOX = ["sh", "cat", "ls", "ip", "ping", "mount", "dd", "poweroff", "reboot", "sync", "free", "ps", "nc", "dmesg"]
 # The guest agent calls it with the options of systemd's.
 SHUTDOWN = b'#!/bin/sh\nsync\ncase "$*" in *-r*) reboot -f ;; *) poweroff -f ;; esac\n'
-Entry = Tuple[str, int, bytes]
+Entry = tuple[str, int, bytes]
 EARLY = ["virtio_blk", "failover", "net_failover", "virtio_net"]
 LATE = ["button", "evdev", "virtio_balloon", "virtio-rng", "virtio_mem"]
 
@@ -154,7 +153,6 @@ class Guests:
             if target.is_file():
                 disk.truncate(size)
 
-
     def write_boot_sector(self, target: Path, size: int = MIB) -> None:
         """Write the disk (file or block device) of the smallest guest; ``size`` in bytes."""
         self.ensure()
@@ -215,11 +213,9 @@ class _Builder:
         return found
 
     def _with_packages(self, argv: list[str]) -> str:
-        nspawn = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--volatile=overlay"]
-        nspawn += [f"--bind-ro={self.packages}:/guest", f"--bind={self.folder}:/made", "-D", str(self.base.root)]
-        nspawn += ["--setenv=LD_LIBRARY_PATH=/guest/usr/lib/x86_64-linux-gnu", "--", *argv]
-        isolated = ["unshare", "--mount", "--fork", "--kill-child=KILL", "--", *nspawn]
-        return run(isolated, before=self.base.join, env={"SYSTEMD_NSPAWN_LOCK": "0"}).stdout
+        options = ["--volatile=overlay", f"--bind-ro={self.packages}:/guest"]
+        options.append("--setenv=LD_LIBRARY_PATH=/guest/usr/lib/x86_64-linux-gnu")
+        return self.base.inside(self.base.root, argv, options)
 
     def _initrd(self) -> None:
         """Two archives: what counting needs, and what may come later. A kernel given directly gets both at once."""
@@ -257,7 +253,7 @@ class _Builder:
         ]
         for number, (offset, size, address) in enumerate(parts):
             struct.pack_into("<III", boot, PARTS_OFFSET + 12 * number, offset // 512, -(-size // 512), address)
-        content = {
+        content: dict[int, bytes | bytearray] = {
             0: boot,
             CONFIG_OFFSET: settings_block({}),
             COMMAND_LINE_OFFSET: COMMAND_LINE.encode("ascii"),

@@ -17,7 +17,7 @@ from . import accelerator, cgroups, controller_files
 from .base import Base
 from .network import RUN_NETNS, Network
 from .nodes import Machine, supervise, supervisor_command
-from .run import LabError, lock, run, say, wait_for
+from .run import LabError, lock, run, wait_for
 from .topology import NAME, Topology, far_end, parse
 
 STATE_ROOT = Path("/var/tmp/drover-lab")
@@ -48,7 +48,7 @@ class Lab:
             topology = (saved if saved.exists() else DEFAULT_TOPOLOGY).read_text(encoding="utf-8")
         self.topology: Topology = parse(topology)
         self.network = Network(name, self.topology, self.state)
-        self.base = Base(self.topology, cgroups.joiner(name, "build"))
+        self.base = Base(self.topology, name)
         self.machines = {
             node.name: Machine(name, self.topology, node, self.state) for node in self.topology.nodes.values()
         }
@@ -80,7 +80,7 @@ class Lab:
             _raise_limits()
             base = self.base.ensure(prepared)
             changed = self._write_state(prepared, str(base))
-            changed |= self.network.ensure(cgroups.joiner(self.name, "switch"))
+            changed |= self.network.ensure()
             for machine in self.machines.values():
                 changed |= machine.configure()
             self._write_controller_files()
@@ -111,7 +111,12 @@ class Lab:
         key = str(self.state / "id_ed25519")
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {self.name}", "-f", key])
         self._write("topology.json", self.topology.text)
-        settings = {"prepared": prepared, "base": base, "repo": str(self.base.repo), "accel": accelerator.known() or "tcg"}
+        settings = {
+            "prepared": prepared,
+            "base": base,
+            "repo": str(self.base.repo),
+            "accel": accelerator.known() or "tcg",
+        }
         self._write("settings.json", json.dumps(settings, indent=2))
         return True
 
@@ -221,7 +226,7 @@ class Lab:
             there = links if place == "switch" else self.network.links(place)
             if f"drover_cut_{nic.name}\n" in tables:
                 found[nic.name] = "silent"
-            elif port in there and "UP" not in there[port]["flags"]:
+            elif port in there and "UP" not in there[port].get("flags", []):
                 found[nic.name] = "pulled"
         return found
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from . import cgroups
 from .run import run, spawn, wait_for
 from .topology import Cable, Switch, Topology, cables, switch_arguments
 
@@ -40,12 +41,12 @@ class Network:
         """The command that runs another one in a place (``ip netns exec`` would hide the cgroups)."""
         return ["nsenter", f"--net={RUN_NETNS / self.namespace(place)}", "--", *argv]
 
-    def links(self, place: str) -> dict[str, dict[str, object]]:
+    def links(self, place: str) -> dict[str, Any]:
         """Interface name → what ``ip link`` says of it."""
         shown = run(["ip", "-json", "-n", self.namespace(place), "link", "show"]).stdout
         return {link["ifname"]: link for link in json.loads(shown or "[]")}
 
-    def ensure(self, join: Callable[[], None]) -> bool:
+    def ensure(self) -> bool:
         """Lay the whole network."""
         changed = self._ensure_namespaces()
         links = {place: self.links(place) for place in self.topology.places()}
@@ -55,7 +56,7 @@ class Network:
             if switch.kind == "bridge":
                 changed |= self._ensure_bridge(switch)
         if any(switch.kind == "openvswitch" for switch in self.topology.switches.values()):
-            changed |= self._ensure_open_vswitch(join)
+            changed |= self._ensure_open_vswitch()
         return changed
 
     def _ensure_namespaces(self) -> bool:
@@ -74,7 +75,7 @@ class Network:
     def _is_namespace(self, place: str) -> bool:
         return run(["ip", "-n", self.namespace(place), "link", "show", "lo"], check=False).returncode == 0
 
-    def _ensure_cable(self, cable: Cable, links: dict[str, dict[str, dict[str, object]]]) -> bool:
+    def _ensure_cable(self, cable: Cable, links: dict[str, dict[str, Any]]) -> bool:
         if cable.left_nic in links[cable.left] and cable.right_nic in links[cable.right]:
             return False
         left, right = self.namespace(cable.left), self.namespace(cable.right)
@@ -116,14 +117,14 @@ class Network:
         """Ask the switches' ovs-vswitchd, for example ``lacp/show``."""
         return run(["ovs-appctl", f"--target={self.folder}/vswitchd.ctl", *arguments], timeout=20).stdout
 
-    def _ensure_open_vswitch(self, join: Callable[[], None]) -> bool:
+    def _ensure_open_vswitch(self) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
         changed = False
         if not self._answers("db.ctl"):
-            self._start_database(join)
+            self._start_database()
             changed = True
         if not self._answers("vswitchd.ctl"):
-            self._start_switch(join)
+            self._start_switch()
             changed = True
         before = self.vsctl("list-ports", "core") if not changed else ""
         words: list[str] = []
@@ -139,24 +140,25 @@ class Network:
         target = f"--target={self.folder / socket}"
         return run(["ovs-appctl", target, "--timeout=5", "version"], check=False).returncode == 0
 
-    def _environment(self) -> dict[str, str]:
-        return {name: str(self.folder) for name in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR")}
+    def _spawn(self, argv: list[str], log: str) -> None:
+        places = {name: str(self.folder) for name in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR")}
+        spawn(cgroups.inside(self.lab, "switch", self.enter("switch", argv)), self.folder / log, places)
 
-    def _start_database(self, join: Callable[[], None]) -> None:
+    def _start_database(self) -> None:
         database = self.folder / "conf.db"
         for stale in self.folder.iterdir():
             stale.unlink()
         run(["ovsdb-tool", "create", str(database), SCHEMA])
         argv = ["ovsdb-server", str(database), f"--remote=punix:{self.folder}/db.sock"]
         argv += [f"--unixctl={self.folder}/db.ctl"]
-        spawn(self.enter("switch", argv), self.folder / "db.log", join, self._environment())
+        self._spawn(argv, "db.log")
         wait_for("answer of ovsdb-server", lambda: (self._answers("db.ctl"), self._log("db.log")), 15)
         # Without it frames with a checksum that is still to be filled in would leave the switch.
         self.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
 
-    def _start_switch(self, join: Callable[[], None]) -> None:
+    def _start_switch(self) -> None:
         argv = ["ovs-vswitchd", f"unix:{self.folder}/db.sock", f"--unixctl={self.folder}/vswitchd.ctl"]
-        spawn(self.enter("switch", argv), self.folder / "vswitchd.log", join, self._environment())
+        self._spawn(argv, "vswitchd.log")
         wait_for("answer of ovs-vswitchd", lambda: (self._answers("vswitchd.ctl"), self._log("vswitchd.log")), 15)
 
     def _log(self, name: str) -> str:

@@ -82,7 +82,7 @@ class Machine:
         (upper / "root").chmod(0o700)
         (upper / "root/.ssh").chmod(0o700)
         (upper / "etc/hostname").write_text(self.node.name + "\n", encoding="ascii")
-        (upper / "etc/hosts").write_text(hosts_file(self.topology, self.node), encoding="ascii")
+        (upper / "etc/hosts").write_text(hosts_file(self.topology), encoding="ascii")
         for name, text in networkd_files(self.topology, self.node).items():
             (upper / "etc/systemd/network" / name).write_text(text, encoding="ascii")
         shutil.copyfile(self.state / "id_ed25519.pub", upper / "root/.ssh/authorized_keys")
@@ -101,7 +101,7 @@ class Machine:
             return False
         # The mount namespace holds the node's root: when its processes end, no mount is left on the host.
         argv = ["unshare", "--mount", "--", *command]
-        spawn(argv, self.folder / "console.log", cgroups.joiner(self.lab, self.node.name))
+        spawn(cgroups.inside(self.lab, self.node.name, argv), self.folder / "console.log")
         return True
 
     def power_off(self) -> bool:
@@ -133,6 +133,12 @@ def _nspawn(machine: Machine, root: Path, repo: Path, devices: dict[str, tuple[i
     return argv
 
 
+def _container(argv: list[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    return process.wait()
+
+
 def supervise(machine: Machine, base: Path, repo: Path, kvm: bool) -> int:
     """Be the node's hardware: in a mount namespace of our own, run the container, again when it reboots."""
     folder, root = machine.folder, machine.folder / "root"
@@ -155,9 +161,7 @@ def supervise(machine: Machine, base: Path, repo: Path, kvm: bool) -> int:
     argv = _nspawn(machine, root, repo, devices)
     while True:
         print(f"lab: starting {machine.node.name}", flush=True)
-        container = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
-        signal.signal(signal.SIGTERM, lambda *_: container.terminate())
-        status = container.wait()
+        status = _container(argv, environment)
         print(f"lab: {machine.node.name} ended with {status}", flush=True)
         if status != REBOOT:
             return status

@@ -30,14 +30,10 @@ def run(
     feed: str = "",
     check: bool = True,
     timeout: float = 60,
-    before: Callable[[], None] | None = None,
     env: dict[str, str] | None = None,
     cwd: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end. LabError when it fails (unless ``check`` is off) or takes over ``timeout`` seconds.
-
-    ``before`` runs in the child before the program (it joins a cgroup there).
-    """
+    """Run a program to its end. LabError when it fails (unless ``check`` is off) or takes over ``timeout`` seconds."""
     try:
         done = subprocess.run(
             list(argv),
@@ -46,7 +42,6 @@ def run(
             text=True,
             check=False,
             timeout=timeout,
-            preexec_fn=before,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
             cwd=cwd,
         )
@@ -60,20 +55,23 @@ def run(
     return done
 
 
-def spawn(argv: Sequence[str], log: Path, before: Callable[[], None], env: dict[str, str] | None = None) -> int:
-    """Start a program that outlives us, its output in ``log``; returns its process id."""
+def hand_over(argv: Sequence[str]) -> int:
+    """Run a program on our own terminal; returns its exit status."""
+    return subprocess.run(list(argv), check=False).returncode
+
+
+def spawn(argv: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    """Start a program that outlives us, its output in ``log``."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=before,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
             cwd="/",
         )
-    return process.pid
 
 
 def wait_for(what: str, probe: Callable[[], tuple[bool, str]], seconds: float, step: float = 0.1) -> None:

@@ -166,11 +166,7 @@ def _check(topology: Topology) -> None:
     if len(set(names)) != len(names):
         raise TopologyError(f"names of nodes, clients and switches must differ: {sorted(names)}")
     for node in topology.nodes.values():
-        for network in (*node.networks, *(nic.network for nic in node.nics if nic.network)):
-            if network not in topology.networks:
-                raise TopologyError(f"node {node.name}: no network {network!r}")
-        if not any(nic.network for nic in node.nics):
-            raise TopologyError(f"node {node.name}: no NIC has a network, so nobody could reach it")
+        _check_node(topology, node)
     for client in topology.clients.values():
         if client.switch not in topology.switches or not set(client.networks) <= set(topology.networks):
             raise TopologyError(f"client {client.name}: no such switch or network")
@@ -178,6 +174,15 @@ def _check(topology: Topology) -> None:
         for nic in (cable.left_nic, cable.right_nic):
             if len(nic) > INTERFACE_LENGTH:
                 raise TopologyError(f"interface name {nic!r} has more than {INTERFACE_LENGTH} characters")
+
+
+def _check_node(topology: Topology, node: Node) -> None:
+    addressed = [nic.network for nic in node.nics if nic.network]
+    for network in (*node.networks, *addressed):
+        if network not in topology.networks:
+            raise TopologyError(f"node {node.name}: no network {network!r}")
+    if not addressed:
+        raise TopologyError(f"node {node.name}: no NIC has a network, so nobody could reach it")
 
 
 def cables(topology: Topology) -> list[Cable]:
@@ -253,7 +258,7 @@ def networkd_files(topology: Topology, node: Node) -> dict[str, str]:
     return files
 
 
-def hosts_file(topology: Topology, node: Node) -> str:
+def hosts_file(topology: Topology) -> str:
     """The text of /etc/hosts: every node by its management address."""
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     lines += [f"{topology.management(other)} {other.name}" for other in topology.nodes.values()]

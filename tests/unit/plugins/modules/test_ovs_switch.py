@@ -52,7 +52,12 @@ def test_keys_are_set_kept_and_removed(module, server, option):
 def test_both_at_once_are_one_transaction(module, server, monkeypatch):
     commits = []
     original = _ovs.Ovs.commit
-    monkeypatch.setattr(_ovs.Ovs, "commit", lambda self, change: commits.append(1) or original(self, change))
+
+    def counted(self, change):
+        commits.append(change)
+        return original(self, change)
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", counted)
     result = module(other_config={"max-idle": 30000}, external_ids={"rack": "b 7"})
     assert len(commits) == 1 and len(result["actions"]) == 2
 

@@ -11,9 +11,9 @@ import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
-from ansible_collections.drover.kvm.plugins.module_utils._domain.xml import Flag, Property, find, parse, text_of
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Domain
+from ansible_collections.drover.kvm.plugins.module_utils._xml import Flag, Property, find, parse, text_of
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
 BOMB = '<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><domain><name>&b;</name></domain>'
@@ -90,9 +90,18 @@ def test_markers_survive_libvirts_own_quotes():
 
 def test_facts_of_a_running_domain():
     domain = Domain(
-        name="legacy", uuid="6f0f", id=7, has_managed_save=False, state="running", reason="booted", persistent=True, autostart=False, job=None,
-        xml=FOREIGN, live_xml=FOREIGN,
-    )  # fmt: skip
+        name="legacy",
+        uuid="6f0f",
+        id=7,
+        has_managed_save=False,
+        state="running",
+        reason="booted",
+        persistent=True,
+        autostart=False,
+        job=None,
+        xml=FOREIGN,
+        live_xml=FOREIGN,
+    )
     facts = domain_facts(domain, shared_mounts=["/srv/shared"])
     assert facts["vcpus"] == {"current": 2, "maximum": 4}
     assert facts["memory"] == {"current": 1 << 30, "maximum": 2 << 30}
@@ -108,9 +117,13 @@ def test_facts_of_a_running_domain():
         ("02", "br-int", None, [100, 200]),
     ]
     assert facts["metadata"] == {
-        "managed": True, "tags": ["rack 'b'", "web"], "home": "hv1", "owner": None, "description": None,
+        "managed": True,
+        "tags": ["rack 'b'", "web"],
+        "home": "hv1",
+        "owner": None,
+        "description": None,
         "rollback_safe": "yes",
-    }  # fmt: skip
+    }
     assert facts["marker"]["from"] == "hv1" and facts["cpu"].startswith("<cpu mode='custom'")
     assert facts["hostdevs"][0]["source"]["bus"] == "0x3b"
     assert "s3" not in str(facts)
@@ -118,9 +131,18 @@ def test_facts_of_a_running_domain():
 
 def test_facts_of_a_domain_that_is_shut_off_come_from_its_definition():
     domain = Domain(
-        name="legacy", uuid="6f0f", id=None, has_managed_save=False, state="stopped", reason="shutdown", persistent=True, autostart=True,
-        job=None, xml="<domain type='qemu'><name>legacy</name><memory unit='GiB'>2</memory></domain>", live_xml=None,
-    )  # fmt: skip
+        name="legacy",
+        uuid="6f0f",
+        id=None,
+        has_managed_save=False,
+        state="stopped",
+        reason="shutdown",
+        persistent=True,
+        autostart=True,
+        job=None,
+        xml="<domain type='qemu'><name>legacy</name><memory unit='GiB'>2</memory></domain>",
+        live_xml=None,
+    )
     facts = domain_facts(domain)
     assert facts["cpu"] is None and facts["virt_type"] == "qemu" and facts["memory"]["current"] == 2 << 30
     assert facts["disks"] == [] and facts["marker"] is None

@@ -9,12 +9,13 @@ place of their declarations come out as they went in. `text_of` writes as libvir
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 from xml.etree.ElementTree import Element, SubElement, TreeBuilder
 from xml.parsers import expat
 
-from .._errors import Invalid
+from ._errors import Invalid
 
 COMMENT = "!--"
 MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
@@ -145,8 +146,16 @@ def make(root: Element, path: str) -> Element:
     for step in path.split("/"):
         if step:
             child = find(root, step)
-            root = SubElement(root, step) if child is None else child
+            root = add(root, step) if child is None else child
     return root
+
+
+def add(parent: Element, name: str, attributes: Mapping[str, str] | None = None) -> Element:
+    """A new last child, on a line of its own where its siblings are."""
+    child = SubElement(parent, name, dict(attributes or {}))
+    if len(parent) > 1:
+        child.tail, parent[-2].tail = parent[-2].tail, parent.text
+    return child
 
 
 def _remove(root: Element, steps: list[str], attribute: str) -> None:

@@ -1,0 +1,65 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sheet of a VM that is there: options with which module vm finds nothing to change. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._errors import Invalid
+from .._fields import Field, check_name, normalise
+from .._xml import parse
+from . import power, sheet
+from .disks import DISKS
+from .hardware import HARDWARE, check_tags
+from .nics import NICS
+
+if TYPE_CHECKING:
+    from .._libvirt import Domain
+
+FIELDS = (
+    Field("name", required=True, check=check_name),
+    *HARDWARE,
+    Field("disks", type="list", elements="dict", fields=DISKS),
+    Field("nics", type="list", elements="dict", fields=NICS),
+    Field("tags", type="names", check=check_tags),
+)
+
+
+def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
+    """The options, and in words what the VM has that module vm has no option for (it leaves that as it is)."""
+    options: dict[str, Any] = {"name": domain.name, **sheet.read(parse(domain.xml))}
+    kept: dict[str, Any] = {}
+    words: list[str] = []
+    for field in FIELDS:
+        value = _given(options[field.name])
+        try:
+            _check_choices(field, value)
+            normalise((field,), {field.name: value})
+        except Invalid as error:
+            words.append(error.message)
+            continue
+        if value is not None:
+            kept[field.name] = value
+    kept["autostart"] = domain.autostart
+    kept["state"] = "stopped" if domain.state == power.STOPPED else "running"
+    return kept, words
+
+
+def _given(value: Any) -> Any:
+    """Without the options of disks and NICs that have no value."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if item is not None}
+    return value
+
+
+def _check_choices(field: Field, value: Any) -> None:
+    """What Ansible itself checks of an option. Raises Invalid."""
+    if field.choices and value is not None and value not in field.choices:
+        raise Invalid(f"{field.name}: {value} is none of {', '.join(field.choices)}")
+    for item in value or [] if field.fields else []:
+        for inner in field.fields:
+            _check_choices(inner, item.get(inner.name))

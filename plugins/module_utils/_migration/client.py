@@ -1,0 +1,102 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all items of one run share: the cluster, what was seen of it, the places of the queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .._errors import Failed, Unreachable
+from . import prechecks
+from .order import Order
+from .site import Sight, Site, survey
+from .unit import Unit
+
+HEARTBEAT_SECONDS = 20.0
+
+
+@dataclass
+class Client:
+    """One run. `slots` are the places of the queue; a thread that looks or plans holds `lock`."""
+
+    site: Site
+    slots: threading.Semaphore
+    heartbeat: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    sights: dict[str, Sight] = field(default_factory=dict)
+    needs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    @contextmanager
+    def of(cls, params: Mapping[str, Any]) -> Iterator[Client]:
+        """The client of a run with these options. Raises NotFound and Failed without a usable cluster.json."""
+        heartbeat = params["heartbeat"]
+        slots = threading.Semaphore(params["parallel"])
+        yield cls(Site.load(), slots, Path(heartbeat) if heartbeat else None, params["destinations"] or {})
+
+    def look(self, names: list[str] | None, fresh: bool = True) -> dict[str, Sight]:
+        """What all nodes say of the VMs. Raises Unreachable when this node's own libvirt is silent."""
+        with self.lock:
+            if names is None:
+                # First who is marked anywhere, then what every node says of those, marked there or not.
+                names = sorted({*survey(self.site, None), *self.sights})
+            missing = names if fresh else [name for name in names if name not in self.sights]
+            if missing:
+                self.sights.update(survey(self.site, missing))
+            found = {name: self.sights[name] for name in names}
+        for sight in found.values():
+            if self.site.here in sight.silent:
+                raise Unreachable(f"libvirt on {self.site.here} does not answer: {sight.said[self.site.here]['why']}")
+        return found
+
+    def study(self, moves: Mapping[str, list[str]]) -> None:
+        """Read what VMs of this node need (UUIDs by destination) and what the destinations say to it."""
+        uuids = [uuid for wanted in moves.values() for uuid in wanted]
+        here = self.site.here
+        if uuids:
+            own = self.site.ask(lambda end: {uuid: prechecks.traits(end, uuid) for uuid in uuids}, [here])[here]
+            if isinstance(own, Unreachable):
+                raise own
+            self.needs.update(own)
+        for target, wanted in moves.items():
+            question = partial(prechecks.answer, needs=[self.needs[uuid] for uuid in wanted])
+            self.answers[target] = self.site.ask(question, [target])[target]
+
+    def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
+        """All that speaks against the move, counting the memory of those that were planned before it."""
+        need, said = self.needs[uuid], self.answers.get(target)
+        if isinstance(said, Mapping):
+            said = {**said, "free": said["free"] - self.reserved.get(target, 0)}
+        found = prechecks.blockers(need, target, said, self.facts.get(target))
+        if not found and need["running"]:
+            self.reserved[target] = self.reserved.get(target, 0) + need["memory"] + prechecks.OVERHEAD
+        return [blocker.as_dict() for blocker in found]
+
+    def beating(self) -> bool:
+        """Whether the controller is still there; without a heartbeat file nobody asked for it to be watched."""
+        if self.heartbeat is None:
+            return True
+        try:
+            return time.time() - self.heartbeat.stat().st_mtime < HEARTBEAT_SECONDS
+        except OSError:
+            return False
+
+    def carry_out(self, order: Order) -> dict[str, Any]:
+        """Start a helper when a place is free, and wait for its end. Raises Failed when the controller is gone."""
+        with self.slots:
+            if not self.beating():
+                raise Failed(f"{order.vm} was not begun: the controller is gone", where=order.source)
+            unit = Unit(order.uuid)
+            unit.start(order)
+            return unit.wait(order.id)

@@ -1,0 +1,214 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The live migration: a destination that runs only when the source can never run again.
+
+The VM is left paused at the destination and resumed there by this program, on one of two proofs: the source's QEMU
+process is dead and the destination has finished, or the call has returned and the source has no such domain. So a
+lost answer, a frozen daemon or a killed one can stop the VM for a while, but never makes two of it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import Any, Protocol
+
+from .._errors import DroverError, Failed, Refused
+from .order import Journal, Order
+
+TICK = 1.0
+ABORT_PATIENCE = 40.0
+
+
+class Source(Protocol):
+    """What the live migration needs of the node that the VM leaves."""
+
+    def state(self, uuid: str) -> tuple[str, str] | None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
+    def autostart(self, uuid: str) -> bool: ...
+    def set_autostart(self, uuid: str, on: bool) -> None: ...
+    def home(self, uuid: str) -> str | None: ...
+    def set_home(self, uuid: str, home: str) -> None: ...
+    def on_event(self, uuid: str, heard: Any) -> None: ...
+    def undefine(self, uuid: str) -> None: ...
+    def process(self, name: str, uuid: str) -> int | None: ...
+    def migrate(self, order: Order) -> None: ...
+    def progress(self, uuid: str) -> dict[str, Any]: ...
+    def abort(self, uuid: str) -> None: ...
+
+
+class Target(Protocol):
+    """What the live migration needs of the node that the VM comes to."""
+
+    def state(self, uuid: str) -> tuple[str, str] | None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
+    def set_autostart(self, uuid: str, on: bool) -> None: ...
+    def home(self, uuid: str) -> str | None: ...
+    def set_home(self, uuid: str, home: str) -> None: ...
+    def on_event(self, uuid: str, heard: Any) -> None: ...
+    def resume(self, uuid: str) -> None: ...
+
+
+class LiveMove:
+    """One live migration, step by step. Raises DroverError; then nothing may be assumed, and recovery decides."""
+
+    def __init__(self, order: Order, source: Source, target: Target, journal: Journal) -> None:
+        self.order, self.source, self.target, self.journal = order, source, target, journal
+        self.marker: dict[str, Any] = {}
+        self.error: DroverError | None = None
+        self.returned = self.finished = self.source_dead = self.resumed = False
+        self.stopped_at = self.resumed_at = 0.0
+        self._ear, self._mouth = os.pipe()
+
+    def run(self) -> dict[str, Any]:
+        """Mark, migrate, resume, clean up; returns what was measured. Raises DroverError."""
+        self.source.on_event(self.order.uuid, self._heard_source)
+        self.target.on_event(self.order.uuid, self._heard_target)
+        process = self.source.process(self.order.vm, self.order.uuid)
+        self.mark()
+        self.journal.phase("migrating", was=self.marker["was"])
+        self.perform(process)
+        if self.error is not None:
+            raise self.error
+        self.prove()
+        self.complete()
+        downtime = round((self.resumed_at - self.stopped_at) * 1000, 1) if self.stopped_at and self.resumed_at else None
+        return {"downtime_ms": downtime, "resumed_early": self.resumed and self.source_dead}
+
+    def mark(self) -> None:
+        """Write the marker at the source, before anything else is changed: recovery reads all it must know from it."""
+        uuid, order = self.order.uuid, self.order
+        seen = self.source.state(uuid)
+        if seen is None or seen[0] not in ("running", "paused"):
+            raise Refused(f"{order.vm} does not run on {order.source}: {seen[0] if seen else 'no such domain'}")
+        if self.source.marker(uuid) is not None:
+            raise Refused(f"{order.vm} carries the marker of a migration that did not end; recover it first")
+        self.marker = {
+            "id": order.id,
+            "from": order.source,
+            "to": order.target,
+            "was": seen[0],
+            "autostart": self.source.autostart(uuid),
+            "started": int(time.time()),
+        }
+        self.journal.phase("marking")
+        self.source.set_marker(uuid, self.marker)
+        if order.home == "source" and self.source.home(uuid) is None:
+            self.source.set_home(uuid, order.source)
+        # A stale definition with autostart would start a second copy at the source's next boot.
+        if self.marker["autostart"]:
+            self.source.set_autostart(uuid, False)
+
+    def perform(self, process: int | None) -> None:
+        """Migrate, watching for stalls, and resume as soon as there is proof. Keeps the call's error in `error`."""
+        threading.Thread(target=self._call, daemon=True).start()
+        watch = Watch(self.order, time.monotonic())
+        while not self.returned:
+            ears = [self._ear] + ([process] if process is not None and not self.source_dead else [])
+            ready, _w, _x = select.select(ears, [], [], TICK)
+            if self._ear in ready:
+                self._listen()
+            if process in ready:
+                self.source_dead = True
+            if self.source_dead and self.finished and self.order.early and not self.resumed:
+                self.resume()
+            elif not ready:
+                self._tick(watch)
+
+    def resume(self) -> None:
+        """Start the vCPUs at the destination; only called with proof that the source never runs it again."""
+        if self.marker["was"] != "running":
+            return
+        state = self.target.state(self.order.uuid)
+        if state != ("paused", "user"):
+            raise Failed(f"{self.order.vm} is {state} on {self.order.target} after the migration, not paused")
+        self.target.resume(self.order.uuid)
+        self.resumed_at, self.resumed = time.monotonic(), True
+
+    def prove(self) -> None:
+        """After the call returned well: the source must have no such domain; only then resume what is not resumed."""
+        uuid = self.order.uuid
+        left = self.source.state(uuid)
+        if left is not None and left[0] != "stopped":
+            raise Failed(f"the migration returned well, but {self.order.vm} is still {left[0]} on {self.order.source}")
+        if not self.resumed:
+            self.resume()
+        if left is not None:
+            self.source.undefine(uuid)
+        self.journal.phase("resumed")
+
+    def complete(self) -> None:
+        """What the VM takes along; the marker goes last, for as long as it stands recovery finishes the rest."""
+        uuid, order = self.order.uuid, self.order
+        if self.marker["autostart"]:
+            self.target.set_autostart(uuid, True)
+        if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
+            self.target.set_home(uuid, order.target)
+        self.target.set_marker(uuid, None)
+
+    def _call(self) -> None:
+        try:
+            self.source.migrate(self.order)
+        except DroverError as error:
+            self.error = error
+        except Exception as error:  # a thread's exception would be lost, and the loop would wait for ever
+            self.error = Failed(f"the migration call failed: {error!r}")
+        os.write(self._mouth, b"R")
+
+    def _listen(self) -> None:
+        heard = os.read(self._ear, 64)
+        self.returned = self.returned or b"R" in heard
+        self.finished = self.finished or b"F" in heard
+
+    def _heard_source(self, event: str, detail: str) -> None:
+        if (event, detail) == ("suspended", "migrated"):
+            self.stopped_at = time.monotonic()
+
+    def _heard_target(self, event: str, detail: str) -> None:
+        if (event, detail) == ("suspended", "paused"):
+            os.write(self._mouth, b"F")
+
+    def _tick(self, watch: Watch) -> None:
+        progress = self.source.progress(self.order.uuid)
+        if progress:
+            self.journal.update(progress=progress)
+        verdict = watch.judge(progress, time.monotonic())
+        if watch.hopeless(time.monotonic()):
+            raise Failed(f"the migration of {self.order.vm} did not end although it was aborted")
+        if verdict:
+            self.journal.phase("aborting", reason=verdict)
+            self.source.abort(self.order.uuid)
+
+
+class Watch:
+    """Decides when a migration takes too long. Times are monotonic seconds."""
+
+    def __init__(self, order: Order, now: float) -> None:
+        self.order = order
+        self.start = self.moved = now
+        self.last: Any = None
+        self.aborted = 0.0
+
+    def judge(self, progress: dict[str, Any], now: float) -> str:
+        """Why it must be aborted now, or nothing. Says it once."""
+        sent = progress.get("sent")
+        if sent != self.last:
+            self.last, self.moved = sent, now
+        if self.aborted:
+            return ""
+        reason = ""
+        if now - self.start > self.order.timeout:
+            reason = f"not done after {self.order.timeout:g} s"
+        elif now - self.moved > self.order.stall_timeout:
+            reason = f"no progress for {self.order.stall_timeout:g} s"
+        self.aborted = now if reason else 0.0
+        return reason
+
+    def hopeless(self, now: float) -> bool:
+        """The abort itself has had no effect."""
+        return bool(self.aborted) and now - self.aborted > ABORT_PATIENCE

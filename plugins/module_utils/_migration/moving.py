@@ -1,0 +1,218 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A migration as a state: this VM is on that node. What is, what shall be, and the steps between."""
+
+from __future__ import annotations
+
+import time
+import uuid as uuids
+from collections.abc import Sequence
+from typing import Any
+
+from .._errors import DroverError, Failed, NotFound, Refused
+from .._resource import State, Step
+from .client import Client
+from .copies import Decision
+from .order import Order
+from .recovery import VERBS
+from .rules import decide
+from .site import Sight
+from .unit import Unit
+
+SECONDS_PER_GIB = 150
+SHORTEST = 120
+
+
+class Moving:
+    """One VM and the node where it shall be."""
+
+    def __init__(self, params: dict[str, Any], client: Client) -> None:
+        self.params, self.client = params, client
+        self.name, self.to = str(params["name"]), str(params["to"])
+        self.measured: dict[str, Any] = {}
+        self.sight = Sight(self.name, None, {})
+        self.decision = Decision("", "unknown", "")
+        self.helper_to: str | None = None
+        self.begun = 0.0
+        self.warnings: list[str] = []
+
+    @classmethod
+    def review(cls, tasks: Sequence[Moving]) -> None:
+        """One look for all VMs, and one question to each destination for all that shall come to it."""
+        if not tasks:
+            return
+        client = tasks[0].client
+        sights = client.look([task.name for task in tasks])
+        moves: dict[str, list[str]] = {}
+        for task in tasks:
+            task.client.site.stream(task.to)
+            sight = sights[task.name]
+            if task.to != client.site.here in sight.holders and task.to not in sight.on("running", "paused"):
+                moves.setdefault(task.to, []).append(str(sight.uuid))
+        client.study(moves)
+
+    def look(self, fresh: bool) -> None:
+        """See what all nodes say now, and what the rules make of it. Raises NotFound, Refused, Unreachable."""
+        self.sight = sight = self.client.look([self.name], fresh)[self.name]
+        wanted = self.params["uuid"]
+        if sight.uuid is None:
+            also = f"; no answer from {', '.join(sight.silent)}, it may be there" if sight.silent else ""
+            raise NotFound(f"there is no VM {self.name} on any node that answers{also}")
+        if wanted and wanted != sight.uuid:
+            raise Refused(f"{self.name} has the UUID {sight.uuid}, not {wanted}: it is another VM")
+        self.decision = decide(sight.said)
+
+    @property
+    def where(self) -> str:
+        """The node that has the VM, `none` or `unknown`."""
+        return self.decision.where
+
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID."""
+        return str(self.sight.uuid)
+
+    @property
+    def state(self) -> str:
+        """The state of the VM where it is."""
+        return str(self.sight.said[self.where]["state"]) if self.where in self.sight.holders else "unknown"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a migration is under way or was interrupted."""
+        verbs = {action.verb for action in self.decision.actions}
+        return bool(self.sight.marker or verbs & (VERBS | {"wait"}))
+
+    def read(self, fresh: bool) -> State:
+        """Where the VM is, and whether a migration of it is under way or was interrupted."""
+        self.look(fresh)
+        unit = Unit(self.uuid)
+        self.helper_to = unit.state().get("to") if unit.running() else None
+        busy = self.unfinished or self.helper_to is not None
+        return {"name": self.name, "uuid": self.uuid, "where": self.where, "state": self.state, "unfinished": busy}
+
+    def wanted(self, before: dict[str, Any]) -> State:
+        """The VM on its node, with nothing left open. Raises Refused with all blockers."""
+        self.client.site.stream(self.to)
+        here, place = self.client.site.here, self.place_after()
+        if self.helper_to not in (None, self.to):
+            raise Refused(f"{self.name} is on its way to {self.helper_to} now; wait for that first")
+        if place in ("unknown", "none"):
+            raise Refused(f"{self.name}: {self.decision.text}", rule=self.decision.rule)
+        if place not in (self.to, here):
+            raise Refused(f"{self.name} is on {place}, not on {here}: run this task on {place}", where=place)
+        if place == here != self.to:
+            if self.params["from"] not in (None, here):
+                raise Refused(f"{self.name} is on {here}, not on {self.params['from']}: the plan is out of date")
+            self.check()
+        return {**before, "where": self.to, "unfinished": False}
+
+    def check(self) -> None:
+        """Refuse with everything that speaks against the move."""
+        if self.decision.rule == "4":
+            raise Refused(f"{self.name} can't move before its last migration is finished: {self.decision.text}")
+        kind = "offline" if self.state == "shutoff" else "live"
+        if self.params["mode"] not in (None, kind):
+            self.warnings = [f"{self.name} is {self.state} now, so it moves {kind}, not as the plan says"]
+        if self.uuid not in self.client.needs or self.to not in self.client.answers:
+            self.client.study({self.to: [self.uuid]})
+        found = self.client.blockers(self.uuid, self.to)
+        if found:
+            texts = "; ".join(f"{blocker['text']} ({blocker['mend']})" for blocker in found)
+            raise Refused(f"{self.name} can't go from {self.where} to {self.to}: {texts}", blockers=found)
+
+    def place_after(self) -> str:
+        """Where the VM will be once what is under way has ended."""
+        if self.helper_to:
+            return self.helper_to
+        if self.decision.rule in ("1", "B4.2"):
+            incoming = [node for node in self.sight.holders if self.sight.said[node].get("job") == "incoming"]
+            return incoming[0] if incoming else self.where
+        return self.where
+
+    def steps(self, before: dict[str, Any], wanted: dict[str, Any]) -> list[Step]:
+        """Finish what is under way, then migrate unless that brought it here."""
+        found = []
+        place = self.place_after()
+        if self.helper_to:
+            found.append(Step(f"wait for the migration of {self.name} to {place}, which runs", self.adopt))
+        elif self.unfinished:
+            found.append(Step(f"finish the interrupted migration of {self.name}: {self.decision.text}", self.mend))
+        if place != self.to:
+            found.append(Step(f"migrate {self.name} from {place} to {self.to}", self.move))
+        return found
+
+    def adopt(self) -> None:
+        """Wait for the helper that works on the VM. Raises Failed with the truth when it does not bring it here."""
+        self.begun = time.monotonic()
+        self.conclude(Unit(self.uuid).wait(None))
+
+    def mend(self) -> None:
+        """Recover, on this node, under the VM's lock."""
+        result = self.client.carry_out(self.order("recover"))
+        if not result["complete"]:
+            raise Failed(f"{self.name} is not recovered: {result.get('text') or result['error']}", **self.truth())
+
+    def move(self) -> None:
+        """Migrate. A helper that was killed is followed by a recovery. Raises Failed with the truth."""
+        self.begun = time.monotonic()
+        self.look(fresh=True)
+        if self.where == self.to and not self.unfinished:
+            return
+        result = self.client.carry_out(self.order("offline" if self.state == "shutoff" else "live"))
+        if result["where"] == "unknown" and not result["complete"]:
+            after = self.client.carry_out(self.order("recover"))
+            result = {**after, "error": result["error"]}
+        self.conclude(result)
+
+    def conclude(self, result: dict[str, Any]) -> None:
+        """Keep what was measured; raise Failed when the VM is not where it shall be."""
+        self.measured = {"seconds": round(time.monotonic() - self.begun, 1), "downtime_ms": result.get("downtime_ms")}
+        if result["where"] != self.to or not result["complete"]:
+            truth = self.truth()
+            words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
+            raise Failed(f"{self.name} was not migrated to {self.to}: {words}", **truth, rule=result.get("rule"))
+
+    def truth(self) -> dict[str, Any]:
+        """What the nodes say now, for a message: `vm_state` and `where`."""
+        try:
+            self.look(fresh=True)
+        except DroverError as error:
+            return {"vm_state": f"unknown ({error.message})", "where": "unknown"}
+        return {"vm_state": self.sight.words(), "where": self.where}
+
+    def order(self, kind: str) -> Order:
+        """The helper's order."""
+        site, params = self.client.site, self.params
+        memory = params["memory"] or self.client.needs.get(self.uuid, {}).get("memory", 0)
+        return Order(
+            id=str(uuids.uuid4()),
+            kind=kind,
+            vm=self.name,
+            uuid=self.uuid,
+            source=site.here,
+            target=self.to,
+            here=site.here,
+            nodes=site.uris,
+            stream=site.stream(self.to),
+            bandwidth=params["bandwidth"],
+            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * memory / 2**30),
+            stall_timeout=params["stall_timeout"],
+            home=params["set_home"],
+            early=params["early_resume"],
+        )
+
+    def result(self, state: State) -> dict[str, Any]:
+        """Where the VM is, as all nodes say."""
+        sight = self.sight
+        return {
+            "name": self.name,
+            "uuid": self.uuid,
+            "where": (state or {}).get("where"),
+            "vm_state": sight.words(),
+            "verified": sight.holders == [self.to] and not sight.marker,
+            "unseen": sight.silent,
+            "seconds": self.measured.get("seconds"),
+            "downtime_ms": self.measured.get("downtime_ms"),
+        }

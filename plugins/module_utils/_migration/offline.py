@@ -1,0 +1,82 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Move the definition of a VM that is shut off. Its disks are shared, so the definition is all that moves.
+
+The marker makes it repeatable: as long as it stands, a recovery brings the move to its end, and at no time is the VM
+defined nowhere.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from .._errors import Failed, Refused
+from .order import Journal, Order
+
+
+class OfflineEnd(Protocol):
+    """What the move of a definition needs of a node."""
+
+    def state(self, uuid: str) -> tuple[str, str] | None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
+    def autostart(self, uuid: str) -> bool: ...
+    def set_autostart(self, uuid: str, on: bool) -> None: ...
+    def home(self, uuid: str) -> str | None: ...
+    def set_home(self, uuid: str, home: str) -> None: ...
+    def has_managed_save(self, uuid: str) -> bool: ...
+    def definition(self, uuid: str) -> str: ...
+    def define(self, text: str) -> None: ...
+    def undefine(self, uuid: str) -> None: ...
+
+
+def move_definition(order: Order, source: OfflineEnd, target: OfflineEnd, journal: Journal) -> dict[str, Any]:
+    """Define it at the destination, see it there, then undefine it at the source. Raises DroverError."""
+    uuid = order.uuid
+    _refuse(order, source, target)
+    autostart = source.autostart(uuid)
+    journal.phase("marking")
+    source.set_marker(uuid, _marker(order, autostart))
+    if order.home == "source" and source.home(uuid) is None:
+        source.set_home(uuid, order.source)
+    if autostart:
+        source.set_autostart(uuid, False)
+    journal.phase("defining")
+    target.define(source.definition(uuid))
+    if (target.state(uuid) or ("absent",))[0] != "stopped":
+        raise Failed(f"{order.vm} was defined on {order.target}, which then does not show it as shut off")
+    # Somebody may have started it meanwhile; libvirt would undefine it all the same and leave it transient.
+    if (source.state(uuid) or ("absent",))[0] != "stopped":
+        raise Failed(f"{order.vm} is no longer shut off on {order.source}")
+    source.undefine(uuid)
+    if autostart:
+        target.set_autostart(uuid, True)
+    if order.home == "destination" and target.home(uuid) not in (None, order.target):
+        target.set_home(uuid, order.target)
+    target.set_marker(uuid, None)
+    return {"downtime_ms": None, "resumed_early": False}
+
+
+def _refuse(order: Order, source: OfflineEnd, target: OfflineEnd) -> None:
+    seen = source.state(order.uuid)
+    if seen is None or seen[0] != "stopped":
+        raise Refused(f"{order.vm} is {seen[0] if seen else 'absent'} on {order.source}, not shut off")
+    if source.marker(order.uuid) is not None:
+        raise Refused(f"{order.vm} carries the marker of a migration that did not end; recover it first")
+    if source.has_managed_save(order.uuid):
+        raise Refused(f"the memory of {order.vm} is saved on {order.source}; start it there first, then migrate it")
+    if target.state(order.uuid) is not None:
+        raise Refused(f"{order.target} has a domain with the UUID of {order.vm} already")
+
+
+def _marker(order: Order, autostart: bool) -> dict[str, Any]:
+    return {
+        "id": order.id,
+        "from": order.source,
+        "to": order.target,
+        "was": "shutoff",
+        "autostart": autostart,
+        "started": int(time.time()),
+    }

@@ -1,0 +1,136 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a helper is asked to do, and what it tells of its work: two small files under /run/drover."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .._errors import NotFound
+
+DIRECTORY = Path("/run/drover")
+UNIT = "drover-migrate-{uuid}"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One helper's task. Times are in seconds, `bandwidth` is in bytes per second (None: no limit).
+
+    `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
+    QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
+    to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
+    home: keep, source or destination.
+    """
+
+    id: str
+    kind: str
+    vm: str
+    uuid: str
+    source: str
+    target: str
+    here: str
+    nodes: dict[str, str] = field(default_factory=dict)
+    stream: str = ""
+    bandwidth: int | None = None
+    timeout: float = 600
+    stall_timeout: float = 60
+    home: str = "keep"
+    early: bool = True
+    keep: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The destination's libvirt URI."""
+        return self.nodes[self.target]
+
+
+def unit_name(uuid: str) -> str:
+    """The transient unit that is the VM's lock on this node."""
+    return UNIT.format(uuid=uuid)
+
+
+def order_path(order: Order, directory: Path = DIRECTORY) -> Path:
+    """Where the helper finds its order."""
+    return directory / f"order-{order.uuid}-{order.id}.json"
+
+
+def state_path(uuid: str, directory: Path = DIRECTORY) -> Path:
+    """Where the helper tells its state."""
+    return directory / f"migrate-{uuid}.json"
+
+
+def write(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace the file as a whole, so that a reader never sees half of it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}.new")
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(data), encoding="utf-8")
+    new.replace(path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What the file holds, or None when there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def save(order: Order, directory: Path = DIRECTORY) -> Path:
+    """Write the order for the helper."""
+    path = order_path(order, directory)
+    write(path, asdict(order))
+    return path
+
+
+def load(path: Path) -> Order:
+    """The order in a file. Raises NotFound."""
+    data = read(path)
+    if data is None:
+        raise NotFound(f"there is no order in {path}")
+    known = {option.name for option in fields(Order)}
+    return Order(**{key: value for key, value in data.items() if key in known})
+
+
+class Journal:
+    """The helper's state file: phase, progress, and at the end the result. Also a line in the journal per phase."""
+
+    def __init__(self, order: Order, directory: Path = DIRECTORY) -> None:
+        self.path = state_path(order.uuid, directory)
+        before = read(self.path) or {}
+        # After the helper has replaced itself for the recovery the file goes on where it was.
+        self.data: dict[str, Any] = before if before.get("id") == order.id else self._fresh(order)
+
+    @staticmethod
+    def _fresh(order: Order) -> dict[str, Any]:
+        names = {"id": order.id, "vm": order.vm, "uuid": order.uuid, "from": order.source, "to": order.target}
+        return {**names, "kind": order.kind, "pid": os.getpid(), "started": time.time(), "phase": "", "result": None}
+
+    def phase(self, name: str, **more: Any) -> None:
+        """A new phase; `more` is kept in the file."""
+        self.say(" ".join([name, *(f"{key}={value}" for key, value in more.items())]))
+        self.update(phase=name, **more)
+
+    def update(self, **more: Any) -> None:
+        """Note something without a line in the journal (progress)."""
+        self.data.update(more, updated=time.time())
+        write(self.path, self.data)
+
+    def finish(self, **result: Any) -> None:
+        """The last words of the helper."""
+        self.say(f"ended: {json.dumps(result)}")
+        self.update(phase="ended", ended=time.time(), result=result)
+
+    def say(self, words: str) -> None:
+        """A line in the unit's journal."""
+        sys.stdout.write(f"{self.data['vm']}: {words}\n")
+        sys.stdout.flush()

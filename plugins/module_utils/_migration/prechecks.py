@@ -1,0 +1,176 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that speaks against a migration, all of it at once, before anything is changed.
+
+`traits` reads what the VM needs at its source, `answer` what the destination says to that, `blockers` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._domain.facts import disk_facts, nic_facts, size_of
+from .._domain.xml import devices, find, parse, text_of
+from .._fields import UNITS
+from .ends import End
+
+OVERHEAD = 128 * UNITS["M"]
+SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
+MOUNTS = Path("/proc/self/mounts")
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """One reason against the migration, and what mends it."""
+
+    reason: str
+    text: str
+    mend: str
+
+    def as_dict(self) -> dict[str, str]:
+        """As data for a result."""
+        return {"reason": self.reason, "text": self.text, "mend": self.mend}
+
+
+def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
+    """The mount points of file systems that other nodes see too."""
+    lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    return [words[1] for words in lines if len(words) > 2 and words[2] in SHARED]
+
+
+def traits(end: End, uuid: str) -> dict[str, Any]:
+    """What the VM is made of, as plain data, from the definition that libvirt would send to the other node."""
+    root = parse(end.definition(uuid, live=True))
+    disks = [disk_facts(disk, shared_mounts()) for disk in devices(root, "disk")]
+    kind = find(root, "os/type")
+    cpu = find(root, "cpu")
+    return {
+        "name": find_text(root, "name"),
+        "uuid": uuid,
+        "running": (end.state(uuid) or ("stopped",))[0] != "stopped",
+        "memory": size_of(find(root, "memory")) or 0,
+        "arch": kind.get("arch") if kind is not None else None,
+        "machine": kind.get("machine") if kind is not None else None,
+        "virt_type": root.get("type"),
+        "cpu": text_of(cpu) if cpu is not None else None,
+        "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
+        "host_cpu": end.host_cpu(),
+        "disks": disks,
+        "secrets": _secrets(root),
+        "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
+        "hostdevs": len(devices(root, "hostdev")),
+        "filesystems": len(devices(root, "filesystem")),
+        "tpm": bool(devices(root, "tpm")),
+        "nvram": find(root, "os/nvram") is not None,
+        "snapshots": end.snapshots(uuid),
+        "managed_save": end.has_managed_save(uuid),
+    }
+
+
+def find_text(root: Element, path: str) -> str:
+    """The text of an element, or nothing."""
+    element = find(root, path)
+    return "" if element is None else (element.text or "")
+
+
+def _secrets(root: Element) -> list[dict[str, str]]:
+    elements = [element for disk in devices(root, "disk") for element in disk.iter("secret")]
+    return [{key: value for key, value in element.items() if key in ("type", "usage", "uuid")} for element in elements]
+
+
+def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the destination says: its names and UUIDs, free memory, and per VM its own words against it."""
+    return {
+        "domains": end.names(),
+        "free": end.free_memory(),
+        "against": {need["uuid"]: _against(end, need) for need in needs},
+    }
+
+
+def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
+    words = {"machine": end.refuses_machine(need["arch"], need["machine"], need["virt_type"])}
+    if need["running"] and need["cpu"] and not need["passthrough"]:
+        words["cpu"] = end.refuses_cpu(need)
+    if need["passthrough"]:
+        words["cpu"] = end.refuses_host_cpu(need["host_cpu"])
+    for secret in need["secrets"]:
+        name = secret.get("usage") or secret.get("uuid", "")
+        words[f"secret {name}"] = "" if end.has_secret(secret) else f"it has no secret {name}"
+    return {what: text for what, text in words.items() if text}
+
+
+def blockers(need: Mapping[str, Any], target: str, said: Any, known: Mapping[str, Any] | None) -> list[Blocker]:
+    """All that speaks against moving the VM. `said` is the destination's answer, `known` its node facts if given."""
+    found = _own(need) + _storage(need)
+    if not isinstance(said, Mapping):
+        return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
+    return found + _there(need, target, said) + _known(need, target, known or {})
+
+
+def _own(need: Mapping[str, Any]) -> list[Blocker]:
+    """What the VM itself has that can't travel."""
+    found = []
+    if need["hostdevs"]:
+        found.append(Blocker("hostdev", f"{need['hostdevs']} host device(s) attached", "detach them first"))
+    if need["filesystems"]:
+        text = f"{need['filesystems']} folder(s) of the node passed through"
+        found.append(Blocker("filesystem", text, "detach them first"))
+    if need["snapshots"]:
+        text = f"{need['snapshots']} snapshot(s), which libvirt leaves behind"
+        found.append(Blocker("snapshots", text, "remove them, or export what is needed, first"))
+    if need["managed_save"]:
+        found.append(Blocker("managed_save", "its memory is saved on the node", "start it here first"))
+    if not need["running"] and (need["nvram"] or need["tpm"]):
+        what = " and ".join(name for name in ("nvram", "tpm") if need[name])
+        text = f"it is shut off and has {what} state in a file of the node, which would stay behind"
+        found.append(Blocker("state_file", text, "start it and move it while it runs"))
+    return found
+
+
+def _storage(need: Mapping[str, Any]) -> list[Blocker]:
+    found = []
+    for disk in need["disks"]:
+        if disk["identity"] is None or disk["shared_storage"]:
+            continue
+        if disk["device"] in ("cdrom", "floppy"):
+            text = f"{disk['target']} holds a medium that only this node has ({disk['identity']})"
+            found.append(Blocker("local_medium", text, "eject it first"))
+        else:
+            text = f"disk {disk['target']} is on storage of this node alone ({disk['identity']})"
+            found.append(Blocker("local_disk", text, "move it to shared storage first"))
+    return found
+
+
+def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
+    """What the destination says."""
+    found = []
+    for name, uuid in said["domains"].items():
+        if (name == need["name"]) != (uuid == need["uuid"]):
+            text = f"{target} has another VM {name} with the UUID {uuid}"
+            found.append(Blocker("exists", text, "rename or remove one of the two"))
+    if need["running"] and said["free"] < need["memory"] + OVERHEAD:
+        text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {(need['memory'] + OVERHEAD) >> 20}"
+        found.append(Blocker("memory", text, "move something away from there, or choose another node"))
+    mends = {"cpu": "give the VM a CPU model that both nodes have", "machine": "choose a node with the newer QEMU"}
+    for what, words in said["against"].get(need["uuid"], {}).items():
+        mend = mends.get(what, "define the secret there (module drover.kvm.secret)")
+        found.append(Blocker(what.split(" ", maxsplit=1)[0], f"{target}: {words}", mend))
+    return found
+
+
+def _known(need: Mapping[str, Any], target: str, known: Mapping[str, Any]) -> list[Blocker]:
+    """What libvirt's connection does not tell, but the node's facts do."""
+    found = []
+    cordon = known.get("cordon")
+    if cordon:
+        text = f"{target} is cordoned since {cordon.get('since')} by {cordon.get('by')} ({cordon.get('reason')})"
+        found.append(Blocker("cordoned", text, "choose another node, or end the cordon"))
+    bridges = {bridge["name"] for bridge in known.get("bridges") or []}
+    missing = [bridge for bridge in need["bridges"] if bridges and bridge not in bridges]
+    mend = "make it there (module drover.kvm.ovs_bridge)"
+    return found + [Blocker("bridge", f"{target} has no bridge {bridge}", mend) for bridge in missing]

@@ -1,0 +1,194 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Recovery of one VM: ask every node, let the rules decide, do it, and ask again until nothing is left to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._errors import DroverError, Unreachable
+from .._run import bounded
+from .copies import Action, Decision
+from .ends import End
+from .rules import decide
+
+LOOK_SECONDS = 10.0
+ACT_SECONDS = 45.0
+ROUNDS = 8
+# How long a node may be silent before the decision is taken without it: a daemon that was killed is back by then.
+SILENCE = 15.0
+VERBS = {"destroy", "undefine", "resume", "set_autostart", "clear_marker", "abort_job"}
+
+
+class Nodes:
+    """All nodes of the cluster. Each question and each action is a child process with a time limit.
+
+    `uris` are the libvirt URIs by node, with that of this machine's own node as a local one.
+    """
+
+    def __init__(self, uris: Mapping[str, str], here: str) -> None:
+        self.uris = {**uris, here: "qemu:///system"}
+        self.here = here
+
+    def look(self, uuid: str) -> dict[str, Any]:
+        """What each node says of the VM, in the form that the rules take."""
+        calls = {node: self._question(node, uri, uuid) for node, uri in self.uris.items()}
+        answers = bounded(calls, LOOK_SECONDS)
+        return {node: self._said(node, uuid, answer) for node, answer in answers.items()}
+
+    @staticmethod
+    def _question(node: str, uri: str, uuid: str) -> Callable[[], Any]:
+        return lambda: End(node, uri).look(uuid)
+
+    def _said(self, node: str, uuid: str, answer: Any) -> Any:
+        if not isinstance(answer, Unreachable):
+            return answer
+        said: dict[str, Any] = {"state": "unreachable", "why": str(answer)}
+        # The processes of this machine can be seen without libvirt.
+        return {**said, "qemu_alive": qemu_alive(uuid)} if node == self.here else said
+
+    def act(self, uuid: str, action: Action) -> None:
+        """Carry out one action of a decision. Raises Unreachable with the words of the node."""
+        node = action.node
+
+        def call() -> None:
+            end = End(node, self.uris[node])
+            verbs: dict[str, Callable[[], Any]] = {
+                "destroy": lambda: end.destroy(uuid),
+                "undefine": lambda: end.undefine(uuid),
+                "resume": lambda: end.resume(uuid),
+                "set_autostart": lambda: end.set_autostart(uuid, bool(action.value)),
+                "clear_marker": lambda: end.set_marker(uuid, None),
+                "abort_job": lambda: end.abort(uuid),
+            }
+            verbs[action.verb]()
+
+        answer = bounded({node: call}, ACT_SECONDS)[node]
+        if isinstance(answer, Unreachable):
+            raise answer
+
+
+def qemu_alive(uuid: str, proc: Path = Path("/proc")) -> bool:
+    """Whether a process on this machine carries the VM's UUID on its command line as QEMU does."""
+    mark = f"-uuid\0{uuid}\0".encode()
+    for entry in proc.glob("[0-9]*/cmdline"):
+        try:
+            if mark in entry.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@dataclass
+class Recovered:
+    """What a recovery saw last and did; `complete` is false when a person or a node must act before it can end."""
+
+    said: dict[str, Any]
+    decision: Decision
+    actions: list[str]
+    complete: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """As data for the helper's result."""
+        decision = {"rule": self.decision.rule, "where": self.decision.where, "text": self.decision.text}
+        return {"said": self.said, "actions": self.actions, "complete": self.complete, **decision}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait for a job that moves (`patience`), and for one that does not (`stall`); in seconds."""
+
+    patience: float = 60
+    stall: float = 60
+    silence: float = SILENCE
+    pause: float = 1.0
+
+
+class Recovery:
+    """Decides and acts until the rules ask for nothing more. Idempotent; to be run under the VM's lock."""
+
+    def __init__(
+        self,
+        uuid: str,
+        nodes: Nodes,
+        note: Callable[[str], None],
+        limits: Limits,
+        keep: str | None = None,
+    ) -> None:
+        self.uuid, self.nodes, self.note, self.keep = uuid, nodes, note, keep
+        self.limits = limits
+        self.done: list[str] = []
+
+    def run(self) -> Recovered:
+        """Recover, waiting for a job that goes on as long as it moves and `patience` seconds in all."""
+        rounds = 0
+        start = moved = time.monotonic()
+        sent: Any = None
+        while True:
+            said = self.nodes.look(self.uuid)
+            now = time.monotonic()
+            if (seen := progress(said)) != sent:
+                sent, moved = seen, now
+            decision = self.settled(said, stalled=now - moved > self.limits.stall)
+            verbs = {action.verb for action in decision.actions}
+            if now - start < self.patience(said, verbs):
+                time.sleep(self.limits.pause)
+            elif not verbs & VERBS or rounds == ROUNDS:
+                return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
+            else:
+                rounds += 1
+                self.apply([action for action in decision.actions if action.verb in VERBS])
+
+    def patience(self, said: Mapping[str, Any], verbs: set[str]) -> float:
+        """How many seconds to wait for things to change by themselves before the decision counts."""
+        if "wait" in verbs:
+            return self.limits.patience
+        return self.limits.silence if silent(said) and markers(said) and not verbs & VERBS else 0
+
+    def settled(self, said: Mapping[str, Any], stalled: bool) -> Decision:
+        """The decision, but only if a second look says the same: a migration that just ends passes such states."""
+        decision = decide(said, keep=self.keep, stalled=stalled)
+        if any(action.verb in VERBS for action in decision.actions):
+            time.sleep(self.limits.pause)
+            again = decide(self.nodes.look(self.uuid), keep=self.keep, stalled=stalled)
+            if again != decision:
+                return Decision(again.rule, again.where, again.text, (Action("", "wait", "look again"),))
+        return decision
+
+    def apply(self, actions: list[Action]) -> None:
+        """Do the actions in their order; the first that fails ends the round, and the next look decides anew."""
+        for action in actions:
+            self.note(action.text)
+            try:
+                self.nodes.act(self.uuid, action)
+            except DroverError as error:
+                self.note(f"{action.text}: {error.message}")
+                time.sleep(self.limits.pause)
+                return
+            self.done.append(action.text)
+
+
+def markers(said: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The markers that the nodes show."""
+    return [one["marker"] for one in said.values() if isinstance(one, dict) and one.get("marker")]
+
+
+def not_marked(said: Mapping[str, Any]) -> bool:
+    """Whether no node shows a marker: then there is nothing of ours left to finish."""
+    return not markers(said)
+
+
+def silent(said: Mapping[str, Any]) -> bool:
+    """Whether a node gave no answer."""
+    return any(isinstance(one, dict) and one.get("state") == "unreachable" for one in said.values())
+
+
+def progress(said: Mapping[str, Any]) -> list[Any]:
+    """How far the job is, to see whether it moves."""
+    return [one.get("progress") for one in said.values() if isinstance(one, dict)]

@@ -1,0 +1,113 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start the helper as a transient unit, adopt one that runs already, and wait for its end."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import _errors, _libvirt, _run
+from .._domain import metadata, xml
+from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
+from .order import DIRECTORY, Order, read, save, state_path, unit_name
+
+PACKAGE = "drover_migration"
+PARTS = {
+    "": {"_errors": _errors, "_libvirt": _libvirt, "_run": _run},
+    "_domain/": {"metadata": metadata, "xml": xml},
+    "_migration/": {
+        "copies": copies,
+        "ends": ends,
+        "foreign": foreign,
+        "helper": helper,
+        "live": live,
+        "offline": offline,
+        "order": order,
+        "recovery": recovery,
+        "rules": rules,
+    },
+}
+MAIN = f"""import sys
+
+from {PACKAGE}._migration.helper import main
+
+main(sys.argv)
+"""
+POLL = 0.5
+
+
+def program() -> bytes:
+    """The helper as a zip file that Python runs: the sources of the few modules that it is made of."""
+    files = {"__main__.py": MAIN}
+    for folder, modules in PARTS.items():
+        files[f"{PACKAGE}/{folder}__init__.py"] = ""
+        files.update({f"{PACKAGE}/{folder}{name}.py": inspect.getsource(module) for name, module in modules.items()})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            # A fixed date: equal sources give an equal file, whose name is its digest.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
+    return buffer.getvalue()
+
+
+def install(directory: Path = DIRECTORY) -> Path:
+    """Write the program where only root can read and change it; its name holds its digest."""
+    data = program()
+    path = directory / f"migrate-{hashlib.sha256(data).hexdigest()[:16]}.pyz"
+    if not path.exists():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_bytes(data)
+        new.chmod(0o600)
+        new.replace(path)
+    return path
+
+
+@dataclass
+class Unit:
+    """The helper of one VM on this node."""
+
+    uuid: str
+    directory: Path = DIRECTORY
+    sleep: Callable[[float], None] = time.sleep
+
+    def running(self) -> bool:
+        """Whether a helper works on the VM now."""
+        command = ["systemctl", "show", "--property=ActiveState", "--value", f"{unit_name(self.uuid)}.service"]
+        return _run.run(command).strip() in ("active", "activating", "deactivating", "reloading")
+
+    def state(self) -> dict[str, Any]:
+        """What the helper told last; empty when none ever did."""
+        return read(state_path(self.uuid, self.directory)) or {}
+
+    def start(self, wanted: Order) -> None:
+        """Start a helper. Raises Failed when one holds the lock already."""
+        path = save(wanted, self.directory)
+        command = ["systemd-run", "--collect", "--quiet", f"--unit={unit_name(wanted.uuid)}"]
+        command += [f"--description=drover: {wanted.kind} {wanted.vm}", "--property=PrivateTmp=no"]
+        _run.run([*command, "/usr/bin/python3", "-B", str(install(self.directory)), str(path)], timeout=30)
+
+    def wait(self, wanted_id: str | None, tell: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """The result of the helper that runs now. A helper that was killed gives `ok: false` and no `where`."""
+        while True:
+            alive = self.running()
+            seen = self.state()
+            mine = wanted_id is None or seen.get("id") == wanted_id
+            if mine and seen.get("result") is not None and not alive:
+                return dict(seen["result"])
+            if not alive:
+                fate = "was killed" if mine and seen else "did not start"
+                words = f"its helper {fate} (journalctl -u {unit_name(self.uuid)})"
+                return {"ok": False, "error": words, "where": "unknown", "complete": False, "actions": []}
+            if tell and mine:
+                tell(seen)
+            self.sleep(POLL)

@@ -1,0 +1,274 @@
+#!/usr/bin/python
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Move VMs between hypervisors, and finish what was interrupted."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: migrate
+short_description: Move VMs between hypervisors
+version_added: "0.1.0"
+description:
+  - A migration is a state, namely that this VM is on that node. Run it on the node that has the VM. When the VM is
+    there already, nothing is changed.
+  - A running VM is migrated live, peer to peer over TLS. It stays paused on the destination until it is proven that
+    the source can never run it again, so no fault of a network, a daemon or a controller makes two running copies.
+    A VM that is shut off moves as a definition.
+  - The work is done by a helper, the transient unit C(drover-migrate-UUID) on the source. It is the VM's lock on that
+    node and goes on when the controller is lost; a second run adopts it, waits for its end and looks where the VM is.
+    Its log is in the journal.
+  - Before anything is changed, everything that speaks against the move is listed in one error. What only the
+    destination's facts tell (a cordon, a missing bridge) is in that list when O(destinations) is given. Otherwise, and
+    for a medium that the destination can't open, the destination itself refuses, and the VM runs on undisturbed.
+  - After an interruption O(state=recovered) decides from what all nodes say, by fixed rules. It never starts a VM that
+    was shut off, never resumes one that its user paused, and never removes a disk. Where no decision is safe it tells
+    what a person must look at.
+  - See U(https://libvirt.org/migration.html) for the terms.
+options: &sheet
+  name:
+    description: The VM.
+    type: str
+    aliases: [vm]
+  to:
+    description: The node that the VM shall be on, by its name in C(/etc/drover/cluster.json). Needed to migrate.
+    type: str
+  from:
+    description: The node that the VM is expected on. If it is on a third node, the task is refused.
+    type: str
+  uuid:
+    description: The UUID of the VM. If the VM of that name has another, the task is refused.
+    type: str
+  mode:
+    description: How a plan expects the VM to move. If its state asks for the other way, that is done, with a warning.
+    type: str
+    choices: [live, offline]
+  memory:
+    description: The memory of the VM, from which the default of O(timeout) is made. Default is what the VM has now.
+    type: str
+  state:
+    description:
+      - V(migrated) moves the VM to O(to).
+      - V(recovered) finishes migrations that were interrupted, of O(name) or of all VMs of the cluster. Can run on
+        any node; where the decision needs the lock of the source, run it there.
+      - Default is V(migrated).
+    type: str
+    choices: [migrated, recovered]
+  parallel:
+    description: How many VMs of O(moves) move at the same time. Default is V(2).
+    type: int
+  bandwidth:
+    description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
+    type: str
+  timeout:
+    description:
+      - After how many seconds a migration is aborted; the VM then runs on where it was.
+      - Default is 150 s for each GiB of memory, and at least 120 s.
+    type: int
+  stall_timeout:
+    description: After how many seconds without progress a migration is aborted. Default is V(60).
+    type: int
+  set_home:
+    description:
+      - What is remembered as the VM's home, the node that it goes back to.
+      - V(source) remembers the node that it leaves, unless a home is remembered already (draining a node).
+      - V(destination) makes the new node its home, if a home is remembered (moved on purpose).
+      - V(keep) changes nothing. Default is V(destination).
+    type: str
+    choices: [keep, source, destination]
+  early_resume:
+    description:
+      - Resume the VM as soon as the source's QEMU process is dead, instead of when libvirt's call has returned. It
+        saves 0.2 s of the time that the VM stands still. Default is V(true).
+    type: bool
+  keep:
+    description: For O(state=recovered), the node whose copy stays where only a person can choose.
+    type: str
+  destinations:
+    description: Facts of the destinations by name, RV(drover.kvm.node_info#module:node), to find more blockers.
+    type: dict
+  heartbeat:
+    description:
+      - A file that the controller touches; the next VM of the queue begins only while it is younger than 20 s.
+      - The action plugin sets it.
+    type: path
+extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
+seealso:
+  - module: drover.kvm.node_info
+author: The drover.kvm contributors (@drover)
+"""
+
+EXAMPLES = r"""
+- name: Move one VM
+  drover.kvm.migrate:
+    name: web1
+    to: hv2
+
+- name: Move what a plan says, three at a time, and let the VMs remember where they come from
+  drover.kvm.migrate:
+    moves: "{{ plan.moves }}"
+    parallel: 3
+    set_home: source
+
+- name: Show all that speaks against a move
+  drover.kvm.migrate:
+    name: web1
+    to: hv2
+    destinations:
+      hv2: "{{ hostvars.hv2.node }}"
+  check_mode: true
+
+- name: Finish what an interruption left, wherever it is
+  drover.kvm.migrate:
+    state: recovered
+"""
+
+RETURN = r"""
+where:
+  description: The node that has the VM; V(unknown) when the nodes' answers don't tell.
+  returned: always
+  type: str
+vm_state:
+  description: What all nodes say of the VM.
+  returned: when it is about one VM
+  type: str
+  sample: running on hv2
+verified:
+  description: Whether every node that answers says that the VM is on O(to) and nowhere else, and no marker is left.
+  returned: always
+  type: bool
+unseen:
+  description: Nodes that gave no answer.
+  returned: with O(state=migrated)
+  type: list
+  elements: str
+seconds:
+  description: How long the migration took.
+  returned: with O(state=migrated)
+  type: float
+downtime_ms:
+  description: How long the VM stood still, from the source's stop to the destination's resume, in milliseconds.
+  returned: with O(state=migrated)
+  type: float
+open:
+  description: For each VM that needs a person or a node that is silent, why.
+  returned: with O(state=recovered)
+  type: dict
+places:
+  description: Where the VMs are that were looked at.
+  returned: with O(state=recovered)
+  type: dict
+results:
+  description: The same for each of O(moves).
+  returned: with O(moves)
+  type: list
+  elements: dict
+actions:
+  description: What was done, or would be done in check mode.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
+from ansible_collections.drover.kvm.plugins.module_utils._migration.mending import Mending
+from ansible_collections.drover.kvm.plugins.module_utils._migration.moving import Moving
+from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
+
+MOST = 16
+
+
+def check_seconds(value: int) -> int:
+    """A time limit of at least 5 s."""
+    if value < 5:
+        raise ValueError(f"{value} s is too short, give 5 at least")
+    return value
+
+
+def check_parallel(value: int) -> int:
+    """As many as the queue can work on."""
+    if not 1 <= value <= MOST:
+        raise ValueError(f"{value} is not from 1 to {MOST}")
+    return value
+
+
+FIELDS = (
+    Field("name", aliases=("vm",), check=check_name),
+    Field("to", check=check_name),
+    Field("from"),
+    Field("uuid"),
+    Field("mode", choices=("live", "offline")),
+    Field("memory", type="size"),
+    Field("state", choices=("migrated", "recovered"), default="migrated"),
+    Field("parallel", type="int", default=2, check=check_parallel),
+    Field("bandwidth", type="size"),
+    Field("timeout", type="int", check=check_seconds),
+    Field("stall_timeout", type="int", default=60, check=check_seconds),
+    Field("set_home", choices=("keep", "source", "destination"), default="destination"),
+    Field("early_resume", type="bool", default=True),
+    Field("keep"),
+    Field("destinations", type="dict"),
+    Field("heartbeat", type="path"),
+)
+
+
+class Migration(Resource):
+    """One VM on its node, or everything recovered."""
+
+    def __init__(self, params: dict[str, Any], client: Client) -> None:
+        super().__init__(params, client)
+        if params["state"] == "migrated" and not (params["name"] and params["to"]):
+            raise Invalid("to migrate, name the VM (name) and the node (to)")
+        self.task = Moving(params, client) if params["state"] == "migrated" else Mending(params, client)
+        self.fresh = False
+
+    @property
+    def name(self) -> str:
+        """The VM, or what stands for all."""
+        return str(self.params["name"] or "all interrupted migrations")
+
+    @classmethod
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """What all moves share."""
+        return Client.of(params)
+
+    @classmethod
+    def review(cls, resources: Sequence[Resource]) -> None:
+        """Ask all nodes for all VMs at once, and each destination for all that shall come to it."""
+        tasks = [resource.task for resource in resources if isinstance(resource, Migration)]
+        Moving.review([task for task in tasks if isinstance(task, Moving)])
+
+    def read(self) -> State:
+        """The first time from the common look at all VMs, later by asking again."""
+        fresh, self.fresh = self.fresh, True
+        return self.task.read(fresh)
+
+    def wanted(self, before: State) -> State:
+        """See Moving and Mending."""
+        wanted = self.task.wanted(before or {})
+        self.warnings = self.task.warnings
+        return wanted
+
+    def steps(self, before: State, wanted: State) -> list[Step]:
+        """See Moving and Mending."""
+        return self.task.steps(before or {}, wanted or {})
+
+    def result(self, state: State) -> dict[str, Any]:
+        """See Moving and Mending."""
+        return self.task.result(state)
+
+
+def main() -> None:
+    """Run the module."""
+    run_module(Migration, FIELDS, items="moves", parallel=MOST)
+
+
+if __name__ == "__main__":
+    main()

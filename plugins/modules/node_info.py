@@ -1,0 +1,258 @@
+#!/usr/bin/python
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read what a hypervisor has and what runs on it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_info
+short_description: Read what a hypervisor has and what runs on it
+version_added: "0.1.0"
+description:
+  - Returns the capacity of a node, what its CPU and QEMU offer, its bridges and storage pools, whether it is cordoned,
+    and every VM that it holds. M(drover.kvm.plan) plans with these facts.
+  - Reads through one connection with few calls, whatever the number of VMs. A daemon that hangs costs at most
+    10 seconds.
+  - Sizes are bytes. See U(https://libvirt.org/formatcaps.html) for where they come from.
+options:
+  cpus:
+    description:
+      - CPU definitions (the C(cpu) element of a VM's XML) that this node shall compare with its own CPU, such as those
+        of the VMs that a drain would bring here. The answers are in RV(node.cpu_answers).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: A name for this CPU, such as the VM's.
+        type: str
+        required: true
+      cpu:
+        description: The XML of the CPU, such as RV(node.domains[].cpu) of another node.
+        type: str
+        required: true
+      virt_type:
+        description: With which kind of virtualisation the VM runs.
+        type: str
+        choices: [kvm, qemu]
+      machine:
+        description: The VM's machine type.
+        type: str
+extends_documentation_fragment:
+  - drover.kvm.attributes
+  - drover.kvm.attributes.info
+  - drover.kvm.libvirt
+seealso:
+  - module: drover.kvm.vm_info
+  - module: drover.kvm.plan
+author: The drover.kvm contributors (@drover)
+"""
+
+EXAMPLES = r"""
+- name: Ask every hypervisor what it has
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: Read the node
+      drover.kvm.node_info:
+      register: answer
+
+    - name: Show what runs here
+      ansible.builtin.debug:
+        msg: "{{ answer.node.domains | selectattr('state', 'eq', 'running') | map(attribute='name') | list }}"
+
+- name: Fail when a bridge that the VMs need is missing
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: Read the node
+      drover.kvm.node_info:
+      register: answer
+      failed_when: "'br0' not in answer.node.bridges | map(attribute='name')"
+
+- name: Can hv2 run the VMs of hv1
+  hosts: hv2
+  gather_facts: false
+  tasks:
+    - name: Compare the CPUs of what runs on hv1 with this node's
+      drover.kvm.node_info:
+        cpus: "{{ guests | items2dict('name', 'cpu') | dict2items('name', 'cpu') }}"
+      vars:
+        guests: "{{ hostvars.hv1.answer.node.domains | selectattr('cpu') | list }}"
+      register: compared
+"""
+
+RETURN = r"""
+node:
+  description: The node.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name in the cluster, or its host name where it belongs to none.
+      type: str
+      sample: hv1
+    hostname:
+      description: Its host name.
+      type: str
+      sample: hv1
+    uuid:
+      description: The UUID by which libvirt knows the machine.
+      type: str
+      sample: 2f0b1c52-6c1b-4e0e-9a64-1d1d6b0c5f3e
+    arch:
+      description: Its architecture.
+      type: str
+      sample: x86_64
+    libvirt_version:
+      description: The version of libvirt.
+      type: str
+      sample: 11.3.0
+    qemu_version:
+      description: The version of QEMU.
+      type: str
+      sample: 10.0.2
+    vm_capable:
+      description: Whether the cluster lets VMs run here.
+      type: bool
+      sample: true
+    memory:
+      description: Memory in bytes; C(free) is what programs can still get.
+      type: dict
+      sample: {total: 68719476736, free: 51539607552}
+    hugepages:
+      description: The number of huge pages by their size in bytes.
+      type: dict
+      sample: {"2097152": 1024}
+    cpus:
+      description: The CPU; C(threads) counts what runs at the same time.
+      type: dict
+      sample: {threads: 32, model: Skylake-Server, vendor: Intel}
+    cpu_model:
+      description: The CPU that V(host-model) means here, as XML for comparisons.
+      type: str
+      sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>"
+    cpu_answers:
+      description: How the CPUs of O(cpus) relate to this node's. A VM runs where it is V(identical) or V(superset).
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The name that was given.
+          type: str
+        result:
+          description: V(identical), V(superset) (this node has more), V(incompatible), or V(error).
+          type: str
+        reason:
+          description: What libvirt says when it can't compare.
+          type: str
+    machine_types:
+      description: The machine types that QEMU offers, aliases among them.
+      type: list
+      elements: str
+      sample: [pc-q35-10.0, q35]
+    virt_types:
+      description: V(kvm) where the hardware helps, V(qemu) for emulation.
+      type: list
+      elements: str
+      sample: [kvm, qemu]
+    bridges:
+      description: Where NICs can be plugged in.
+      type: list
+      elements: dict
+      sample: [{name: br0, type: ovs}]
+    pools:
+      description: Storage pools; the sizes are null while a pool is inactive.
+      type: list
+      elements: dict
+      sample:
+        - {name: images, type: dir, state: active, path: /srv/images, capacity: 107374182400, available: 53687091200}
+    cordon:
+      description: Since when, by whom and why no VM may come here; null when there is no cordon.
+      type: dict
+      sample: {since: "2026-01-15T09:30:00Z", by: alice, reason: new memory}
+    domains:
+      description: The VMs that the node holds, as M(drover.kvm.vm_info) returns them.
+      type: list
+      elements: dict
+      sample: [{name: web1, state: running, reason: booted, memory: {current: 4294967296, maximum: 4294967296}}]
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges
+from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Pool, node_facts
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
+from ansible_collections.drover.kvm.plugins.module_utils._node import available_memory, cordon, shared_mounts
+from ansible_collections.drover.kvm.plugins.module_utils._peers import read_cluster
+from ansible_collections.drover.kvm.plugins.module_utils._resource import run_info
+
+FIELDS = (
+    Field(
+        "cpus",
+        type="list",
+        elements="dict",
+        default=[],
+        fields=(
+            Field("name", required=True),
+            Field("cpu", required=True),
+            Field("virt_type", choices=("kvm", "qemu")),
+            Field("machine"),
+        ),
+    ),
+    URI,
+)
+
+
+def opened(params: Mapping[str, Any]) -> AbstractContextManager[Node]:
+    """A read-only connection."""
+    return connect(params["uri"], readonly=True)
+
+
+def pool_facts(pool: Pool) -> dict[str, Any]:
+    """What a plan needs of a storage pool."""
+    return {name: getattr(pool, name) for name in ("name", "type", "state", "path", "capacity", "available")}
+
+
+def compared(node: Node, cpu: Mapping[str, Any]) -> dict[str, Any]:
+    """How one CPU relates to this node's; a CPU that libvirt can't compare is an answer, not an end."""
+    try:
+        result = node.compare_cpu(cpu["cpu"], cpu["virt_type"], cpu["machine"])
+    except Failed as error:
+        return {"name": cpu["name"], "result": "error", "reason": error.message}
+    return {"name": cpu["name"], "result": result, "reason": None}
+
+
+def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
+    """All facts of the node."""
+    cluster = read_cluster()
+    facts = node_facts(node.host())
+    facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
+    mounts = shared_mounts()
+    domains = node.domains().values()
+    facts.update(
+        name=cluster.node or facts["hostname"],
+        vm_capable=not cluster.node or cluster.node in cluster.uris,
+        bridges=[{"name": name, "type": kind} for name, kind in sorted(bridges().items())],
+        pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
+        cordon=cordon(),
+        cpu_answers=[compared(node, cpu) for cpu in params["cpus"]],
+        domains=sorted((domain_facts(domain, mounts) for domain in domains), key=lambda one: str(one["name"])),
+    )
+    return {"node": facts}
+
+
+def main() -> None:
+    """Run the module."""
+    run_info(read_node, FIELDS, opened)
+
+
+if __name__ == "__main__":
+    main()

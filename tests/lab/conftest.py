@@ -1,0 +1,35 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab of a test session.
+
+DROVER_LAB_NAME=NAME     which lab (default: drover-test)
+DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
+DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A lab that is up. What a killed session left of it is repaired, or taken down when it is of another kind."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    found = Lab(os.environ.get("DROVER_LAB_NAME", "drover-test"))
+    prepared = os.environ.get("DROVER_LAB_PREPARED", "1") != "0"
+    if found.settings and found.settings["prepared"] != prepared:
+        found.down()
+        found = Lab(found.name)
+    found.up(prepared=prepared)
+    found.restore()
+    yield found
+    if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
+        found.down()

@@ -1,0 +1,87 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job: bare nodes become a cluster, VMs are built, a node is emptied and filled again, also when cut off."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+SEED = int(os.environ.get("DROVER_SEED") or random.SystemRandom().randrange(10**6))
+NODE = "hv1"
+
+
+def test_a_second_site_changes_nothing(cluster: Cluster) -> None:
+    assert cluster.play("site").good().changed == 0
+
+
+def test_check_mode_of_a_site_that_stands_changes_nothing(cluster: Cluster) -> None:
+    assert cluster.play("site", "--check", "--diff").good().changed == 0
+
+
+def test_a_second_build_changes_nothing(cluster: Cluster) -> None:
+    assert cluster.play("build_vms").good().changed == 0
+
+
+def test_the_vms_are_spread_and_those_of_one_tag_apart(cluster: Cluster) -> None:
+    places = cluster.where()
+    assert set(places) == set(cluster.sheets())
+    assert sorted(list(places.values()).count(node) for node in set(places.values())) == [2, 2, 2]
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_node_is_emptied_and_filled_again_while_its_vms_run(cluster: Cluster, turn: int) -> None:
+    before = cluster.where()
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        predicted = cluster.play("drain_node", "--check", "--diff", node=NODE).good()
+        assert predicted.changed > 0 and cluster.where() == before
+        cluster.play("drain_node", node=NODE).good()
+        assert cluster.domains(NODE) == {}
+        assert cluster.play("drain_node", node=NODE).good().changed == 0
+        cluster.play("undrain_node", node=NODE).good()
+        assert cluster.where() == before
+        assert cluster.play("undrain_node", node=NODE).good().changed == 0
+        now = time.monotonic()
+        for name in before:
+            watch.wait_word(name, after=now)
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+    silent = {name: guest.gap_ms for name, guest in verdict.guests.items() if guest.gap_ms > 5000}
+    assert not silent, f"silent for more than 5 s: {silent}\n{verdict}"
+
+
+@pytest.mark.parametrize("point", [1, 2])
+def test_a_drain_that_is_killed_is_finished_by_the_next_run(cluster: Cluster, point: int) -> None:
+    """F-01: kill -9 of the controller's whole process group at a random moment between the first move and the last."""
+    dice = random.Random(SEED + point)
+    before = cluster.where()
+    leaving = [name for name, node in before.items() if node == NODE]
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        process = cluster.start("drain_node", node=NODE)
+        # The cordon is written just before the moves begin.
+        fact = cluster.lab.machines[NODE].folder / "root/etc/ansible/facts.d/drover.fact"
+        wait_until(lambda: (fact.exists() and '"since"' in fact.read_text()) or "no cordon yet", 60, "the cordon")
+        delay = dice.uniform(0.5, 6)
+        time.sleep(delay)  # the random moment itself, not a wait for a state
+        said = cluster.kill(process)
+        assert "PLAY RECAP" not in said, f"not exercised: the drain ended within {delay:.1f} s (seed {SEED})"
+        print(f"killed {delay:.1f} s after the cordon (seed {SEED}); then on {cluster.where()}")
+        cluster.play("drain_node", node=NODE).good()
+        assert cluster.domains(NODE) == {}
+        assert cluster.play("drain_node", node=NODE).good().changed == 0
+        cluster.play("undrain_node", node=NODE).good()
+        after = cluster.where()
+        assert [name for name, node in after.items() if node == NODE] == leaving, f"seed {SEED}"
+    verdict = watch.verdict()
+    assert verdict.ok, f"seed {SEED}: {verdict}"

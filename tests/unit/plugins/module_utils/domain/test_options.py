@@ -1,0 +1,238 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each option of a VM, what it is in the XML, and that it reads back; an option without a row fails."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet
+from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
+from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
+
+FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
+BRIDGES = {"br-int": "ovs", "br0": "linux"}
+OFFER = {"arch": "x86_64", "virt_types": ["qemu", "kvm"], "machines": ["pc", "q35"], "memory": 2**40}
+BASE = {"name": "web1", "memory": "1GiB", "vcpus": 2}
+IQN = "iqn.2026-11.org.example:drover-web1-0"
+SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
+FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size": "1GiB"}
+NIC = {"bridge": "br-int"}
+
+HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
+    "uuid": ("6F0F1A3C-0f0d-4c5e-9f51-2a1c3c2c8d11", "<uuid>6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11</uuid>"),
+    "memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>2097152</currentMemory>"),
+    "vcpus": (3, "<vcpu>3</vcpu>"),
+    "cpu": (
+        "Nehalem",
+        "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
+    ),
+    "virt_type": ("qemu", "<domain type='qemu'>"),
+    "machine": ("pc", "<type arch='x86_64' machine='pc'>hvm</type>"),
+    "boot": (["network", "disk"], "<boot dev='network'/><boot dev='hd'/>"),
+    "description": ("R&D", "<description>R&amp;D</description>"),
+}
+NEW_SAN = (
+    "<disk type='network' device='disk'><driver name='qemu' cache='none' type='raw'/>"
+    f"<source protocol='iscsi' name='{IQN}/1'><host name='10.231.5.10' port='3260'/>"
+    "<initiator><iqn name='iqn.2026-01.org.drover:vm-web1'/></initiator></source>"
+    "<target dev='vda' bus='virtio'/></disk>"
+)
+CDROM = (
+    "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='sda' bus='sata'/>"
+    "<readonly/><source file='/srv/iso/a.iso'/></disk>"
+)
+DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "type": (SAN, NEW_SAN),
+    "iqn": (SAN, f"name='{IQN}/1'"),
+    "lun": ({**SAN, "lun": 7}, f"name='{IQN}/7'"),
+    "portal": ({**SAN, "portal": "[fd00:0::10]:3261"}, "<host name='fd00::10' port='3261'/>"),
+    "initiator": ({**SAN, "initiator": "iqn.2026-11.org.example:x"}, "<iqn name='iqn.2026-11.org.example:x'/>"),
+    "user": ({**SAN, "user": "drover", "secret": "san1"}, "<auth username='drover'>"),
+    "secret": ({**SAN, "user": "drover", "secret": "san1"}, "<secret usage='san1' type='iscsi'/></auth>"),
+    "target": ({**SAN, "target": "vdc"}, "<target dev='vdc' bus='virtio'/>"),
+    "bus": ({**SAN, "bus": "scsi"}, "<target dev='sda' bus='scsi'/>"),
+    "serial": ({**SAN, "serial": "drover-web1-0"}, "<serial>drover-web1-0</serial>"),
+    "readonly": ({**SAN, "readonly": True}, "<readonly/>"),
+    "path": (FILE, "<source file='/srv/vms/web1.qcow2'/>"),
+    "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2'/>"),
+    "size": (FILE, "<disk type='file' device='disk'>"),
+    "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),
+}
+NEW_NIC = (
+    "<interface type='bridge'><mac address='52:54:00:0e:19:98'/><source bridge='br-int'/><model type='virtio'/>"
+    "<virtualport type='openvswitch'/><rom enabled='no'/></interface>"
+)
+NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "bridge": (NIC, NEW_NIC),
+    "vlan": ({**NIC, "vlan": 100}, "<vlan><tag id='100'/></vlan>"),
+    "mac": ({**NIC, "mac": "02-00-00-AA-BB-CC"}, "<mac address='02:00:00:aa:bb:cc'/>"),
+    "model": ({**NIC, "model": "e1000e"}, "<model type='e1000e'/>"),
+}
+
+
+def build(**options: Any) -> Any:
+    params = normalise(FIELDS, {**BASE, **options})
+    root = sheet.create(params, OFFER)
+    sheet.edit(root, params, BRIDGES)
+    return root, params
+
+
+def check(root: Any, params: dict[str, Any], fragment: str) -> None:
+    text = text_of(root)
+    assert fragment in re.sub(r">\s+<", "><", text)
+    again = parse(text)
+    sheet.edit(again, params, BRIDGES)
+    assert text_of(again) == text, "a second edit changes something"
+
+
+def test_every_option_has_a_row():
+    assert set(HARDWARE_ROWS) == {field.name for field in HARDWARE}
+    assert set(DISK_ROWS) == {field.name for field in disks.DISKS}
+    assert set(NIC_ROWS) == {field.name for field in nics.NICS}
+
+
+@pytest.mark.parametrize("option", HARDWARE_ROWS)
+def test_hardware(option):
+    value, fragment = HARDWARE_ROWS[option]
+    root, params = build(**{option: value})
+    check(root, params, fragment)
+    assert sheet.read(root)[option] == params[option]
+
+
+@pytest.mark.parametrize("option", DISK_ROWS)
+def test_disks(option):
+    disk, fragment = DISK_ROWS[option]
+    root, params = build(disks=[disk])
+    check(root, params, fragment)
+    if option != "size":
+        assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
+
+
+@pytest.mark.parametrize("option", NIC_ROWS)
+def test_nics(option):
+    nic, fragment = NIC_ROWS[option]
+    root, params = build(nics=[nic])
+    check(root, params, fragment)
+    assert sheet.read(root)["nics"][0][option] == params["nics"][0][option]
+
+
+def test_a_new_vm_has_what_every_vm_needs():
+    root, _params = build(nics=[NIC], disks=[SAN])
+    text = text_of(root)
+    assert text.startswith("<domain type='kvm'>") and "machine='q35'" in text and "<cpu mode='host-model'/>" in text
+    for device in ("<serial type='pty'>", "<console type='pty'>", "org.qemu.guest_agent.0", "<rng ", "<memballoon "):
+        assert text.count(device) == 1
+    assert "graphics" not in text and "pcie-root-port" in text
+
+
+def test_under_emulation_the_cpu_has_a_name():
+    params = normalise(FIELDS, BASE)
+    root = sheet.create(params, {**OFFER, "virt_types": ["qemu"], "machines": ["pc"]})
+    assert sheet.read(root)["cpu"] == "Nehalem" and sheet.read(root)["machine"] == "pc"
+    with pytest.raises(Refused, match="virt_type=kvm is not there"):
+        sheet.create({**params, "virt_type": "kvm"}, {**OFFER, "virt_types": ["qemu"]})
+
+
+FOREIGN_EDITS = [
+    ({"memory": "4GiB"}, {"memory", "currentMemory"}),
+    ({"vcpus": 8}, {"vcpu"}),
+    ({"description": "new"}, {"description"}),
+    ({"nics": [{"mac": "52:54:00:aa:bb:01", "vlan": 200}, {"mac": "52:54:00:aa:bb:02"}]}, {"tag"}),
+]
+
+
+@pytest.mark.parametrize("options,touched", FOREIGN_EDITS)
+def test_a_foreign_definition_keeps_all_that_is_not_declared(options, touched):
+    before = parse(FOREIGN)
+    after = deepcopy(before)
+    params = normalise(FIELDS, {"name": "legacy", **options})
+    sheet.edit(after, params, BRIDGES)
+    one, two = text_of(before).splitlines(), text_of(after).splitlines()
+    lost = [line for line in one if line not in two]
+    assert all(any(f"<{name}" in line for name in touched) for line in lost), lost
+    assert len(one) - len(lost) == len([line for line in one if line in two])
+    assert "qemu:arg" in text_of(after) and "<!-- a note" in text_of(after) and "virtio-disk0" in text_of(after)
+
+
+def test_what_is_declared_as_it_is_changes_nothing():
+    root = parse(FOREIGN)
+    options = sheet.read(root)
+    declared = {**options, "name": "legacy", "tags": None}
+    sheet.edit(root, normalise(FIELDS, declared), BRIDGES)
+    assert text_of(root) == FOREIGN
+
+
+def test_disks_of_unknown_kinds_stay_when_the_list_is_exact():
+    root = parse(FOREIGN)
+    sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": [], "nics": []}), BRIDGES)
+    text = text_of(root)
+    assert "vms/legacy" in text and "/dev/vg0/legacy" in text and "hostdev" in text
+    assert "iscsi" not in text and "data, " not in text and "<interface" not in text
+
+
+def test_a_nic_keeps_its_address_when_the_vm_is_renamed_or_the_rule_changes():
+    root = parse(FOREIGN)
+    wanted = [{"bridge": "br-int", "vlan": 300}, {"bridge": "br-int"}]
+    sheet.edit(root, normalise(FIELDS, {"name": "legacy", "nics": wanted}), BRIDGES)
+    assert [nic["mac"][-2:] for nic in sheet.read(root)["nics"]] == ["01", "02"]
+
+
+REFUSED = [
+    ({"uuid": "00000000-0000-4000-8000-000000000001"}, "keeps its UUID"),
+    ({"machine": "pc"}, "machine is q35 and can't become pc"),
+    (
+        {"disks": [{"type": "iscsi", "target": "vda", "iqn": "iqn.2026-11.lab:other"}]},
+        "vda is iscsi:iqn.2026-11.lab:h1/1",
+    ),
+    ({"disks": [{"type": "file", "target": "vda", "path": "/srv/a"}]}, "is of type iscsi"),
+    ({"disks": [{"type": "file", "target": "vdb", "format": "raw"}]}, "format of vdb is qcow2"),
+    ({"disks": [{"type": "file"}]}, "disks.0.: format is missing"),
+    ({"nics": [{"mac": "52:54:00:aa:bb:01", "model": "e1000"}]}, "another NIC"),
+    ({"nics": [{"mac": "52:54:00:aa:bb:02", "vlan": 5}]}, "trunk"),
+    ({"nics": [{"bridge": "br0", "vlan": 5}]}, "Linux bridge"),
+    ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
+    ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
+    ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
+    ({"disks": [{**SAN, "format": "qcow2"}]}, "has the format raw"),
+    ({"disks": [{**SAN, "user": "x"}]}, "user and secret go together"),
+]
+
+
+@pytest.mark.parametrize("options,words", REFUSED)
+def test_what_would_be_another_computer_is_refused(options, words):
+    root = parse(FOREIGN)
+    params = normalise(FIELDS, {"name": "legacy", **options})
+    with pytest.raises(DroverError, match=words):
+        sheet.edit(root, params, BRIDGES)
+
+
+def test_pending_names_what_the_running_vm_lacks():
+    running = parse(FOREIGN)
+    wanted = deepcopy(running)
+    params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
+    sheet.edit(wanted, params, BRIDGES)
+    assert sheet.pending(running, sheet.read(wanted)) == [
+        "memory 2GiB -> 4GiB",
+        "disk vda removed",
+        "disk vdb removed",
+        "disk sda removed",
+        "nic 52:54:00:aa:bb:02 removed",
+    ]
+    assert sheet.pending(running, sheet.read(running)) == []
+
+
+def test_host_model_is_not_pending_for_ever():
+    running = parse(FOREIGN.replace("<model fallback='forbid'>Nehalem</model>", "<model>X</model><vendor>AMD</vendor>"))
+    assert sheet.pending(running, {**sheet.read(running), "cpu": "host-model"}) == []
+    running = parse(FOREIGN)
+    assert sheet.pending(running, {**sheet.read(running), "cpu": "host-model"}) == ["cpu Nehalem -> host-model"]

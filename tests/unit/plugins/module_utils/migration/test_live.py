@@ -1,0 +1,246 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The live migration against two small nodes that share one world: what is done, and in which order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._migration import live, order
+
+UUID = "7d4da458-de51-4138-9921-aae15234a969"
+
+
+class World:
+    """Two nodes, one VM; `log` holds every change in order. The knobs choose what the migration does."""
+
+    def __init__(self, was="running", autostart=True):
+        self.log = []
+        self.nodes = {"hv1": {"state": (was, "user" if was == "paused" else "booted"), "autostart": autostart}}
+        self.nodes["hv1"].update(marker=None, home=None)
+        self.ears = {}
+        self.error = None
+        self.finish = True
+        self.stop_source = True
+        self.call_seconds = 0.0
+        self.hold = threading.Event()
+        self.sent = iter(range(10**6))
+        self.reader, self.writer = os.pipe()
+
+
+class Node:
+    def __init__(self, name, world):
+        self.name, self.world = name, world
+
+    @property
+    def vm(self):
+        return self.world.nodes[self.name]
+
+    def note(self, text):
+        self.world.log.append(f"{text} on {self.name}")
+
+    def state(self, uuid):
+        return self.world.nodes[self.name]["state"] if self.name in self.world.nodes else None
+
+    def marker(self, uuid):
+        return self.vm["marker"]
+
+    def set_marker(self, uuid, marker):
+        self.note("mark" if marker else "unmark")
+        self.vm["marker"] = marker
+
+    def autostart(self, uuid):
+        return self.vm["autostart"]
+
+    def set_autostart(self, uuid, on):
+        self.note(f"autostart {'on' if on else 'off'}")
+        self.vm["autostart"] = on
+
+    def home(self, uuid):
+        return self.vm["home"]
+
+    def set_home(self, uuid, home):
+        self.note(f"home {home}")
+        self.vm["home"] = home
+
+    def on_event(self, uuid, heard):
+        self.world.ears[self.name] = heard
+
+    def undefine(self, uuid):
+        self.note("undefine")
+        del self.world.nodes[self.name]
+
+    def process(self, name, uuid):
+        return self.world.reader
+
+    def resume(self, uuid):
+        assert "hv1" not in self.world.nodes or self.world.nodes["hv1"]["state"][0] == "stopped", "two copies run"
+        self.note("resume")
+        self.vm["state"] = ("running", "unpaused")
+
+    def progress(self, uuid):
+        return {"sent": next(self.world.sent)}
+
+    def abort(self, uuid):
+        self.note("abort")
+        self.world.error = Failed("aborted")
+        self.world.finish = False
+        self.world.hold.set()
+
+    def migrate(self, wanted):
+        world = self.world
+        self.note("migrate")
+        if world.call_seconds:
+            world.hold.wait(world.call_seconds)
+        if world.finish:
+            world.ears["hv1"]("suspended", "migrated")
+            world.nodes["hv2"] = {**world.nodes["hv1"], "state": ("paused", "user"), "autostart": False}
+            world.ears["hv2"]("suspended", "paused")
+        if world.finish and world.stop_source:
+            del world.nodes["hv1"]
+            os.close(world.writer)
+            time.sleep(0.3)
+        self.note("return")
+        if world.error:
+            raise world.error
+
+
+def move(world, tmp_path, **options):
+    values = {"id": "1", "kind": "live", "vm": "vm1", "uuid": UUID, "source": "hv1", "target": "hv2", "here": "hv1"}
+    wanted = order.Order(**{**values, **options})
+    journal = order.Journal(wanted, tmp_path)
+    return live.LiveMove(wanted, Node("hv1", world), Node("hv2", world), journal).run()
+
+
+def test_order_of_a_good_migration(tmp_path):
+    world = World()
+    measured = move(world, tmp_path)
+    assert world.log == [
+        "mark on hv1",
+        "autostart off on hv1",
+        "migrate on hv1",
+        "resume on hv2",
+        "return on hv1",
+        "autostart on on hv2",
+        "unmark on hv2",
+    ]
+    assert measured["resumed_early"] and 0 <= measured["downtime_ms"] < 250
+    assert list(world.nodes) == ["hv2"]
+
+
+def test_without_the_early_resume_it_waits_for_the_return(tmp_path):
+    world = World(autostart=False)
+    measured = move(world, tmp_path, early=False)
+    assert world.log == ["mark on hv1", "migrate on hv1", "return on hv1", "resume on hv2", "unmark on hv2"]
+    assert measured["downtime_ms"] > 250
+
+
+def test_a_finish_while_the_source_lives_is_no_proof(tmp_path):
+    world = World()
+    world.stop_source = False
+    world.error = Failed("client socket is closed")
+    with pytest.raises(Failed, match="client socket"):
+        move(world, tmp_path)
+    assert "resume on hv2" not in world.log
+    assert world.nodes["hv1"]["marker"] and not any(text.startswith("unmark") for text in world.log)
+
+
+def test_a_dead_source_without_a_finish_is_no_proof(tmp_path):
+    world = World()
+    world.finish = False
+    world.error = Failed("QEMU is gone")
+    os.close(world.writer)
+    with pytest.raises(Failed):
+        move(world, tmp_path)
+    assert "resume on hv2" not in world.log
+
+
+def test_a_good_return_with_the_source_still_there_is_not_believed(tmp_path):
+    world = World()
+    world.stop_source = False
+    with pytest.raises(Failed, match="still running on hv1"):
+        move(world, tmp_path)
+    assert "resume on hv2" not in world.log
+
+
+def test_an_error_after_the_early_resume_leaves_the_marker_for_recovery(tmp_path):
+    world = World()
+    world.error = Failed("End of file while reading data")
+    with pytest.raises(Failed):
+        move(world, tmp_path)
+    assert world.log[-2:] == ["resume on hv2", "return on hv1"]
+    assert world.nodes["hv2"]["marker"]
+
+
+def test_a_paused_vm_is_never_resumed(tmp_path):
+    world = World(was="paused")
+    move(world, tmp_path)
+    assert "resume on hv2" not in world.log and world.nodes["hv2"]["state"] == ("paused", "user")
+    assert world.nodes["hv2"]["marker"] is None
+
+
+def test_a_marker_refuses_before_anything_is_changed(tmp_path):
+    world = World()
+    world.nodes["hv1"]["marker"] = {"id": "0"}
+    with pytest.raises(Refused, match="recover it first"):
+        move(world, tmp_path)
+    assert world.log == []
+
+
+def test_the_marker_tells_all_that_recovery_needs(tmp_path):
+    world = World()
+    world.finish, world.error = False, Failed("no")
+    with pytest.raises(Failed):
+        move(world, tmp_path)
+    marker = world.nodes["hv1"]["marker"]
+    assert {key: marker[key] for key in ("id", "from", "to", "was", "autostart")} == {
+        "id": "1",
+        "from": "hv1",
+        "to": "hv2",
+        "was": "running",
+        "autostart": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "home,option,expected",
+    [
+        (None, "source", "hv1"),
+        ("hv3", "source", "hv3"),
+        (None, "destination", None),
+        ("hv1", "destination", "hv2"),
+        ("hv1", "keep", "hv1"),
+    ],
+)
+def test_home(tmp_path, home, option, expected):
+    world = World()
+    world.nodes["hv1"]["home"] = home
+    move(world, tmp_path, home=option)
+    assert world.nodes["hv2"]["home"] == expected
+    assert world.log[-1] == "unmark on hv2"
+
+
+def test_a_stall_is_aborted(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    world = World()
+    world.call_seconds = 30
+    world.sent = iter([5] * 10**6)
+    with pytest.raises(DroverError, match="aborted"):
+        move(world, tmp_path, stall_timeout=0.2)
+    assert "abort on hv1" in world.log and "resume on hv2" not in world.log
+    assert "no progress" in (order.read(order.state_path(UUID, tmp_path)) or {})["reason"]
+
+
+def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    world = World()
+    world.call_seconds = 30
+    with pytest.raises(DroverError, match="aborted"):
+        move(world, tmp_path, timeout=0.2)
+    assert "not done after" in (order.read(order.state_path(UUID, tmp_path)) or {})["reason"]

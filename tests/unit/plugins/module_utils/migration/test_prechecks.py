@@ -1,0 +1,105 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that speaks against a migration comes at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._migration import prechecks
+from ansible_collections.drover.kvm.plugins.module_utils._migration.prechecks import blockers
+
+GIB = 2**30
+NEED = {
+    "name": "vm1",
+    "uuid": "u1",
+    "running": True,
+    "memory": GIB,
+    "disks": [],
+    "bridges": ["br-int"],
+    "hostdevs": 0,
+    "filesystems": 0,
+    "tpm": False,
+    "nvram": False,
+    "snapshots": 0,
+    "managed_save": False,
+}
+SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}}
+DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
+
+
+def reasons(need=None, said=None, known=None):
+    answer = said if isinstance(said, Unreachable) else {**SAID, **(said or {})}
+    return [found.reason for found in blockers({**NEED, **(need or {})}, "hv2", answer, known)]
+
+
+def test_nothing_speaks_against_it():
+    assert reasons(known={"bridges": [{"name": "br-int"}], "cordon": None}) == []
+
+
+@pytest.mark.parametrize(
+    "need,expected",
+    [
+        ({"hostdevs": 1}, "hostdev"),
+        ({"filesystems": 1}, "filesystem"),
+        ({"snapshots": 2}, "snapshots"),
+        ({"managed_save": True}, "managed_save"),
+        ({"running": False, "nvram": True}, "state_file"),
+        ({"running": False, "tpm": True}, "state_file"),
+        ({"disks": [DISK]}, "local_disk"),
+        ({"disks": [{**DISK, "device": "cdrom"}]}, "local_medium"),
+        ({"memory": 8 * GIB}, "memory"),
+    ],
+)
+def test_what_the_vm_has(need, expected):
+    assert reasons(need) == [expected]
+
+
+@pytest.mark.parametrize(
+    "said,expected",
+    [
+        ({"domains": {"vm1": "u9"}}, "exists"),
+        ({"domains": {"vm9": "u1"}}, "exists"),
+        ({"against": {"u1": {"cpu": "lacks avx2"}}}, "cpu"),
+        ({"against": {"u1": {"machine": "not supported"}}}, "machine"),
+        ({"against": {"u1": {"secret drover": "none"}}}, "secret"),
+        (Unreachable("no answer"), "unreachable"),
+    ],
+)
+def test_what_the_destination_says(said, expected):
+    assert reasons(said=said) == [expected]
+
+
+def test_what_its_facts_tell():
+    known = {"bridges": [{"name": "br-ex"}], "cordon": {"since": "now", "by": "alice", "reason": "DIMM"}}
+    assert reasons(known=known) == ["cordoned", "bridge"]
+
+
+def test_all_at_once():
+    need = {"hostdevs": 1, "disks": [DISK, {**DISK, "device": "cdrom"}], "memory": 9 * GIB}
+    said = {"domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x", "machine": "y"}}}
+    found = reasons(need, said, {"cordon": {"since": "now"}})
+    assert found == ["hostdev", "local_disk", "local_medium", "exists", "memory", "cpu", "machine", "cordoned"]
+
+
+@pytest.mark.parametrize("disk", [{**DISK, "shared_storage": True}, {**DISK, "device": "cdrom", "identity": None}])
+def test_shared_and_empty_drives_are_fine(disk):
+    assert reasons({"disks": [disk]}) == []
+
+
+def test_a_vm_that_is_off_takes_no_memory_there():
+    assert reasons({"running": False, "memory": 99 * GIB}) == []
+
+
+def test_every_reason_has_a_mend():
+    need = {**NEED, "hostdevs": 1, "filesystems": 1, "snapshots": 1, "disks": [DISK], "memory": 9 * GIB}
+    for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None):
+        assert found.text and found.mend
+
+
+def test_file_systems_of_the_network_are_shared(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/vda / ext4 rw 0 0\nsan:/vms /vms nfs4 rw 0 0\n")
+    assert prechecks.shared_mounts(mounts) == ["/vms"]

@@ -1,0 +1,208 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Recovery against nodes that change as they are told: the rules' actions in order, and nothing twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._migration import recovery, unit
+from ansible_collections.drover.kvm.plugins.module_utils._migration.recovery import Limits, Recovery, qemu_alive
+
+MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": True}
+FAST = Limits(patience=0.3, stall=0.1, silence=0.1, pause=0.01)
+
+
+def copy_of(state, reason="", marker=MARKER, job=""):
+    return {"state": state, "reason": reason, "job": job, "persistent": True, "autostart": False, "marker": marker}
+
+
+class Cluster:
+    """Nodes that hold a copy of the VM each, or `absent`, or are unreachable."""
+
+    def __init__(self, **said):
+        self.said = {"hv3": "absent", **said}
+        self.log = []
+        self.script = []
+
+    def look(self, uuid):
+        if self.script:
+            self.script.pop(0)(self)
+        return {node: dict(one) if isinstance(one, dict) else one for node, one in self.said.items()}
+
+    def act(self, uuid, action):
+        self.log.append(f"{action.verb} {action.node}")
+        one = self.said[action.node]
+        if not isinstance(one, dict) or one["state"] == "unreachable":
+            raise Unreachable(f"{action.node} gave no answer")
+        if action.verb == "destroy":
+            one.update(state="shutoff", reason="destroyed", job="")
+        elif action.verb == "undefine":
+            self.said[action.node] = "absent"
+        elif action.verb == "resume":
+            others = [node for node, said in self.said.items() if isinstance(said, dict) and said["state"] == "running"]
+            assert not others, f"resumed on {action.node} although it runs on {others}"
+            one.update(state="running", reason="unpaused")
+        elif action.verb == "set_autostart":
+            one["autostart"] = action.value
+        elif action.verb == "clear_marker":
+            one["marker"] = None
+        elif action.verb == "abort_job":
+            one["job"] = ""
+
+
+def recover(cluster, **options):
+    return Recovery("u", cluster, lambda text: None, FAST, **options).run()
+
+
+CASES = {
+    "2": (
+        {"hv1": copy_of("running", "migration canceled"), "hv2": copy_of("paused", "user")},
+        ["destroy hv2", "undefine hv2", "set_autostart hv1", "clear_marker hv1"],
+        "hv1",
+    ),
+    "3": ({"hv1": copy_of("running"), "hv2": "absent"}, ["set_autostart hv1", "clear_marker hv1"], "hv1"),
+    "5": (
+        {"hv1": copy_of("paused", "migrating"), "hv2": copy_of("paused", "user")},
+        ["destroy hv1", "undefine hv1", "resume hv2", "set_autostart hv2", "clear_marker hv2"],
+        "hv2",
+    ),
+    "7": (
+        {"hv1": "absent", "hv2": copy_of("paused", "user")},
+        ["resume hv2", "set_autostart hv2", "clear_marker hv2"],
+        "hv2",
+    ),
+    "9": (
+        {"hv1": copy_of("shutoff"), "hv2": copy_of("running")},
+        ["undefine hv1", "set_autostart hv2", "clear_marker hv2"],
+        "hv2",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_is_carried_out_and_a_second_run_does_nothing(rule):
+    said, log, where = CASES[rule]
+    cluster = Cluster(**said)
+    result = recover(cluster)
+    assert cluster.log == log
+    assert result.complete and result.decision.where == where
+    cluster.log.clear()
+    again = recover(cluster)
+    assert cluster.log == [] and again.complete and again.decision.where == where
+
+
+@pytest.mark.parametrize("rule", CASES)
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_a_recovery_that_was_cut_anywhere_is_finished_by_the_next(rule, cut):
+    said, log, where = CASES[rule]
+    cluster = Cluster(**said)
+
+    class Cut(BaseException):
+        pass
+
+    whole = cluster.act
+
+    def act(uuid, action):
+        if len(cluster.log) == cut:
+            raise Cut
+        whole(uuid, action)
+
+    cluster.act = act
+    try:
+        recover(cluster)
+    except Cut:
+        cluster.act = whole
+    result = recover(cluster)
+    assert result.complete and result.decision.where == where
+    holders = {node: one for node, one in cluster.said.items() if isinstance(one, dict)}
+    assert set(holders) == {where} and holders[where]["state"] == "running" and not holders[where]["marker"]
+
+
+def test_a_silent_target_leaves_the_marker():
+    cluster = Cluster(hv1=copy_of("running"), hv2={"state": "unreachable"})
+    result = recover(cluster)
+    assert cluster.log == [] and not result.complete and result.decision.where == "hv1"
+
+
+def test_a_silent_source_is_never_replaced():
+    cluster = Cluster(hv1={"state": "unreachable"}, hv2=copy_of("paused", "user"))
+    result = recover(cluster)
+    assert cluster.log == [] and not result.complete and result.decision.where == "unknown"
+
+
+def test_it_waits_for_a_job_and_then_decides():
+    cluster = Cluster(hv1=copy_of("running", job="outgoing"), hv2=copy_of("paused", "migrating", job="incoming"))
+
+    def done(world):
+        world.said.update(hv1="absent", hv2=copy_of("paused", "user"))
+
+    cluster.script = [lambda world: None] * 4 + [done]
+    result = recover(cluster)
+    assert cluster.log[0] == "resume hv2" and result.complete and result.decision.where == "hv2"
+
+
+def test_a_stalled_job_is_aborted():
+    cluster = Cluster(hv1=copy_of("running", job="outgoing"), hv2=copy_of("paused", "migrating", job="incoming"))
+    recover(cluster)
+    assert cluster.log[0] == "abort_job hv1"
+
+
+def test_a_state_that_only_passes_is_not_acted_on():
+    cluster = Cluster(hv1=copy_of("running"), hv2=copy_of("paused", "user"))
+
+    def passed(world):
+        world.said.update(hv1=copy_of("running", marker=None), hv2="absent")
+
+    cluster.script = [lambda world: None, passed]
+    result = recover(cluster)
+    assert cluster.log == [] and result.complete
+
+
+def test_a_node_that_dies_while_it_is_told_ends_without_a_wrong_word():
+    cluster = Cluster(hv1=copy_of("running"), hv2=copy_of("paused", "user"))
+    whole = cluster.act
+
+    def act(uuid, action):
+        cluster.said["hv2"] = {"state": "unreachable"}
+        whole(uuid, action)
+
+    cluster.act = act
+    result = recover(cluster)
+    assert not result.complete and result.decision.where == "hv1" and result.actions == []
+
+
+def test_qemu_of_the_vm_is_found_by_its_command_line(tmp_path):
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12/cmdline").write_bytes(b"/usr/bin/qemu-system-x86_64\0-name\0a\0-uuid\0abc\0-m\0001\0")
+    assert qemu_alive("abc", tmp_path)
+    assert not qemu_alive("ab", tmp_path)
+
+
+def test_the_program_holds_all_that_it_imports(tmp_path):
+    (tmp_path / "libvirt.py").write_text("class libvirtError(Exception): pass\n")
+    (tmp_path / "migrate.pyz").write_bytes(unit.program())
+    code = "import sys; sys.path.insert(0, 'migrate.pyz'); import drover_migration._migration.helper as h; print(h.main)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert unit.program() == unit.program()
+
+
+def test_the_program_is_installed_once_for_root_alone(tmp_path):
+    path = unit.install(tmp_path / "run")
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    before = path.stat().st_mtime_ns
+    assert unit.install(tmp_path / "run") == path and path.stat().st_mtime_ns == before
+
+
+def test_all_verbs_of_the_rules_are_known():
+    assert recovery.VERBS | {"wait", "report"} >= {"destroy", "undefine", "resume", "set_autostart", "clear_marker"}

@@ -1,0 +1,357 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module vm against libvirt's own test driver: real definitions, real states, no hypervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks import file
+from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, site
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
+from ansible_collections.drover.kvm.plugins.modules import vm
+
+pytest.importorskip("libvirt")
+
+MIB = 2**20
+SAN = {"type": "iscsi", "iqn": "iqn.2026-11.org.example:drover-web1-0", "portal": "10.231.5.10:3260"}
+WEB = {
+    "name": "web1",
+    "memory": "64MiB",
+    "vcpus": 2,
+    "disks": [{**SAN, "user": "drover", "secret": "san1"}],
+    "nics": [{"bridge": "br-int", "vlan": 100}],
+}
+
+
+class Lab:
+    """A node of the test driver, its bridges and its peers; `run` is the module."""
+
+    def __init__(self, node: Node, capsys: Any) -> None:
+        self.node = node
+        self.capsys = capsys
+        self.peers: dict[str, Any] = {}
+
+    def run(self, **args: Any) -> dict[str, Any]:
+        with patch_module_args(args), pytest.raises(SystemExit):
+            vm.main()
+        result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return result
+
+    def both(self, **args: Any) -> dict[str, Any]:
+        """The real run; check mode said the same, and a second run does nothing."""
+        before = {name: (domain.xml, domain.state) for name, domain in self.node.domains().items()}
+        predicted = self.run(**args, _ansible_check_mode=True, _ansible_diff=True)
+        assert {name: (domain.xml, domain.state) for name, domain in self.node.domains().items()} == before
+        real = self.run(**args, _ansible_diff=True)
+        assert not real.get("failed"), real["msg"]
+        predicted.pop("invocation"), real.pop("invocation")
+        assert predicted == real
+        again = self.run(**args)
+        assert again["actions"] == [] and again["changed"] is False
+        return real
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "node.xml"
+    path.write_text("<node/>", encoding="utf-8")
+    with connect(f"test://{path}") as node:
+        lab = Lab(node, capsys)
+
+        @contextmanager
+        def same():
+            yield node
+
+        monkeypatch.setattr(vm, "connect", same)
+        monkeypatch.setattr(_bridges, "bridges", lambda: {"br-int": "ovs", "br0": "linux"})
+        monkeypatch.setattr(site, "ask_peers", lambda call, seconds: lab.peers)
+        monkeypatch.setattr(file, "DIRECTORY", str(tmp_path))
+        yield lab
+
+
+def test_a_vm_from_nothing_to_nothing(lab):
+    result = lab.both(**WEB, state="running", autostart=True, tags=["web"], description="the shop")
+    assert result["changed"] and result["actions"] == [
+        "define it: 2 vCPUs, 64MiB, 1 disks, 1 NICs", "start it with the node", "start it",
+    ]  # fmt: skip
+    made = result["vm"]
+    assert made["uuid"] == vm_uuid("web1") and made["nics"][0]["mac"] == vm_mac("web1", 0)
+    assert made["state"] == "running" and made["autostart"] is True and result["pending_restart"] == []
+    assert "stop it first" in lab.run(name="web1", state="absent")["msg"]
+    assert lab.both(name="web1", state="stopped", force=True)["actions"] == ["cut its power"]
+    assert lab.both(name="web1", state="absent")["vm"] is None
+    assert lab.node.domains() == {}
+
+
+def test_a_running_vm_says_what_waits_for_its_next_start_on_every_run(lab):
+    lab.run(**WEB, state="running")
+    result = lab.both(name="web1", memory="128MiB", vcpus=4)
+    assert "(the guest has it from its next start)" in result["actions"][0]
+    waits = ["memory 64MiB -> 128MiB", "vcpus 2 -> 4"]
+    assert result["pending_restart"] == waits
+    assert lab.run(name="web1")["pending_restart"] == waits
+    lab.run(name="web1", state="stopped", force=True)
+    assert lab.both(name="web1", state="running")["pending_restart"] == []
+
+
+def test_disks_and_nics_come_and_go_and_no_data_is_touched(lab):
+    lab.run(**WEB, state="running")
+    more = [*WEB["disks"], {**SAN, "iqn": SAN["iqn"][:-1] + "1"}]
+    result = lab.both(name="web1", disks=more, nics=[*WEB["nics"], {"bridge": "br0"}])
+    assert [disk["target"] for disk in result["vm"]["disks"]] == ["vda", "vdb"]
+    assert result["pending_restart"] == ["disk vdb added", f"nic {vm_mac('web1', 1)} added"]
+    result = lab.both(name="web1", disks=more[1:], nics=[])
+    assert [disk["target"] for disk in result["vm"]["disks"]] == ["vdb"] and result["vm"]["nics"] == []
+
+
+def test_tags_of_a_running_vm_change_at_once(lab):
+    lab.run(**WEB, state="running", tags=["web", "prod"])
+    result = lab.both(name="web1", tags={"add": ["gold"], "remove": ["prod"]})
+    assert result["vm"]["tags"] == ["gold", "web"] and result["pending_restart"] == []
+    assert "change the tags of the running VM" in result["actions"]
+
+
+def test_shutting_down_waits(lab):
+    lab.run(**WEB, state="running")
+    assert lab.both(name="web1", state="stopped")["actions"] == ["shut it down"]
+    lab.node.start("web1")
+    lab.node.shutdown = lambda name, mode=None: None
+    result = lab.run(name="web1", state="stopped", shutdown_timeout=1)
+    assert result["failed"] and result["error"] == "TimedOut" and "last seen: running" in result["msg"]
+
+
+def test_many_at_once_inherit_and_are_refused_together(lab):
+    two = [{"name": "a", "vcpus": 1}, {"name": "b"}]
+    result = lab.both(vms=two, memory="64MiB", vcpus=2, state="running")
+    assert [item["vm"]["vcpus"] for item in result["results"]] == [1, 2]
+    result = lab.run(vms=[{"name": "c"}, {"name": "b", "uuid": vm_uuid("a")}, {"name": "d"}], memory="64MiB", vcpus=1)
+    assert result["failed"] and "b: uuid is" in result["msg"] and set(lab.node.domains()) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "clash", [{"uuid": vm_uuid("web1")}, {"nics": [{"bridge": "br0", "mac": vm_mac("web1", 0)}]}, {"disks": [SAN]}]
+)
+def test_what_another_vm_has_is_refused(lab, clash):
+    lab.run(**WEB)
+    result = lab.run(name="other", memory="64MiB", vcpus=1, **clash)
+    assert "of other belongs to web1 on this node" in result["msg"] and set(lab.node.domains()) == {"web1"}
+
+
+def test_two_items_of_one_task_must_not_share(lab):
+    result = lab.run(vms=[{"name": "a"}, {"name": "b"}], memory="64MiB", vcpus=1, disks=[SAN])
+    assert "belongs to a" in result["msg"] and lab.node.domains() == {}
+
+
+def elsewhere(name="web1", active=True, uuid=None, disk=None):
+    claims = [["UUID", uuid or vm_uuid(name)]] + ([["disk", disk]] if disk else [])
+    return [{"name": name, "active": active, "claims": claims}]
+
+
+@pytest.mark.parametrize(
+    "peer,words",
+    [
+        (elsewhere(), "web1 runs on hv2; a VM has one home"),
+        (elsewhere(active=False), "web1 is defined on hv2"),
+        (elsewhere("other", uuid=vm_uuid("web1")), "UUID .* of web1 runs on hv2 as other"),
+        (elsewhere("other", disk=f"iscsi:{SAN['iqn']}/1@{SAN['portal']}"), "of web1 belongs to other on hv2"),
+        (Unreachable("silent"), "web1 is not started: hv2 gave no answer"),
+    ],
+)
+def test_the_peers_are_asked_before_a_start(lab, peer, words):
+    lab.peers = {"hv2": peer, "hv3": []}
+    result = lab.run(**WEB, state="running")
+    assert result["error"] == "Refused" and re.search(words, result["msg"]) and lab.node.domains() == {}
+
+
+def test_a_peer_that_is_known_to_be_off_does_not_stop_the_start(lab):
+    lab.peers = {"hv2": Unreachable("silent")}
+    assert lab.both(**WEB, state="running", unreachable_peers="assume_off")["vm"]["state"] == "running"
+
+
+def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
+    monkeypatch.setattr(site, "FRESH_SECONDS", 0)
+    lab.peers = {"hv2": []}
+    define = lab.node.define
+
+    def slow(xml):
+        define(xml)
+        lab.peers["hv2"] = elsewhere()
+
+    monkeypatch.setattr(lab.node, "define", slow)
+    monkeypatch.setattr(vm.Admission.start, "__defaults__", (0.0,))
+    result = lab.run(**WEB, state="running")
+    assert result["failed"] and "runs on hv2" in result["msg"] and lab.node.domain("web1").state == "stopped"
+
+
+MARK = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": False, "started": 1}
+
+
+def test_a_migration_that_was_cut_off_is_left_to_its_recovery(lab):
+    lab.run(**WEB)
+    lab.node.set_metadata("web1", metadata.PREFIX, metadata.MARKER_NAMESPACE, metadata.marker_xml(MARK))
+    for wish in ({"state": "running"}, {"state": "absent"}, {"memory": "128MiB"}, {"autostart": True}):
+        result = lab.run(name="web1", **wish)
+        assert result["error"] == "Refused" and "state=recovered" in result["msg"], wish
+    assert not lab.run(name="web1")["changed"]
+
+
+@pytest.mark.parametrize(
+    "wish,words",
+    [("running", "not resumed blindly.*somebody paused it"), ("stopped", "force=true"), ("absent", "force=true")],
+)
+def test_a_paused_vm_is_not_resumed(lab, wish, words):
+    lab.run(**WEB, state="running")
+    lab.node.suspend("web1")
+    result = lab.run(name="web1", state=wish)
+    assert (
+        result["error"] == "Refused" and re.search(words, result["msg"]) and lab.node.domain("web1").state == "paused"
+    )
+
+
+NEEDS_QEMU_IMG = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+
+
+@NEEDS_QEMU_IMG
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_files_are_made_grown_and_removed_only_when_asked(lab, tmp_path, kind):
+    image = tmp_path / f"drover-web1-0.{kind}"
+    disks = [{"type": "file", "format": kind, "size": "2MiB"}]
+    result = lab.both(**{**WEB, "disks": disks})
+    assert result["actions"][0] == f"create {image} ({kind}, 2MiB)" and result["vm"]["disks"][0]["size"] == 2 * MIB
+    assert os.getxattr(image, file.MARK).decode() == vm_uuid("web1")
+    disks[0]["size"] = "4MiB"
+    assert lab.both(name="web1", disks=disks)["actions"] == [f"grow {image} ({kind}, 4MiB)"]
+    disks[0]["size"] = "1MiB"
+    assert "cut off what is in it" in lab.run(name="web1", disks=disks)["msg"]
+    lab.both(name="web1", disks=[])
+    assert image.exists()
+    lab.both(name="web1", state="absent")
+    assert image.exists()
+    assert lab.both(name="web1", state="absent", remove_disks=True)["actions"] == [f"delete {image}"]
+    assert not image.exists()
+
+
+@NEEDS_QEMU_IMG
+def test_removal_undefines_first_and_spares_what_is_not_ours(lab, tmp_path):
+    mine, foreign = tmp_path / "drover-web1-0.raw", tmp_path / "somebody.iso"
+    foreign.write_bytes(b"0" * MIB)
+    media = {"type": "file", "device": "cdrom", "path": str(foreign)}
+    lab.both(**{**WEB, "disks": [{"type": "file", "format": "raw", "size": "1MiB"}, media]})
+    result = lab.both(name="web1", state="absent", remove_disks=True)
+    assert result["actions"] == ["remove its definition", f"delete {mine}"]
+    assert foreign.exists() and not mine.exists()
+
+
+@NEEDS_QEMU_IMG
+def test_a_disk_that_another_vm_uses_is_not_removed(lab, tmp_path):
+    disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "shared.raw")}
+    lab.run(**{**WEB, "disks": [disk]})
+    lab.peers = {"hv2": elsewhere("other", disk=f"file:{disk['path']}")}
+    result = lab.run(name="web1", state="absent", remove_disks=True)
+    assert "is also a disk of other on hv2" in result["msg"] and lab.node.domain("web1")
+    lab.peers = {"hv2": Unreachable("silent")}
+    assert "gave no answer" in lab.run(name="web1", state="absent", remove_disks=True)["msg"]
+
+
+@NEEDS_QEMU_IMG
+def test_a_defined_disk_whose_file_is_gone_is_not_made_anew(lab, tmp_path):
+    disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "a.raw")}
+    lab.run(**{**WEB, "disks": [disk]})
+    (tmp_path / "a.raw").unlink()
+    assert "is the file system mounted" in lab.run(name="web1", disks=[disk])["msg"]
+
+
+@pytest.mark.parametrize("path", ["/dev/sda", "/etc/shadow", "/proc/kcore", "{tmp}/link", "/dev/mem"])
+def test_the_machines_own_files_are_no_disks(lab, tmp_path, path):
+    (tmp_path / "link").symlink_to("/etc/shadow")
+    disk = {"type": "file", "format": "raw", "path": path.format(tmp=tmp_path), "size": "1MiB"}
+    assert "belongs to the operating system" in lab.run(**{**WEB, "disks": [disk]})["msg"]
+
+
+@NEEDS_QEMU_IMG
+def test_an_image_that_is_based_on_another_file_is_refused(lab, tmp_path):
+    image = tmp_path / "evil.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/shadow", image, "1M"], check=True
+    )
+    disk = {"type": "file", "format": "qcow2", "path": str(image)}
+    assert "is based on /etc/shadow" in lab.run(**{**WEB, "disks": [disk]})["msg"]
+
+
+BAD = [
+    ({"name": name}, "is not a valid name")
+    for name in ("../x", "{{ 7*7 }}", "-rf", "a b", "", ".", "x" * 64, "$(id)", "a/b", "ü", "\u202e", "a\n", "`id`")
+]
+BAD += [
+    ({"memory": memory}, "memory: .*(not a size|whole mebibytes)")
+    for memory in ("4GB", "-1", "1e9", "0x10", "", 1, "9" * 30, "8193KiB", "99999TiB")
+]
+BAD += [
+    ({"vcpus": 0}, "vcpus: 0 is not a number"),
+    ({"vcpus": 2**63}, "vcpus"),
+    ({"vcpus": "two"}, "vcpus"),
+    ({"cpu": "a' mode='x"}, "is not a CPU model"),
+    ({"uuid": "not-a-uuid"}, "is not a UUID"),
+    ({"boot": ["disk", "disk"]}, "each once"),
+    ({"description": "two\nlines"}, "one line"),
+    ({"tags": ["a b"]}, "is not a tag"),
+    ({"tags": {"set": ["a"], "sub": ["b"]}}, "a list .exactly these"),
+    ({"colour": "red"}, "[Uu]nsupported parameters"),
+    ({"nics": [{"bridge": "br-int", "vlan": vlan}]} for vlan in (0, 4095, 4096, -1)),
+    (
+        {"nics": [{"bridge": "br-int", "mac": mac}]}
+        for mac in ("52:54:00:12:34", "01:00:5e:00:00:01", "zz:54:00:12:34:56", "")
+    ),
+    ({"nics": [{"bridge": "br 0"}]}, "is not the name of a bridge"),
+    ({"nics": [{"bridge": "br-int", "speed": 3}]}, "[Uu]nsupported parameters"),
+    ({"nics": {"bridge": "br-int"}}, "list|dict"),
+    ({"disks": [{}]}, "type"),
+    ({"disks": [{"type": "floppy"}]}, "value of type must be one of"),
+    ({"disks": [{**SAN, "iqn": "iqn.2026-13.x:y"}]}, "is not an iSCSI qualified name"),
+    ({"disks": [{**SAN, "portal": "10.231.5.10"}]}, "is not a portal"),
+    ({"disks": [{**SAN, "portal": "10.231.5.999:3260"}]}, "is not a portal"),
+    ({"disks": [{**SAN, "lun": 16384}]}, "is not a logical unit"),
+    ({"disks": [{**SAN, "target": "vda1"}]}, "is not the name of a guest's disk"),
+    ({"disks": [{"type": "file", "format": "raw", "path": "../a", "size": "1MiB"}]}, "path"),
+    ({"disks": [{"type": "file", "format": "raw", "path": "json:{}", "size": "1MiB"}]}, "path"),
+    (
+        {"disks": [{"type": "file", "format": "raw", "path": "/srv/../etc/a", "size": "1MiB"}]},
+        "is not the path of a file",
+    ),
+    ({"disks": [{"type": "file", "format": "raw", "size": 7}]}, "whole mebibytes"),
+    ({"memory": "16TiB"}, "more than this node has"),
+    ({"memory": None}, "memory is missing"),
+    ({"shutdown_timeout": 0}, "is not a waiting time"),
+]
+
+
+def rows():
+    for row in BAD:
+        if isinstance(row, tuple):
+            yield row
+        else:
+            yield from ((options, "is not a VLAN|is not a MAC|not the address of one NIC") for options in row)
+
+
+@pytest.mark.parametrize("options,words", rows())
+def test_bad_input_gets_a_clear_answer(lab, options, words):
+    result = lab.run(**{**WEB, **options})
+    assert result["failed"] and re.search(words, result["msg"]), result
+    assert "Traceback" not in str(result) and lab.node.domains() == {}
+    if "name" not in options:
+        many = lab.run(vms=[{"name": "good", "memory": "64MiB", "vcpus": 1}, {**WEB, **options}])
+        assert many["failed"] and lab.node.domains() == {}
