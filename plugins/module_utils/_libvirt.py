@@ -422,10 +422,15 @@ class Node:
         with translated(f"define a pool on {self.name}"):
             self.connection.storagePoolDefineXML(xml, 0)
 
+    def keep_pool(self, name: str) -> None:
+        """Give a pool that would be gone when it is deactivated a definition."""
+        pool = self.pool(name)
+        if pool is not None:
+            self.define_pool(pool.xml)
+
     def build_pool(self, name: str) -> None:
-        """Make what it needs on disk (the folder of a dir pool); never overwrites."""
-        flags = 0 if self.connection.getType() == "TEST" else libvirt.VIR_STORAGE_POOL_BUILD_NEW
-        self._pool("build", name, lambda pool: pool.build(flags))
+        """Make the folder of a dir pool where it is missing."""
+        self._pool("build", name, lambda pool: pool.build(0))
 
     def start_pool(self, name: str) -> None:
         """Activate it."""
@@ -495,10 +500,16 @@ class Node:
                 **host_facts(conn.getCapabilities(), self._domain_capabilities()),
                 "hostname": conn.getHostname(),
                 "libvirt_version": version(conn.getLibVersion()),
-                "qemu_version": version(conn.getVersion()),
+                "qemu_version": self._qemu_version(),
                 "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
                 "threads": info[2],
             }
+
+    def _qemu_version(self) -> str | None:
+        try:
+            return version(self.connection.getVersion())
+        except libvirt.libvirtError:  # libvirt is there and QEMU is not
+            return None
 
     def _free_memory(self) -> int:
         try:
