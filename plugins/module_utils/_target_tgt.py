@@ -31,6 +31,7 @@ LUN = 1
 # tgt-admin opens a target that has no initiator-address to everybody, also when it has initiator names. No peer can
 # have this address, so the line that holds it says "nobody by address".
 NOBODY = "255.255.255.255"
+GONE = (("no such session",), ("no such connection",))
 ERRORS = (
     "success",
     "unknown error",
@@ -128,7 +129,7 @@ class Tgt:
         if iqn not in self.targets():
             tid = max([target.tid for target in self.targets().values()], default=0) + 1
             self._ask(TARGET, NEW, f"make the target {iqn}", tid, text=f"targetname={iqn}")
-        self._ask(DEVICE, NEW, f"export {path}", self._tid(iqn), lun=LUN, text=f"path={path},bstype=rdwr")
+        self._ask(DEVICE, NEW, f"export {path}", self._tid(iqn), text=f"path={path},bstype=rdwr")
 
     def delete_target(self, iqn: str) -> None:
         """Refused by tgtd itself when a session exists: there is no moment between a look and the deletion."""
@@ -143,19 +144,21 @@ class Tgt:
     def reopen_lun(self, iqn: str, path: str) -> None:
         """Let tgtd open the grown file again: it learns the size of a file only then.
 
-        While it opens the file, tgtd's I/O threads hold a closed descriptor, so no command may be in flight: the
-        target goes offline, its connections are closed, and when they are gone the file is opened again. Initiators
-        log in again by themselves and repeat what was not answered. Raises TimedOut when commands don't end.
+        While it opens the file, tgtd's I/O threads hold a closed descriptor, so no command may be in flight: access is
+        closed, then the connections, and when they are gone the file is opened again and access too. Initiators log
+        in again by themselves and repeat what was not answered. (An offline target would lose commands: tgtd answers
+        none that it gets then.) Raises TimedOut when commands don't end.
         """
-        self.set_online(iqn, False)
+        initiators = self.targets()[iqn].initiators
+        self.set_initiators(iqn, [])
         try:
             self._drop_sessions(iqn)
             self._update_lun(iqn, f"online=0,path={path}", "open the grown file")
         finally:
-            self.set_online(iqn, True)
+            self.set_initiators(iqn, initiators)
 
     def set_online(self, iqn: str, online: bool) -> None:
-        """An offline target accepts no login and no command."""
+        """An offline target accepts no login, and does not even answer commands."""
         self._ask(TARGET, UPDATE, "change the state", self._tid(iqn), text=f"state={'ready' if online else 'offline'}")
 
     def set_initiators(self, iqn: str, initiators: Sequence[str]) -> None:
@@ -216,8 +219,8 @@ class Tgt:
         asked: set[tuple[int, int]] = set()
         while (target := self.targets()[iqn]).sessions:
             open_now = {connection for session in target.sessions for connection in session.connections}
-            for sid, cid in open_now - asked:
-                self._ask(CONNECTION, DELETE, "close a connection", target.tid, sid=sid, cid=cid, gone_is_good=True)
+            for connection in open_now - asked:
+                self._ask(CONNECTION, DELETE, "close a connection", target.tid, connection=connection)
             asked |= open_now
             if time.monotonic() > end:
                 raise TimedOut(f"{iqn}: sessions did not end within {self.timeout:g} s: {target.sessions}")
@@ -230,7 +233,7 @@ class Tgt:
             raise NotFound(f"tgtd has no target {iqn}", iqn=iqn) from None
 
     def _update_lun(self, iqn: str, changes: str, what: str) -> None:
-        self._ask(DEVICE, UPDATE, f"{what} of {iqn}", self._tid(iqn), lun=LUN, text=f"targetOps {changes},")
+        self._ask(DEVICE, UPDATE, f"{what} of {iqn}", self._tid(iqn), text=f"targetOps {changes},")
 
     def _account(self, operation: int, user: str, target: Target | None = None, text: str = "") -> None:
         tid = target.tid if target else 0
@@ -242,19 +245,16 @@ class Tgt:
         operation: int,
         what: str,
         tid: int = ALL_TARGETS,
-        *,
-        lun: int = 0,
-        sid: int = 0,
-        cid: int = 0,
         text: str = "",
-        gone_is_good: bool = False,
+        connection: tuple[int, int] = (0, 0),
     ) -> str:
         body = text.encode() + b"\0" if text else b""
-        size = REQUEST.size + len(body)
-        head = REQUEST.pack(mode, operation, b"iscsi", size, tid, sid, lun, cid, 0, 0, 0, 0, 0)
+        lun = LUN if mode == DEVICE else 0
+        sid, cid = connection
+        head = REQUEST.pack(mode, operation, b"iscsi", REQUEST.size + len(body), tid, sid, lun, cid, 0, 0, 0, 0, 0)
         error, answer = self._exchange(head + body)
-        gone = gone_is_good and error in (ERRORS.index("no such session"), ERRORS.index("no such connection"))
-        if error and not gone:
+        # A connection that ended by itself is as well closed as one that we closed.
+        if error and not (mode == CONNECTION and ERRORS[error : error + 1] in GONE):
             words = ERRORS[error] if error < len(ERRORS) else f"error {error}"
             raise Failed(f"tgtd could not {what}: {words}", code=error)
         return answer

@@ -127,7 +127,7 @@ class Store:
                 stream.write(render(volume))
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(new, path)
+            new.replace(path)
         except OSError as error:
             raise Failed(f"{path} could not be written: {error.strerror}") from None
 

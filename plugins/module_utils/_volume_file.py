@@ -87,7 +87,8 @@ def check_secret(value: str) -> str:
     """A CHAP secret; the message does not repeat it."""
     if not SECRET.fullmatch(value):
         raise ValueError(
-            "a CHAP secret has 12 to 16 characters (most initiators take no others), of letters, digits and . _ : @ + / , -"
+            "a CHAP secret has 12 to 16 characters (most initiators take no others): "
+            "letters, digits and . _ : @ + / , -"
         )
     return value
 
@@ -113,8 +114,8 @@ def check_size(value: int) -> int:
 
 def inside(path: str, directory: str) -> str:
     """The path, proved to be a plain file (or none) inside the directory, links followed. Raises Refused."""
-    real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    if os.path.commonpath([real, os.path.realpath(directory)]) != os.path.realpath(directory):
+    real, allowed = Path(path).parent.resolve() / Path(path).name, Path(directory).resolve()
+    if allowed not in real.parents:
         raise Refused(f"{path} is {real}, which is not inside {directory}")
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise Refused(f"{path} is not a plain file; links, devices and directories are not used as volumes")
@@ -124,7 +125,7 @@ def inside(path: str, directory: str) -> str:
 def look(path: str) -> dict[str, Any] | None:
     """Size in bytes and our mark (None when there is none) of a file; None when there is no file."""
     try:
-        size = os.stat(path).st_size
+        size = Path(path).stat().st_size
     except FileNotFoundError:
         return None
     try:
@@ -137,7 +138,7 @@ def look(path: str) -> dict[str, Any] | None:
 def source_size(source: str) -> int:
     """The size of a raw image, in bytes. Raises NotFound or Refused."""
     try:
-        with open(source, "rb") as stream:
+        with Path(source).open("rb") as stream:
             if stream.read(4) == b"QFI\xfb":
                 raise Refused(f"{source} is a qcow2 image; make it raw first: qemu-img convert -O raw")
             return os.fstat(stream.fileno()).st_size
@@ -160,7 +161,7 @@ def new_size(name: str, params: Mapping[str, Any]) -> int:
 
 def make(path: str, size: int, mark: dict[str, Any], source: str | None = None) -> None:
     """A sparse file of that size, beginning with the source's content. It gets its name only when it is complete."""
-    part = Path(path).with_name(f".{os.path.basename(path)}.part")
+    part = Path(path).with_name(f".{Path(path).name}.part")
     try:
         part.unlink(missing_ok=True)
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,13 +176,13 @@ def make(path: str, size: int, mark: dict[str, Any], source: str | None = None) 
         set_mark(str(part), mark)
         if os.path.lexists(path):
             raise Refused(f"{path} came into being meanwhile; it is not overwritten")
-        os.rename(part, path)
+        part.rename(path)
     except OSError as error:
         raise Failed(f"{path} could not be made: {error.strerror}", path=path) from None
 
 
 def _copy(source: str, target: int) -> None:
-    with open(source, "rb") as stream:
+    with Path(source).open("rb") as stream:
         origin = stream.fileno()
         position = 0
         while True:
@@ -219,5 +220,5 @@ def set_mark(path: str, mark: dict[str, Any]) -> None:
 
 def grow(path: str, size: int) -> None:
     """Make the file bigger; never smaller, whatever was planned."""
-    if os.stat(path).st_size < size:
+    if Path(path).stat().st_size < size:
         os.truncate(path, size)

@@ -8,8 +8,8 @@ Another kind of SAN is another class with `iqn`, `path`, `saved`, `others`, `fil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Callable
 
 from . import _volume_file as files
@@ -35,7 +35,7 @@ class TgtVolume:
         self.target: Target | None = None
         prefix = asked["iqn_prefix"]
         self.iqn: str = asked["iqn"] or self.saved.get("iqn") or (f"{prefix}:{self.name}" if prefix else "")
-        path = asked["path"] or self.saved.get("path") or os.path.join(asked["directory"], f"{self.name}.img")
+        path = asked["path"] or self.saved.get("path") or Path(asked["directory"], f"{self.name}.img")
         self.path = str(path)
 
     def look(self) -> dict[str, Any] | None:
@@ -165,7 +165,7 @@ class TgtVolume:
             text = f"remove the CHAP user {user} unless another volume has it"
             changes.append((text, lambda: self.tgt.delete_account(user)))
         if self.asked["remove_data"] and self.file is not None:
-            changes.append((f"delete {self.path} and what is in it", lambda: os.unlink(self.path)))
+            changes.append((f"delete {self.path} and what is in it", Path(self.path).unlink))
         if self.saved:
             # The last one: without it a run that was interrupted would no longer know that the rest is ours.
             changes.append((f"remove {conf}", lambda: self.store.forget(self.name)))

@@ -55,7 +55,7 @@ options:
       - The default for a new volume is the size of O(source); without a source it is required.
       - A bigger size grows the volume. tgtd learns a new size only by opening the file again, and for that it closes
         the connections of the volume for some milliseconds. QEMU and open-iscsi log in again by themselves and
-        repeat what was not answered, so a guest sees a short pause. They must then be told to look at the size
+        repeat what was not answered, so a guest sees a pause of about a second. They must then be told to look at the size
         (RV(rescan_needed)).
       - A smaller size is refused.
     type: str
@@ -327,7 +327,9 @@ class IscsiVolume(Resource):
         given = {key: self.params[key] for key in GIVEN if self.params[key] is not None}
         new = {"name": self.name, "iqn": self.volume.iqn, "path": self.volume.path, "lun": LUN, "sessions": []}
         wanted = {**new, **dict.fromkeys(GIVEN), **have, **given, "exported": True, "online": True}
-        wanted["initiators"] = names_after(have.get("initiators", []), self.params["initiators"])
+        # A run that was cut off while access was closed leaves nobody allowed; what was saved is meant then.
+        allowed = have.get("initiators") or self.volume.saved.get("initiators", [])
+        wanted["initiators"] = names_after(allowed, self.params["initiators"])
         wanted["serial"] = wanted["serial"] or rules.serial_of(self.volume.iqn)
         if not wanted["chap_user"]:
             wanted["chap_password"] = None

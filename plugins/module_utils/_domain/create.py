@@ -62,12 +62,12 @@ EMULATED_CPU = "Nehalem"
 
 
 def skeleton(offer: Mapping[str, Any], params: Mapping[str, Any]) -> Element:
-    """A new definition for what the node offers: `virt_types`, `machines` and `arch`. Raises Refused.
+    """A new definition for what the node offers: `virt_types`, `machine_types` and `arch`. Raises Refused.
 
     Of `params` it takes `machine` (default q35 where the node has it) and `virt_type` (default hardware
     virtualisation where the node has it).
     """
-    machine = params["machine"] or ("q35" if "q35" in offer["machines"] else "pc")
+    machine = params["machine"] or ("q35" if "q35" in offer["machine_types"] else "pc")
     # A machine of type q35 has slots for what it is born with only; hot-plug needs free ports.
     ports = PORT * SPARE_SLOTS if machine == "q35" else ""
     root = parse(SKELETON.format(ports=ports))

@@ -104,8 +104,7 @@ class Draft:
 
     def _check_host(self) -> None:
         memory = self.params["memory"]
-        if memory is not None and memory > self.site.offer["memory"]:
-            has = self.site.offer["memory"]
+        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
             raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
 
     def _power_after(self, act: str | None) -> str:

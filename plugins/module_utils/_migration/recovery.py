@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import DroverError, Unreachable
-from .._run import bounded
+from .._libvirt import LOCAL, Node
+from .._peers import ask
 from .copies import Action, Decision
 from .ends import End
 from .rules import decide
@@ -32,18 +33,17 @@ class Nodes:
     """
 
     def __init__(self, uris: Mapping[str, str], here: str) -> None:
-        self.uris = {**uris, here: "qemu:///system"}
+        self.uris = {**uris, here: LOCAL}
         self.here = here
 
     def look(self, uuid: str) -> dict[str, Any]:
         """What each node says of the VM, in the form that the rules take."""
-        calls = {node: self._question(node, uri, uuid) for node, uri in self.uris.items()}
-        answers = bounded(calls, LOOK_SECONDS)
-        return {node: self._said(node, uuid, answer) for node, answer in answers.items()}
 
-    @staticmethod
-    def _question(node: str, uri: str, uuid: str) -> Callable[[], Any]:
-        return lambda: End(node, uri).look(uuid)
+        def question(node: Node) -> Any:
+            return End(node).look(uuid)
+
+        answers = ask(self.uris, question, LOOK_SECONDS, readonly=False)
+        return {node: self._said(node, uuid, answer) for node, answer in answers.items()}
 
     def _said(self, node: str, uuid: str, answer: Any) -> Any:
         if not isinstance(answer, Unreachable):
@@ -54,10 +54,10 @@ class Nodes:
 
     def act(self, uuid: str, action: Action) -> None:
         """Carry out one action of a decision. Raises Unreachable with the words of the node."""
-        node = action.node
+        name = action.node
 
-        def call() -> None:
-            end = End(node, self.uris[node])
+        def call(node: Node) -> None:
+            end = End(node)
             verbs: dict[str, Callable[[], Any]] = {
                 "destroy": lambda: end.destroy(uuid),
                 "undefine": lambda: end.undefine(uuid),
@@ -68,7 +68,7 @@ class Nodes:
             }
             verbs[action.verb]()
 
-        answer = bounded({node: call}, ACT_SECONDS)[node]
+        answer = ask({name: self.uris[name]}, call, ACT_SECONDS, readonly=False)[name]
         if isinstance(answer, Unreachable):
             raise answer
 

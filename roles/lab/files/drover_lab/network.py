@@ -126,13 +126,16 @@ class Network:
         if not self._answers("vswitchd.ctl"):
             self._start_switch()
             changed = True
-        before = self.vsctl("list-ports", "core") if not changed else ""
+        before = self._ports()
         words: list[str] = []
         for switch in self.topology.switches.values():
             if switch.kind == "openvswitch":
                 words += switch_arguments(self.topology, switch)
         self.vsctl(*words[1:])
-        return changed or before != self.vsctl("list-ports", "core")
+        return changed or before != self._ports()
+
+    def _ports(self) -> list[str]:
+        return sorted(self.vsctl("--bare", "--columns=name", "list", "Interface").split())
 
     def _answers(self, socket: str) -> bool:
         if not (self.folder / socket).exists():

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 import threading
@@ -102,8 +101,8 @@ def test_one_more_mebibyte_is_seen(mib):
 def daemon(monkeypatch, *answers):
     """A socket that gives these answers one after the other, and keeps what it was asked."""
     with tempfile.TemporaryDirectory(dir="/tmp") as base, socket.socket(socket.AF_UNIX) as server:
-        monkeypatch.setenv("TGT_IPC_SOCKET", os.path.join(base, "s"))
-        server.bind(os.path.join(base, "s.0"))
+        monkeypatch.setenv("TGT_IPC_SOCKET", f"{base}/s")
+        server.bind(f"{base}/s.0")
         server.listen()
         asked = []
 

@@ -96,7 +96,7 @@ class San:
         return f"iscsi://{login}127.0.0.1:{self.port}/{PREFIX}:{name}/1"
 
     def ask(self, *argv):
-        return subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
 
     def log_in(self, name="a", login="", initiator="iqn.2026-11.test.vm:one"):
         """An initiator that reads as long as the test lasts."""
@@ -494,6 +494,13 @@ def _cut_after(number):
         run(step)
 
     return cut
+
+
+def test_access_that_was_closed_by_a_cut_off_run_is_opened_again(san):
+    made = san.make()
+    Tgt().set_initiators(IQN, [])
+    assert done(san(name="a"))["volume"] == made["volume"]
+    assert Tgt().targets()[IQN].initiators == ["127.0.0.1"]
 
 
 def test_a_growth_that_was_cut_off_is_finished(san):
