@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from traceback import format_exc
 from typing import Any, Callable, ClassVar, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ._errors import DroverError, Invalid, NotConverged, TimedOut
+from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
 from ._fields import Field, argument_spec, hidden, normalise, secret_names
 
 State = Optional[dict[str, Any]]
@@ -127,8 +128,10 @@ class Plan:
                     f"{self.resource.name} did not converge: after all steps there is still to do: {'; '.join(texts)}",
                     left=texts,
                 )
-        except DroverError as error:
-            self.error = error
+        except Exception as error:
+            # A fault of ours in one item must not hide what was done with the others.
+            name = f"{self.resource.name}: {type(error).__name__}: {error}"
+            self.error = error if isinstance(error, DroverError) else Failed(name, trace=format_exc())
             self.after = None
             with suppress(DroverError):
                 self.after = self.resource.read()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, NotFound, TimedOut
+from ._files import replace_file
 from ._target_tgt import LUN, NOBODY
 
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
@@ -117,19 +118,7 @@ class Store:
 
     def save(self, volume: Mapping[str, Any]) -> None:
         """Write the volume's file: all of it or nothing, and readable by root only from its first byte."""
-        path = self.path(volume["name"])
-        # The name must not end in .conf: tgt-admin would read it.
-        new = path.with_suffix(".new")
-        try:
-            new.unlink(missing_ok=True)
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(render(volume))
-                stream.flush()
-                os.fsync(stream.fileno())
-            new.replace(path)
-        except OSError as error:
-            raise Failed(f"{path} could not be written: {error.strerror}") from None
+        replace_file(self.path(volume["name"]), render(volume).encode())
 
     def forget(self, name: str) -> None:
         """Remove the volume's file."""

@@ -73,12 +73,13 @@ actions:
 """
 
 import json
-import os
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._files import replace_file
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FACT = "/etc/ansible/facts.d/drover.fact"
@@ -125,14 +126,9 @@ class Cordon(Resource):
 
     @staticmethod
     def _write(cordon: State) -> None:
-        os.makedirs(os.path.dirname(FACT), mode=0o755, exist_ok=True)
-        new = FACT + ".new"
-        with open(new, "w", encoding="utf-8") as stream:
-            json.dump({"cordon": cordon}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(new, 0o644)
-        os.replace(new, FACT)
+        path = Path(FACT)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"cordon": cordon}).encode(), mode=0o644)
 
 
 def main() -> None:

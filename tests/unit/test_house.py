@@ -26,7 +26,7 @@ LAYERS = [
     {"_domain"},
     {"_disks", "_cluster", "_bridge", "_volume", "_peers"},
     {"_resource", "client"},
-    {"_fields", "_run", "_hypervisor"},
+    {"_fields", "_files", "_run", "_hypervisor"},
     {"_errors"},
 ]
 FAMILIES = ("_volume", "_target_tgt")  # Several files, one unit.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import NotFound
+from .._files import replace_file
 
 DIRECTORY = Path("/run/drover")
 UNIT = "drover-migrate-{uuid}"
@@ -70,10 +71,7 @@ def state_path(uuid: str, directory: Path = DIRECTORY) -> Path:
 def write(path: Path, data: Mapping[str, Any]) -> None:
     """Replace the file as a whole, so that a reader never sees half of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}.new")
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(data), encoding="utf-8")
-    new.replace(path)
+    replace_file(path, json.dumps(data).encode())
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _hypervisor, _libvirt, _peers, _run, _xml
+from .. import _errors, _fields, _files, _hypervisor, _libvirt, _peers, _run, _xml
 from .._domain import metadata
 from .._errors import TimedOut
 from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
@@ -26,6 +26,7 @@ PARTS = {
     "": {
         "_errors": _errors,
         "_fields": _fields,
+        "_files": _files,
         "_hypervisor": _hypervisor,
         "_libvirt": _libvirt,
         "_peers": _peers,
@@ -74,10 +75,7 @@ def install(directory: Path = DIRECTORY) -> Path:
     path = directory / f"migrate-{hashlib.sha256(data).hexdigest()[:16]}.pyz"
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_bytes(data)
-        new.chmod(0o600)
-        new.replace(path)
+        _files.replace_file(path, data)
     return path
 
 
