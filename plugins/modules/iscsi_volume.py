@@ -55,8 +55,8 @@ options:
       - The default for a new volume is the size of O(source); without a source it is required.
       - A bigger size grows the volume. tgtd learns a new size only by opening the file again, and for that it closes
         the connections of the volume for some milliseconds. QEMU and open-iscsi log in again by themselves and
-        repeat what was not answered, so a guest sees a pause of about a second. They must then be told to look at the size
-        (RV(rescan_needed)).
+        repeat what was not answered, so a guest sees a pause of about a second. They must then be told to look at the
+        size (RV(rescan_needed)).
       - A smaller size is refused.
     type: str
   directory: &directory
