@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Callable
 from urllib.parse import urlsplit
 
@@ -43,6 +44,8 @@ READERS = 10
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
+STATS_STATE = 1  # VIR_DOMAIN_STATS_STATE
+TRANSIENT, MANAGED_SAVE, AUTOSTART = 8, 256, 1024  # VIR_CONNECT_LIST_DOMAINS_*
 
 
 def affect(live: bool, config: bool) -> int:
@@ -201,20 +204,22 @@ class Node:
     # ---- domains: read
 
     def domains(self, names: Iterable[str] | None = None, brief: bool = False) -> dict[str, Domain]:
-        """VMs by name: all, or those of `names` that exist. Four calls for the lists, the XML in parallel.
+        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: four lists, then the XML.
 
         `brief` saves a round trip for each running VM: no job, and `xml` of a running VM is the live one.
         Definitions carry their secrets (a VNC password) unless the connection is read-only.
         """
         wanted = None if names is None else set(names)
         with translated(f"list the VMs of {self.name}"):
-            stats = self.connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
-            flags = [libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART]
-            flags.append(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
-            lists = [{found.name() for found in self.connection.listAllDomains(flag)} for flag in flags]
+            calls: list[Callable[[], Any]] = [partial(self.connection.getAllDomainStats, STATS_STATE, 0)]
+            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE)]
+            stats, *lists = self._parallel(lambda call: call(), calls)
         found = [(dom, stat) for dom, stat in stats if wanted is None or dom.name() in wanted]
         domains = self._parallel(lambda item: self._domain(item[0], item[1], lists, brief), found)
         return {domain.name: domain for domain in domains if domain is not None}
+
+    def _names_listed(self, flag: int) -> set[str]:
+        return {found.name() for found in self.connection.listAllDomains(flag)}
 
     def domain(self, name: str) -> Domain | None:
         """One VM, or None."""
