@@ -96,7 +96,7 @@ options:
     type: str
   chap_password: &chap_password
     description:
-      - The CHAP secret, 12 to 16 letters, digits and C(. _ : @ + / , -).
+      - "The CHAP secret, 12 to 16 letters, digits and C(. _ : @ + / , -)."
       - It never is an argument of a command. It goes through tgtd's socket, and is kept in the volume's file in
         O(config_directory) with mode 0600.
       - tgtd does not tell an account's secret; the module compares with what it wrote itself. A secret that somebody
