@@ -27,7 +27,7 @@ lint: ## ruff, yamllint, shellcheck, ansible-lint, antsibull-changelog
 	$(TOOL) yamllint --strict .
 	$(TOOL) shellcheck $(SCRIPTS)
 	$(TOOL) antsibull-changelog lint
-	$(TOOL) ansible-lint
+	$(TOOL) ansible-lint --nocolor
 
 types: ## mypy on plugins, roles' programs and tests
 	$(TOOL) mypy -p ansible_collections.drover.kvm
