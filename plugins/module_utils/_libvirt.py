@@ -500,14 +500,13 @@ class Node:
         """
         with translated(f"read the capabilities of {self.name}"):
             conn = self.connection
-            info = conn.getInfo()
             return {
                 **host_facts(conn.getCapabilities(), self._domain_capabilities()),
                 "hostname": conn.getHostname(),
                 "libvirt_version": version(conn.getLibVersion()),
                 "qemu_version": self._qemu_version(),
-                "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
-                "threads": info[2],
+                "memory": self._memory(),
+                "threads": conn.getInfo()[2],
             }
 
     def _qemu_version(self) -> str | None:
@@ -516,12 +515,13 @@ class Node:
         except libvirt.libvirtError:  # libvirt is there and QEMU is not
             return None
 
-    def _free_memory(self) -> int:
+    def _memory(self) -> dict[str, int]:
         try:
             stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
         except libvirt.libvirtError:  # the test driver has none
-            return int(self.connection.getFreeMemory())
-        return int(sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))) * 1024
+            return {"total": self.connection.getInfo()[1] * 2**20, "free": self.connection.getFreeMemory()}
+        free = sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))
+        return {"total": stats["total"] * 1024, "free": free * 1024}
 
     def _domain_capabilities(self) -> str | None:
         try:
