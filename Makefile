@@ -59,7 +59,7 @@ units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
 
 BUILD := $(CURDIR)/build
 TARBALL := $(BUILD)/drover-kvm-$(shell awk '/^version:/ { print $$2 }' galaxy.yml).tar.gz
-INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections DROVER_COLLECTIONS=$(BUILD)/collections
+INSTALLED := env ANSIBLE_COLLECTIONS_PATH=$(BUILD)/collections
 
 tarball:
 	$(TOOL) ansible-galaxy collection build --force --output-path $(BUILD)
@@ -77,7 +77,8 @@ install: tarball ## The tarball and what it depends on, installed into build/col
 if_any = @if compgen -G '$(1)' >/dev/null; then echo '$(2)'; $(2); else echo 'nothing to run: no $(1)'; fi
 
 # Stories come from the checkout; the playbooks that they run are those of the installed collection.
-STORIES := $(TOOL) env DROVER_COLLECTIONS=$(BUILD)/collections
+STORIES := DROVER_COLLECTIONS=$(BUILD)/collections $(TOOL)
+STORY_LAB := $${DROVER_LAB_NAME:-drover-test}
 
 LAB := $(TOOL) $(INSTALLED) ansible-playbook -i localhost, drover.kvm.lab
 
@@ -88,10 +89,10 @@ lab-down: install ## Take the lab away
 	$(LAB) -e lab_state=absent $(ARGS)
 
 demo: install ## From bare servers to a drained node, in the lab
-	$(STORIES) python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
+	$(STORIES) env -C ../../.. python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
-	$(call if_any,tests/lab/test_*.py,$(STORIES) pytest tests/lab $(ARGS))
+	$(call if_any,tests/lab/test_*.py,$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true; $(STORIES) pytest tests/lab $(ARGS))
 
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(TOOL) $(INSTALLED) molecule test --all)

@@ -362,7 +362,7 @@ actions:
   returned: always
   type: list
   elements: str
-  sample: ["define it: 4 vCPUs, 4GiB, 1 disks, 1 NICs", "start it"]
+  sample: ["define web1: 4 vCPUs, 4GiB, 1 disks, 1 NICs", "start web1"]
 pending_restart:
   description:
     - What the running machine does not have yet of its definition. It gets that when it is powered off and on; a reboot
@@ -514,10 +514,10 @@ class Vm(Resource):
     def _power_off(self) -> list[Step]:
         node, name = self.site.node, self.name
         if self.act == "destroy":
-            return [Step("cut its power", partial(node.destroy, name), self._is_off)]
+            return [Step(f"cut the power of {name}", partial(node.destroy, name), self._is_off)]
         if self.act in ("shutdown", "wait"):
             ask = partial(node.shutdown, name) if self.act == "shutdown" else lambda: None
-            return [Step("shut it down", ask, self._is_off, self.params["shutdown_timeout"])]
+            return [Step(f"shut {name} down", ask, self._is_off, self.params["shutdown_timeout"])]
         return []
 
     def _is_off(self) -> bool | str:
@@ -527,7 +527,7 @@ class Vm(Resource):
     def _removal(self) -> list[Step]:
         steps = []
         if self.domain is not None and self.domain.persistent:
-            steps.append(Step("remove its definition", partial(self.site.node.undefine, self.name)))
+            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
         return steps + [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
 
     def _files(self) -> list[str]:
@@ -550,7 +550,7 @@ class Vm(Resource):
         if self.draft.redefined:
             steps.append(Step(self.draft.words(), partial(node.define, text_of(self.draft.after))))
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
-            words = f"{'start' if wanted['autostart'] else 'do not start'} it with the node"
+            words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))
         return steps
 
@@ -559,12 +559,12 @@ class Vm(Resource):
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         if self.draft.record:
             call = partial(node.set_metadata, name, metadata.PREFIX, metadata.NAMESPACE, self.draft.record, True, False)
-            steps.append(Step("change the tags of the running VM", call))
+            steps.append(Step(f"change the tags of {name} as it runs", call))
         return steps
 
     def _start(self, uuid: str) -> Step:
-        words = "start it (from its saved memory)" if self.domain and self.domain.has_managed_save else "start it"
-        return Step(words, partial(self._really_start, uuid))
+        saved = " from its saved memory" if self.domain and self.domain.has_managed_save else ""
+        return Step(f"start {self.name}{saved}", partial(self._really_start, uuid))
 
     def _really_start(self, uuid: str) -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .._errors import DroverError, Invalid
-from .._fields import normalise
+from .._fields import Field, normalise
 from .._identity import initiator_iqn, target_number, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
 from .hardware import check_seconds
@@ -137,13 +137,29 @@ def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
             for inner in set(item) - set(known):
                 raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; there are {', '.join(known)}")
     try:
-        return normalise(FIELDS, sheet)
+        return normalise(FIELDS, _typed(FIELDS, sheet))
     except DroverError as error:
-        raise Invalid(
-            f"{name}: vm_{error.message}" if error.details.get("option") != "name" else error.message
-        ) from None
-    except (TypeError, AttributeError):
-        raise Invalid(f"{name}: a variable vm_* has the wrong type: {dict(sheet)}") from None
+        where = "" if error.details.get("option") == "name" else "vm_"
+        raise Invalid(f"{name}: {where}{error.message}", option=error.details.get("option")) from None
+
+
+def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values in the types of their fields, as Ansible itself would convert them. Raises Invalid."""
+    result = dict(values)
+    for field in fields:
+        value = values.get(field.name)
+        if field.type == "int" and value is not None:
+            if isinstance(value, bool) or not str(value).strip().lstrip("-").isdecimal():
+                raise Invalid(f"{path}{field.name}: {value!r} is not a whole number", option=path + field.name)
+            result[field.name] = int(value)
+        elif field.type in ("str", "path") and value is not None:
+            if isinstance(value, (Mapping, list, tuple)):
+                raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
+            result[field.name] = str(value)
+        elif field.fields and value is not None:
+            places = enumerate(value)
+            result[field.name] = [_typed(field.fields, item, f"{path}{field.name}[{n}].") for n, item in places]
+    return result
 
 
 def _volume(

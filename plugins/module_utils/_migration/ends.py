@@ -132,7 +132,8 @@ class End:
     def autostart(self, uuid: str) -> bool:
         """Whether the node starts it at boot."""
         with translated(f"reading autostart on {self.node}"):
-            return bool(self._domain(uuid).autostart())
+            domain = self._domain(uuid)
+            return bool(domain.isPersistent() and domain.autostart())
 
     def set_autostart(self, uuid: str, on: bool) -> None:
         """Switch autostart on or off."""

@@ -87,13 +87,13 @@ def lab(tmp_path, monkeypatch, capsys):
 def test_a_vm_from_nothing_to_nothing(lab):
     result = lab.both(**WEB, state="running", autostart=True, tags=["web"], description="the shop")
     assert result["changed"] and result["actions"] == [
-        "define it: 2 vCPUs, 64MiB, 1 disks, 1 NICs", "start it with the node", "start it",
+        "define web1: 2 vCPUs, 64MiB, 1 disks, 1 NICs", "start web1 with the node", "start web1",
     ]  # fmt: skip
     made = result["vm"]
     assert made["uuid"] == vm_uuid("web1") and made["nics"][0]["mac"] == vm_mac("web1", 0)
     assert made["state"] == "running" and made["autostart"] is True and result["pending_restart"] == []
     assert "stop it first" in lab.run(name="web1", state="absent")["msg"]
-    assert lab.both(name="web1", state="stopped", force=True)["actions"] == ["cut its power"]
+    assert lab.both(name="web1", state="stopped", force=True)["actions"] == ["cut the power of web1"]
     assert lab.both(name="web1", state="absent")["vm"] is None
     assert lab.node.domains() == {}
 
@@ -101,8 +101,8 @@ def test_a_vm_from_nothing_to_nothing(lab):
 def test_a_running_vm_says_what_waits_for_its_next_start_on_every_run(lab):
     lab.run(**WEB, state="running")
     result = lab.both(name="web1", memory="128MiB", vcpus=4)
-    assert "(the guest has it from its next start)" in result["actions"][0]
     waits = ["memory 64MiB -> 128MiB", "vcpus 2 -> 4"]
+    assert result["actions"] == ["change web1: " + ", ".join(f"{one} (from its next start)" for one in waits)]
     assert result["pending_restart"] == waits
     assert lab.run(name="web1")["pending_restart"] == waits
     lab.run(name="web1", state="stopped", force=True)
@@ -123,16 +123,17 @@ def test_tags_of_a_running_vm_change_at_once(lab):
     lab.run(**WEB, state="running", tags=["web", "prod"])
     result = lab.both(name="web1", tags={"add": ["gold"], "remove": ["prod"]})
     assert result["vm"]["tags"] == ["gold", "web"] and result["pending_restart"] == []
-    assert "change the tags of the running VM" in result["actions"]
+    assert "change the tags of web1 as it runs" in result["actions"]
 
 
 def test_shutting_down_waits(lab):
     lab.run(**WEB, state="running")
-    assert lab.both(name="web1", state="stopped")["actions"] == ["shut it down"]
+    assert lab.both(name="web1", state="stopped")["actions"] == ["shut web1 down"]
     lab.node.start("web1")
     lab.node.shutdown = lambda name, mode=None: None
     result = lab.run(name="web1", state="stopped", shutdown_timeout=1)
     assert result["failed"] and result["error"] == "TimedOut" and "last seen: running" in result["msg"]
+    assert result["vm"]["state"] == "running"
 
 
 def test_many_at_once_inherit_and_are_refused_together(lab):
@@ -253,7 +254,7 @@ def test_removal_undefines_first_and_spares_what_is_not_ours(lab, tmp_path):
     media = {"type": "file", "device": "cdrom", "path": str(foreign)}
     lab.both(**{**WEB, "disks": [{"type": "file", "format": "raw", "size": "1MiB"}, media]})
     result = lab.both(name="web1", state="absent", remove_disks=True)
-    assert result["actions"] == ["remove its definition", f"delete {mine}"]
+    assert result["actions"] == ["undefine web1", f"delete {mine}"]
     assert foreign.exists() and not mine.exists()
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._migration import recovery, unit
 from ansible_collections.drover.kvm.plugins.module_utils._migration.recovery import Limits, Recovery, qemu_alive
 
@@ -38,8 +38,10 @@ class Cluster:
             self.script.pop(0)(self)
         return {node: dict(one) if isinstance(one, dict) else one for node, one in self.said.items()}
 
-    def act(self, uuid, action):
+    def act(self, uuid, action, expected):
         self.before(action)
+        if expected is not None and recovery.standing(expected) != recovery.standing(self.said[action.node]):
+            raise Failed("the VM is not as it was when this was decided")
         self.log.append(f"{action.verb} {action.node}")
         one = self.said[action.node]
         if not isinstance(one, dict) or one["state"] == "unreachable":
@@ -201,3 +203,16 @@ def test_the_program_is_installed_once_for_root_alone(tmp_path):
 
 def test_all_verbs_of_the_rules_are_known():
     assert recovery.VERBS | {"wait", "report"} >= {"destroy", "undefine", "resume", "set_autostart", "clear_marker"}
+
+
+def test_what_another_recovery_resumed_meanwhile_is_not_stopped():
+    cluster = Cluster(hv1=copy_of("paused", "migrating"), hv2=copy_of("paused", "user"))
+
+    def resumed(action):
+        cluster.before = lambda later: None
+        cluster.said["hv1"] = copy_of("running", "unpaused")
+
+    cluster.before = resumed
+    result = recover(cluster)
+    assert cluster.log[0] == "destroy hv2" and "destroy hv1" not in cluster.log
+    assert result.complete and result.decision.where == "hv1"
