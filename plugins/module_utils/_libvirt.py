@@ -496,7 +496,8 @@ class Node:
     def host(self) -> dict[str, Any]:
         """What libvirt says of the machine: names, versions, `memory` in bytes, `threads`, and `host_facts`.
 
-        Free memory is what no process uses; caches, which the kernel gives back, count as free.
+        Free memory is what no process uses; caches, which the kernel gives back, count as free. libvirt refuses this
+        on a read-only connection.
         """
         with translated(f"read the capabilities of {self.name}"):
             conn = self.connection
@@ -526,7 +527,9 @@ class Node:
     def _domain_capabilities(self) -> str | None:
         try:
             return str(self.connection.getDomainCapabilities(None, None, None, None, 0))
-        except libvirt.libvirtError:  # no QEMU here, or a driver that has none
+        except libvirt.libvirtError as error:  # no QEMU here, or a driver that has none
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_DENIED:
+                raise
             return None
 
     def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:

@@ -174,7 +174,7 @@ def daemon():
 
 @needs_daemon
 def test_the_facts_of_a_real_host(daemon):
-    with connect(daemon.uri(), readonly=True, name="hv1") as node:
+    with connect(daemon.uri(), name="hv1") as node:
         host = node.host()
         assert host["uuid"] == "00000000-0000-4000-8000-0000000000a1" and host["arch"]
         assert 0 < host["memory"]["free"] < host["memory"]["total"] and host["threads"] > 0
