@@ -496,18 +496,18 @@ class Node:
     def host(self) -> dict[str, Any]:
         """What libvirt says of the machine: names, versions, `memory` in bytes, `threads`, and `host_facts`.
 
-        Free memory is what no process uses; caches, which the kernel gives back, count as free.
+        Free memory is what no process uses; caches, which the kernel gives back, count as free. libvirt refuses this
+        on a read-only connection.
         """
         with translated(f"read the capabilities of {self.name}"):
             conn = self.connection
-            info = conn.getInfo()
             return {
                 **host_facts(conn.getCapabilities(), self._domain_capabilities()),
                 "hostname": conn.getHostname(),
                 "libvirt_version": version(conn.getLibVersion()),
                 "qemu_version": self._qemu_version(),
-                "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
-                "threads": info[2],
+                "memory": self._memory(),
+                "threads": conn.getInfo()[2],
             }
 
     def _qemu_version(self) -> str | None:
@@ -516,17 +516,20 @@ class Node:
         except libvirt.libvirtError:  # libvirt is there and QEMU is not
             return None
 
-    def _free_memory(self) -> int:
+    def _memory(self) -> dict[str, int]:
         try:
             stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
         except libvirt.libvirtError:  # the test driver has none
-            return int(self.connection.getFreeMemory())
-        return int(sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))) * 1024
+            return {"total": self.connection.getInfo()[1] * 2**20, "free": self.connection.getFreeMemory()}
+        free = sum(stats.get(name, 0) for name in ("free", "buffers", "cached"))
+        return {"total": stats["total"] * 1024, "free": free * 1024}
 
     def _domain_capabilities(self) -> str | None:
         try:
             return str(self.connection.getDomainCapabilities(None, None, None, None, 0))
-        except libvirt.libvirtError:  # no QEMU here, or a driver that has none
+        except libvirt.libvirtError as error:  # no QEMU here, or a driver that has none
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_DENIED:
+                raise
             return None
 
     def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:

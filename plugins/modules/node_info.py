@@ -212,8 +212,8 @@ FIELDS = (
 
 
 def opened(params: Mapping[str, Any]) -> AbstractContextManager[Node]:
-    """A read-only connection."""
-    return connect(params["uri"], readonly=True)
+    """A connection that may also ask for QEMU's capabilities and compare CPUs; libvirt lets no reader do that."""
+    return connect(params["uri"])
 
 
 def pool_facts(pool: Pool) -> dict[str, Any]:

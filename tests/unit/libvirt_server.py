@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+COLLECTIONS = Path(__file__).resolve().parents[5]
 OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run")
 SOCKETS = """
 unix_sock_dir = "{folder}"

@@ -1,0 +1,228 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The client of libvirt: on its test driver, on sockets that never answer, and on a private libvirtd that is frozen."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils import _libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._run import bounded
+from ansible_collections.drover.kvm.tests.unit import libvirt_server
+
+pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
+needs_daemon = pytest.mark.skipif(bool(libvirt_server.missing()), reason=str(libvirt_server.missing()))
+VM = "<domain type='test'><name>{}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+# What libvirt-python answers from its own memory.
+LOCAL = {"virDomainGetName", "virDomainGetUUIDString", "virDomainGetID", "virDomainFree"}
+
+
+@pytest.fixture
+def node(tmp_path):
+    path = tmp_path / "node.xml"
+    path.write_text("<node/>", encoding="utf-8")
+    with connect(f"test://{path}") as node:
+        yield node
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often each function of the C library is called that would be a call to the daemon."""
+    module = sys.modules["libvirtmod"]
+    counted: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def wrapped(name, function):
+        def call(*args):
+            with lock:
+                counted[name] += 1
+            return function(*args)
+
+        return call
+
+    for name in [name for name in dir(module) if name.startswith("vir") and name not in LOCAL]:
+        monkeypatch.setattr(module, name, wrapped(name, getattr(module, name)))
+    return counted
+
+
+def test_reading_many_vms_takes_four_lists_and_one_xml_each(node, calls):
+    for number in range(50):
+        node.define(VM.format(f"vm{number}"))
+    calls.clear()
+    assert len(node.domains(brief=True)) == 50
+    assert calls == {"virConnectGetAllDomainStats": 1, "virConnectListAllDomains": 3, "virDomainGetXMLDesc": 50}
+    calls.clear()
+    assert set(node.domains(["vm1", "vm2", "nobody"])) == {"vm1", "vm2"}
+    assert calls["virDomainGetXMLDesc"] == 2
+
+
+def test_a_vm_through_its_life(node):
+    node.define(VM.format("web1"))
+    assert node.domain("web1").state == "stopped" and not node.domain("web1").active
+    node.set_autostart("web1", True)
+    node.start("web1")
+    running = node.domains()["web1"]
+    assert (running.state, running.autostart, running.persistent) == ("running", True, True)
+    assert running.live_xml is not None and node.domain("web1") == running
+    node.suspend("web1")
+    assert (node.domain("web1").state, node.domain("web1").reason) == ("paused", "user")
+    node.resume("web1")
+    node.destroy("web1")
+    assert (node.domain("web1").state, node.domain("web1").reason) == ("stopped", "destroyed")
+    node.undefine("web1")
+    assert node.domain("web1") is None and node.domains() == {}
+
+
+def test_metadata_of_the_definition_and_of_the_running_vm(node):
+    node.define(VM.format("web1"))
+    node.start("web1")
+    node.set_metadata("web1", "drover", "urn:drover:test", "<mark id='1'/>", live=True, config=False)
+    assert node.metadata("web1", "urn:drover:test") is None
+    assert "mark" in node.metadata("web1", "urn:drover:test", live=True)
+    node.set_metadata("web1", "drover", "urn:drover:test", None, live=True, config=False)
+    assert node.metadata("web1", "urn:drover:test", live=True) is None
+
+
+def test_sizes_are_bytes(node):
+    node.define(VM.format("web1"))
+    node.set_memory("web1", 32 * 2**20, live=False, config=True)
+    assert "<currentMemory unit='KiB'>32768</currentMemory>" in node.domain("web1").xml
+
+
+def test_errors_name_the_vm_the_act_and_the_code(node, capfd):
+    with pytest.raises(NotFound, match="start VM nobody on .*not found") as caught:
+        node.start("nobody")
+    assert caught.value.details["code"] == "NO_DOMAIN" and caught.value.details["domain"] == "nobody"
+    with pytest.raises(Failed) as refused:
+        node.define("<domain/>")
+    assert refused.value.details["code"] in {"XML_ERROR", "XML_INVALID_SCHEMA", "OS_TYPE", "INTERNAL_ERROR"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_vm_that_is_gone_while_the_list_is_read_is_left_out(node, monkeypatch):
+    node.define(VM.format("web1"))
+    node.define(VM.format("web2"))
+    gone = node.connection.lookupByName("web2")
+    real = libvirt.virDomain.XMLDesc
+
+    def vanishing(self, flags=0):
+        if self.name() == "web2" and gone.isPersistent():
+            gone.undefine()
+        return real(self, flags)
+
+    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", vanishing)
+    monkeypatch.setattr(libvirt.virDomain, "isPersistent", lambda self: self.name() in node_names(node))
+    assert set(node.domains(brief=True)) == {"web1"}
+
+
+def node_names(node):
+    return {found.name() for found in node.connection.listAllDomains(0)}
+
+
+def test_a_daemon_that_hangs_is_reported_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(_libvirt, "OPEN_SECONDS", 1.0)
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(tmp_path / "frozen"))
+        frozen.listen(8)
+        start = time.monotonic()
+        with (
+            pytest.raises(Unreachable, match="hypervisor hv1 does not answer"),
+            connect(f"qemu+unix:///system?socket={tmp_path}/frozen", name="hv1"),
+        ):
+            pytest.fail("there is nobody to talk to")
+        assert time.monotonic() - start < 8
+
+
+def test_no_daemon_is_reported_at_once(tmp_path):
+    uri = f"qemu+unix:///system?socket={tmp_path}/nobody"
+    with pytest.raises(Unreachable, match="hypervisor hv1 can't be reached.*No such file"), connect(uri, name="hv1"):
+        pytest.fail("there is nobody to talk to")
+
+
+def test_a_missing_library_names_the_package(monkeypatch):
+    monkeypatch.setattr(_libvirt, "libvirt", None)
+    with pytest.raises(NotFound, match="install the package python3-libvirt"), connect("test:///default"):
+        pytest.fail("there is no library")
+
+
+def test_children_may_open_connections_while_this_process_has_one(node):
+    """The event loop stands still during a fork, so no child waits for a lock that nobody will give back."""
+
+    def names() -> list[str]:
+        with connect("test:///default", probe=False) as other:
+            return sorted(other.domains())
+
+    for _round in range(30):
+        assert bounded({"a": names, "b": names}, 20) == {"a": ["test"], "b": ["test"]}
+        node.domains()
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    with libvirt_server.private_libvirtd() as running:
+        yield running
+
+
+@needs_daemon
+def test_the_facts_of_a_real_host(daemon):
+    with connect(daemon.uri(), name="hv1") as node:
+        host = node.host()
+        assert host["uuid"] == "00000000-0000-4000-8000-0000000000a1" and host["arch"]
+        assert 0 < host["memory"]["free"] < host["memory"]["total"] and host["threads"] > 0
+        assert node.domains() == {} and node.pools() == {} and node.domain("nobody") is None
+
+
+@needs_daemon
+def test_a_pool_on_a_real_folder_keeps_its_files(daemon, tmp_path):
+    folder = tmp_path / "media"
+    with connect(daemon.uri(), name="hv1") as node:
+        node.define_pool(f"<pool type='dir'><name>media</name><target><path>{folder}</path></target></pool>")
+        node.build_pool("media")
+        node.start_pool("media")
+        (folder / "a.iso").write_bytes(b"x" * 1000)
+        found = node.pool("media")
+        assert (found.state, found.type, found.path) == ("active", "dir", str(folder)) and found.available > 0
+        node.stop_pool("media")
+        node.build_pool("media")
+        node.undefine_pool("media")
+        assert node.pool("media") is None and (folder / "a.iso").stat().st_size == 1000
+
+
+@needs_daemon
+def test_a_daemon_that_freezes_later_does_not_hold_the_program(daemon, tmp_path):
+    """Keepalive ends the call, and closing the connection, which is a call too, does not hold up the end."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "from ansible_collections.drover.kvm.plugins.module_utils import _libvirt\n"
+        "_libvirt.KEEPALIVE = (1, 2)\n"
+        f"with _libvirt.connect({daemon.uri()!r}, name='hv1') as node:\n"
+        "    print('open', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    try:\n"
+        "        node.secrets()\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error, flush=True)\n",
+        encoding="utf-8",
+    )
+    root = str(libvirt_server.COLLECTIONS)
+    command = [sys.executable, str(program)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin"}, **pipes) as process:
+        assert process.stdout.readline() == "open\n"
+        daemon.freeze()
+        start = time.monotonic()
+        try:
+            words, _nothing = process.communicate("go\n", timeout=60)
+        finally:
+            daemon.thaw()
+    assert words.startswith("Unreachable ") and time.monotonic() - start < 30
