@@ -157,6 +157,10 @@ downtime_ms:
   description: How long the VM stood still, from the source's stop to the destination's resume, in milliseconds.
   returned: with O(state=migrated)
   type: float
+proof_ms:
+  description: How much of that went by from the destination being ready to the proof that it may run, in milliseconds.
+  returned: with O(state=migrated)
+  type: float
 open:
   description: For each VM that needs a person or a node that is silent, why.
   returned: with O(state=recovered)

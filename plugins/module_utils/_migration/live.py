@@ -61,8 +61,8 @@ class LiveMove:
         self.order, self.source, self.target, self.journal = order, source, target, journal
         self.marker: dict[str, Any] = {}
         self.error: DroverError | None = None
-        self.returned = self.finished = self.source_dead = self.resumed = False
-        self.stopped_at = self.resumed_at = 0.0
+        self.returned = self.finished = self.source_dead = self.resumed = self.early = False
+        self.stopped_at = self.finished_at = self.resumed_at = 0.0
         self._ear, self._mouth = os.pipe()
 
     def run(self) -> dict[str, Any]:
@@ -77,8 +77,12 @@ class LiveMove:
             raise self.error
         self.prove()
         self.complete()
-        downtime = round((self.resumed_at - self.stopped_at) * 1000, 1) if self.stopped_at and self.resumed_at else None
-        return {"downtime_ms": downtime, "resumed_early": self.resumed and self.source_dead}
+        measured = {"downtime_ms": self.until_resume(self.stopped_at), "proof_ms": self.until_resume(self.finished_at)}
+        return {**measured, "resumed_early": self.early}
+
+    def until_resume(self, begin: float) -> float | None:
+        """Milliseconds from a moment to the resume; None when one of both was not seen."""
+        return round((self.resumed_at - begin) * 1000, 1) if begin and self.resumed_at else None
 
     def mark(self) -> None:
         """Write the marker at the source, before anything else is changed: recovery reads all it must know from it."""
@@ -128,7 +132,7 @@ class LiveMove:
         if state != ("paused", "user"):
             raise Failed(f"{self.order.vm} is {state} on {self.order.target} after the migration, not paused")
         self.target.resume(self.order.uuid)
-        self.resumed_at, self.resumed = time.monotonic(), True
+        self.resumed_at, self.resumed, self.early = time.monotonic(), True, not self.returned
 
     def prove(self) -> None:
         """After the call returned well: the source must have no such domain; only then resume what is not resumed."""
@@ -171,6 +175,7 @@ class LiveMove:
 
     def _heard_target(self, event: str, detail: str) -> None:
         if (event, detail) == ("suspended", "paused"):
+            self.finished_at = time.monotonic()
             os.write(self._mouth, b"F")
 
     def _tick(self, watch: Watch) -> None:

@@ -168,7 +168,8 @@ class Moving:
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep what was measured; raise Failed when the VM is not where it shall be."""
-        self.measured = {"seconds": round(time.monotonic() - self.begun, 1), "downtime_ms": result.get("downtime_ms")}
+        times = {name: result.get(name) for name in ("downtime_ms", "proof_ms")}
+        self.measured = {"seconds": round(time.monotonic() - self.begun, 1), **times}
         if result["where"] != self.to or not result["complete"]:
             truth = self.truth()
             words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
@@ -215,4 +216,5 @@ class Moving:
             "unseen": sight.silent,
             "seconds": self.measured.get("seconds"),
             "downtime_ms": self.measured.get("downtime_ms"),
+            "proof_ms": self.measured.get("proof_ms"),
         }
