@@ -42,7 +42,7 @@ options:
   timeout:
     description: How long a node may take to answer, in seconds.
     type: int
-    default: 8
+    default: 6
 """
 
 EXAMPLES = r"""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._errors import Invalid
@@ -12,6 +13,7 @@ from .._fields import Field, check_name, normalise
 from .._xml import parse
 from . import power, sheet
 from .disks import DISKS
+from .facts import domain_facts
 from .hardware import HARDWARE, check_tags
 from .nics import NICS
 
@@ -31,7 +33,7 @@ def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
     """The options, and in words what the VM has that module vm has no option for (it leaves that as it is)."""
     options: dict[str, Any] = {"name": domain.name, **sheet.read(parse(domain.xml))}
     kept: dict[str, Any] = {}
-    words: list[str] = []
+    words = _foreign(domain_facts(domain), options)
     for field in FIELDS:
         value = _given(options[field.name])
         try:
@@ -45,6 +47,16 @@ def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
     kept["autostart"] = domain.autostart
     kept["state"] = "stopped" if domain.state == power.STOPPED else "running"
     return kept, words
+
+
+def _foreign(facts: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The devices that are not among the options."""
+    words = []
+    for kind, key, label in (("disks", "target", "disk"), ("nics", "mac", "NIC")):
+        known = {device[key] for device in options[kind]}
+        words += [f"{label} {one[key]} (of type {one['type']})" for one in facts[kind] if one[key] not in known]
+    words += [f"host device (of type {one['type']})" for one in facts["hostdevs"]]
+    return words + [f"shared folder {folder}" for folder in facts["filesystems"]]
 
 
 def _given(value: Any) -> Any:
