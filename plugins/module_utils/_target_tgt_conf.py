@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, NotFound, TimedOut
-from ._target_tgt import LUN, NOBODY
+from ._target_tgt import LUN, NOBODY, Tgt
 
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
 MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "owner", "vm_uuid")
@@ -65,10 +65,12 @@ def parse(text: str) -> dict[str, Any] | None:
 
 
 class Store:
-    """The configuration directory, such as /etc/tgt/conf.d."""
+    """The configuration directory, such as /etc/tgt/conf.d, and the daemon that it configures."""
 
     def __init__(self, directory: str) -> None:
         self.directory = Path(directory)
+        self.tgt = Tgt()
+        self._volumes: dict[str, dict[str, Any]] | None = None
 
     @contextmanager
     def locked(self) -> Iterator[Store]:
@@ -107,7 +109,12 @@ class Store:
             return None
 
     def volumes(self) -> dict[str, dict[str, Any]]:
-        """All our volumes by name."""
+        """All our volumes by name; nobody else changes them while this is locked."""
+        if self._volumes is None:
+            self._volumes = self._read()
+        return dict(self._volumes)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         found = {}
         for path in sorted(self.directory.glob("drover-*.conf")):
             volume = parse(path.read_text(encoding="utf-8", errors="replace"))
@@ -118,6 +125,7 @@ class Store:
     def save(self, volume: Mapping[str, Any]) -> None:
         """Write the volume's file: all of it or nothing, and readable by root only from its first byte."""
         path = self.path(volume["name"])
+        self._volumes = None
         # The name must not end in .conf: tgt-admin would read it.
         new = path.with_suffix(".new")
         try:
@@ -133,4 +141,5 @@ class Store:
 
     def forget(self, name: str) -> None:
         """Remove the volume's file."""
+        self._volumes = None
         self.path(name).unlink(missing_ok=True)
