@@ -16,9 +16,11 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.drover.kvm.plugins.plugin_utils._action import predicts
+
 SECONDS = 3
 DIRECTORY = "/run/drover"
-READ = f"for file in {DIRECTORY}/migrate-*.json; do cat \"$file\" 2>/dev/null && echo; done; touch "
+READ = f'for file in {DIRECTORY}/migrate-*.json; do cat "$file" 2>/dev/null && echo; done; touch '
 display = Display()
 
 
@@ -104,7 +106,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = dict(self._task.args)
-        if self._task.check_mode:
+        if predicts(self):
             result.update(self._execute_module(module_args=args, task_vars=variables))
             return result
         heartbeat = f"{DIRECTORY}/heartbeat-{os.urandom(8).hex()}"

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Callable
 from urllib.parse import urlsplit
 
@@ -43,6 +44,8 @@ READERS = 10
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
+STATS_STATE = 1  # VIR_DOMAIN_STATS_STATE
+TRANSIENT, MANAGED_SAVE, AUTOSTART = 8, 256, 1024  # VIR_CONNECT_LIST_DOMAINS_*
 
 
 def affect(live: bool, config: bool) -> int:
@@ -201,20 +204,22 @@ class Node:
     # ---- domains: read
 
     def domains(self, names: Iterable[str] | None = None, brief: bool = False) -> dict[str, Domain]:
-        """VMs by name: all, or those of `names` that exist. Four calls for the lists, the XML in parallel.
+        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: four lists, then the XML.
 
         `brief` saves a round trip for each running VM: no job, and `xml` of a running VM is the live one.
         Definitions carry their secrets (a VNC password) unless the connection is read-only.
         """
         wanted = None if names is None else set(names)
         with translated(f"list the VMs of {self.name}"):
-            stats = self.connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
-            flags = [libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT, libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART]
-            flags.append(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
-            lists = [{found.name() for found in self.connection.listAllDomains(flag)} for flag in flags]
+            calls: list[Callable[[], Any]] = [partial(self.connection.getAllDomainStats, STATS_STATE, 0)]
+            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE)]
+            stats, *lists = self._parallel(lambda call: call(), calls)
         found = [(dom, stat) for dom, stat in stats if wanted is None or dom.name() in wanted]
         domains = self._parallel(lambda item: self._domain(item[0], item[1], lists, brief), found)
         return {domain.name: domain for domain in domains if domain is not None}
+
+    def _names_listed(self, flag: int) -> set[str]:
+        return {found.name() for found in self.connection.listAllDomains(flag)}
 
     def domain(self, name: str) -> Domain | None:
         """One VM, or None."""
@@ -422,10 +427,15 @@ class Node:
         with translated(f"define a pool on {self.name}"):
             self.connection.storagePoolDefineXML(xml, 0)
 
+    def keep_pool(self, name: str) -> None:
+        """Give a pool that would be gone when it is deactivated a definition."""
+        pool = self.pool(name)
+        if pool is not None:
+            self.define_pool(pool.xml)
+
     def build_pool(self, name: str) -> None:
-        """Make what it needs on disk (the folder of a dir pool); never overwrites."""
-        flags = 0 if self.connection.getType() == "TEST" else libvirt.VIR_STORAGE_POOL_BUILD_NEW
-        self._pool("build", name, lambda pool: pool.build(flags))
+        """Make the folder of a dir pool where it is missing."""
+        self._pool("build", name, lambda pool: pool.build(0))
 
     def start_pool(self, name: str) -> None:
         """Activate it."""
@@ -495,10 +505,16 @@ class Node:
                 **host_facts(conn.getCapabilities(), self._domain_capabilities()),
                 "hostname": conn.getHostname(),
                 "libvirt_version": version(conn.getLibVersion()),
-                "qemu_version": version(conn.getVersion()),
+                "qemu_version": self._qemu_version(),
                 "memory": {"total": info[1] * 2**20, "free": self._free_memory()},
                 "threads": info[2],
             }
+
+    def _qemu_version(self) -> str | None:
+        try:
+            return version(self.connection.getVersion())
+        except libvirt.libvirtError:  # libvirt is there and QEMU is not
+            return None
 
     def _free_memory(self) -> int:
         try:

@@ -21,11 +21,15 @@ CLUSTER = Path("/etc/drover/cluster.json")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What role hypervisor wrote to this node; `uris` holds the nodes that can run VMs, this one among them."""
+    """What role hypervisor wrote to this node; `uris` holds the nodes that can run VMs, this one among them.
+
+    `addresses` are where the memory of a VM that migrates to a node is sent.
+    """
 
     name: str = ""
     node: str = ""
     uris: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
 
     @property
     def peers(self) -> dict[str, str]:
@@ -43,7 +47,10 @@ def read_cluster(path: Path | None = None) -> Cluster:
         data = json.loads(path.read_text(encoding="utf-8"))
         nodes = {name: node for name, node in data["nodes"].items() if node.get("vm_capable", True)}
         uris = {name: str(node["uri"]) for name, node in nodes.items()}
-        return Cluster(str(data["cluster"]), str(data["node"]), uris)
+        addresses = {
+            name: str(node["migration_address"]) for name, node in nodes.items() if "migration_address" in node
+        }
+        return Cluster(str(data["cluster"]), str(data["node"]), uris, addresses)
     except FileNotFoundError:
         return Cluster()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

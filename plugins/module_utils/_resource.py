@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Callable, ClassVar, Optional
 
@@ -111,7 +111,10 @@ class Plan:
         return cls(resource, before, wanted, resource.steps(before, wanted), after=wanted)
 
     def apply(self) -> None:
-        """Perform the steps and prove that the resource is now as wanted; keeps the error instead of raising it."""
+        """Perform the steps and prove that the resource is now as wanted; keeps the error instead of raising it.
+
+        After an error the result holds what is then, not what should have been.
+        """
         try:
             for step in self.steps:
                 step.run()
@@ -126,6 +129,9 @@ class Plan:
                 )
         except DroverError as error:
             self.error = error
+            self.after = None
+            with suppress(DroverError):
+                self.after = self.resource.read()
 
     def outcome(self, secrets: set[str]) -> dict[str, Any]:
         """The result of one item; equal in check mode and in the real run."""

@@ -99,6 +99,8 @@ def bounded(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
                 _reap(reader, pid)
     for reader, (name, pid, _chunks) in children.items():
         answers[name] = Unreachable(f"{name} gave no answer within {seconds:g} s", node=name)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
         _reap(reader, pid)
     return {name: answers[name] for name in calls}
@@ -112,6 +114,8 @@ def _child(call: Callable[[], Any]) -> tuple[int, int]:
         return reader, pid
     # Nothing of the parent (locks, at-exit handlers, buffered output) may run here: leave by _exit on every path.
     try:
+        # A session of its own: what it starts (an ssh) ends with it, and can't ask at the user's terminal.
+        os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

@@ -26,73 +26,79 @@ description:
     was shut off, never resumes one that its user paused, and never removes a disk. Where no decision is safe it tells
     what a person must look at.
   - See U(https://libvirt.org/migration.html) for the terms.
-options: &sheet
-  name:
-    description: The VM.
-    type: str
-    aliases: [vm]
-  to:
-    description: The node that the VM shall be on, by its name in C(/etc/drover/cluster.json). Needed to migrate.
-    type: str
-  from:
-    description: The node that the VM is expected on. If it is on a third node, the task is refused.
-    type: str
-  uuid:
-    description: The UUID of the VM. If the VM of that name has another, the task is refused.
-    type: str
-  mode:
-    description: How a plan expects the VM to move. If its state asks for the other way, that is done, with a warning.
-    type: str
-    choices: [live, offline]
-  memory:
-    description: The memory of the VM, from which the default of O(timeout) is made. Default is what the VM has now.
-    type: str
-  state:
-    description:
-      - V(migrated) moves the VM to O(to).
-      - V(recovered) finishes migrations that were interrupted, of O(name) or of all VMs of the cluster. Can run on
-        any node; where the decision needs the lock of the source, run it there.
-      - Default is V(migrated).
-    type: str
-    choices: [migrated, recovered]
-  parallel:
-    description: How many VMs of O(moves) move at the same time. Default is V(2).
-    type: int
-  bandwidth:
-    description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
-    type: str
-  timeout:
-    description:
-      - After how many seconds a migration is aborted; the VM then runs on where it was.
-      - Default is 150 s for each GiB of memory, and at least 120 s.
-    type: int
-  stall_timeout:
-    description: After how many seconds without progress a migration is aborted. Default is V(60).
-    type: int
-  set_home:
-    description:
-      - What is remembered as the VM's home, the node that it goes back to.
-      - V(source) remembers the node that it leaves, unless a home is remembered already (draining a node).
-      - V(destination) makes the new node its home, if a home is remembered (moved on purpose).
-      - V(keep) changes nothing. Default is V(destination).
-    type: str
-    choices: [keep, source, destination]
-  early_resume:
-    description:
-      - Resume the VM as soon as the source's QEMU process is dead, instead of when libvirt's call has returned. It
-        saves 0.2 s of the time that the VM stands still. Default is V(true).
-    type: bool
-  keep:
-    description: For O(state=recovered), the node whose copy stays where only a person can choose.
-    type: str
-  destinations:
-    description: Facts of the destinations by name, RV(drover.kvm.node_info#module:node), to find more blockers.
-    type: dict
-  heartbeat:
-    description:
-      - A file that the controller touches; the next VM of the queue begins only while it is younger than 20 s.
-      - The action plugin sets it.
-    type: path
+options:
+  <<: &sheet
+    name:
+      description: The VM.
+      type: str
+      aliases: [vm]
+    to:
+      description: The node that the VM shall be on, by its name in C(/etc/drover/cluster.json). Needed to migrate.
+      type: str
+    from:
+      description: The node that the VM is expected on. If it is on a third node, the task is refused.
+      type: str
+    uuid:
+      description: The UUID of the VM. If the VM of that name has another, the task is refused.
+      type: str
+    mode:
+      description: How a plan expects the VM to move. If its state asks for the other way, that is done, with a warning.
+      type: str
+      choices: [live, offline]
+    memory:
+      description: The memory of the VM, from which the default of O(timeout) is made. Default is what the VM has now.
+      type: str
+    state:
+      description:
+        - V(migrated) moves the VM to O(to).
+        - V(recovered) finishes migrations that were interrupted, of O(name) or of all VMs of the cluster. Can run on
+          any node; where the decision needs the lock of the source, run it there.
+        - Default is V(migrated).
+      type: str
+      choices: [migrated, recovered]
+    parallel:
+      description: How many VMs of O(moves) move at the same time. Default is V(2).
+      type: int
+    bandwidth:
+      description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
+      type: str
+    timeout:
+      description:
+        - After how many seconds a migration is aborted; the VM then runs on where it was.
+        - Default is 150 s for each GiB of memory, and at least 120 s.
+      type: int
+    stall_timeout:
+      description: After how many seconds without progress a migration is aborted. Default is V(60).
+      type: int
+    set_home:
+      description:
+        - What is remembered as the VM's home, the node that it goes back to.
+        - V(source) remembers the node that it leaves, unless a home is remembered already (draining a node).
+        - V(destination) makes the new node its home, if a home is remembered (moved on purpose).
+        - V(keep) changes nothing. Default is V(destination).
+      type: str
+      choices: [keep, source, destination]
+    early_resume:
+      description:
+        - Resume the VM as soon as the source's QEMU process is dead, instead of when libvirt's call has returned. It
+          saves 0.2 s of the time that the VM stands still. Default is V(true).
+      type: bool
+    keep:
+      description: For O(state=recovered), the node whose copy stays where only a person can choose.
+      type: str
+    destinations:
+      description: Facts of the destinations by name, RV(drover.kvm.node_info#module:node), to find more blockers.
+      type: dict
+    heartbeat:
+      description:
+        - A file that the controller touches; the next VM of the queue begins only while it is younger than 20 s.
+        - The action plugin sets it.
+      type: path
+  moves:
+    description: Several VMs. Each item takes the options above and inherits those that it does not give.
+    type: list
+    elements: dict
+    suboptions: *sheet
 extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
 seealso:
   - module: drover.kvm.node_info

@@ -7,15 +7,415 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-@@DOC@@
+module: vm
+short_description: Define, change, start, stop and remove virtual machines
+version_added: "0.1.0"
+author:
+  - The drover.kvm contributors (@drover)
+description:
+  - Brings one virtual machine of a node, or many, to what their sheets say. It runs on the node, against the local
+    libvirt.
+  - The definition is edited in place. What the module has no option for, and options that are not given, stay as they
+    are, so machines that other tools made can be taken over.
+  - UUID and MAC addresses follow from the name, unless they are given. A machine that is built again is the same one.
+    One that exists keeps those that it has.
+  - A new machine has a serial console, the channel of the guest agent, a random number generator, a memory balloon and
+    virtio devices; it has no graphics.
+  - Before it makes or starts a machine, the module asks all other nodes in C(/etc/drover/cluster.json). A machine that
+    exists on another node, by name or by UUID, is refused. So are a MAC address and a disk that another machine has. A
+    node without that file has no peers.
+  - A change of a running machine is written to its definition. What the guest does not have yet is told in
+    RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
+  - No disk loses data, except with O(remove_disks).
+options:
+  name:
+    description:
+      - Name of the machine. 1 to 63 letters, digits, dots, hyphens and underscores.
+      - Required unless O(vms) is given.
+    type: str
+  state: &state
+    description:
+      - V(present) is defined; its power stays as it is.
+      - V(running) is defined and runs. A machine that is paused or crashed is refused with the reason, never resumed.
+        One with the marker of a migration is left to module M(drover.kvm.migrate) with
+        O(drover.kvm.migrate#module:state=recovered).
+      - V(stopped) is defined and off. The guest is asked to shut down, and waited for.
+      - V(absent) is not defined. Its disks stay, unless O(remove_disks) is set. A machine that runs is refused, unless
+        O(force) is set.
+      - The default is V(present).
+    type: str
+    choices: [present, running, stopped, absent]
+  uuid: &uuid
+    description:
+      - UUID of the machine. It can't be changed later.
+      - The default is made from O(name).
+    type: str
+  memory: &memory
+    description:
+      - Memory in bytes, or with a unit such as V(4GiB); whole mebibytes. Required for a new machine.
+    type: str
+  vcpus: &vcpus
+    description:
+      - Number of virtual CPUs. Required for a new machine.
+    type: int
+  cpu: &cpu
+    description:
+      - CPU model. V(host-model), V(host-passthrough), V(maximum), or the name of a model that QEMU knows, such as
+        V(Nehalem) or V(EPYC).
+      - The default for a new machine under KVM is V(host-model), which lets it move between nodes with equal CPUs.
+        Under emulation it is V(Nehalem), which is the same on every node.
+      - Where the nodes differ, name the oldest model among them.
+    type: str
+  virt_type: &virt_type
+    description:
+      - V(kvm) is the hardware's virtualisation, V(qemu) is emulation. It can't be changed later.
+      - The default for a new machine is V(kvm) where libvirt finds it on the node, else V(qemu).
+    type: str
+    choices: [kvm, qemu]
+  machine: &machine
+    description:
+      - Family of the emulated computer. It can't be changed later.
+      - The default for a new machine is V(q35) where the node has it, else V(pc).
+    type: str
+    choices: [q35, pc]
+  boot: &boot
+    description:
+      - Kinds of devices from which the firmware boots, in this order. One or more of V(disk), V(cdrom) and V(network).
+      - The default for a new machine is V(disk).
+    type: list
+    elements: str
+  description: &description
+    description:
+      - One line about the machine. Empty removes it.
+    type: str
+  disks: &disks
+    description:
+      - The disks, exactly these, in the order in which the guest finds them. Kinds of storage for which there is no
+        O(disks[].type) yet are left alone.
+      - A disk is found again by O(disks[].target), else by its storage. To take a disk from the list takes it from the
+        machine; its data stays.
+      - What is changed here of a running machine counts from its next start.
+    type: list
+    elements: dict
+    suboptions:
+      type:
+        description:
+          - V(iscsi) is a logical unit of an iSCSI target, to which QEMU itself logs in. The node needs no session.
+          - V(file) is a file on the node.
+        type: str
+        choices: [iscsi, file]
+        required: true
+      target:
+        description:
+          - Name of the disk on the bus, such as V(vda). Its letter is also the number of the disk in the default
+            O(disks[].path). Give it where disks may be taken from the middle of the list.
+          - The default is the first that is free.
+        type: str
+      device:
+        description:
+          - V(disk), or V(cdrom) for an image that is only read.
+          - The default is V(disk).
+        type: str
+        choices: [disk, cdrom]
+      bus:
+        description:
+          - The default is V(virtio), and V(sata) for a cdrom. It can't be changed later.
+        type: str
+        choices: [virtio, scsi, sata]
+      format:
+        description:
+          - Format of a file; it is never guessed. Required for a new disk of O(disks[].type=file) that is no cdrom.
+          - It is V(raw) for iSCSI.
+        type: str
+        choices: [raw, qcow2]
+      serial:
+        description:
+          - Serial number that the guest sees, at most 20 characters.
+        type: str
+      readonly:
+        description:
+          - Whether the guest can only read it.
+          - The default is V(false), and V(true) for a cdrom.
+        type: bool
+      size:
+        description:
+          - Size of a file, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is no file.
+          - A bigger size grows the file, at once in a running machine too. A smaller one is refused.
+          - The size of an iSCSI volume is the matter of M(drover.kvm.iscsi_volume).
+        type: str
+      source:
+        description:
+          - Image on the SAN from which the volume is made. It is for filter P(drover.kvm.iscsi_volumes#filter), which
+            runs before; this module does not use it. With O(disks[].type=file) it is refused.
+        type: path
+      iqn:
+        description:
+          - IQN of the iSCSI target. Required for a new disk of O(disks[].type=iscsi).
+        type: str
+      lun:
+        description:
+          - Number of the logical unit.
+          - The default is V(1).
+        type: int
+      portal:
+        description:
+          - Address and port of the target, such as V(10.231.5.10:3260) or V([fd00::10]:3260). Required for a new disk
+            of O(disks[].type=iscsi).
+        type: str
+      initiator:
+        description:
+          - IQN with which the machine logs in.
+          - The default is made from O(name), C(iqn.2026-01.org.drover:vm-NAME). It belongs to the machine and not to
+            the node, so the machine can move.
+        type: str
+      user:
+        description:
+          - CHAP user. It goes with O(disks[].secret).
+        type: str
+      secret:
+        description:
+          - Usage name of the libvirt secret (of type C(iscsi)) with the CHAP password. Each node that runs the machine
+            needs it.
+        type: str
+      path:
+        description:
+          - Path of the file, in a folder that exists. It must not be one of the operating system's.
+          - The default is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
+            number.
+          - A file that is there already is used as it is. One that is based on another file is refused.
+        type: path
+  nics: &nics
+    description:
+      - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
+      - A NIC is found again by O(nics[].mac), else by its place in the list.
+      - What is changed here of a running machine counts from its next start, but for O(nics[].vlan).
+    type: list
+    elements: dict
+    suboptions:
+      bridge:
+        description:
+          - Name of the node's bridge, of Open vSwitch or of Linux. Required for a new NIC.
+        type: str
+      vlan:
+        description:
+          - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch. On a Linux bridge it is refused.
+          - A running machine changes to another VLAN at once. A VLAN can't be taken away yet.
+        type: int
+      mac:
+        description:
+          - MAC address.
+          - The default is C(52:54:00) and three bytes made from O(name) and the place in the list.
+        type: str
+      model:
+        description:
+          - What the guest sees. It can't be changed later.
+          - The default is V(virtio).
+        type: str
+        choices: [virtio, e1000e, e1000, rtl8139]
+  tags: &tags
+    description:
+      - Words kept with the machine, by which it can be chosen and placed.
+      - A list means exactly these; a dictionary with V(add), V(remove) or V(set) changes the present ones.
+    type: raw
+  autostart: &autostart
+    description:
+      - Whether it starts with the node.
+      - The default for a new machine is V(false).
+    type: bool
+  force: &force
+    description:
+      - With O(state=stopped) or O(state=absent), cut the power of a machine that runs. The guest is not asked, and data
+        that it has not written yet is lost.
+      - The default is V(false).
+    type: bool
+  shutdown_timeout: &shutdown_timeout
+    description:
+      - How long to wait for the guest to shut down, in seconds. When they are over, the module fails and the machine
+        stays as it is.
+      - The default is V(180).
+    type: int
+  remove_disks: &remove_disks
+    description:
+      - With O(state=absent), also delete the files of its disks, after the definition is gone.
+      - Only files that this module made are deleted (they carry the UUID in the extended attribute C(user.drover.vm)),
+        and only those that no other machine has, here or on a peer.
+      - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
+      - The default is V(false).
+    type: bool
+  unreachable_peers: &unreachable_peers
+    description:
+      - What to do when a peer gives no answer and a machine shall be started, or lose its disks.
+      - V(refuse) does nothing, as the machine may run there.
+      - V(assume_off) goes on. B(Danger:) when the machine does run there, two copies write to the same disks and
+        destroy them. Use it only when you know that the peer is powered off.
+      - The default is V(refuse).
+    type: str
+    choices: [refuse, assume_off]
+  vms:
+    description:
+      - Many machines at once; each inherits the options that are given beside the list.
+      - All are checked before the first is changed. A machine that fails does not keep the others from being finished.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the machine. Required.
+        type: str
+      state: *state
+      uuid: *uuid
+      memory: *memory
+      vcpus: *vcpus
+      cpu: *cpu
+      virt_type: *virt_type
+      machine: *machine
+      boot: *boot
+      description: *description
+      disks: *disks
+      nics: *nics
+      tags: *tags
+      autostart: *autostart
+      force: *force
+      shutdown_timeout: *shutdown_timeout
+      remove_disks: *remove_disks
+      unreachable_peers: *unreachable_peers
+extends_documentation_fragment:
+  - drover.kvm.attributes
+  - drover.kvm.attributes.kvm
+requirements:
+  - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
+  - C(qemu-img) for disks of type C(file)
+  - C(qemu-block-extra) for disks of type C(iscsi)
+notes:
+  - The definitions are described on U(https://libvirt.org/formatdomain.html), secrets for CHAP on
+    U(https://libvirt.org/formatsecret.html).
+  - Files on a file system without extended attributes can't be marked, and are never deleted.
+seealso:
+  - module: drover.kvm.iscsi_volume
+  - module: drover.kvm.migrate
+  - module: drover.kvm.vm_info
+  - plugin: drover.kvm.vm_sheet
+    plugin_type: filter
 """
 
 EXAMPLES = r"""
-@@EX@@
+- name: A web server on the SAN
+  drover.kvm.vm:
+    name: web1
+    state: running
+    memory: 4GiB
+    vcpus: 4
+    disks:
+      - type: iscsi
+        iqn: iqn.2026-11.org.example:drover-web1-0
+        portal: 10.231.5.10:3260
+        user: drover
+        secret: san1
+    nics:
+      - bridge: br-int
+        vlan: 100
+    tags: [web]
+
+- name: All machines of this node from their sheets in the inventory
+  drover.kvm.vm:
+    state: running
+    vms: "{{ groups['vms'] | map('extract', hostvars) | map('drover.kvm.vm_sheet') }}"
+
+- name: More memory from the next start on, and a second disk in a file
+  drover.kvm.vm:
+    name: db1
+    memory: 16GiB
+    disks:
+      - type: file
+        target: vda
+      - type: file
+        target: vdb
+        format: qcow2
+        size: 100GiB
+  register: db1
+
+- name: Restart it in the night, when something waits for that
+  drover.kvm.vm:
+    name: db1
+    state: "{{ item }}"
+    shutdown_timeout: 600
+  loop: [stopped, running]
+  when: db1.pending_restart | length > 0
+
+- name: Move a running machine to another VLAN
+  drover.kvm.vm:
+    name: web1
+    nics:
+      - bridge: br-int
+        vlan: 200
+
+- name: Remove a machine and the files that were made for it
+  drover.kvm.vm:
+    name: test7
+    state: absent
+    force: true
+    remove_disks: true
 """
 
 RETURN = r"""
-@@RET@@
+actions:
+  description: What was done, or would be done in check mode.
+  returned: always
+  type: list
+  elements: str
+  sample: ["define web1: 4 vCPUs, 4GiB, 1 disks, 1 NICs", "start web1"]
+pending_restart:
+  description:
+    - What the running machine does not have yet of its definition. It gets that when it is powered off and on; a reboot
+      inside the guest is not enough.
+    - With O(vms), in each item of RV(results).
+  returned: always
+  type: list
+  elements: str
+  sample: ["memory 4GiB -> 8GiB", "disk vdb added"]
+vm:
+  description:
+    - The machine as it is defined after the task, with the options of this module; null when it is absent.
+    - With O(vms), in each item of RV(results).
+  returned: always
+  type: dict
+  contains:
+    name: {description: Its name., type: str, returned: always}
+    state:
+      description: Its power state, C(running), C(stopped), C(paused), C(in shutdown), C(crashed) or C(pmsuspended).
+      type: str
+      returned: always
+    uuid: {description: Its UUID., type: str, returned: always}
+    memory: {description: Memory in bytes., type: int, returned: always}
+    vcpus: {description: Number of virtual CPUs., type: int, returned: always}
+    cpu: {description: CPU model., type: str, returned: always}
+    virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
+    machine: {description: Family of the emulated computer., type: str, returned: always}
+    boot: {description: From what it boots., type: list, elements: str, returned: always}
+    description: {description: One line about it., type: str, returned: always}
+    tags: {description: Its tags., type: list, elements: str, returned: always}
+    autostart: {description: Whether it starts with the node., type: bool, returned: always}
+    disks:
+      description: Its disks, with the suboptions of O(disks); C(size) in bytes where files were looked at.
+      type: list
+      elements: dict
+      returned: always
+    nics: {description: Its NICs with the suboptions of O(nics)., type: list, elements: dict, returned: always}
+results:
+  description: One item per machine, with RV(vm), RV(pending_restart), RV(actions) and C(changed).
+  returned: when O(vms) is given
+  type: list
+  elements: dict
+error:
+  description:
+    - The kind of failure. C(Invalid) for wrong options, C(Refused) for what would lose something, and C(Failed),
+      C(TimedOut), C(Unreachable), C(NotFound) or C(NotConverged) for what went wrong.
+  returned: failure
+  type: str
+completed:
+  description: The machines that were finished although another one failed.
+  returned: failure with O(vms)
+  type: list
+  elements: str
 """
 
 from collections.abc import Iterator, Mapping
@@ -114,10 +514,10 @@ class Vm(Resource):
     def _power_off(self) -> list[Step]:
         node, name = self.site.node, self.name
         if self.act == "destroy":
-            return [Step("cut its power", partial(node.destroy, name), self._is_off)]
+            return [Step(f"cut the power of {name}", partial(node.destroy, name), self._is_off)]
         if self.act in ("shutdown", "wait"):
             ask = partial(node.shutdown, name) if self.act == "shutdown" else lambda: None
-            return [Step("shut it down", ask, self._is_off, self.params["shutdown_timeout"])]
+            return [Step(f"shut {name} down", ask, self._is_off, self.params["shutdown_timeout"])]
         return []
 
     def _is_off(self) -> bool | str:
@@ -127,7 +527,7 @@ class Vm(Resource):
     def _removal(self) -> list[Step]:
         steps = []
         if self.domain is not None and self.domain.persistent:
-            steps.append(Step("remove its definition", partial(self.site.node.undefine, self.name)))
+            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
         return steps + [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
 
     def _files(self) -> list[str]:
@@ -150,7 +550,7 @@ class Vm(Resource):
         if self.draft.redefined:
             steps.append(Step(self.draft.words(), partial(node.define, text_of(self.draft.after))))
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
-            words = f"{'start' if wanted['autostart'] else 'do not start'} it with the node"
+            words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))
         return steps
 
@@ -159,12 +559,12 @@ class Vm(Resource):
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         if self.draft.record:
             call = partial(node.set_metadata, name, metadata.PREFIX, metadata.NAMESPACE, self.draft.record, True, False)
-            steps.append(Step("change the tags of the running VM", call))
+            steps.append(Step(f"change the tags of {name} as it runs", call))
         return steps
 
     def _start(self, uuid: str) -> Step:
-        words = "start it (from its saved memory)" if self.domain and self.domain.has_managed_save else "start it"
-        return Step(words, partial(self._really_start, uuid))
+        saved = " from its saved memory" if self.domain and self.domain.has_managed_save else ""
+        return Step(f"start {self.name}{saved}", partial(self._really_start, uuid))
 
     def _really_start(self, uuid: str) -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.

@@ -54,3 +54,8 @@ class Action(ActionBase):
         if checked.error_messages:
             raise Invalid("; ".join(checked.error_messages))
         return normalise(self.FIELDS, checked.validated_parameters)
+
+
+def predicts(action: ActionBase) -> bool:
+    """Whether the task only says what it would do."""
+    return bool(action._task.check_mode)

@@ -25,7 +25,7 @@ SITE = ROOT / "examples/lab"
 COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collections"))
 SINK = "10.231.100.1:9000"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
-IMAGES = "srv/drover/images"
+IMAGES = "/srv/drover/images"
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Cluster:
         """Put a bootable image for each declared VM on the SAN, where build_vms finds it."""
         guests = Guests(self.lab.base)
         guests.ensure()
-        folder = self.lab.machines["san1"].folder / "root" / IMAGES
+        folder = self.lab.machine("san1").path(IMAGES)
         folder.mkdir(parents=True, exist_ok=True)
         for name, sheet in self.sheets().items():
             image = {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK, **settings}

@@ -70,7 +70,7 @@ def test_a_drain_that_is_killed_is_finished_by_the_next_run(cluster: Cluster, po
             watch.wait_word(name)
         process = cluster.start("drain_node", node=NODE)
         # The cordon is written just before the moves begin.
-        fact = cluster.lab.machines[NODE].folder / "root/etc/ansible/facts.d/drover.fact"
+        fact = cluster.lab.machine(NODE).path("/etc/ansible/facts.d/drover.fact")
         wait_until(lambda: (fact.exists() and '"since"' in fact.read_text()) or "no cordon yet", 60, "the cordon")
         delay = dice.uniform(0.5, 6)
         time.sleep(delay)  # the random moment itself, not a wait for a state

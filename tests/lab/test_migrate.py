@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .migration_site import CANARY, VM, Site
+from .migration_site import CANARY, SECOND, VM, Site
 
 LAB = os.environ.get("DROVER_LAB", "")
 GUEST = os.environ.get("DROVER_GUEST", "")
@@ -90,6 +90,7 @@ def test_all_blockers_come_at_once_and_nothing_is_changed(site):
     site.virsh("hv1", f"attach-disk {VM} /var/lib/libvirt/images/local.img vdb --live")
     result = site.migrate("hv1", name=VM, to="hv2", destinations={"hv2": {"cordon": {"since": "now", "by": "a"}}})
     reasons = [blocker["reason"] for blocker in result["details"]["blockers"]]
+    site.virsh("hv1", f"detach-disk {VM} vdb --live")
     assert result["failed"] and reasons == ["local_disk", "cordoned"]
     rests_on(site, "hv1")
 
@@ -239,3 +240,19 @@ def test_a_stall_ends_on_the_source(site):
     assert result["failed"] and result["details"]["where"] == "hv1"
     rests_on(site, "hv1")
     assert site.migrate("hv1", name=VM, to="hv2")["verified"]
+
+
+def test_a_dead_controller_begins_no_further_move(site):
+    site.second_vm("hv1")
+    moves = [{"vm": VM, "to": "hv2", "bandwidth": SLOW}, {"vm": SECOND, "to": "hv2"}]
+    process = site.start("hv1", {"moves": moves, "parallel": 1})
+    site.in_perform("hv1")
+    kill_the_controller(process)
+    site.until("the end of the first move", lambda: "running" in site.reason("hv2"), 90)
+    time.sleep(25)
+    assert SECOND in site.virsh("hv1", "list --name") and SECOND not in site.virsh("hv2", "list --name")
+    rests_on(site, "hv2")
+    result = site.migrate("hv1", moves=moves)
+    assert [one["changed"] for one in result["results"]] == [False, True]
+    site.virsh("hv2", f"destroy {SECOND}")
+    site.virsh("hv2", f"undefine {SECOND}")

@@ -24,11 +24,12 @@ LAYERS = [
     {"plugin_utils"},
     {"_migration"},
     {"_domain"},
-    {"_disks", "_cluster", "_bridge", "_peers"},
+    {"_disks", "_cluster", "_bridge", "_volume", "_peers"},
     {"_resource", "client"},
     {"_fields", "_run", "_hypervisor"},
     {"_errors"},
 ]
+FAMILIES = ("_volume", "_target_tgt")  # Several files, one unit.
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
 PURE = {"_fields", "_hypervisor", "_cluster", "filter"}
 ENGINE = {"module_utils/_resource.py", "plugin_utils/_action.py"}
@@ -43,7 +44,10 @@ UNSAFE = re.compile(r"shell\s*=\s*[T]rue|StrictHostKeyChecking[= ][n]o\b|VIR_MIG
 
 def unit_of(parts: tuple[str, ...]) -> str:
     """Name the unit of a path or dotted name below plugins/: a package or file of module_utils, else a plugin kind."""
-    return parts[1].removesuffix(".py") if parts[0] == "module_utils" and len(parts) > 1 else parts[0]
+    if parts[0] != "module_utils" or len(parts) == 1:
+        return parts[0]
+    name = parts[1].removesuffix(".py")
+    return next((family for family in FAMILIES if name.startswith(f"{family}_")), name)
 
 
 def depth_of(unit: str) -> int:
@@ -64,14 +68,14 @@ def imports(tree: ast.Module, parts: tuple[str, ...]) -> Iterator[str]:
 
 def import_problems(tree: ast.Module, parts: tuple[str, ...]) -> Iterator[str]:
     own = unit_of(parts)
-    for name in sorted(set(imports(tree, parts))):
+    names = set(imports(tree, parts))
+    for other in sorted({unit_of(tuple(name.split(".")[1:])) for name in names if name.startswith("plugins.")}):
+        sideways = other == own and own != "modules"
+        if not sideways and depth_of(other) <= depth_of(own):
+            yield f"{own} imports {other}: imports go one way"
+    for name in sorted(names):
         top = name.split(".")[0]
-        if top == "plugins":
-            other = unit_of(tuple(name.split(".")[1:]))
-            sideways = other == own and own != "modules"
-            if not sideways and depth_of(other) <= depth_of(own):
-                yield f"{own} imports {other}: imports go one way"
-        elif top == "ansible" and own in PURE:
+        if top == "ansible" and own in PURE:
             yield f"{own} is pure, it imports {name}"
         elif top.startswith("libvirt") and parts[-1] != "_libvirt.py":
             yield "only _libvirt.py imports libvirt"
@@ -135,6 +139,8 @@ def problems(root: Path) -> list[str]:
             if parts[1] == "modules" and code_lines(tree, text) > MODULE_CODE_LINES:
                 words.append(f"{code_lines(tree, text)} lines of code, a module has {MODULE_CODE_LINES}")
         found += [f"{'/'.join(parts)}: {word}" for word in words]
+        if parts[:2] == ("tests", "unit") and parts[2] in {"module_utils", *LAYERS[0]}:
+            found.append(f"{'/'.join(parts)}: ansible-test looks for it below tests/unit/plugins")
     for path in files(root, ".py", ".yml", ".j2", ".sh"):
         text = path.read_text(encoding="utf-8")
         hits = [*SILENCED.finditer(text), *UNSAFE.finditer(text)]
@@ -170,6 +176,7 @@ BAD = [
     ("plugins/modules/vm.py", "x = 1\n" * (MODULE_CODE_LINES + 1), "lines of code"),
     ("roles/lab/files/lab.py", LONG, "a screen"),
     ("tests/unit/test_x.py", "import x  # no" + "qa", "says"),
+    ("tests/unit/modules/test_x.py", "x = 1", "below tests/unit/plugins"),
     ("playbooks/site.yml", "x: StrictHostKeyChecking=" + "no", "says"),
 ]
 

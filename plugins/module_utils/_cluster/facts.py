@@ -99,7 +99,7 @@ def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:
     """The guests; one that several nodes name can't be moved before somebody looked which copy is the VM."""
     nodes: dict[str, set[str]] = defaultdict(set)
     for guest in guests:
-        for identity in {guest.name, guest.uuid or guest.name}:
+        for identity in (guest.name, guest.uuid or guest.name):
             nodes[identity].add(guest.node)
     found = []
     for guest in guests:

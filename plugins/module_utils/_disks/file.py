@@ -97,6 +97,8 @@ def create(path: str, image_format: str, size: int, uuid: str) -> bool:
         raise Invalid(f"the folder {Path(path).parent} does not exist; make it, or mount what belongs there")
     Path(part).unlink(missing_ok=True)
     run(["qemu-img", "create", "-q", "-f", image_format, part, str(size)])
+    # libvirt gives the file to QEMU's user when the VM starts; nobody else has to read a guest's data.
+    Path(part).chmod(0o600)
     marked = _write_mark(part, uuid)
     try:
         # A hard link fails where a file appeared meanwhile; a rename would replace it.

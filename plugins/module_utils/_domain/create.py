@@ -12,7 +12,8 @@ from xml.etree.ElementTree import Element
 from .._errors import Refused
 from .._xml import parse
 
-SPARE_SLOTS = 6
+# Four devices that each VM has, its disks and NICs, and some that are plugged in later.
+ROOT_PORTS = 14
 SKELETON = """\
 <domain>
   <name/>
@@ -56,20 +57,23 @@ SKELETON = """\
     </rng>
   </devices>
 </domain>"""
-PORT = "\n    <controller type='pci' model='pcie-root-port'/>"
+PORTS = ["\n    <controller type='pci' index='0' model='pcie-root'/>"]
+PORTS += [
+    f"\n    <controller type='pci' index='{number}' model='pcie-root-port'/>" for number in range(1, ROOT_PORTS + 1)
+]
 # Under emulation a named model is what is the same on every node and for every version of QEMU; Nehalem is x86-64-v2.
 EMULATED_CPU = "Nehalem"
 
 
 def skeleton(offer: Mapping[str, Any], params: Mapping[str, Any]) -> Element:
-    """A new definition for what the node offers: `virt_types`, `machines` and `arch`. Raises Refused.
+    """A new definition for what the node offers: `virt_types`, `machine_types` and `arch`. Raises Refused.
 
     Of `params` it takes `machine` (default q35 where the node has it) and `virt_type` (default hardware
     virtualisation where the node has it).
     """
-    machine = params["machine"] or ("q35" if "q35" in offer["machines"] else "pc")
+    machine = params["machine"] or ("q35" if "q35" in offer["machine_types"] else "pc")
     # A machine of type q35 has slots for what it is born with only; hot-plug needs free ports.
-    ports = PORT * SPARE_SLOTS if machine == "q35" else ""
+    ports = "".join(PORTS) if machine == "q35" else ""
     root = parse(SKELETON.format(ports=ports))
     root.set("type", virt_type(offer, params["virt_type"]))
     kind = next(element for element in root.iter("type"))

@@ -54,6 +54,7 @@ DISKS: tuple[Field, ...] = (
     Field("type", choices=tuple(KINDS), required=True),
     *COMMON,
     Field("size", type="size", check=_check_size),
+    Field("source", type="path"),
     *(field for kind in KINDS.values() for field in kind.fields),
 )
 # What the guest sees of a disk, or how its bytes are read: another value would be another disk.
@@ -161,6 +162,8 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     missing = [name for name in kind.needs if options.get(name) is None]
     if missing and not (options["device"] == "cdrom" and missing == ["path"]):
         raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
+    if kind.name == "file" and options.get("source"):
+        raise Invalid(f"{where}: a file can't be made from a source yet; put the image at its path", option=where)
     if kind.name == "iscsi" and options["format"] != "raw":
         raise Invalid(f"{where}: a disk of type iscsi has the format raw", option=where)
     if bool(options.get("user")) != bool(options.get("secret")):

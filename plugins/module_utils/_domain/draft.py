@@ -43,14 +43,16 @@ class Draft:
         return text_of(self.before) != text_of(self.after)
 
     def words(self) -> str:
-        """What changes in the definition."""
-        after = sheet.read(self.after)
+        """What changes in the definition, and what of that the guest has only from its next start."""
+        name, after = self.params["name"], sheet.read(self.after)
         if self.before is None:
+            size = sheet.shown("memory", after["memory"])
             disks_nics = f"{len(after['disks'])} disks, {len(after['nics'])} NICs"
-            return f"define it: {after['vcpus']} vCPUs, {sheet.shown('memory', after['memory'])}, {disks_nics}"
+            return f"define {name}: {after['vcpus']} vCPUs, {size}, {disks_nics}"
+        later = [] if self.running is None else sheet.pending(self.running, after)
         changes = sheet.changes(sheet.read(self.before), after)
-        when = " (the guest has it from its next start)" if changes and self.running is not None else ""
-        return f"change its definition: {', '.join(changes) or 'keep it'}{when}"
+        texts = [f"{change} (from its next start)" if change in later else change for change in changes]
+        return f"change {name}: {', '.join(texts) or 'keep its definition'}"
 
     def paths(self) -> list[str]:
         """The files of the VM's disks, as defined and as declared."""
@@ -104,8 +106,7 @@ class Draft:
 
     def _check_host(self) -> None:
         memory = self.params["memory"]
-        if memory is not None and memory > self.site.offer["memory"]:
-            has = self.site.offer["memory"]
+        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
             raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
 
     def _power_after(self, act: str | None) -> str:

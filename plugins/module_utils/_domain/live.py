@@ -25,7 +25,7 @@ def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
         after = wanted.get(nics.nic_mac(nic))
         if after and after["vlan"] and before["bridge"] == after["bridge"] and before["vlan"] != after["vlan"]:
             nics.VLAN.put(nic, after["vlan"])
-            words = f"move running nic {after['mac']} from VLAN {before['vlan'] or 'none'} to {after['vlan']}"
+            words = f"move nic {after['mac']} at once from VLAN {before['vlan'] or 'none'} to {after['vlan']}"
             changes.append((words, text_of(nic)))
     return changes
 

@@ -10,7 +10,7 @@ from typing import Any
 from .._errors import Refused
 
 STOPPED = "stopped"
-OFF = {"running": "shutdown", "stopping": "wait"}
+OFF = {"running": "shutdown", "in shutdown": "wait"}
 RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
 
 
@@ -53,7 +53,7 @@ def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
 
 
 def _mend(state: str, reason: str) -> str:
-    if state == "stopping":
+    if state == "in shutdown":
         return "it is shutting down; run again when it has stopped"
     if "I/O" in reason:
         return "its storage failed or is full; mend that, then resume it with virsh resume"

@@ -14,7 +14,6 @@ from .. import _bridges
 from .._errors import DroverError
 from .._libvirt import Domain, Node
 from .._peers import ask_peers
-from .._xml import parse
 from .facts import domain_facts
 from .neighbours import survey
 
@@ -53,19 +52,8 @@ class Site:
 
     @cached_property
     def offer(self) -> dict[str, Any]:
-        """What the node can run: `arch`, `virt_types`, `machines`, and `memory` in bytes."""
-        host = self.node.host()
-        guests = [guest for guest in parse(host["capabilities"]) if guest.tag == "guest"]
-        archs = [arch for guest in guests for arch in guest if arch.tag == "arch"]
-        arch = next((one for one in archs if one.get("name") == host["arch"]), archs[0])
-        kinds = [child for child in arch if child.tag == "domain"]
-        machines = list(arch.iter("machine"))
-        return {
-            "arch": arch.get("name"),
-            "virt_types": [kind.get("type") for kind in kinds],
-            "machines": sorted({machine.text for machine in machines if machine.text}),
-            "memory": host["memory"]["total"],
-        }
+        """What the node can run: `arch`, `virt_types`, `machine_types`, `memory` (see `Node.host`)."""
+        return self.node.host()
 
     def domain(self, name: str) -> Domain | None:
         """One domain: as it was at the beginning when it is asked for the first time, after that as it is."""

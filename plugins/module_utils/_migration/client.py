@@ -21,6 +21,8 @@ from .site import Sight, Site, survey
 from .unit import Unit
 
 HEARTBEAT_SECONDS = 20.0
+# What a helper may take beyond its time for the migration and its time for the recovery.
+HELPER_SECONDS = 600.0
 
 
 @dataclass
@@ -41,9 +43,11 @@ class Client:
     @contextmanager
     def of(cls, params: Mapping[str, Any]) -> Iterator[Client]:
         """The client of a run with these options. Raises NotFound and Failed without a usable cluster.json."""
-        heartbeat = params["heartbeat"]
+        heartbeat = Path(params["heartbeat"]) if params["heartbeat"] else None
         slots = threading.Semaphore(params["parallel"])
-        yield cls(Site.load(), slots, Path(heartbeat) if heartbeat else None, params["destinations"] or {})
+        yield cls(Site.load(), slots, heartbeat, params["destinations"] or {})
+        if heartbeat:
+            heartbeat.unlink(missing_ok=True)
 
     def look(self, names: list[str] | None, fresh: bool = True) -> dict[str, Sight]:
         """What all nodes say of the VMs. Raises Unreachable when this node's own libvirt is silent."""
@@ -99,4 +103,4 @@ class Client:
                 raise Failed(f"{order.vm} was not begun: the controller is gone", where=order.source)
             unit = Unit(order.uuid)
             unit.start(order)
-            return unit.wait(order.id)
+            return unit.wait(order.id, seconds=2 * order.timeout + HELPER_SECONDS)

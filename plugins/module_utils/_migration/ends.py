@@ -6,94 +6,42 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._domain import metadata, xml
-from .._errors import Failed, NotFound, Unreachable
-from .._libvirt import libvirt
+from .. import _xml as xml
+from .._domain import metadata
+from .._errors import DroverError, NotFound
+from .._hypervisor import JOBS, state_words
+from .._libvirt import Node, libvirt, translated
 from .order import Order
 
-STATES = {0: "nostate", 1: "running", 2: "blocked", 3: "paused", 4: "shutdown", 5: "stopped", 6: "crashed"}
-REASONS = {
-    ("running", 1): "booted",
-    ("running", 2): "migrated",
-    ("running", 6): "migration canceled",
-    ("paused", 1): "user",
-    ("paused", 2): "migrating",
-    ("paused", 5): "ioerror",
-    ("paused", 10): "crashed",
-    ("paused", 12): "postcopy",
-    ("paused", 13): "postcopy failed",
-    ("running", 10): "postcopy",
-    ("running", 11): "postcopy failed",
-    ("stopped", 6): "failed",
-    ("stopped", 3): "crashed",
-}
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
 SUSPENDED = 3
 DETAILS = {0: "paused", 1: "migrated"}
-_loop = threading.Event()
-
-
-def start_event_loop() -> None:
-    """Events and keepalive need a loop; one thread serves all connections. Call before the first `End`."""
-    if _loop.is_set():
-        return
-    _loop.set()
-    libvirt.virEventRegisterDefaultImpl()
-
-    def turn() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    threading.Thread(target=turn, daemon=True).start()
-
-
-@contextmanager
-def _words(what: str) -> Iterator[None]:
-    """What libvirt raises as our errors, with its own words."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        code = error.get_error_code()
-        kind = NotFound if code == libvirt.VIR_ERR_NO_DOMAIN else Failed
-        raise kind(f"{what}: {error.get_error_message()}", code=code) from None
 
 
 class End:
-    """A read-write connection to one node's libvirt.
+    """One node as a migration sees it, on a read-write connection."""
 
-    With the event loop running, keepalive ends a call to a dead or frozen peer after 20 s. Without it the connection
-    belongs into a child process with a time limit.
-    """
-
-    def __init__(self, node: str, uri: str) -> None:
-        self.node = node
-        try:
-            self.connection = libvirt.open(uri)
-            if _loop.is_set():
-                self.connection.setKeepAlive(5, 3)
-        except libvirt.libvirtError as error:
-            raise Unreachable(f"{node} ({uri}): {error.get_error_message()}", node=node) from None
+    def __init__(self, node: Node) -> None:
+        self.node = node.name
+        self.connection = node.connection
 
     def _domain(self, uuid: str) -> Any:
-        with _words(f"looking for {uuid} on {self.node}"):
+        with translated(f"looking for {uuid} on {self.node}"):
             return self.connection.lookupByUUIDString(uuid)
 
     def state(self, uuid: str) -> tuple[str, str] | None:
         """State and reason, or None when there is no such domain. Raises Failed."""
         try:
             domain = self._domain(uuid)
-            with _words(f"state on {self.node}"):
+            with translated(f"state on {self.node}"):
                 number, reason = domain.state()
         except NotFound:
             return None
-        state = STATES.get(number, str(number))
-        return state, REASONS.get((state, reason), str(reason))
+        return state_words(number, reason)
 
     def look(self, uuid: str) -> dict[str, Any] | str:
         """All that recovery wants to know of the VM on this node, as plain data, or `absent`."""
@@ -101,7 +49,7 @@ class End:
         if state is None:
             return "absent"
         domain = self._domain(uuid)
-        with _words(f"asking {self.node}"):
+        with translated(f"asking {self.node}"):
             return {
                 "state": "shutoff" if state[0] == "stopped" else state[0],
                 "reason": state[1],
@@ -115,7 +63,7 @@ class End:
 
     def find(self, names: list[str] | None) -> dict[str, Any]:
         """What `look` says of these VMs by name, those that are here; with None, of all that carry our marker."""
-        with _words(f"listing the VMs of {self.node}"):
+        with translated(f"listing the VMs of {self.node}"):
             here = {domain.name(): domain.UUIDString() for domain in self.connection.listAllDomains()}
         wanted = here if names is None else {name: here[name] for name in names if name in here}
         looks = {name: self.look(uuid) for name, uuid in wanted.items()}
@@ -128,26 +76,27 @@ class End:
     @staticmethod
     def _job(domain: Any) -> str:
         try:
-            kind, stats = domain.jobInfo()[0], domain.jobStats()
+            stats = domain.jobStats()
         except libvirt.libvirtError as error:
-            # "migration statistics are available only on the source host"
+            # A destination has no figures of the migration; the source alone has them.
             return "incoming" if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED else ""
-        if kind not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
+        if stats.get("type", 0) not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
             return ""
-        return {3: "incoming", 4: "outgoing"}.get(stats.get("operation", 0), "other")
+        return JOBS.get(stats.get("operation", 0), "other")
 
     def marker(self, uuid: str) -> dict[str, Any] | None:
         """The marker of the persistent or the live definition."""
         domain = self._domain(uuid)
-        for flag in (libvirt.VIR_DOMAIN_AFFECT_CONFIG, libvirt.VIR_DOMAIN_AFFECT_LIVE):
+        flags = [libvirt.VIR_DOMAIN_AFFECT_CONFIG] if domain.isPersistent() else []
+        flags += [libvirt.VIR_DOMAIN_AFFECT_LIVE] if domain.isActive() else []
+        for flag in flags:
             try:
-                text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata.MARKER_NAMESPACE, flag)
-            except libvirt.libvirtError as error:
-                lacking = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID)
-                if error.get_error_code() in lacking:
-                    continue
-                raise Failed(f"reading the marker on {self.node}: {error.get_error_message()}") from None
-            return metadata.marker_from_text(text)
+                with translated(f"reading the marker on {self.node}"):
+                    kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+                    return metadata.marker_from_text(domain.metadata(kind, metadata.MARKER_NAMESPACE, flag))
+            except NotFound as error:
+                if error.details["code"] != "NO_DOMAIN_METADATA":
+                    raise
         return None
 
     def home(self, uuid: str) -> str | None:
@@ -162,7 +111,7 @@ class End:
         self._set_metadata(uuid, metadata.record_xml(root), metadata.NAMESPACE)
 
     def _xml(self, uuid: str, flags: int = 0) -> str:
-        with _words(f"reading the definition on {self.node}"):
+        with translated(f"reading the definition on {self.node}"):
             return str(self._domain(uuid).XMLDesc(flags))
 
     def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None:
@@ -172,7 +121,7 @@ class End:
 
     def _set_metadata(self, uuid: str, text: str | None, namespace: str) -> None:
         domain = self._domain(uuid)
-        with _words(f"writing metadata on {self.node}"):
+        with translated(f"writing metadata on {self.node}"):
             flags = 0
             if domain.isActive():
                 flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
@@ -182,22 +131,23 @@ class End:
 
     def autostart(self, uuid: str) -> bool:
         """Whether the node starts it at boot."""
-        with _words(f"reading autostart on {self.node}"):
-            return bool(self._domain(uuid).autostart())
+        with translated(f"reading autostart on {self.node}"):
+            domain = self._domain(uuid)
+            return bool(domain.isPersistent() and domain.autostart())
 
     def set_autostart(self, uuid: str, on: bool) -> None:
         """Switch autostart on or off."""
-        with _words(f"setting autostart on {self.node}"):
+        with translated(f"setting autostart on {self.node}"):
             self._domain(uuid).setAutostart(int(on))
 
     def resume(self, uuid: str) -> None:
         """Start the vCPUs."""
-        with _words(f"resuming on {self.node}"):
+        with translated(f"resuming on {self.node}"):
             self._domain(uuid).resume()
 
     def destroy(self, uuid: str) -> None:
         """Stop it hard."""
-        with _words(f"stopping on {self.node}"):
+        with translated(f"stopping on {self.node}"):
             self._domain(uuid).destroy()
 
     def undefine(self, uuid: str) -> None:
@@ -206,7 +156,7 @@ class End:
             domain = self._domain(uuid)
         except NotFound:
             return
-        with _words(f"undefining on {self.node}"):
+        with translated(f"undefining on {self.node}"):
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
 
     def definition(self, uuid: str, live: bool = False) -> str:
@@ -216,33 +166,33 @@ class End:
 
     def define(self, text: str) -> None:
         """Define a domain."""
-        with _words(f"defining on {self.node}"):
-            self.connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        with translated(f"defining on {self.node}"):
+            self.connection.defineXML(text)
 
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its memory was saved to this node's disk."""
-        with _words(f"asking {self.node}"):
+        with translated(f"asking {self.node}"):
             return bool(self._domain(uuid).hasManagedSaveImage())
 
     def snapshots(self, uuid: str) -> int:
         """How many snapshots it has."""
-        with _words(f"asking {self.node}"):
+        with translated(f"asking {self.node}"):
             return int(self._domain(uuid).snapshotNum())
 
     def names(self) -> dict[str, str]:
         """The UUIDs of all domains of the node by name."""
-        with _words(f"listing the VMs of {self.node}"):
+        with translated(f"listing the VMs of {self.node}"):
             return {domain.name(): domain.UUIDString() for domain in self.connection.listAllDomains()}
 
     def free_memory(self) -> int:
         """The bytes of memory that a new VM could take."""
-        with _words(f"asking {self.node}"):
+        with translated(f"asking {self.node}"):
             stats = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         return sum(int(stats.get(name, 0)) for name in ("free", "buffers", "cached")) * 1024
 
     def host_cpu(self) -> str:
         """The CPU of the node itself."""
-        with _words(f"asking {self.node}"):
+        with translated(f"asking {self.node}"):
             cpu = xml.find(xml.parse(self.connection.getCapabilities()), "host/cpu")
         return "" if cpu is None else xml.text_of(cpu)
 
@@ -293,7 +243,7 @@ class End:
                 return descriptor
             os.close(descriptor)
         except (OSError, ValueError, AttributeError):
-            pass
+            return None
         return None
 
     def migrate(self, order: Order) -> None:
@@ -305,14 +255,14 @@ class End:
         if order.bandwidth:
             params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
         domain = self._domain(order.uuid)
-        with _words(f"migrating {order.vm} from {order.source} to {order.target}"):
+        with translated(f"migrating {order.vm} from {order.source} to {order.target}"):
             domain.migrateToURI3(order.uri, params, flags)
 
     def progress(self, uuid: str) -> dict[str, Any]:
         """Bytes of the job that runs: total, sent, remaining, rate per second; empty when there is none."""
         try:
             stats = self._domain(uuid).jobStats()
-        except (libvirt.libvirtError, NotFound, Failed):
+        except (libvirt.libvirtError, DroverError):
             return {}
         if "data_processed" not in stats:
             return {}
@@ -326,7 +276,7 @@ class End:
 
     def abort(self, uuid: str) -> None:
         """End the job that runs."""
-        with _words(f"aborting the job on {self.node}"):
+        with translated(f"aborting the job on {self.node}"):
             self._domain(uuid).abortJob()
 
     def on_event(self, uuid: str, heard: Callable[[str, str], None]) -> None:
@@ -336,6 +286,6 @@ class End:
             if domain.UUIDString() == uuid and event == SUSPENDED:
                 heard("suspended", DETAILS.get(detail, str(detail)))
 
-        with _words(f"listening to {self.node}"):
+        with translated(f"listening to {self.node}"):
             kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
             self.connection.domainEventRegisterAny(None, kind, told, None)

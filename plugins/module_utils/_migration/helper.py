@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._errors import DroverError, Refused, Unreachable
+from .._errors import DroverError, Refused
+from .._libvirt import LOCAL, connect
 from .._run import run
-from .ends import End, start_event_loop
+from .ends import End
 from .live import LiveMove
 from .offline import move_definition
 from .order import Journal, Order, load
 from .recovery import Limits, Nodes, Recovery
 
 Leave = Callable[[str], None]
-OPEN_SECONDS = 15.0
 RECOVERY_SECONDS = 300.0
 
 
@@ -58,12 +57,8 @@ def move(order: Order, journal: Journal, leave: Leave) -> None:
     """Move the VM; `leave` is called with the words of what went wrong, to recover."""
     journal.phase("connecting")
     try:
-        start_event_loop()
-        source, target = opened(order.source, "qemu:///system"), opened(order.target, order.uri)
-        if order.kind == "offline":
-            measured = move_definition(order, source, target, journal)
-        else:
-            measured = LiveMove(order, source, target, journal).run()
+        with connect(LOCAL, name=order.source) as source, connect(order.uri, name=order.target) as target:
+            measured = carry_out(order, End(source), End(target), journal)
     except Refused as error:
         # Nothing was changed: there is nothing to recover.
         journal.finish(ok=False, where=order.source, error=error.message, complete=True, actions=[])
@@ -74,25 +69,11 @@ def move(order: Order, journal: Journal, leave: Leave) -> None:
         journal.finish(ok=True, where=order.target, error="", complete=True, actions=[], **measured)
 
 
-def opened(node: str, uri: str) -> End:
-    """A connection, within a time limit: keepalive does not watch over the opening itself. Raises Unreachable."""
-    ends: list[Any] = []
-
-    def connect() -> None:
-        try:
-            ends.append(End(node, uri))
-        except DroverError as error:
-            ends.append(error)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(OPEN_SECONDS)
-    if not ends:
-        raise Unreachable(f"{node} ({uri}) gave no answer within {OPEN_SECONDS:g} s", node=node)
-    if isinstance(ends[0], DroverError):
-        raise ends[0]
-    end: End = ends[0]
-    return end
+def carry_out(order: Order, source: End, target: End, journal: Journal) -> dict[str, Any]:
+    """The move itself."""
+    if order.kind == "offline":
+        return move_definition(order, source, target, journal)
+    return LiveMove(order, source, target, journal).run()
 
 
 def recover(order: Order, journal: Journal, error: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._domain.facts import disk_facts, nic_facts, size_of
-from .._domain.xml import devices, find, parse, text_of
 from .._fields import UNITS
+from .._xml import devices, find, parse, text_of
 from .ends import End
 
 OVERHEAD = 128 * UNITS["M"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._errors import DroverError, Unreachable
-from .._run import bounded
+from .._errors import DroverError, Failed, Unreachable
+from .._libvirt import LOCAL, Node
+from .._peers import ask
 from .copies import Action, Decision
 from .ends import End
 from .rules import decide
@@ -32,18 +33,17 @@ class Nodes:
     """
 
     def __init__(self, uris: Mapping[str, str], here: str) -> None:
-        self.uris = {**uris, here: "qemu:///system"}
+        self.uris = {**uris, here: LOCAL}
         self.here = here
 
     def look(self, uuid: str) -> dict[str, Any]:
         """What each node says of the VM, in the form that the rules take."""
-        calls = {node: self._question(node, uri, uuid) for node, uri in self.uris.items()}
-        answers = bounded(calls, LOOK_SECONDS)
-        return {node: self._said(node, uuid, answer) for node, answer in answers.items()}
 
-    @staticmethod
-    def _question(node: str, uri: str, uuid: str) -> Callable[[], Any]:
-        return lambda: End(node, uri).look(uuid)
+        def question(node: Node) -> Any:
+            return End(node).look(uuid)
+
+        answers = ask(self.uris, question, LOOK_SECONDS, readonly=False)
+        return {node: self._said(node, uuid, answer) for node, answer in answers.items()}
 
     def _said(self, node: str, uuid: str, answer: Any) -> Any:
         if not isinstance(answer, Unreachable):
@@ -52,12 +52,18 @@ class Nodes:
         # The processes of this machine can be seen without libvirt.
         return {**said, "qemu_alive": qemu_alive(uuid)} if node == self.here else said
 
-    def act(self, uuid: str, action: Action) -> None:
-        """Carry out one action of a decision. Raises Unreachable with the words of the node."""
-        node = action.node
+    def act(self, uuid: str, action: Action, expected: Any) -> None:
+        """Carry out one action of a decision. Raises Unreachable with the words of the node.
 
-        def call() -> None:
-            end = End(node, self.uris[node])
+        `expected` is what the node said when it was decided, or None when the state is our own work since. Another
+        recovery, elsewhere, may have seen less and resumed what this one is about to stop.
+        """
+        name = action.node
+
+        def call(node: Node) -> None:
+            end = End(node)
+            if isinstance(expected, dict) and standing(end.look(uuid)) != standing(expected):
+                raise Failed("the VM is not as it was when this was decided")
             verbs: dict[str, Callable[[], Any]] = {
                 "destroy": lambda: end.destroy(uuid),
                 "undefine": lambda: end.undefine(uuid),
@@ -68,7 +74,7 @@ class Nodes:
             }
             verbs[action.verb]()
 
-        answer = bounded({node: call}, ACT_SECONDS)[node]
+        answer = ask({name: self.uris[name]}, call, ACT_SECONDS, readonly=False)[name]
         if isinstance(answer, Unreachable):
             raise answer
 
@@ -143,7 +149,7 @@ class Recovery:
                 return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
             else:
                 rounds += 1
-                self.apply([action for action in decision.actions if action.verb in VERBS])
+                self.apply([action for action in decision.actions if action.verb in VERBS], said)
 
     def patience(self, said: Mapping[str, Any], verbs: set[str]) -> float:
         """How many seconds to wait for things to change by themselves before the decision counts."""
@@ -161,17 +167,24 @@ class Recovery:
                 return Decision(again.rule, again.where, again.text, (Action("", "wait", "look again"),))
         return decision
 
-    def apply(self, actions: list[Action]) -> None:
+    def apply(self, actions: list[Action], said: Mapping[str, Any]) -> None:
         """Do the actions in their order; the first that fails ends the round, and the next look decides anew."""
+        touched: set[str] = set()
         for action in actions:
             self.note(action.text)
             try:
-                self.nodes.act(self.uuid, action)
+                self.nodes.act(self.uuid, action, None if action.node in touched else said.get(action.node))
             except DroverError as error:
                 self.note(f"{action.text}: {error.message}")
                 time.sleep(self.limits.pause)
                 return
+            touched.add(action.node)
             self.done.append(action.text)
+
+
+def standing(said: Any) -> Any:
+    """What must not have changed between a decision and what is done by it."""
+    return tuple(said.get(key) for key in ("state", "reason", "marker")) if isinstance(said, dict) else said
 
 
 def markers(said: Mapping[str, Any]) -> list[dict[str, str]]:

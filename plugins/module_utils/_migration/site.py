@@ -5,41 +5,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .._errors import Failed, NotFound, Refused, Unreachable
-from .._run import bounded
+from .._errors import NotFound, Refused, Unreachable
+from .._libvirt import Node
+from .._peers import CLUSTER, Cluster, ask, read_cluster
 from .ends import End
 from .recovery import LOOK_SECONDS, Nodes
-
-CLUSTER = Path("/etc/drover/cluster.json")
 
 
 @dataclass(frozen=True)
 class Site:
-    """The nodes by name with their libvirt URIs and migration addresses; `here` is this node."""
+    """The cluster, and this node in it."""
 
-    here: str
-    uris: dict[str, str]
-    addresses: dict[str, str]
+    cluster: Cluster
 
     @classmethod
-    def load(cls, path: Path = CLUSTER) -> Site:
-        """Read what role hypervisor wrote. Raises NotFound or Failed."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            nodes = data["nodes"]
-            uris = {name: str(node["uri"]) for name, node in nodes.items()}
-            addresses = {name: str(node["migration_address"]) for name, node in nodes.items()}
-            return cls(str(data["node"]), uris, addresses)
-        except FileNotFoundError:
-            raise NotFound(f"{path} is missing: apply role drover.kvm.hypervisor to this node first") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Failed(f"{path} can't be read ({error!r}): apply role drover.kvm.hypervisor again") from None
+    def load(cls) -> Site:
+        """What role hypervisor wrote. Raises NotFound or Failed."""
+        cluster = read_cluster()
+        if cluster.node not in cluster.uris:
+            raise NotFound(f"{CLUSTER} names no cluster: apply role drover.kvm.hypervisor to this node first")
+        return cls(cluster)
+
+    @property
+    def here(self) -> str:
+        """This node's name."""
+        return self.cluster.node
+
+    @property
+    def uris(self) -> dict[str, str]:
+        """The libvirt URIs by node."""
+        return self.cluster.uris
 
     def nodes(self) -> Nodes:
         """For recovery."""
@@ -47,20 +46,21 @@ class Site:
 
     def stream(self, target: str) -> str:
         """Where QEMU sends the memory to. Raises Refused when the node is unknown."""
-        if target not in self.addresses:
-            raise Refused(f"{target} is no node of this cluster; known are {', '.join(sorted(self.addresses))}")
-        address = self.addresses[target]
+        address = self.cluster.addresses.get(target)
+        if not address:
+            known = ", ".join(sorted(self.cluster.addresses))
+            raise Refused(f"{target} is no node of this cluster that runs VMs; known are {known}")
         return f"tcp://[{address}]" if ":" in address else f"tcp://{address}"
 
     def ask(self, question: Callable[[End], Any], nodes: Iterable[str] | None = None) -> dict[str, Any]:
         """Ask nodes (all when not said) something, each in a child process; an Unreachable where none answers."""
         uris = self.nodes().uris
-        asked = sorted(uris if nodes is None else nodes)
-        return bounded({node: self._call(question, node, uris[node]) for node in asked}, LOOK_SECONDS)
+        chosen = {node: uris[node] for node in sorted(uris if nodes is None else nodes)}
 
-    @staticmethod
-    def _call(question: Callable[[End], Any], node: str, uri: str) -> Callable[[], Any]:
-        return lambda: question(End(node, uri))
+        def call(node: Node) -> Any:
+            return question(End(node))
+
+        return ask(chosen, call, LOOK_SECONDS, readonly=False)
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _libvirt, _run
-from .._domain import metadata, xml
+from .. import _errors, _fields, _hypervisor, _libvirt, _peers, _run, _xml
+from .._domain import metadata
+from .._errors import TimedOut
 from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
 PARTS = {
-    "": {"_errors": _errors, "_libvirt": _libvirt, "_run": _run},
-    "_domain/": {"metadata": metadata, "xml": xml},
+    "": {
+        "_errors": _errors,
+        "_fields": _fields,
+        "_hypervisor": _hypervisor,
+        "_libvirt": _libvirt,
+        "_peers": _peers,
+        "_run": _run,
+        "_xml": _xml,
+    },
+    "_domain/": {"metadata": metadata},
     "_migration/": {
         "copies": copies,
         "ends": ends,
@@ -96,9 +105,13 @@ class Unit:
         command += [f"--description=drover: {wanted.kind} {wanted.vm}", "--property=PrivateTmp=no"]
         _run.run([*command, "/usr/bin/python3", "-B", str(install(self.directory)), str(path)], timeout=30)
 
-    def wait(self, wanted_id: str | None, tell: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """The result of the helper that runs now. A helper that was killed gives `ok: false` and no `where`."""
-        while True:
+    def wait(self, wanted_id: str | None, seconds: float = 7200) -> dict[str, Any]:
+        """The result of the helper that runs now. A helper that was killed gives `ok: false` and no `where`.
+
+        Raises TimedOut when it still works after so many `seconds`; it goes on all the same.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             alive = self.running()
             seen = self.state()
             mine = wanted_id is None or seen.get("id") == wanted_id
@@ -108,6 +121,5 @@ class Unit:
                 fate = "was killed" if mine and seen else "did not start"
                 words = f"its helper {fate} (journalctl -u {unit_name(self.uuid)})"
                 return {"ok": False, "error": words, "where": "unknown", "complete": False, "actions": []}
-            if tell and mine:
-                tell(seen)
             self.sleep(POLL)
+        raise TimedOut(f"{unit_name(self.uuid)} still works after {seconds:g} s: {self.state().get('phase')}")

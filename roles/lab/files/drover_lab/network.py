@@ -24,6 +24,7 @@ class Network:
         self.lab = lab
         self.topology = topology
         self.folder = state / "switch"
+        self.mark = state / "network-is-whole"
 
     def namespace(self, place: str) -> str:
         """The name of a place's network namespace, as in /run/netns."""
@@ -47,17 +48,31 @@ class Network:
         return {link["ifname"]: link for link in json.loads(shown or "[]")}
 
     def ensure(self) -> bool:
-        """Lay the whole network."""
-        changed = self._ensure_namespaces()
+        """Lay the whole network, or what is missing of it."""
+        # Making and connecting a cable are two steps: the mark says that both were done for all, once.
+        whole = self.mark.exists()
+        changed = self._ensure_namespaces() or not whole
         links = {place: self.links(place) for place in self.topology.places()}
-        for cable in cables(self.topology):
-            changed |= self._ensure_cable(cable, links)
+        every = cables(self.topology)
+        missing = [
+            cable
+            for cable in every
+            if cable.left_nic not in links[cable.left] or cable.right_nic not in links[cable.right]
+        ]
+        if missing:
+            self.mark.unlink(missing_ok=True)
+        for cable in missing:
+            self._lay(cable)
+        # A cable that was pulled on purpose stays so, unless the network was never finished.
+        for cable in missing if whole else every:
+            self._connect(cable)
         for switch in self.topology.switches.values():
-            if switch.kind == "bridge":
-                changed |= self._ensure_bridge(switch)
+            if switch.kind == "bridge" and (missing or changed):
+                self._connect_bridge(switch)
         if any(switch.kind == "openvswitch" for switch in self.topology.switches.values()):
             changed |= self._ensure_open_vswitch()
-        return changed
+        self.mark.touch()
+        return changed or bool(missing)
 
     def _ensure_namespaces(self) -> bool:
         changed = False
@@ -66,47 +81,42 @@ class Network:
             # A run killed between making the name and mounting on it leaves a plain file.
             if self.namespace(place) in there and self._is_namespace(place):
                 continue
+            self.mark.unlink(missing_ok=True)
             (RUN_NETNS / self.namespace(place)).unlink(missing_ok=True)
             run(["ip", "netns", "add", self.namespace(place)])
-            run(["ip", "-n", self.namespace(place), "link", "set", "lo", "up"])
             changed = True
         return changed
 
     def _is_namespace(self, place: str) -> bool:
         return run(["ip", "-n", self.namespace(place), "link", "show", "lo"], check=False).returncode == 0
 
-    def _ensure_cable(self, cable: Cable, links: dict[str, dict[str, Any]]) -> bool:
-        if cable.left_nic in links[cable.left] and cable.right_nic in links[cable.right]:
-            return False
+    def _lay(self, cable: Cable) -> None:
         left, right = self.namespace(cable.left), self.namespace(cable.right)
         words = ["link", "add", cable.left_nic, "mtu", str(cable.mtu), "netns", left, "type", "veth"]
         run(["ip", *words, "peer", "name", cable.right_nic, "mtu", str(cable.mtu), "netns", right])
-        if cable.right == "switch":
-            run(["ip", "-n", right, "link", "set", cable.right_nic, "up"])
-        if cable.left in self.topology.clients:
-            network = self.topology.networks[cable.left_nic]
-            run(["ip", "-n", left, "address", "add", network.interface(1), "dev", cable.left_nic])
-            run(["ip", "-n", left, "link", "set", cable.left_nic, "up"])
-        return True
 
-    def _ensure_bridge(self, switch: Switch) -> bool:
-        space, links = self.namespace("switch"), self.links("switch")
-        changed = switch.name not in links
-        if changed:
+    def _connect(self, cable: Cable) -> None:
+        """Bring up what is not a node's own business; repeatable."""
+        for place in (cable.left, cable.right):
+            run(["ip", "-n", self.namespace(place), "link", "set", "lo", "up"])
+        if cable.right == "switch":
+            run(["ip", "-n", self.namespace("switch"), "link", "set", cable.right_nic, "up"])
+        if cable.left in self.topology.clients:
+            left, address = self.namespace(cable.left), self.topology.networks[cable.left_nic].interface(1)
+            run(["ip", "-n", left, "address", "replace", address, "dev", cable.left_nic])
+            run(["ip", "-n", left, "link", "set", cable.left_nic, "up"])
+
+    def _connect_bridge(self, switch: Switch) -> None:
+        space = self.namespace("switch")
+        if switch.name not in self.links("switch"):
             run(["ip", "-n", space, "link", "add", switch.name, "type", "bridge"])
-        addresses = run(["ip", "-n", space, "address", "show", "dev", switch.name]).stdout
         address = self.topology.networks[switch.network].interface(1)
-        if f"inet {address} " not in addresses:
-            run(["ip", "-n", space, "address", "add", address, "dev", switch.name])
-            run(["ip", "-n", space, "link", "set", switch.name, "up"])
-            changed = True
+        run(["ip", "-n", space, "address", "replace", address, "dev", switch.name])
+        run(["ip", "-n", space, "link", "set", switch.name, "up"])
         for node in self.topology.nodes.values():
             for nic in node.nics:
-                port = f"{node.name}-{nic.name}"
-                if nic.to == switch.name and links[port].get("master") != switch.name:
-                    run(["ip", "-n", space, "link", "set", port, "master", switch.name])
-                    changed = True
-        return changed
+                if nic.to == switch.name:
+                    run(["ip", "-n", space, "link", "set", f"{node.name}-{nic.name}", "master", switch.name])
 
     def vsctl(self, *arguments: str, timeout: float = 20) -> str:
         """Ask the lab's own Open vSwitch (the switches', not a node's)."""
@@ -126,13 +136,16 @@ class Network:
         if not self._answers("vswitchd.ctl"):
             self._start_switch()
             changed = True
-        before = self.vsctl("list-ports", "core") if not changed else ""
+        before = self._ports()
         words: list[str] = []
         for switch in self.topology.switches.values():
             if switch.kind == "openvswitch":
                 words += switch_arguments(self.topology, switch)
         self.vsctl(*words[1:])
-        return changed or before != self.vsctl("list-ports", "core")
+        return changed or before != self._ports()
+
+    def _ports(self) -> list[str]:
+        return sorted(self.vsctl("--bare", "--columns=name", "list", "Interface").split())
 
     def _answers(self, socket: str) -> bool:
         if not (self.folder / socket).exists():

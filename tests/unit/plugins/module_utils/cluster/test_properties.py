@@ -16,7 +16,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import G
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.place import place
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.stages import stages
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.undrain import undrain
-from ansible_collections.drover.kvm.tests.unit.module_utils.cluster import clusters
+from ansible_collections.drover.kvm.tests.unit.plugins.module_utils.cluster import clusters
 
 SEEDS = range(200)
 

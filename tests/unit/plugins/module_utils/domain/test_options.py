@@ -21,7 +21,7 @@ from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
 BRIDGES = {"br-int": "ovs", "br0": "linux"}
-OFFER = {"arch": "x86_64", "virt_types": ["qemu", "kvm"], "machines": ["pc", "q35"], "memory": 2**40}
+OFFER = {"arch": "x86_64", "virt_types": ["qemu", "kvm"], "machine_types": ["pc", "q35"], "memory": 2**40}
 BASE = {"name": "web1", "memory": "1GiB", "vcpus": 2}
 IQN = "iqn.2026-11.org.example:drover-web1-0"
 SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
@@ -65,6 +65,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "readonly": ({**SAN, "readonly": True}, "<readonly/>"),
     "path": (FILE, "<source file='/srv/vms/web1.qcow2'/>"),
     "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2'/>"),
+    "source": ({**SAN, "source": "/srv/drover/images/a.img"}, NEW_SAN),
     "size": (FILE, "<disk type='file' device='disk'>"),
     "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),
 }
@@ -114,7 +115,7 @@ def test_disks(option):
     disk, fragment = DISK_ROWS[option]
     root, params = build(disks=[disk])
     check(root, params, fragment)
-    if option != "size":
+    if option not in ("size", "source"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
@@ -137,7 +138,7 @@ def test_a_new_vm_has_what_every_vm_needs():
 
 def test_under_emulation_the_cpu_has_a_name():
     params = normalise(FIELDS, BASE)
-    root = sheet.create(params, {**OFFER, "virt_types": ["qemu"], "machines": ["pc"]})
+    root = sheet.create(params, {**OFFER, "virt_types": ["qemu"], "machine_types": ["pc"]})
     assert sheet.read(root)["cpu"] == "Nehalem" and sheet.read(root)["machine"] == "pc"
     with pytest.raises(Refused, match="virt_type=kvm is not there"):
         sheet.create({**params, "virt_type": "kvm"}, {**OFFER, "virt_types": ["qemu"]})

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._migration import recovery, unit
 from ansible_collections.drover.kvm.plugins.module_utils._migration.recovery import Limits, Recovery, qemu_alive
 
@@ -30,13 +31,17 @@ class Cluster:
         self.said = {"hv3": "absent", **said}
         self.log = []
         self.script = []
+        self.before = lambda action: None
 
     def look(self, uuid):
         if self.script:
             self.script.pop(0)(self)
         return {node: dict(one) if isinstance(one, dict) else one for node, one in self.said.items()}
 
-    def act(self, uuid, action):
+    def act(self, uuid, action, expected):
+        self.before(action)
+        if expected is not None and recovery.standing(expected) != recovery.standing(self.said[action.node]):
+            raise Failed("the VM is not as it was when this was decided")
         self.log.append(f"{action.verb} {action.node}")
         one = self.said[action.node]
         if not isinstance(one, dict) or one["state"] == "unreachable":
@@ -101,24 +106,20 @@ def test_a_rule_is_carried_out_and_a_second_run_does_nothing(rule):
 @pytest.mark.parametrize("rule", CASES)
 @pytest.mark.parametrize("cut", range(1, 5))
 def test_a_recovery_that_was_cut_anywhere_is_finished_by_the_next(rule, cut):
-    said, log, where = CASES[rule]
+    said, _log, where = CASES[rule]
     cluster = Cluster(**said)
 
     class Cut(BaseException):
         pass
 
-    whole = cluster.act
-
-    def act(uuid, action):
+    def cut_here(action):
         if len(cluster.log) == cut:
             raise Cut
-        whole(uuid, action)
 
-    cluster.act = act
-    try:
+    cluster.before = cut_here
+    with suppress(Cut):
         recover(cluster)
-    except Cut:
-        cluster.act = whole
+    cluster.before = lambda action: None
     result = recover(cluster)
     assert result.complete and result.decision.where == where
     holders = {node: one for node, one in cluster.said.items() if isinstance(one, dict)}
@@ -167,13 +168,7 @@ def test_a_state_that_only_passes_is_not_acted_on():
 
 def test_a_node_that_dies_while_it_is_told_ends_without_a_wrong_word():
     cluster = Cluster(hv1=copy_of("running"), hv2=copy_of("paused", "user"))
-    whole = cluster.act
-
-    def act(uuid, action):
-        cluster.said["hv2"] = {"state": "unreachable"}
-        whole(uuid, action)
-
-    cluster.act = act
+    cluster.before = lambda action: cluster.said.update(hv2={"state": "unreachable"})
     result = recover(cluster)
     assert not result.complete and result.decision.where == "hv1" and result.actions == []
 
@@ -186,9 +181,11 @@ def test_qemu_of_the_vm_is_found_by_its_command_line(tmp_path):
 
 
 def test_the_program_holds_all_that_it_imports(tmp_path):
-    (tmp_path / "libvirt.py").write_text("class libvirtError(Exception): pass\n")
+    (tmp_path / "libvirt.py").write_text("def registerErrorHandler(*words): pass\n")
     (tmp_path / "migrate.pyz").write_bytes(unit.program())
-    code = "import sys; sys.path.insert(0, 'migrate.pyz'); import drover_migration._migration.helper as h; print(h.main)"
+    code = (
+        "import sys; sys.path.insert(0, 'migrate.pyz'); import drover_migration._migration.helper as h; print(h.main)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -206,3 +203,16 @@ def test_the_program_is_installed_once_for_root_alone(tmp_path):
 
 def test_all_verbs_of_the_rules_are_known():
     assert recovery.VERBS | {"wait", "report"} >= {"destroy", "undefine", "resume", "set_autostart", "clear_marker"}
+
+
+def test_what_another_recovery_resumed_meanwhile_is_not_stopped():
+    cluster = Cluster(hv1=copy_of("paused", "migrating"), hv2=copy_of("paused", "user"))
+
+    def resumed(action):
+        cluster.before = lambda later: None
+        cluster.said["hv1"] = copy_of("running", "unpaused")
+
+    cluster.before = resumed
+    result = recover(cluster)
+    assert cluster.log[0] == "destroy hv2" and "destroy hv1" not in cluster.log
+    assert result.complete and result.decision.where == "hv1"

@@ -1,0 +1,181 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sheet of a VM from the variables of its inventory host, and the volumes that its sheet needs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from .._errors import DroverError, Invalid
+from .._fields import Field, normalise
+from .._identity import initiator_iqn, target_number, vm_uuid, volume_iqn, volume_name
+from .adopt import FIELDS
+from .hardware import check_seconds
+
+GIB = 2**30
+PROFILES: dict[str, dict[str, int]] = {
+    "standard": {"vcpus": 4, "memory": 4 * GIB, "disk": 40 * GIB},
+    "large": {"vcpus": 8, "memory": 16 * GIB, "disk": 40 * GIB},
+}
+STATES = ("present", "running", "stopped", "absent")
+OPTIONS = [field.name for field in FIELDS if field.name != "name"]
+OTHERS = ["state", "autostart", "shutdown_timeout", "profile"]
+STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
+
+
+def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of module vm for one inventory host, from its `vm_*`. Raises Invalid naming the variable."""
+    name = str(variables["inventory_hostname"])
+    given = {key[3:]: variables[key] for key in variables if key.startswith("vm_") and variables[key] is not None}
+    _check_names(name, given)
+    profile = _profile(name, given)
+    disks = given.get("disks")
+    if disks is None and profile and given.get("iscsi_portal"):
+        disks = [{"type": "iscsi"}]
+    options: dict[str, Any] = {"vcpus": profile.get("vcpus"), "memory": profile.get("memory")}
+    options.update({key: value for key, value in given.items() if key in OPTIONS})
+    if disks is not None:
+        options["disks"] = _disks(name, given, disks, profile.get("disk"))
+    sheet = {"name": name, **{key: value for key, value in options.items() if value is not None}}
+    checked = _checked(name, sheet)
+    sheet.update({key: checked[key] for key in ("memory",) if key in sheet})
+    return {**sheet, **_others(name, given)}
+
+
+def iscsi_volumes(
+    sheets: Iterable[Mapping[str, Any]], variables: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The items of module iscsi_volume for the disks of these sheets.
+
+    `variables` (hostvars) hold the CHAP passwords, vm_iscsi_chap_secret of each VM; without them the items have none.
+    """
+    return [
+        _volume(sheet, disk, number, variables)
+        for sheet in sheets
+        for number, disk in _numbered(sheet.get("disks") or [])
+        if disk.get("type") == "iscsi"
+    ]
+
+
+def _check_names(name: str, given: Mapping[str, Any]) -> None:
+    known = [*OPTIONS, *OTHERS, *STORAGE]
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=3)
+            hint = f"did you mean {', '.join(f'vm_{other}' for other in near)}?" if near else f"there are {_all(known)}"
+            raise Invalid(f"{name}: there is no variable vm_{key}; {hint}", option=f"vm_{key}")
+
+
+def _all(known: Iterable[str]) -> str:
+    return ", ".join(f"vm_{key}" for key in sorted(known))
+
+
+def _profile(name: str, given: Mapping[str, Any]) -> dict[str, int]:
+    profile = given.get("profile")
+    if profile is not None and profile not in PROFILES:
+        raise Invalid(f"{name}: vm_profile: {profile!r} is none of {', '.join(PROFILES)}", option="vm_profile")
+    return PROFILES[profile] if profile is not None else {}
+
+
+def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    state = given.get("state", "running")
+    if state not in STATES:
+        raise Invalid(f"{name}: vm_state: {state!r} is none of {', '.join(STATES)}", option="vm_state")
+    others: dict[str, Any] = {"state": state}
+    if "autostart" in given:
+        others["autostart"] = given["autostart"]
+    if "shutdown_timeout" in given:
+        others["shutdown_timeout"] = check_seconds(given["shutdown_timeout"])
+    return others
+
+
+def _numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
+    """The disks with their numbers: the place in the list, or what their target says."""
+    number = 0
+    for disk in disks:
+        if isinstance(disk, Mapping) and disk.get("device", "disk") == "disk":
+            number = target_number(disk["target"]) if disk.get("target") else number
+            yield number, dict(disk)
+            number += 1
+        else:
+            yield -1, disk
+
+
+def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) -> list[Any]:
+    if not isinstance(disks, (list, tuple)) or not all(isinstance(disk, Mapping) for disk in disks):
+        raise Invalid(f"{name}: vm_disks: write a list of dictionaries", option="vm_disks")
+    result = []
+    for number, disk in _numbered(disks):
+        if number == 0 and size is not None:
+            disk.setdefault("size", size)
+        result.append(_iscsi(name, given, disk, number) if disk.get("type") == "iscsi" else disk)
+    return result
+
+
+def _iscsi(name: str, given: Mapping[str, Any], disk: dict[str, Any], number: int) -> dict[str, Any]:
+    found = {"portal": given.get("iscsi_portal"), "user": given.get("iscsi_user"), "secret": given.get("iscsi_secret")}
+    if given.get("iscsi_iqn_prefix"):
+        found["iqn"] = volume_iqn(str(given["iscsi_iqn_prefix"]), name, number)
+    disk = {**{key: value for key, value in found.items() if value is not None}, **disk}
+    for key, variable in (("iqn", "vm_iscsi_iqn_prefix"), ("portal", "vm_iscsi_portal")):
+        if not disk.get(key):
+            raise Invalid(f"{name}: vm_disks: a disk of type iscsi needs {key}, or the variable {variable}")
+    return disk
+
+
+def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as module vm will read them; unknown suboptions and wrong values are named here already."""
+    for key in ("disks", "nics"):
+        field = next(field for field in FIELDS if field.name == key)
+        known = [inner.name for inner in field.fields]
+        for number, item in enumerate(sheet.get(key) or []):
+            if not isinstance(item, Mapping):
+                raise Invalid(f"{name}: vm_{key}: write a list of dictionaries", option=f"vm_{key}")
+            for inner in set(item) - set(known):
+                raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; there are {', '.join(known)}")
+    try:
+        return normalise(FIELDS, _typed(FIELDS, sheet))
+    except DroverError as error:
+        where = "" if error.details.get("option") == "name" else "vm_"
+        raise Invalid(f"{name}: {where}{error.message}", option=error.details.get("option")) from None
+
+
+def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values in the types of their fields, as Ansible itself would convert them. Raises Invalid."""
+    result = dict(values)
+    for field in fields:
+        value = values.get(field.name)
+        if field.type == "int" and value is not None:
+            if isinstance(value, bool) or not str(value).strip().lstrip("-").isdecimal():
+                raise Invalid(f"{path}{field.name}: {value!r} is not a whole number", option=path + field.name)
+            result[field.name] = int(value)
+        elif field.type in ("str", "path") and value is not None:
+            if isinstance(value, (Mapping, list, tuple)):
+                raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
+            result[field.name] = str(value)
+        elif field.fields and value is not None:
+            places = enumerate(value)
+            result[field.name] = [_typed(field.fields, item, f"{path}{field.name}[{n}].") for n, item in places]
+    return result
+
+
+def _volume(
+    sheet: Mapping[str, Any], disk: Mapping[str, Any], number: int, variables: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    name = str(sheet["name"])
+    volume: dict[str, Any] = {
+        "name": volume_name(name, number),
+        "iqn": disk["iqn"],
+        "size": disk.get("size"),
+        "source": disk.get("source"),
+        "initiators": [disk.get("initiator") or initiator_iqn(name)],
+        "chap_user": disk.get("user"),
+        "owner": name,
+        "vm_uuid": sheet.get("uuid") or vm_uuid(name),
+    }
+    if variables is not None:
+        volume["chap_password"] = variables[name].get("vm_iscsi_chap_secret")
+    return {key: value for key, value in volume.items() if value is not None}

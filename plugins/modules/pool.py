@@ -1,0 +1,252 @@
+#!/usr/bin/python
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Manage libvirt's storage pools."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pool
+short_description: Manage libvirt's storage pools
+version_added: "0.1.0"
+description:
+  - Defines a folder of a node as a storage pool of libvirt, where other tools and M(drover.kvm.node_info) see what is
+    in it and how much room is left.
+  - It never deletes data. A pool that is removed is forgotten by libvirt; the folder and the files in it stay.
+  - A pool that disks of VMs refer to by its name is not removed and not deactivated. Disks that are named by their path
+    don't need the pool.
+  - See U(https://libvirt.org/storage.html).
+options:
+  name:
+    description: Name of the pool.
+    type: str
+    required: true
+  type:
+    description:
+      - What the pool is made of. Pools of other types that are there can be activated, deactivated and removed.
+    type: str
+    choices: [dir]
+    default: dir
+  path:
+    description:
+      - The folder, as an absolute path. It is made when it is missing, with mode 0711.
+      - Needed for a new pool; the path of a pool that is there can't be changed.
+    type: str
+  autostart:
+    description: Whether it is activated with the node. Without it, a new pool is, and one that is there stays as it is.
+    type: bool
+  state:
+    description: V(absent) means that libvirt forgets the pool.
+    type: str
+    choices: [active, inactive, absent]
+    default: active
+extends_documentation_fragment:
+  - drover.kvm.attributes
+  - drover.kvm.attributes.kvm
+  - drover.kvm.libvirt
+seealso:
+  - module: drover.kvm.node_info
+author: The drover.kvm contributors (@drover)
+"""
+
+EXAMPLES = r"""
+- name: Set up storage pools
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: A pool for installation media
+      drover.kvm.pool:
+        name: media
+        path: /srv/media
+
+    - name: A pool that only an administrator activates
+      drover.kvm.pool:
+        name: archive
+        path: /srv/archive
+        autostart: false
+        state: inactive
+
+    - name: Forget the pool that the distribution made; its files stay
+      drover.kvm.pool:
+        name: default
+        state: absent
+"""
+
+RETURN = r"""
+pool:
+  description: The pool; null when it is absent.
+  returned: always
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      sample: media
+    uuid:
+      description: Its UUID; for a pool of this module it follows from the name.
+      type: str
+      sample: 0f3b0e3c-7a77-5d55-8f56-5f9f1f4a2c10
+    type:
+      description: Its type.
+      type: str
+      sample: dir
+    path:
+      description: Where it is.
+      type: str
+      sample: /srv/media
+    autostart:
+      description: Whether it is activated with the node.
+      type: bool
+      sample: true
+    persistent:
+      description: Whether it has a definition; false for one that lives until it is deactivated.
+      type: bool
+      sample: true
+    state:
+      description: active, inactive, building, degraded or inaccessible.
+      type: str
+      sample: active
+actions:
+  description: What was done, or would be done in check mode.
+  returned: always
+  type: list
+  elements: str
+  sample: ["define pool media at /srv/media", "activate it"]
+"""
+
+import posixpath
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._identity import NAMESPACE
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
+from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
+from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, find, parse
+
+
+def check_path(value: str) -> str:
+    """An absolute path of a folder that is not the root."""
+    path = posixpath.normpath(value)
+    if not value.startswith("/") or path.strip("/") == "" or ".." in value.split("/") or not value.isprintable():
+        raise ValueError(f"{value!r} is not a folder for a pool; write an absolute path such as /srv/media")
+    return path
+
+
+FIELDS = (
+    Field("name", required=True, check=check_name),
+    Field("type", choices=("dir",), default="dir"),
+    Field("path", check=check_path),
+    Field("autostart", type="bool"),
+    Field("state", choices=("active", "inactive", "absent"), default="active"),
+    URI,
+)
+
+
+class PoolResource(Resource):
+    """One storage pool."""
+
+    @classmethod
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Node]:
+        """libvirt on this node."""
+        return connect(params["uri"])
+
+    def read(self) -> State:
+        """The pool as libvirt holds it."""
+        pool = self.client.pool(self.name)
+        if pool is None:
+            return None
+        names = ("name", "uuid", "type", "path", "autostart", "persistent", "state")
+        return {name: getattr(pool, name) for name in names}
+
+    def wanted(self, before: State) -> State:
+        """The pool with what was given."""
+        state, path, autostart = (self.params[name] for name in ("state", "path", "autostart"))
+        if before is not None and before["state"] != state and state != "active":
+            self._refuse_in_use()
+        if state == "absent":
+            return None
+        if before is None:
+            if path is None:
+                raise Invalid(f"path is missing; pool {self.name} is not there yet", option="path")
+            made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}")), "type": "dir"}
+            return {**made, "path": path, "autostart": autostart is not False, "persistent": True, "state": state}
+        if path is not None and path != before["path"]:
+            raise Refused(
+                f"pool {self.name} is at {before['path']} and can't become {path}: what refers to its volumes would "
+                "lose them. Make a pool of another name, or remove this one first (its files stay)"
+            )
+        # A pool whose storage is degraded works; to stop and start it would not mend it.
+        state = before["state"] if state == "active" and before["state"] == "degraded" else state
+        after = {**before, "state": state, "persistent": True}
+        return after if autostart is None else {**after, "autostart": autostart}
+
+    def _refuse_in_use(self) -> None:
+        """Raises Refused when a VM has a disk of this pool; a disk that is named by its path does not count."""
+        users = []
+        for vm in self.client.domains().values():
+            trees = [parse(xml) for xml in (vm.xml, vm.live_xml) if xml]
+            sources = [find(disk, "source") for tree in trees for disk in devices(tree, "disk")]
+            if any(source is not None and source.get("pool") == self.name for source in sources):
+                users.append(vm.name)
+        if users:
+            raise Refused(f"pool {self.name} is used by disks of {', '.join(sorted(users))}", vms=sorted(users))
+
+    def steps(self, before: State, wanted: State) -> list[Step]:
+        """Define, make the folder, autostart, activate; or the way back."""
+        node, name = self.client, self.name
+        if wanted is None:
+            return self._removal(before)
+        steps = []
+        if before is None:
+            xml = pool_xml(wanted)
+            steps.append(Step(f"define pool {name} at {wanted['path']}", partial(node.define_pool, xml)))
+            steps.append(Step("make its folder if it is missing", partial(node.build_pool, name)))
+        elif not before["persistent"]:
+            steps.append(Step(f"keep the definition of pool {name}", partial(node.keep_pool, name)))
+        if wanted["autostart"] != (before or {"autostart": False})["autostart"]:
+            words = "activate it with the node" if wanted["autostart"] else "don't activate it with the node"
+            steps.append(Step(words, partial(node.set_pool_autostart, name, wanted["autostart"])))
+        if wanted["state"] != (before or {"state": "inactive"})["state"]:
+            if wanted["state"] == "inactive":
+                steps.append(Step("deactivate it", partial(node.stop_pool, name)))
+            else:
+                steps.append(Step("activate it", partial(node.start_pool, name)))
+        return steps
+
+    def _removal(self, before: State) -> list[Step]:
+        steps = []
+        if before and before["state"] != "inactive":
+            steps.append(Step(f"deactivate pool {self.name}", partial(self.client.stop_pool, self.name)))
+        if before and before["persistent"]:
+            words = f"remove the definition of pool {self.name}; its files stay"
+            steps.append(Step(words, partial(self.client.undefine_pool, self.name)))
+        return steps
+
+    def result(self, state: State) -> dict[str, Any]:
+        """The pool."""
+        return {"pool": state}
+
+
+def pool_xml(state: Mapping[str, Any]) -> str:
+    """The definition of a new pool."""
+    root = Element("pool", {"type": state["type"]})
+    SubElement(root, "name").text = state["name"]
+    SubElement(root, "uuid").text = state["uuid"]
+    SubElement(SubElement(root, "target"), "path").text = state["path"]
+    return tostring(root, encoding="unicode")
+
+
+def main() -> None:
+    """Run the module."""
+    run_module(PoolResource, FIELDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A private libvirtd for tests: its files lie in a mount namespace, its sockets in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run")
+SOCKETS = """
+unix_sock_dir = "{folder}"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+host_uuid = "00000000-0000-4000-8000-0000000000a1"
+"""
+# There may be no cgroups to hand out.
+QEMU = """
+user = "root"
+group = "root"
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+"""
+START = """
+extra=64055::/var/lib/libvirt:/usr/sbin/nologin
+for place in {own}; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
+cp {folder}/qemu.conf /etc/libvirt/
+# The guests' user, which comes with a package that also starts a libvirtd for the whole machine.
+for file in passwd group; do
+    cp /etc/$file {folder}/$file
+    grep -q ^libvirt-qemu: {folder}/$file || echo "libvirt-qemu:x:64055:$extra" >>{folder}/$file
+    mount --bind {folder}/$file /etc/$file
+    extra=
+done
+exec libvirtd -f {folder}/libvirtd.conf -p /run/libvirtd.pid
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no private libvirtd here."""
+    if os.geteuid() != 0:
+        return "needs root"
+    lacking = [program for program in ("libvirtd", "unshare") if shutil.which(program) is None]
+    if lacking:
+        return f"not installed: {', '.join(lacking)}"
+    probe = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    return "mount namespaces are not allowed here" if probe.returncode else None
+
+
+class Daemon:
+    """The running libvirtd."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.process = process
+
+    def uri(self, readonly: bool = False) -> str:
+        """Where it answers."""
+        return f"qemu+unix:///system?socket={self.folder}/libvirt-sock{'-ro' if readonly else ''}"
+
+    def freeze(self) -> None:
+        """Let it hang as a stuck daemon does: the sockets take connections, nothing answers."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def private_libvirtd() -> Iterator[Daemon]:
+    """Start it, wait for its socket, end it."""
+    with tempfile.TemporaryDirectory(prefix="libvirtd-") as name:
+        folder = Path(name)
+        (folder / "libvirtd.conf").write_text(SOCKETS.format(folder=folder), encoding="utf-8")
+        (folder / "qemu.conf").write_text(QEMU, encoding="utf-8")
+        script = START.format(own=" ".join(OWN), folder=folder)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(["unshare", "-m", "sh", "-ec", script], stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + 30
+            while not (folder / "libvirt-sock").exists():
+                assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text(encoding="utf-8")
+                time.sleep(0.05)
+            yield Daemon(folder, process)
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,123 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sheets and volumes from the variables of the inventory, and the words for mistakes in them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.filter.iscsi_volumes import FilterModule as Volumes
+from ansible_collections.drover.kvm.plugins.filter.vm_sheet import FilterModule as Sheets
+from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import iscsi_volumes, vm_sheet
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
+from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
+
+GIB = 2**30
+SAN = {
+    "vm_iscsi_iqn_prefix": "iqn.2026-11.org.example",
+    "vm_iscsi_portal": "10.231.5.10:3260",
+    "vm_iscsi_user": "drover",
+    "vm_iscsi_secret": "san1",
+    "vm_iscsi_chap_secret": "a secret of 16 ch",
+}
+WEB: dict[str, Any] = {"inventory_hostname": "web1", "ansible_host": "x", "guest_address": "1.2.3.4", **SAN}
+
+
+def test_a_profile_is_enough():
+    sheet = vm_sheet({**WEB, "vm_profile": "standard", "vm_nics": [{"bridge": "br0", "vlan": 100}]})
+    disk = sheet["disks"].pop()
+    assert sheet == {
+        "name": "web1",
+        "state": "running",
+        "vcpus": 4,
+        "memory": 4 * GIB,
+        "nics": [{"bridge": "br0", "vlan": 100}],
+        "disks": [],
+    }
+    assert disk["iqn"] == "iqn.2026-11.org.example:drover-web1-0" and disk["size"] == 40 * GIB
+    assert disk["portal"] == SAN["vm_iscsi_portal"] and disk["user"] == "drover" and disk["secret"] == "san1"
+
+
+def test_what_is_given_wins_over_the_profile_and_nothing_is_shared():
+    disks = [{"type": "iscsi", "size": "1GiB", "user": "other"}, {"type": "file", "format": "raw", "size": "2GiB"}]
+    variables = {**WEB, "vm_profile": "large", "vm_memory": "1GiB", "vm_disks": disks, "vm_state": "stopped"}
+    sheet = vm_sheet(variables)
+    assert sheet["memory"] == GIB and sheet["vcpus"] == 8 and sheet["state"] == "stopped"
+    assert sheet["disks"][0]["user"] == "other" and sheet["disks"][1] == disks[1]
+    assert "iqn" not in disks[0], "the inventory's own data must stay as it is"
+
+
+def test_volumes_belong_to_their_vm():
+    disks = [
+        {"type": "iscsi", "size": "1GiB", "source": "/srv/drover/images/a.img"},
+        {"type": "iscsi", "target": "vdd"},
+    ]
+    media = {"type": "file", "device": "cdrom", "path": "/srv/a.iso"}
+    sheets = [vm_sheet({**WEB, "vm_disks": [media, *disks], "vm_memory": "1GiB", "vm_vcpus": 1})]
+    first, second = iscsi_volumes(sheets, {"web1": WEB})
+    assert first == {
+        "name": "drover-web1-0",
+        "iqn": "iqn.2026-11.org.example:drover-web1-0",
+        "size": "1GiB",
+        "source": "/srv/drover/images/a.img",
+        "initiators": ["iqn.2026-01.org.drover:vm-web1"],
+        "chap_user": "drover",
+        "chap_password": SAN["vm_iscsi_chap_secret"],
+        "owner": "web1",
+        "vm_uuid": vm_uuid("web1"),
+    }
+    assert second["name"] == "drover-web1-3"
+    assert "chap_password" not in iscsi_volumes(sheets)[0]
+    assert "a secret" not in json.dumps(sheets)
+
+
+def test_names_that_no_iqn_can_have_stay_apart():
+    names = ("Web_1", "web-1", "web_1")
+    sheets = [vm_sheet({**WEB, "inventory_hostname": name, "vm_profile": "standard"}) for name in names]
+    iqns = [sheet["disks"][0]["iqn"] for sheet in sheets]
+    assert len(set(iqns)) == 3 and all(iqn == iqn.lower() and "_" not in iqn for iqn in iqns)
+
+
+MISTAKES = [
+    ({"vm_memroy": "1GiB"}, "web1: there is no variable vm_memroy; did you mean vm_memory"),
+    ({"vm_zzz": 1}, "there is no variable vm_zzz; there are .*vm_autostart"),
+    ({"vm_memory": "4GB"}, "web1: vm_memory: '4GB' is not a size"),
+    ({"vm_vcpus": "many"}, "web1: vm_vcpus: 'many' is not a whole number"),
+    ({"vm_nics": [{"bridge": "br0", "vlan": "x"}]}, "vm_nics.0..vlan: 'x' is not a whole number"),
+    ({"vm_boot": "disk"}, "vm_boot: write one or more of"),
+    ({"vm_uuid": 7}, "vm_uuid: '7' is not a UUID"),
+    ({"vm_cpu": ["Nehalem"]}, "vm_cpu: .'Nehalem'. is not a text"),
+    ({"vm_memory": {"GiB": 1}}, "vm_memory: .* is not a size"),
+    ({"vm_profile": "huge"}, "vm_profile: 'huge' is none of standard, large"),
+    ({"vm_state": "up"}, "vm_state: 'up' is none of"),
+    ({"vm_disks": "40GiB"}, "vm_disks: write a list of dictionaries"),
+    ({"vm_disks": [{"type": "iscsi", "szie": "1GiB"}]}, "vm_disks.0.: there is no option szie"),
+    ({"vm_disks": [{"type": "iscsi"}], "vm_iscsi_portal": None}, "needs portal, or the variable vm_iscsi_portal"),
+    ({"vm_nics": [{"bridge": "br0", "vlan": 4095}]}, "vm_nics.0..vlan: 4095 is not a VLAN"),
+    ({"vm_nics": ["br0"]}, "vm_nics: write a list of dictionaries"),
+    ({"inventory_hostname": "../x"}, "is not a valid name"),
+]
+
+
+@pytest.mark.parametrize("variables,words", MISTAKES)
+def test_mistakes_are_named(variables, words):
+    with pytest.raises(Invalid, match=words):
+        vm_sheet({**WEB, "vm_memory": "1GiB", "vm_vcpus": 1, **variables})
+
+
+def test_the_filters_have_their_names_and_need_no_ansible():
+    assert list(Sheets().filters()) == ["vm_sheet"] and list(Volumes().filters()) == ["iscsi_volumes"]
+    code = (
+        "import sys; import ansible_collections.drover.kvm.plugins.filter.vm_sheet;"
+        "print([name for name in sys.modules if name == 'ansible' or name.startswith(('ansible.', 'libvirt'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={
+        "PYTHONPATH": ":".join(sys.path)
+    })  # fmt: skip
+    assert done.stdout.strip() == "[]"

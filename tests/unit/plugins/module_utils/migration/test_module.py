@@ -1,0 +1,307 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module migrate against a small cluster: helpers are replaced by what they would do to it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
+from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
+from ansible_collections.drover.kvm.plugins.module_utils._migration.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._peers import Cluster
+from ansible_collections.drover.kvm.plugins.modules import migrate
+
+NODES = ("hv1", "hv2", "hv3")
+MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": False}
+NEED = {
+    "running": True,
+    "memory": 2**30,
+    "disks": [],
+    "bridges": [],
+    "hostdevs": 0,
+    "filesystems": 0,
+    "tpm": False,
+    "nvram": False,
+    "snapshots": 0,
+    "managed_save": False,
+}
+
+
+class World:
+    """VMs by node; `helpers` are the units that run, `script` is what happens to the next migrations."""
+
+    def __init__(self):
+        self.nodes: dict[str, dict[str, Any]] = {name: {} for name in NODES}
+        self.silent = set()
+        self.log = []
+        self.script = []
+        self.helpers = {}
+        self.free = 64 * 2**30
+        self.busy = self.most = 0
+        self.lock = threading.Lock()
+
+    def add(self, name, node, state="running", reason="booted", marker=None, job=""):
+        self.nodes[node][name] = {
+            "state": state,
+            "reason": reason,
+            "uuid": f"uuid-{name}",
+            "job": job,
+            "persistent": True,
+            "autostart": False,
+            "marker": marker,
+        }
+
+    def ask(self, question, nodes=None):
+        chosen = NODES if nodes is None else nodes
+        answers = {node: Unreachable(f"{node} is silent") for node in chosen}
+        return {
+            **answers,
+            **{node: copy.deepcopy(question(End(self, node))) for node in chosen if node not in self.silent},
+        }
+
+    def carry_out(self, order):
+        with self.lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        time.sleep(0.02)
+        self.log.append(f"{order.kind} {order.vm} {order.source} {order.target}")
+        step = self.script.pop(0) if self.script else None
+        if step:
+            result = step(order)
+        elif order.kind == "recover":
+            result = {"ok": True, "where": "hv1", "complete": True, "error": "", "actions": []}
+            for node in NODES:
+                if order.vm in self.nodes[node]:
+                    self.nodes[node][order.vm].update(marker=None, state="running", reason="unpaused")
+        else:
+            vm = self.nodes[order.source].pop(order.vm)
+            self.nodes[order.target][order.vm] = vm
+            result = {
+                "ok": True,
+                "where": order.target,
+                "complete": True,
+                "error": "",
+                "downtime_ms": 50.0,
+                "actions": [],
+            }
+        self.busy -= 1
+        return result
+
+
+class End:
+    def __init__(self, world, node):
+        self.world, self.node = world, node
+
+    def find(self, names):
+        found = self.world.nodes[self.node]
+        return {name: vm for name, vm in found.items() if (vm["marker"] if names is None else name in names)}
+
+    def names(self):
+        return {name: vm["uuid"] for name, vm in self.world.nodes[self.node].items()}
+
+
+class Unit:
+    world = World()
+
+    def __init__(self, uuid):
+        self.uuid = uuid
+
+    def running(self):
+        return self.uuid in self.world.helpers
+
+    def state(self):
+        return {"to": "hv2"}
+
+    def wait(self, wanted_id, seconds=0):
+        return self.world.helpers.pop(self.uuid)()
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = World()
+    cluster = Cluster(
+        "lab", "hv1", {name: f"qemu+tls://{name}/system" for name in NODES}, {name: name for name in NODES}
+    )
+
+    class FakeSite(Site):
+        def ask(self, question, nodes=None):
+            return world.ask(question, nodes)
+
+    @contextmanager
+    def of(params):
+        yield Client(FakeSite(cluster), threading.Semaphore(params["parallel"]), None, params["destinations"] or {})
+
+    def carry_out(self, order):
+        with self.slots:
+            return world.carry_out(order)
+
+    def traits(end, uuid):
+        name = uuid[len("uuid-") :]
+        return {**NEED, "name": name, "uuid": uuid, "running": world.nodes[end.node][name]["state"] != "shutoff"}
+
+    def answer(end, needs):
+        return {"domains": end.names(), "free": world.free, "against": {}}
+
+    monkeypatch.setattr(Client, "of", of)
+    monkeypatch.setattr(Client, "carry_out", carry_out)
+    monkeypatch.setattr(prechecks, "traits", traits)
+    monkeypatch.setattr(prechecks, "answer", answer)
+    Unit.world = world
+    for module in (moving, mending):
+        monkeypatch.setattr(module, "Unit", Unit)
+    return world
+
+
+@pytest.fixture
+def run(capsys):
+    def go(**args):
+        with patch_module_args(args), pytest.raises(SystemExit):
+            migrate.main()
+        return json.loads(capsys.readouterr().out)
+
+    return go
+
+
+def test_a_migration_is_a_state(world, run):
+    world.add("web1", "hv1")
+    predicted = run(name="web1", to="hv2", _ansible_check_mode=True)
+    assert world.log == []
+    result = run(name="web1", to="hv2")
+    assert predicted["actions"] == result["actions"] == ["migrate web1 from hv1 to hv2"]
+    assert result["changed"] and result["verified"] and result["where"] == "hv2" and result["downtime_ms"] == 50.0
+    again = run(name="web1", to="hv2")
+    assert not again["changed"] and again["verified"] and len(world.log) == 1
+
+
+def test_a_vm_that_is_off_moves_by_definition(world, run):
+    world.add("web1", "hv1", "shutoff")
+    assert run(name="web1", to="hv2")["verified"]
+    assert world.log == ["offline web1 hv1 hv2"]
+
+
+@pytest.mark.parametrize(
+    "node,args,words",
+    [
+        ("hv3", {"to": "hv2"}, "run this task on hv3"),
+        ("hv1", {"to": "hv9"}, "hv9 is no node"),
+        ("hv1", {"to": "hv2", "uuid": "other"}, "it is another VM"),
+        ("hv1", {"to": "hv2", "from": "hv3"}, "the plan is out of date"),
+        ("hv1", {"to": "hv2", "name": "web9"}, "no VM web9"),
+        ("hv1", {}, "name the VM"),
+        ("hv1", {"to": "../x"}, "not a valid name"),
+        ("hv1", {"to": "hv2", "timeout": 1}, "too short"),
+        ("hv1", {"to": "hv2", "parallel": 99}, "not from 1"),
+    ],
+)
+def test_refusals_change_nothing(world, run, node, args, words):
+    world.add("web1", node)
+    result = run(**{"name": "web1", **args})
+    assert result["failed"] and words in result["msg"] and not result["changed"] and world.log == []
+
+
+def test_one_blocked_move_stops_all(world, run):
+    world.add("web1", "hv1")
+    world.add("web2", "hv1")
+    world.free = int(1.5 * 2**30)
+    result = run(moves=[{"vm": "web1", "to": "hv2"}, {"vm": "web2", "to": "hv2"}])
+    assert result["failed"] and "web2 can't go" in result["msg"] and world.log == []
+
+
+def test_a_queue_keeps_to_its_places(world, run):
+    for number in range(6):
+        world.add(f"web{number}", "hv1")
+    result = run(moves=[{"vm": f"web{number}", "to": "hv2"} for number in range(6)], parallel=2)
+    assert result["changed"] and len(world.nodes["hv2"]) == 6 and world.most == 2
+
+
+def test_a_silent_destination_is_a_blocker(world, run):
+    world.add("web1", "hv1")
+    world.silent = {"hv2"}
+    result = run(name="web1", to="hv2")
+    assert result["failed"] and "hv2 gives no answer" in result["msg"] and world.log == []
+
+
+def test_a_vm_that_is_off_does_not_move_while_a_node_is_silent(world, run):
+    world.add("web1", "hv1", "shutoff")
+    world.silent = {"hv3"}
+    assert run(name="web1", to="hv2")["failed"] and world.log == []
+
+
+def test_a_failure_tells_where_the_vm_is(world, run):
+    world.add("web1", "hv1")
+    world.script = [lambda order: {"ok": False, "where": "hv1", "complete": True, "error": "no route", "actions": []}]
+    result = run(name="web1", to="hv2")
+    assert result["failed"] and "no route" in result["msg"] and "running on hv1" in result["msg"]
+    assert result["details"]["where"] == "hv1"
+
+
+def test_a_running_helper_is_adopted(world, run):
+    world.add("web1", "hv1", job="outgoing", marker=MARKER)
+    world.add("web1", "hv2", "paused", "migrating", job="incoming", marker=MARKER)
+
+    def end():
+        world.nodes["hv1"].clear()
+        world.add("web1", "hv2")
+        return {"ok": True, "where": "hv2", "complete": True, "error": "", "actions": []}
+
+    world.helpers["uuid-web1"] = end
+    refused = run(name="web1", to="hv3")
+    assert refused["failed"] and "on its way to hv2" in refused["msg"]
+    result = run(name="web1", to="hv2")
+    assert result["verified"] and result["actions"] == ["wait for the migration of web1 to hv2, which runs"]
+    assert world.log == []
+
+
+def test_an_interrupted_migration_is_finished_first(world, run):
+    world.add("web1", "hv1", marker=MARKER)
+    result = run(name="web1", to="hv2")
+    assert world.log == ["recover web1 hv1 hv2", "live web1 hv1 hv2"] and result["verified"]
+    assert len(result["actions"]) == 2
+
+
+def test_a_killed_helper_is_followed_by_a_recovery(world, run):
+    world.add("web1", "hv1")
+
+    def killed(order):
+        world.nodes["hv1"]["web1"]["marker"] = MARKER
+        return {"ok": False, "where": "unknown", "complete": False, "error": "its helper was killed", "actions": []}
+
+    world.script = [killed]
+    result = run(name="web1", to="hv2")
+    assert world.log == ["live web1 hv1 hv2", "recover web1 hv1 hv2"]
+    assert result["failed"] and "its helper was killed" in result["msg"] and result["details"]["where"] == "hv1"
+
+
+def test_recovered_finds_all_marked_vms_and_then_nothing(world, run):
+    world.add("web1", "hv1", marker=MARKER)
+    world.add("web2", "hv3")
+    predicted = run(state="recovered", _ansible_check_mode=True)
+    assert world.log == [] and predicted["changed"]
+    result = run(state="recovered")
+    assert result["changed"] and result["actions"] == predicted["actions"] and world.log == ["recover web1 hv1 hv2"]
+    assert not run(state="recovered")["changed"]
+
+
+def test_recovered_reports_what_only_a_person_can_decide(world, run):
+    world.add("web1", "hv1", marker=MARKER)
+    world.add("web1", "hv2", marker=MARKER)
+    result = run(state="recovered")
+    assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
+
+
+def test_silence_of_this_nodes_libvirt_is_an_error(world, run):
+    world.add("web1", "hv1")
+    world.silent = {"hv1"}
+    result = run(name="web1", to="hv2")
+    assert result["failed"] and "libvirt on hv1 does not answer" in result["msg"]

@@ -1,0 +1,113 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module pool against libvirt's test driver."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
+from ansible_collections.drover.kvm.plugins.modules import pool
+
+pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
+DISK = "<disk type='volume'><source pool='media' volume='a.iso'/><target dev='vda'/></disk>"
+VM = "<domain type='test'><name>{}</name><memory>1024</memory><os><type>hvm</type></os><devices>{}</devices></domain>"
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    path = tmp_path / "node.xml"
+    path.write_text("<node/>", encoding="utf-8")
+    with connect(f"test://{path}") as node:
+
+        @contextmanager
+        def same(_uri):
+            yield node
+
+        monkeypatch.setattr(pool, "connect", same)
+        yield node
+
+
+@pytest.fixture
+def run(node, capsys):
+    def module(**args):
+        with patch_module_args(args), pytest.raises(SystemExit):
+            pool.main()
+        return json.loads(capsys.readouterr().out)
+
+    return module
+
+
+def both(run, **args):
+    """The same call in check mode, for real, and again; returns the real result."""
+    predicted = run(**args, _ansible_check_mode=True)
+    real = run(**args)
+    for key in ("changed", "actions", "diff", "pool"):
+        assert predicted[key] == real[key]
+    again = run(**args)
+    assert (again["changed"], again["actions"], again["pool"]) == (False, [], real["pool"])
+    return real
+
+
+def test_a_pool_from_nothing_to_nothing(run, node):
+    made = both(run, name="media", path="/srv/media/")
+    assert made["actions"] == [
+        "define pool media at /srv/media",
+        "make its folder if it is missing",
+        "activate it with the node",
+        "activate it",
+    ]
+    found = node.pool("media")
+    assert (found.path, found.state, found.autostart) == ("/srv/media", "active", True)
+    assert both(run, name="media", autostart=False, state="inactive")["actions"] == [
+        "don't activate it with the node",
+        "deactivate it",
+    ]
+    assert both(run, name="media")["actions"] == ["activate it"]
+    assert node.pool("media").autostart is False
+    gone = both(run, name="media", state="absent")
+    assert gone["actions"] == ["deactivate pool media", "remove the definition of pool media; its files stay"]
+    assert node.pools() == {}
+
+
+def test_a_pool_that_a_vm_uses_stays(run, node):
+    both(run, name="media", path="/srv/media")
+    node.define(VM.format("web1", DISK))
+    for state in ("absent", "inactive"):
+        result = run(name="media", state=state)
+        assert result["failed"] and "used by disks of web1" in result["msg"]
+    assert node.pool("media").state == "active"
+    assert run(name="media")["changed"] is False
+
+
+def test_a_vm_that_names_a_path_does_not_hold_the_pool(run, node):
+    both(run, name="media", path="/srv/media")
+    node.define(VM.format("web1", "<disk><source file='/srv/media/a'/><target dev='vda'/></disk>"))
+    assert both(run, name="media", state="absent")["changed"]
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ({"name": "media"}, "path is missing; pool media is not there yet"),
+        ({"name": "a/b", "path": "/srv/x"}, "name: 'a/b' is not a valid name"),
+        ({"name": "media", "path": "srv"}, "path: 'srv' is not a folder"),
+        ({"name": "media", "path": "/srv/../etc"}, "path: "),
+        ({"name": "media", "path": "//"}, "path: "),
+        ({"name": "media", "path": "/srv/\n"}, "path: "),
+    ],
+)
+def test_bad_input_names_the_option_and_changes_nothing(run, node, args, words):
+    result = run(**args)
+    assert result["failed"] and words in result["msg"] and node.pools() == {}
+
+
+def test_the_path_of_a_pool_stays(run, node):
+    both(run, name="media", path="/srv/media")
+    result = run(name="media", path="/srv/other")
+    assert result["failed"] and "can't become /srv/other" in result["msg"]
+    assert node.pool("media").path == "/srv/media"
