@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._errors import Failed, NotFound, TimedOut
+from ._errors import NotFound, TimedOut
 from ._files import replace_file
 from ._target_tgt import LUN, NOBODY, Tgt
 
