@@ -9,8 +9,6 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
-
 DOCUMENTATION = r"""
 name: in_network
 short_description: Whether an address is in a network
@@ -56,12 +54,12 @@ _value:
 
 
 def in_network(value: Any, network: str) -> bool:
-    """Whether the address lies in the network. Raises AnsibleFilterError when one of them is none."""
+    """Whether the address lies in the network. Raises ValueError when one of them is none."""
     address = value["address"] if isinstance(value, Mapping) else value
     try:
         return ipaddress.ip_address(str(address)) in ipaddress.ip_network(str(network))
     except ValueError as error:
-        raise AnsibleFilterError(f"{address!r} in {network!r}: {error}") from None
+        raise ValueError(f"{address!r} in {network!r}: {error}") from None
 
 
 class FilterModule:

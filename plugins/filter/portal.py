@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
-
 DOCUMENTATION = r"""
 name: portal
 short_description: The address and port of an iSCSI portal
@@ -53,7 +51,7 @@ PORTAL = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<four>[0-9.]+))(?::(?P<po
 
 
 def portal(value: Any) -> dict[str, Any]:
-    """Address and port. Raises AnsibleFilterError."""
+    """Address and port. Raises ValueError."""
     match = PORTAL.fullmatch(value) if isinstance(value, str) else None
     try:
         if match is None:
@@ -63,7 +61,7 @@ def portal(value: Any) -> dict[str, Any]:
         if not 0 < port < 65536:
             raise ValueError("a port is a number from 1 to 65535")
     except ValueError as error:
-        raise AnsibleFilterError(
+        raise ValueError(
             f"{value!r} is not an iSCSI portal such as 10.231.5.10:3260 or [fd00:5::10]:3260: {error}"
         ) from None
     return {"address": address, "port": port}

@@ -109,10 +109,15 @@ class Tgt:
 
     def __init__(self, timeout: float = 30) -> None:
         self.timeout = timeout
+        self._targets: dict[str, Target] | None = None
 
-    def targets(self) -> dict[str, Target]:
-        """All targets by IQN."""
-        return {target.iqn: target for target in parse_targets(self._ask(TARGET, SHOW, "list the targets"))}
+    def targets(self, again: bool = False) -> dict[str, Target]:
+        """All targets by IQN, as they were after the last change that was made here; `again` asks in any case."""
+        # Hundreds of volumes are planned from one list: to read it for each of them would take their square.
+        if self._targets is None or again:
+            listed = parse_targets(self._ask(TARGET, SHOW, "list the targets"))
+            self._targets = {target.iqn: target for target in listed}
+        return self._targets
 
     def accounts(self) -> set[str]:
         """The names of all CHAP accounts (they belong to the daemon, not to a target)."""
@@ -217,7 +222,7 @@ class Tgt:
     def _drop_sessions(self, iqn: str) -> None:
         end = time.monotonic() + self.timeout
         asked: set[tuple[int, int]] = set()
-        while (target := self.targets()[iqn]).sessions:
+        while (target := self.targets(again=True)[iqn]).sessions:
             open_now = {connection for session in target.sessions for connection in session.connections}
             for connection in open_now - asked:
                 self._ask(CONNECTION, DELETE, "close a connection", target.tid, connection=connection)
@@ -252,6 +257,8 @@ class Tgt:
         lun = LUN if mode == DEVICE else 0
         sid, cid = connection
         head = REQUEST.pack(mode, operation, b"iscsi", REQUEST.size + len(body), tid, sid, lun, cid, 0, 0, 0, 0, 0)
+        if operation != SHOW:
+            self._targets = None
         error, answer = self._exchange(head + body)
         # A connection that ended by itself is as well closed as one that we closed.
         if error and not (mode == CONNECTION and ERRORS[error : error + 1] in GONE):

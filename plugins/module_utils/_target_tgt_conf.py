@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._errors import Failed, NotFound, TimedOut
+from ._errors import NotFound, TimedOut
 from ._files import replace_file
-from ._target_tgt import LUN, NOBODY
+from ._target_tgt import LUN, NOBODY, Tgt
 
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
 MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "owner", "vm_uuid")
@@ -66,10 +66,12 @@ def parse(text: str) -> dict[str, Any] | None:
 
 
 class Store:
-    """The configuration directory, such as /etc/tgt/conf.d."""
+    """The configuration directory, such as /etc/tgt/conf.d, and the daemon that it configures."""
 
     def __init__(self, directory: str) -> None:
         self.directory = Path(directory)
+        self.tgt = Tgt()
+        self._volumes: dict[str, dict[str, Any]] | None = None
 
     @contextmanager
     def locked(self) -> Iterator[Store]:
@@ -108,7 +110,12 @@ class Store:
             return None
 
     def volumes(self) -> dict[str, dict[str, Any]]:
-        """All our volumes by name."""
+        """All our volumes by name; nobody else changes them while this is locked."""
+        if self._volumes is None:
+            self._volumes = self._read()
+        return dict(self._volumes)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         found = {}
         for path in sorted(self.directory.glob("drover-*.conf")):
             volume = parse(path.read_text(encoding="utf-8", errors="replace"))
@@ -118,8 +125,10 @@ class Store:
 
     def save(self, volume: Mapping[str, Any]) -> None:
         """Write the volume's file: all of it or nothing, and readable by root only from its first byte."""
+        self._volumes = None
         replace_file(self.path(volume["name"]), render(volume).encode())
 
     def forget(self, name: str) -> None:
         """Remove the volume's file."""
+        self._volumes = None
         self.path(name).unlink(missing_ok=True)

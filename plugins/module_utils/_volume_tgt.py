@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from . import _volume_file as files
-from ._target_tgt import LUN, Target, Tgt, megabytes
+from ._target_tgt import LUN, Target, megabytes
 from ._target_tgt_conf import Store, render
 from ._volume_rules import refuse_changed_identity, refuse_foreign
 
@@ -28,7 +28,7 @@ class TgtVolume:
 
     def __init__(self, store: Store, asked: Volume) -> None:
         self.store, self.asked, self.name = store, asked, str(asked["name"])
-        self.tgt = Tgt()
+        self.tgt = store.tgt
         self.others = store.volumes()
         self.saved = self.others.pop(self.name, {})
         self.file: dict[str, Any] | None = None

@@ -55,8 +55,8 @@ options:
       - The default for a new volume is the size of O(source); without a source it is required.
       - A bigger size grows the volume. tgtd learns a new size only by opening the file again, and for that it closes
         the connections of the volume for some milliseconds. QEMU and open-iscsi log in again by themselves and
-        repeat what was not answered, so a guest sees a pause of about a second. They must then be told to look at the
-        size (RV(rescan_needed)).
+        repeat what was not answered; a guest sees a pause of up to about a second. They must then be told to look at
+        the size (RV(rescan_needed)).
       - A smaller size is refused.
     type: str
   directory: &directory
@@ -96,7 +96,7 @@ options:
     type: str
   chap_password: &chap_password
     description:
-      - "The CHAP secret, 12 to 16 letters, digits and C(. _ : @ + / , -)."
+      - The CHAP secret. 12 to 16 letters, digits, dots, underscores, colons, commas, hyphens, C(@), C(+) and C(/).
       - It never is an argument of a command. It goes through tgtd's socket, and is kept in the volume's file in
         O(config_directory) with mode 0600.
       - tgtd does not tell an account's secret; the module compares with what it wrote itself. A secret that somebody

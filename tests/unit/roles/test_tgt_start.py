@@ -1,0 +1,76 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program of role san_target that completes each start of tgtd, against a real tgtd."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
+from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
+from ansible_collections.drover.kvm.tests.unit import tgt_server
+
+pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
+PROGRAM = Path(__file__).resolve().parents[3] / "roles/san_target/files/drover-tgt-start"
+SECRET = "hidden-Canary1"
+
+
+@pytest.fixture
+def san(monkeypatch):
+    monkeypatch.setenv("TGT_IPC_SOCKET", "")
+    private = tgt_server.PrivateSan()
+    yield private
+    private.close()
+
+
+def start(*words, status=0):
+    done = subprocess.run([sys.executable, PROGRAM, *words], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
+
+
+def test_it_listens_on_the_portals_and_nowhere_else(san):
+    here, other = f"127.0.0.1:{san.port}", f"127.0.0.2:{san.port}"
+    assert start(here) == ""
+    assert start("--check", here, other) == f"listen on {other}\n" and Tgt().portals() == [here]
+    assert start(other) == f"listen on {other}\nno longer listen on {here}\n" and Tgt().portals() == [other]
+    assert start(other) == ""
+    assert "is the address on this machine?" in start(other, f"192.0.2.1:{san.port}", status=1)
+
+
+def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch):
+    """A tgtadm that notes its arguments: what tgt-admin does with a secret, without and with the program."""
+    real = san.ask("which", "tgtadm").stdout.strip()
+    noted = san.base / "noted"
+    wrapper = san.base / "bin" / "tgtadm"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {noted}\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    disk = san.data / "a.img"
+    disk.write_bytes(bytes(1 << 20))
+    iqn = f"{tgt_server.PREFIX}:a"
+    keys: dict[str, object] = {"name": "a", "iqn": iqn, "path": str(disk), "serial": "0" * 16, "size": 1 << 20}
+    rest: dict[str, object] = {
+        "initiators": [],
+        "chap_user": "u",
+        "chap_password": SECRET,
+        "owner": None,
+        "vm_uuid": None,
+    }
+    Store(str(san.conf)).save({**keys, **rest})
+    main = str(san.base / "targets.conf")
+    assert san.ask("tgt-admin", "-e", "-c", main).returncode == 0
+    assert SECRET in noted.read_text()
+    noted.unlink()
+    Tgt().delete_target(iqn)
+    Tgt().delete_account("u")
+    assert start(f"--accounts={san.conf}") == "make the account u\n" and start(f"--accounts={san.conf}") == ""
+    assert san.ask("tgt-admin", "-e", "-c", main).returncode == 0
+    assert SECRET not in noted.read_text() and Tgt().targets()[iqn].accounts == ["u"]
