@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _hypervisor, _libvirt, _node, _peers
+from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import libvirt
 from ansible_collections.drover.kvm.plugins.modules import node_info, vm_info
@@ -156,3 +157,19 @@ def test_bridges_without_open_vswitch(monkeypatch, tmp_path):
     monkeypatch.setattr(_bridges, "NETWORK", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert _bridges.bridges() == {"br1": "linux"}
+
+
+def test_the_devices_that_a_sheet_leaves_alone():
+    xml = """<domain type='kvm'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+    <memory unit='GiB'>1</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-q35-9.2'>hvm</type></os><devices>
+    <disk type='block' device='disk'><source dev='/dev/sdb'/><target dev='vdb' bus='virtio'/></disk>
+    <interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>
+    <hostdev mode='subsystem' type='pci'><source/></hostdev>
+    <filesystem><source dir='/srv'/><target dir='data'/></filesystem></devices></domain>"""
+    vm = _hypervisor.Domain("web1", "u", None, "stopped", "unknown", True, True, False, xml)
+    sheet, left = adoption(vm)
+    assert left == ["disk vdb (of type block)", "NIC 52:54:00:00:00:01 (of type network)",
+                    "host device (of type pci)", "shared folder data"]  # fmt: skip
+    assert sheet["machine"] == "q35" and sheet["autostart"] is True and sheet["disks"] == sheet["nics"] == []
+    odd = _hypervisor.Domain("a b", "u", None, "stopped", "unknown", True, True, False, xml)
+    assert "name" not in adoption(odd)[0] and "'a b' is not a valid name" in adoption(odd)[1][-1]
