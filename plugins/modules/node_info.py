@@ -30,7 +30,7 @@ options:
         type: str
         required: true
       cpu:
-        description: The XML of the CPU, such as RV(node.domains[].cpu) of another node.
+        description: The XML of the CPU, such as C(node.domains[].cpu) of another node.
         type: str
         required: true
       virt_type:
