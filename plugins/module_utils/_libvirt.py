@@ -412,12 +412,6 @@ class Node:
                     return None
                 raise
 
-    def pool_volumes(self, name: str) -> list[str]:
-        """The paths (or keys) of the volumes of an active pool."""
-        volumes = self._pool("list the volumes of", name, lambda pool: pool.listAllVolumes(0))
-        with translated(f"list the volumes of pool {name} on {self.name}"):
-            return sorted(str(volume.path()) for volume in volumes)
-
     def _pool(self, text: str, name: str, call: Callable[[Any], Any]) -> Any:
         with translated(f"{text} pool {name} on {self.name}"):
             return call(self.connection.storagePoolLookupByName(name))
@@ -533,9 +527,13 @@ class Node:
             return None
 
     def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:
-        """How this machine's CPU relates to the one of `xml`: identical, superset (both can run it), incompatible."""
+        """How this machine's CPU relates to the one of `xml`: identical, or superset (it can run both).
+
+        Raises Failed when it can't run it, with libvirt's words, which name the features that are missing.
+        """
+        flags = libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE
         with translated(f"compare a CPU with that of {self.name}"):
-            return CPU_MATCHES[self.connection.compareHypervisorCPU(None, None, machine, virt, xml, 0)]
+            return CPU_MATCHES[self.connection.compareHypervisorCPU(None, None, machine, virt, xml, flags)]
 
     def baseline_cpu(self, cpus: Sequence[str], virt: str | None = None, migratable: bool = True) -> str:
         """The CPU that all machines whose CPUs are given can run."""

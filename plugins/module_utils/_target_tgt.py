@@ -98,6 +98,14 @@ def socket_path() -> str:
     return os.environ.get("TGT_IPC_SOCKET", "/var/run/tgtd/socket") + ".0"
 
 
+def _received(connection: socket.socket) -> bytes:
+    """All that tgtd sends until it closes."""
+    chunks = []
+    while chunk := connection.recv(65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
 def megabytes(size: int) -> int:
     """How tgtd shows a size of so many bytes (its own integer arithmetic)."""
     sectors = size // 512
@@ -273,7 +281,7 @@ class Tgt:
                 connection.settimeout(self.timeout)
                 connection.connect(path)
                 connection.sendall(request)
-                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+                answer = _received(connection)
         except OSError as error:
             raise Unreachable(
                 f"tgtd gave no answer on {path}: {error}; is the service tgt running, and does this run as root?",

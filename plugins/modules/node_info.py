@@ -19,14 +19,14 @@ description:
 options:
   cpus:
     description:
-      - CPU definitions (the C(cpu) element of a VM's XML) that this node shall compare with its own CPU, such as those
-        of the VMs that a drain would bring here. The answers are in RV(node.cpu_answers).
+      - CPUs of VMs that this node shall compare with its own, such as those that a drain would bring here. The answers
+        are in RV(node.cpu_matrix).
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: A name for this CPU, such as the VM's.
+      vm:
+        description: Name of the VM.
         type: str
         required: true
       cpu:
@@ -78,7 +78,7 @@ EXAMPLES = r"""
   tasks:
     - name: Compare the CPUs of what runs on hv1 with this node's
       drover.kvm.node_info:
-        cpus: "{{ guests | items2dict('name', 'cpu') | dict2items('name', 'cpu') }}"
+        cpus: "{{ guests | items2dict('name', 'cpu') | dict2items('vm', 'cpu') }}"
       vars:
         guests: "{{ hostvars.hv1.answer.node.domains | selectattr('cpu') | list }}"
       register: compared
@@ -134,20 +134,27 @@ node:
       description: The CPU that V(host-model) means here, as XML for comparisons.
       type: str
       sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>"
-    cpu_answers:
-      description: How the CPUs of O(cpus) relate to this node's. A VM runs where it is V(identical) or V(superset).
+    cpu_matrix:
+      description: Which of the O(cpus) this node can run, as O(drover.kvm.plan#module:cpu_matrix) takes it.
       type: list
       elements: dict
       contains:
-        name:
+        vm:
           description: The name that was given.
           type: str
-        result:
-          description: V(identical), V(superset) (this node has more), V(incompatible), or V(error).
+          sample: web1
+        node:
+          description: The name of this node.
           type: str
+          sample: hv2
+        compatible:
+          description: Whether the node can run it.
+          type: bool
+          sample: false
         reason:
-          description: What libvirt says when it can't compare.
+          description: What libvirt says when it can't; null when it can.
           type: str
+          sample: "the CPU is incompatible with host CPU: Host CPU does not provide required features: avx512f"
     machine_types:
       description: The machine types that QEMU offers, aliases among them.
       type: list
@@ -201,7 +208,7 @@ FIELDS = (
         elements="dict",
         default=[],
         fields=(
-            Field("name", required=True),
+            Field("vm", required=True),
             Field("cpu", required=True),
             Field("virt_type", choices=("kvm", "qemu")),
             Field("machine"),
@@ -221,29 +228,31 @@ def pool_facts(pool: Pool) -> dict[str, Any]:
     return {name: getattr(pool, name) for name in ("name", "type", "state", "path", "capacity", "available")}
 
 
-def compared(node: Node, cpu: Mapping[str, Any]) -> dict[str, Any]:
-    """How one CPU relates to this node's; a CPU that libvirt can't compare is an answer, not an end."""
+def compared(node: Node, name: str, guest: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether this node can run one CPU; one that its libvirt does not know is one that it can't run."""
+    answer = {"vm": guest["vm"], "node": name, "compatible": True, "reason": None}
     try:
-        result = node.compare_cpu(cpu["cpu"], cpu["virt_type"], cpu["machine"])
+        node.compare_cpu(guest["cpu"], guest["virt_type"], guest["machine"])
     except Failed as error:
-        return {"name": cpu["name"], "result": "error", "reason": error.message}
-    return {"name": cpu["name"], "result": result, "reason": None}
+        answer.update(compatible=False, reason=error.details["libvirt"])
+    return answer
 
 
 def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     """All facts of the node."""
     cluster = read_cluster()
     facts = node_facts(node.host())
+    name = cluster.node or facts["hostname"]
     facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
     mounts = shared_mounts()
     domains = node.domains().values()
     facts.update(
-        name=cluster.node or facts["hostname"],
+        name=name,
         vm_capable=not cluster.node or cluster.node in cluster.uris,
         bridges=[{"name": name, "type": kind} for name, kind in sorted(bridges().items())],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),
-        cpu_answers=[compared(node, cpu) for cpu in params["cpus"]],
+        cpu_matrix=[compared(node, name, guest) for guest in params["cpus"]],
         domains=sorted((domain_facts(domain, mounts) for domain in domains), key=lambda one: str(one["name"])),
     )
     return {"node": facts}

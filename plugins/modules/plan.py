@@ -140,28 +140,24 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Show what emptying hv1 would take
-  hosts: hypervisors
-  gather_facts: false
-  tasks:
-    - name: Ask every node what it has
-      drover.kvm.node_info:
-      register: node_facts
+- name: Ask every node what it has
+  drover.kvm.node_info:
+  register: node_facts
 
-    - name: Plan the drain
-      drover.kvm.plan:
-        operation: drain
-        node: [hv1]
-        nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
-        unreachable: "{{ groups['hypervisors'] | difference(ansible_play_hosts) }}"
-        anti_affinity: [web, ldap]
-      register: drain
-      run_once: true
+- name: Plan what emptying hv1 takes
+  drover.kvm.plan:
+    operation: drain
+    node: [hv1]
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    unreachable: "{{ groups['hypervisors'] | difference(ansible_play_hosts) }}"
+    anti_affinity: [web, ldap]
+  register: drain
+  run_once: true
 
-    - name: Show it
-      ansible.builtin.debug:
-        msg: "{{ drain.text.splitlines() }}"
-      run_once: true
+- name: Show it
+  ansible.builtin.debug:
+    msg: "{{ drain.text.splitlines() }}"
+  run_once: true
 
 - name: Carry out a plan, one stage after the other
   drover.kvm.migrate:

@@ -16,6 +16,10 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+CANARY = "DROVER-CANARY-7f3a"
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,16 @@ def lab() -> Iterator[Lab]:
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()
+
+
+@pytest.fixture(scope="session")
+def cluster(lab: Lab) -> Cluster:
+    """The site of examples/lab on that lab, with its six guests counting; a canary is in their memory."""
+    found = Cluster(lab)
+    found.play("site").good()
+    found.write_images(canary=CANARY)
+    found.play("build_vms").good()
+    with Observer(lab) as watch:
+        for name in found.sheets():
+            watch.wait_word(name)
+    return found

@@ -88,11 +88,20 @@ def test_a_node_says_what_it_has(station: Station, by_hand: None) -> None:
     assert node["name"] == NODE and node["cpu_model"].startswith("<cpu") and "q35" in node["machine_types"]
     assert "byhand" in [vm["name"] for vm in node["domains"]] and node["qemu_version"] and node["libvirt_version"]
     assert "s3cr3tv" not in station.output
-    compared = {
-        "cpus": [{"name": "own", "cpu": node["cpu_model"]}, {"name": "odd", "cpu": "<cpu><model>X</model></cpu>"}]
-    }
-    (result,) = station.play({"drover.kvm.node_info": compared})
-    assert [answer["result"] for answer in result["node"]["cpu_answers"]] == ["identical", "error"]
+    own, more, odd = (
+        node["cpu_model"],
+        "<cpu match='exact'><model>Skylake-Server</model></cpu>",
+        "<cpu><model>X</model></cpu>",
+    )
+    cpus = [{"vm": "own", "cpu": own}, {"vm": "more", "cpu": more}, {"vm": "odd", "cpu": odd}]
+    (result,) = station.play({"drover.kvm.node_info": {"cpus": cpus}})
+    rows = result["node"]["cpu_matrix"]
+    assert [(row["vm"], row["node"], row["compatible"]) for row in rows] == [
+        ("own", NODE, True),
+        ("more", NODE, False),
+        ("odd", NODE, False),
+    ]
+    assert "missing features" in rows[1]["reason"] or "required features" in rows[1]["reason"], rows
 
 
 def test_a_secret_leaves_no_trace(station: Station, lab: Lab) -> None:

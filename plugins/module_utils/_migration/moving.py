@@ -48,7 +48,8 @@ class Moving:
         for task in tasks:
             task.client.site.stream(task.to)
             sight = sights[task.name]
-            if task.to != client.site.here in sight.holders and task.to not in sight.on("running", "paused"):
+            here = client.site.here in sight.holders and task.to != client.site.here
+            if here and task.to not in sight.on("running", "paused"):
                 moves.setdefault(task.to, []).append(str(sight.uuid))
         client.study(moves)
 

@@ -102,11 +102,9 @@ def test_what_capabilities_say():
 
 
 def test_cpus_that_cannot_be_compared_are_answers(run):
-    result = run(node_info, cpus=[{"name": "web1", "cpu": "<cpu/>"}, {"name": "web2", "cpu": "no xml"}])
-    assert [(one["name"], one["result"]) for one in result["node"]["cpu_answers"]] == [
-        ("web1", "error"),
-        ("web2", "error"),
-    ]
+    rows = run(node_info, cpus=[{"vm": "web1", "cpu": "<cpu/>"}, {"vm": "web2", "cpu": "no xml"}])["node"]["cpu_matrix"]
+    assert [(row["vm"], row["compatible"]) for row in rows] == [("web1", False), ("web2", False)]
+    assert all(row["reason"] for row in rows)
 
 
 def test_vms_by_name_or_all(run):
