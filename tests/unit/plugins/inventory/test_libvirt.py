@@ -105,12 +105,16 @@ def test_nodes_that_are_dead_or_frozen_cost_no_more_than_the_time_limit(site):
         frozen.bind(str(site.folder / "frozen"))
         frozen.listen(8)
         site.node("hv1", domain("web1"))
+        # What Ansible itself takes depends on how busy this machine is: count only what the two nodes add.
+        start = time.monotonic()
+        site.list()
+        floor = time.monotonic() - start
         site.nodes["hv2"] = {"uri": f"qemu+unix:///system?socket={site.folder}/frozen"}
         site.nodes["hv3"] = {"uri": f"qemu+unix:///system?socket={site.folder}/nobody"}
         site.more = {"timeout": 3}
         start = time.monotonic()
         hosts, groups, warnings = site.list()
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start - floor < 3 + 4
     assert groups["drover_unreachable"] == {"hv2", "hv3"} and groups["drover_running"] == {"web1"}
     assert hosts["hv2"]["drover_reachable"] is False and groups["hypervisors"] == {"hv1", "hv2", "hv3"}
     assert "hv2 gave no answer within 3 s" in warnings and "hv3: open qemu+unix" in warnings
