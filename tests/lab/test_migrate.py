@@ -74,10 +74,12 @@ def test_all_blockers_come_at_once_and_nothing_is_changed(mover: Mover) -> None:
 
 def test_e2_the_controller_dies_in_perform(mover: Mover) -> None:
     mover.kill_controller(mover.start_slowly())
-    mover.in_phase("perform3")
+    process = mover.start(mover.source, name=mover.vm, to=mover.target)
     predicted = mover.move(check=True)
+    mover.in_phase("perform3")
     assert predicted["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"]
-    second = mover.move()
+    mover.speed_up()
+    second = mover.end(process)
     assert second["verified"] and second["actions"] == predicted["actions"]
     mover.rests_on(mover.target)
     assert not mover.move()["changed"]
@@ -164,6 +166,8 @@ def test_a_second_run_beside_the_first_waits_for_it(mover: Mover) -> None:
     second = mover.start(mover.source, name=mover.vm, to=mover.target)
     other = mover.migrate(mover.source, name=mover.vm, to=mover.third)
     assert other["failed"] and f"on its way to {mover.target}" in other["msg"]
+    mover.in_phase("perform3")
+    mover.speed_up()
     results = [mover.end(process) for process in (first, second)]
     assert all(result["verified"] and result["where"] == mover.target for result in results)
     assert results[1]["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"]
