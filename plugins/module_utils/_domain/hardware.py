@@ -187,6 +187,7 @@ HARDWARE: tuple[Field, ...] = (
     Field("virt_type", choices=("kvm", "qemu"), place=Property("@type")),
     Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family)),
     Field("boot", type="list", elements="str", check=check_boot, place=Boot()),
+    Field("title", check=check_text, place=Property("title")),
     Field("description", check=check_text, place=Property("description")),
 )
 FIXED: dict[str, str] = {
@@ -194,4 +195,6 @@ FIXED: dict[str, str] = {
     "virt_type": "the guest would see another computer; remove the VM and build it again",
     "machine": "the guest would see another computer; remove the VM and build it again",
 }
+# Only for people who read the definition. The guest never sees it, so nothing of it waits for the next start.
+UNSEEN = ("title",)
 PLACES: dict[str, Callable[[Element], Any]] = {field.name: field.place.get for field in HARDWARE}

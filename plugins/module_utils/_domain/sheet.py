@@ -15,7 +15,7 @@ from .._identity import vm_uuid
 from .._xml import Property
 from . import disks, metadata, nics
 from .create import default_cpu, skeleton
-from .hardware import FIXED, HARDWARE
+from .hardware import FIXED, HARDWARE, UNSEEN
 
 SIZES = ("memory", "size")
 
@@ -100,7 +100,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
-    for name in FIXED:
+    for name in (*FIXED, *UNSEEN):
         running[name] = definition[name]
     return changes(running, definition)
 
