@@ -54,7 +54,8 @@ def cluster(lab: Lab) -> Cluster:
     found.play("build_vms").good()
     with Observer(lab) as watch:
         for name in found.sheets():
-            watch.wait_word(name)
+            # Six emulated guests that boot at once on a busy machine took more than 90 s.
+            watch.wait_word(name, seconds=240)
     return found
 
 
