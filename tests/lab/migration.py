@@ -8,6 +8,7 @@ Looks go through the host into a node's namespaces, and so do the faults: neithe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -209,6 +210,21 @@ class Mover:
             pid = int(entry.parent.name)
             if command_name(pid) == "ssh" and entry.read_bytes().startswith(mine):
                 os.kill(pid, signal.SIGKILL)
+
+    def kill_module(self) -> None:
+        """kill -9 what runs of our module on the source; Missed when there is nothing.
+
+        Without its controller it goes on, and would see to a killed helper. It comes by Python's standard input, so
+        its command line is Python alone.
+        """
+        found = 0
+        for pid in self.lab.machine(self.source).pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == b"/usr/bin/python3\0":
+                    os.kill(pid, signal.SIGKILL)
+                    found += 1
+        if not found:
+            raise Missed(f"not exercised: no module runs on {self.source}")
 
     def kill_helper(self) -> None:
         """kill -9 the helper's unit on the source; Missed when there is none."""
