@@ -15,6 +15,7 @@ from ._errors import Invalid
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 
 
@@ -24,7 +25,8 @@ class Field:
 
     `type` is an Ansible type, or `size` (bytes; also "4GiB"), or `names` (a list that means exactly these,
     or a dict of `add`, `remove`, `set`). `check` takes the converted value and returns it normalised, or raises
-    ValueError with the rule. `place` is the resource's own word for where the value lives.
+    ValueError with the rule. `place` is the resource's own word for where the value lives. `fixed` says why the value
+    of a thing that exists can't change. `unseen` is a value that no running guest sees, so that none waits for it.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Field:
     fields: tuple[Field, ...] = ()
     check: Callable[[Any], Any] | None = None
     place: Any = None
+    fixed: str = ""
+    unseen: bool = False
 
 
 ANSIBLE_TYPES = {"size": "str", "names": "raw"}
@@ -137,6 +141,16 @@ def check_name(value: str) -> str:
         raise ValueError(
             f"{value!r} is not a valid name: 1 to 63 letters, digits, dots, hyphens or underscores, "
             "the first a letter or digit, no two dots in a row"
+        )
+    return value
+
+
+def check_iqn(value: str) -> str:
+    """An iSCSI qualified name (RFC 3720, 3.2.6.3.1), in lower case as the initiators compare it byte by byte."""
+    if not IQN.fullmatch(value) or len(value) > 223:
+        raise ValueError(
+            f"{value!r} is not an iSCSI qualified name; write lower case letters, digits, dots, hyphens and colons "
+            "such as iqn.2026-11.org.example:drover-web1-0"
         )
     return value
 

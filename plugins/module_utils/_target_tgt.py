@@ -24,6 +24,7 @@ from ._errors import Failed, NotFound, TimedOut, Unreachable
 
 REQUEST = struct.Struct("=II64sIiQQIIIIII")
 ANSWER = struct.Struct("=II")
+ANSWER_SIZE = struct.calcsize("=II")
 SYSTEM, TARGET, DEVICE, PORTAL, CONNECTION, ACCOUNT = 0, 1, 2, 3, 6, 7
 NEW, DELETE, SHOW, BIND, UNBIND, UPDATE = range(6)
 ALL_TARGETS = -1
@@ -287,10 +288,10 @@ class Tgt:
                 f"tgtd gave no answer on {path}: {error}; is the service tgt running, and does this run as root?",
                 socket=path,
             ) from None
-        if len(answer) < ANSWER.size:
+        if len(answer) < ANSWER_SIZE:
             raise Unreachable(f"tgtd closed {path} without an answer; only root may ask it", socket=path)
         error_code, size = ANSWER.unpack_from(answer)
-        return error_code, answer[ANSWER.size : size].decode("utf-8", "replace").rstrip("\0")
+        return error_code, answer[ANSWER_SIZE:size].decode("utf-8", "replace").rstrip("\0")
 
 
 def _rule(initiator: str) -> str:

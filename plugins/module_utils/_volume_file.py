@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, Invalid, NotFound, Refused
+from ._fields import check_iqn
 
 MIB = 2**20
 MARK = "user.drover.volume"
 PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+", re.ASCII)
-IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
 USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}", re.ASCII)
 SECRET = re.compile(r"[A-Za-z0-9._:@+/,-]{12,16}", re.ASCII)
 SERIAL = re.compile(r"[0-9a-f]{8,31}", re.ASCII)
@@ -44,16 +44,6 @@ def check_directory(value: str) -> str:
     check_path(value)
     if os.path.realpath(value).split("/")[1] in ("", *SYSTEM):
         raise ValueError(f"{value} belongs to the operating system; use one such as /srv/drover")
-    return value
-
-
-def check_iqn(value: str) -> str:
-    """An iSCSI qualified name (RFC 3720, 3.2.6.3.1), in lower case as the initiators compare it byte by byte."""
-    if not IQN.fullmatch(value) or len(value) > 223:
-        raise ValueError(
-            f"{value!r} is not an iSCSI qualified name; write lower case letters, digits, dots, hyphens and colons "
-            "such as iqn.2026-11.org.example:drover-web1-0"
-        )
     return value
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ._errors import Invalid, Refused
+from ._fields import check_iqn
 from ._target_tgt import LUN, Target
-from ._volume_file import check_iqn
 
 Volume = Mapping[str, Any]
 

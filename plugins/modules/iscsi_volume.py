@@ -258,7 +258,7 @@ from typing import Any
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as files
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_rules as rules
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, names_after
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name, names_after
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import LUN
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
@@ -268,8 +268,8 @@ FIELDS = (
     Field("name", required=True, check=check_name),
     Field("backend", choices=("tgt",), default="tgt"),
     Field("state", choices=("present", "absent"), default="present"),
-    Field("iqn", check=files.check_iqn),
-    Field("iqn_prefix", check=files.check_iqn),
+    Field("iqn", check=check_iqn),
+    Field("iqn_prefix", check=check_iqn),
     Field("size", type="size", check=files.check_size),
     Field("directory", type="path", default="/srv/drover", check=files.check_directory),
     Field("path", type="path", check=files.check_path),

@@ -84,6 +84,13 @@ options:
       - The default for a new machine is V(disk).
     type: list
     elements: str
+  title: &title
+    description:
+      - Short text for people, one line, which other tools show beside the name or in its place. Empty removes it.
+      - It is changed in the definition at any time, and is never a reason for a restart.
+      - By default a new machine has none.
+    type: str
+    version_added: "0.1.0"
   description: &description
     description:
       - One line about the machine. Empty removes it.
@@ -269,6 +276,7 @@ options:
       virt_type: *virt_type
       machine: *machine
       boot: *boot
+      title: *title
       description: *description
       disks: *disks
       nics: *nics
@@ -391,6 +399,7 @@ vm:
     virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
     machine: {description: Family of the emulated computer., type: str, returned: always}
     boot: {description: From what it boots., type: list, elements: str, returned: always}
+    title: {description: Its title; null when it has none., type: str, returned: always}
     description: {description: One line about it., type: str, returned: always}
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}

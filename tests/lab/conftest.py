@@ -11,15 +11,18 @@ DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is use
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 CANARY = "DROVER-CANARY-7f3a"
+TRAVELLER = "web1"
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,9 @@ def lab() -> Iterator[Lab]:
         found = Lab(found.name)
     found.up(prepared=prepared)
     found.restore()
+    for machine in found.machines.values():
+        for pid in machine.find("libvirtd"):
+            os.kill(pid, signal.SIGCONT)
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()
@@ -48,5 +54,33 @@ def cluster(lab: Lab) -> Cluster:
     found.play("build_vms").good()
     with Observer(lab) as watch:
         for name in found.sheets():
-            watch.wait_word(name)
+            # Six emulated guests that boot at once on a busy machine took more than 90 s.
+            watch.wait_word(name, seconds=240)
     return found
+
+
+@pytest.fixture(scope="module")
+def traveller(cluster: Cluster) -> Iterator[str]:
+    """A VM that starts with its node, for stories that move it; at the end it is back where it was."""
+    before = Mover(cluster, TRAVELLER, Observer(cluster.lab))
+    started = before.autostart(before.source)
+    before.virsh(before.source, "autostart", TRAVELLER)
+    yield TRAVELLER
+    now = before.home()
+    if now != before.source:
+        result = before.migrate(now, name=TRAVELLER, to=before.source)
+        assert result.get("verified"), result
+    if not started:
+        before.virsh(before.source, "autostart", TRAVELLER, "--disable")
+
+
+@pytest.fixture
+def mover(cluster: Cluster, traveller: str) -> Iterator[Mover]:
+    """That VM where it is now, watched; after the story all is mended, whatever became of it."""
+    with Observer(cluster.lab) as watch:
+        found = Mover(cluster, traveller, watch)
+        watch.wait_word(traveller)
+        yield found
+        found.heal()
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)

@@ -89,7 +89,7 @@ def _running(copies: list[Sample]) -> Iterator[tuple[float, float, dict[str, lis
 def _single_run(running: list[tuple[float, float, dict[str, list[Sample]]]]) -> Iterator[str]:
     """INV1. A hand-over within one interval shows both ends in it; two intervals in a row are two running copies."""
     said = set()
-    for (begin, _, first), (_, end, second) in zip(running, running[1:]):
+    for (begin, _end, first), (_begin, end, second) in zip(running, running[1:]):
         for uuid, copies in second.items():
             both = {(copy["node"], copy["pid"]) for copy in copies}
             both &= {(copy["node"], copy["pid"]) for copy in first.get(uuid, [])}

@@ -87,7 +87,7 @@ class Sampler:
         """Sample until SIGTERM."""
         stop: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda caught, _: stop.append(caught))
+            signal.signal(number, lambda caught, _frame: stop.append(caught))
         looks = 0
         following = time.monotonic()
         while not stop:
@@ -104,7 +104,7 @@ class Sampler:
         """Take down the guests' datagrams until the next look."""
         while True:
             left = until - time.monotonic()
-            ready, _, _ = select.select(self.sinks, [], [], max(left, 0))
+            ready, _writable, _failed = select.select(self.sinks, [], [], max(left, 0))
             for sink in ready:
                 data, source = sink.recvfrom(2048)
                 record = parse_record(data)
@@ -178,7 +178,7 @@ class Observer:
             time.sleep(0.05)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_reason: object) -> None:
         if self.process:
             self.process.terminate()
             try:

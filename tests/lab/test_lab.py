@@ -119,7 +119,7 @@ def test_a_power_cut_leaves_no_process_and_power_brings_the_node_back(lab: Lab) 
     lab.ssh("hv3", "sync; echo kept >/root/kept")
     before, boot = births(lab.machine("hv3").pids()), lab.ssh("hv3", "cat /proc/sys/kernel/random/boot_id")
     assert lab.power_off("hv3") is True
-    assert not before & births([pid for pid, _ in before])
+    assert not before & births([pid for pid, _birth in before])
     assert lab.status()["nodes"]["hv3"]["power"] == "off"
     assert lab.power_on("hv3") is True
     assert lab.ssh("hv3", "cat /root/kept") == "kept\n"
@@ -198,7 +198,7 @@ def test_down_leaves_nothing_and_two_labs_do_not_meet(lab: Lab, other: Lab) -> N
     assert len(before) > 20
     assert other.down() is True
     assert traces(OTHER) == []
-    assert not before & births([pid for pid, _ in before])
+    assert not before & births([pid for pid, _birth in before])
     assert other.down() is False
     assert lab.ssh("hv1", "cat /proc/sys/kernel/random/boot_id") == here
 

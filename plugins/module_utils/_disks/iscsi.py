@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .._fields import Field
+from .._fields import Field, check_iqn
 from .._identity import initiator_iqn
 from .._xml import Property, find, make
 from .kind import Kind
 
-IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
 PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
 
@@ -58,16 +57,6 @@ class Portal:
         """Write it."""
         address, _colon, port = value.rpartition(":")
         make(disk, "source/host").attrib.update({"name": address.strip("[]"), "port": port})
-
-
-def check_iqn(value: str) -> str:
-    """An iSCSI qualified name (RFC 3720, 3.2.6.3.1) in the lower case in which both ends compare it."""
-    if not IQN.fullmatch(value) or len(value) > 223:
-        raise ValueError(
-            f"{value!r} is not an iSCSI qualified name; write lower case letters, digits, dots, hyphens and colons "
-            "such as iqn.2026-11.org.example:drover-web1-0"
-        )
-    return value
 
 
 def check_portal(value: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from typing import Any, Callable
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
@@ -159,7 +158,7 @@ def check_text(value: str) -> str:
     """A text that XML can hold, at most 1000 characters."""
     if len(value) > 1000 or not all(sign.isprintable() for sign in value):
         raise ValueError("write one line of at most 1000 printable characters")
-    return value
+    return value.strip()
 
 
 def check_tags(change: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -179,19 +178,15 @@ def check_seconds(value: int) -> int:
     return value
 
 
+ANOTHER = "the guest would see another computer; remove the VM and build it again"
 HARDWARE: tuple[Field, ...] = (
-    Field("uuid", check=_check_uuid, place=Property("uuid")),
+    Field("uuid", check=_check_uuid, place=Property("uuid"), fixed="a VM keeps its UUID; it is the same VM by it"),
     Field("memory", type="size", check=_check_memory, place=Memory()),
     Field("vcpus", type="int", check=_check_vcpus, place=Vcpus()),
     Field("cpu", check=_check_cpu, place=Cpu()),
-    Field("virt_type", choices=("kvm", "qemu"), place=Property("@type")),
-    Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family)),
+    Field("virt_type", choices=("kvm", "qemu"), place=Property("@type"), fixed=ANOTHER),
+    Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family), fixed=ANOTHER),
     Field("boot", type="list", elements="str", check=check_boot, place=Boot()),
-    Field("description", check=check_text, place=Property("description")),
+    Field("title", check=check_text, place=Property("title"), unseen=True),
+    Field("description", check=check_text, place=Property("description"), unseen=True),
 )
-FIXED: dict[str, str] = {
-    "uuid": "a VM keeps its UUID; it is the same VM by it",
-    "virt_type": "the guest would see another computer; remove the VM and build it again",
-    "machine": "the guest would see another computer; remove the VM and build it again",
-}
-PLACES: dict[str, Callable[[Element], Any]] = {field.name: field.place.get for field in HARDWARE}

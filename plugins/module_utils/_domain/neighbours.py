@@ -49,7 +49,7 @@ def check_definition(name: str, new: set[Claim], others: Mapping[str, list[dict[
     """Refuse a definition that claims what another domain has; `others` are surveys by node."""
     for node, domains in others.items():
         for other in domains:
-            shared = sorted(new & {(kind, value) for kind, value in other["claims"]})
+            shared = sorted(new & {tuple(claim) for claim in other["claims"]})
             if shared and other["name"] != name:
                 kind, value = shared[0]
                 raise Refused(

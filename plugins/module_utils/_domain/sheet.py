@@ -15,7 +15,7 @@ from .._identity import vm_uuid
 from .._xml import Property
 from . import disks, metadata, nics
 from .create import default_cpu, skeleton
-from .hardware import FIXED, HARDWARE
+from .hardware import HARDWARE
 
 SIZES = ("memory", "size")
 
@@ -57,8 +57,8 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
         value, present = params[field.name], field.place.get(root)
         if value is None or value == present or (value == "" and present is None):
             continue
-        if field.name in FIXED:
-            raise Refused(f"{field.name} is {present} and can't become {value}: {FIXED[field.name]}")
+        if field.fixed:
+            raise Refused(f"{field.name} is {present} and can't become {value}: {field.fixed}")
         field.place.put(root, None if value == "" else value)
     tags = metadata.read(root)["tags"]
     if names_after(tags, params["tags"]) != tags:
@@ -100,8 +100,9 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
-    for name in FIXED:
-        running[name] = definition[name]
+    for field in HARDWARE:
+        if field.fixed or field.unseen:
+            running[field.name] = definition[field.name]
     return changes(running, definition)
 
 

@@ -113,7 +113,7 @@ def remove(lab: str) -> bool:
 
 
 def _remove_tree(top: Path) -> tuple[bool, str]:
-    for folder, _, _ in os.walk(top, topdown=False):
+    for folder, _folders, _files in os.walk(top, topdown=False):
         try:
             os.rmdir(folder)
         except OSError:

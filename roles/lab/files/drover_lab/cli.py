@@ -115,8 +115,8 @@ def ssh(lab: Lab, options: argparse.Namespace) -> int:
 # What each command does; what it returns is printed as JSON.
 ACTS: dict[str, Callable[[Lab, argparse.Namespace], Result]] = {
     "up": up,
-    "down": lambda lab, _: {"changed": lab.down()},
-    "status": lambda lab, _: lab.status(),
+    "down": lambda lab, _given: {"changed": lab.down()},
+    "status": lambda lab, _given: lab.status(),
     "cut": lambda lab, given: {"changed": lab.cut(given.node, given.nic, given.silent)},
     "restore": lambda lab, given: {"changed": lab.restore(given.node, given.nic)},
     "freeze": lambda lab, given: {"changed": True, "processes": lab.freeze(given.node, given.program)},
@@ -125,7 +125,7 @@ ACTS: dict[str, Callable[[Lab, argparse.Namespace], Result]] = {
     "power-on": lambda lab, given: {"changed": lab.power_on(given.node)},
     "fill": lambda lab, given: {"changed": True, "bytes": lab.fill(given.node, given.path, given.size)},
     "empty": lambda lab, given: {"changed": lab.empty(given.node, given.path)},
-    "kvm": lambda lab, _: {"changed": False, "accel": accelerator.find(lab.base)},
+    "kvm": lambda lab, _given: {"changed": False, "accel": accelerator.find(lab.base)},
     "guest": guest,
 }
 

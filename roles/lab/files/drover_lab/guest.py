@@ -285,7 +285,7 @@ def kernel_header(kernel: bytearray, initrd: int) -> int:
 def _resolve(root: Path, name: str) -> Path:
     """A file of a root folder, its symbolic links followed as inside that root."""
     path = root / name.lstrip("/")
-    for _ in range(8):
+    for _bit in range(8):
         # A merged /usr: /lib and /lib64 are links there.
         for merged in ("lib64", "lib", "bin", "sbin"):
             if name.lstrip("/").startswith(merged + "/") and not path.exists():

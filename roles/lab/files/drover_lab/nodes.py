@@ -135,7 +135,7 @@ def _nspawn(machine: Machine, root: Path, repo: Path, devices: dict[str, tuple[i
 
 def _container(argv: list[str], environment: dict[str, str]) -> int:
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    signal.signal(signal.SIGTERM, lambda *_signal: process.terminate())
     return process.wait()
 
 

@@ -193,7 +193,7 @@ def cables(topology: Topology) -> list[Cable]:
             if nic.to in topology.switches:
                 cable = Cable(node.name, nic.name, "switch", f"{node.name}-{nic.name}", nic.mtu)
             else:
-                peer, _, peer_nic = nic.to.partition(":")
+                peer, _colon, peer_nic = nic.to.partition(":")
                 if peer not in topology.nodes or not any(other.name == peer_nic for other in topology.nodes[peer].nics):
                     raise TopologyError(f"node {node.name}, NIC {nic.name}: no switch or NIC {nic.to!r}")
                 cable = Cable(node.name, nic.name, peer, peer_nic, nic.mtu)

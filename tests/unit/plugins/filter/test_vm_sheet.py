@@ -47,7 +47,8 @@ def test_a_profile_is_enough():
 def test_what_is_given_wins_over_the_profile_and_nothing_is_shared():
     disks = [{"type": "iscsi", "size": "1GiB", "user": "other"}, {"type": "file", "format": "raw", "size": "2GiB"}]
     variables = {**WEB, "vm_profile": "large", "vm_memory": "1GiB", "vm_disks": disks, "vm_state": "stopped"}
-    sheet = vm_sheet(variables)
+    sheet = vm_sheet({**variables, "vm_title": "The shop"})
+    assert sheet["title"] == "The shop" and vm_sheet({**variables, "vm_title": ""})["title"] == ""
     assert sheet["memory"] == GIB and sheet["vcpus"] == 8 and sheet["state"] == "stopped"
     assert sheet["disks"][0]["user"] == "other" and sheet["disks"][1] == disks[1]
     assert "iqn" not in disks[0], "the inventory's own data must stay as it is"
@@ -92,6 +93,7 @@ MISTAKES = [
     ({"vm_nics": [{"bridge": "br0", "vlan": "x"}]}, "vm_nics.0..vlan: 'x' is not a whole number"),
     ({"vm_boot": "disk"}, "vm_boot: write one or more of"),
     ({"vm_uuid": 7}, "vm_uuid: '7' is not a UUID"),
+    ({"vm_title": "two\nlines"}, "web1: vm_title: write one line"),
     ({"vm_cpu": ["Nehalem"]}, "vm_cpu: .'Nehalem'. is not a text"),
     ({"vm_memory": {"GiB": 1}}, "vm_memory: .* is not a size"),
     ({"vm_profile": "huge"}, "vm_profile: 'huge' is none of standard, large"),

@@ -126,6 +126,18 @@ def test_tags_of_a_running_vm_change_at_once(lab):
     assert "change the tags of web1 as it runs" in result["actions"]
 
 
+def test_the_title_changes_at_any_time_and_waits_for_no_restart(lab):
+    assert lab.both(**WEB, state="running", title="R&D's <shop>")["vm"]["title"] == "R&D's <shop>"
+    result = lab.both(name="web1", title="The shop")
+    assert result["actions"] == ["change web1: title R&D's <shop> -> The shop"]
+    assert result["vm"]["title"] == "The shop" and result["pending_restart"] == []
+    assert lab.run(name="web1")["vm"]["title"] == "The shop"
+    result = lab.both(name="web1", title="", memory="128MiB")
+    assert result["actions"] == ["change web1: memory 64MiB -> 128MiB (from its next start), title The shop -> none"]
+    assert result["vm"]["title"] is None and result["pending_restart"] == ["memory 64MiB -> 128MiB"]
+    assert "<title" not in lab.node.domain("web1").xml
+
+
 def test_shutting_down_waits(lab):
     lab.run(**WEB, state="running")
     assert lab.both(name="web1", state="stopped")["actions"] == ["shut web1 down"]
@@ -310,6 +322,8 @@ BAD += [
     ({"uuid": "not-a-uuid"}, "is not a UUID"),
     ({"boot": ["disk", "disk"]}, "each once"),
     ({"description": "two\nlines"}, "one line"),
+    ({"title": "two\nlines"}, "title: write one line"),
+    ({"title": "x" * 1001}, "title: write one line"),
     ({"tags": ["a b"]}, "is not a tag"),
     ({"tags": {"set": ["a"], "sub": ["b"]}}, "a list .exactly these"),
     ({"colour": "red"}, "[Uu]nsupported parameters"),

@@ -39,6 +39,7 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "virt_type": ("qemu", "<domain type='qemu'>"),
     "machine": ("pc", "<type arch='x86_64' machine='pc'>hvm</type>"),
     "boot": (["network", "disk"], "<boot dev='network'/><boot dev='hd'/>"),
+    "title": ("R&D", "<title>R&amp;D</title>"),
     "description": ("R&D", "<description>R&amp;D</description>"),
 }
 NEW_SAN = (
@@ -147,6 +148,8 @@ def test_under_emulation_the_cpu_has_a_name():
 FOREIGN_EDITS = [
     ({"memory": "4GiB"}, {"memory", "currentMemory"}),
     ({"vcpus": 8}, {"vcpu"}),
+    ({"title": "new"}, {"title"}),
+    ({"title": ""}, {"title"}),
     ({"description": "new"}, {"description"}),
     ({"nics": [{"mac": "52:54:00:aa:bb:01", "vlan": 200}, {"mac": "52:54:00:aa:bb:02"}]}, {"tag"}),
 ]

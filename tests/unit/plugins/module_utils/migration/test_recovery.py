@@ -20,8 +20,9 @@ MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": 
 FAST = Limits(patience=0.3, stall=0.1, silence=0.1, pause=0.01)
 
 
-def copy_of(state, reason="", marker=MARKER, job=""):
-    return {"state": state, "reason": reason, "job": job, "persistent": True, "autostart": False, "marker": marker}
+def copy_of(state, reason="", job="", **marked):
+    found = {"state": state, "reason": reason, "job": job, "persistent": True, "autostart": False, "marker": MARKER}
+    return {**found, **marked}
 
 
 class Cluster:
