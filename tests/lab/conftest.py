@@ -46,13 +46,20 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def cluster(lab: Lab) -> Cluster:
-    """The site of examples/lab on that lab, with its six guests counting; a canary is in their memory."""
+def site(lab: Lab) -> Cluster:
+    """The site of examples/lab on that lab, without a VM yet."""
     found = Cluster(lab)
     found.play("site").good()
+    return found
+
+
+@pytest.fixture(scope="session")
+def cluster(site: Cluster) -> Cluster:
+    """That site with its six guests counting; a canary is in their memory."""
+    found = site
     found.write_images(canary=CANARY)
     found.play("build_vms").good()
-    with Observer(lab) as watch:
+    with Observer(found.lab) as watch:
         for name in found.sheets():
             # Six emulated guests that boot at once on a busy machine took more than 90 s.
             watch.wait_word(name, seconds=240)

@@ -267,7 +267,7 @@ class Mover:
         if self.marked() or len(self.says()) != 1:
             result = self.migrate(self.source, state="recovered", name=self.vm)
             assert not result["failed"], result
-        for node, (state, _) in self.says().items():
+        for node, (state, _autostart) in self.says().items():
             if state != "running":
                 self.virsh(node, "resume" if state == "paused" else "start", self.vm)
         wait_until(lambda: list(self.says().values()) == [WELL] or self.says(), 20, f"{self.vm} at rest")

@@ -18,12 +18,8 @@ SEED = int(os.environ.get("DROVER_SEED") or random.SystemRandom().randrange(10**
 NODE = "hv1"
 
 
-def test_a_second_site_changes_nothing(cluster: Cluster) -> None:
-    assert cluster.play("site").good().changed == 0
-
-
-def test_check_mode_of_a_site_that_stands_changes_nothing(cluster: Cluster) -> None:
-    assert cluster.play("site", "--check", "--diff").good().changed == 0
+def test_a_second_site_changes_nothing(site: Cluster) -> None:
+    assert site.play("site").good().changed == 0
 
 
 def test_a_second_build_changes_nothing(cluster: Cluster) -> None:
