@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from ansible_collections.drover.kvm.tests.lab.conftest import cluster, lab, mover, traveller
+from ansible_collections.drover.kvm.tests.lab.conftest import cluster, lab, mover, site, traveller
 
-__all__ = ["cluster", "lab", "mover", "traveller"]
+__all__ = ["cluster", "lab", "mover", "site", "traveller"]
