@@ -8,7 +8,7 @@ TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
 .PHONY: help setup format check lint types unit docs sanity sanity-main sanity-newest units tarball dist install lab \
-	lab-down demo stories molecule bench soak test clean
+	lab-down demo stories molecule bench soak test test-all clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -103,8 +103,11 @@ bench: install ## Measurements
 soak: install ## Faults with many seeds, for as long as you like
 	$(call if_any,tests/soak/*.py,$(TOOL) $(INSTALLED) pytest tests/soak $(ARGS))
 
-test: ## Everything but bench and soak, quick first; stops at the first failure
-	.ci/steps check dist install docs sanity-main sanity-newest units stories molecule
+test: ## The gates and the stories, quick first; stops at the first failure
+	.ci/steps check install docs dist sanity-main stories
+
+test-all: ## What test runs, then the newest ansible-core, all Pythons and molecule
+	.ci/steps check install docs dist sanity-main stories sanity-newest units molecule
 
 clean: ## Remove what was built here and this checkout's staged copy; the cache stays
 	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"

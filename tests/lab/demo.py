@@ -76,7 +76,7 @@ def report(places: list[dict[str, str]], verdict: Verdict) -> int:
         print(f"{row}{f'{guest.first}-{guest.last}':<16}{guest.gap_ms / 1000:.2f} s")
     moved = [guests[name].gap_ms for name in before if before[name] == NODE]
     if moved:
-        print(f"\nmoved twice: median silence {statistics.median(moved)} ms, longest {max(moved)} ms")
+        print(f"\nmoved twice: median silence {statistics.median(moved):.0f} ms, longest {max(moved)} ms")
     print("no VM ran twice, no counter went back" if verdict.ok else str(verdict))
     home = before == after and NODE not in during.values()
     if not home:
