@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +166,3 @@ def wait_until(see: Any, seconds: float, what: str) -> None:
     while (seen := see()) is not True:
         assert time.monotonic() < end, f"{what}: not within {seconds:g} s; last seen: {seen}"
         time.sleep(0.2)
-
-
-def names(values: Sequence[str]) -> str:
-    """Names for a table."""
-    return ", ".join(values) or "-"
