@@ -180,10 +180,11 @@ def test_a_guest_counts_over_the_bond_and_the_observer_sees_it(lab: Lab) -> None
 def test_the_core_speaks_lacp(lab: Lab) -> None:
     if not lab.settings["prepared"]:
         pytest.skip("needs prepared nodes")
-    lab.ssh("hv2", SWITCH)
+    # The node whose cable was mended: the core reads the new one.
+    lab.ssh("hv3", SWITCH)
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        shown = lab.network.appctl("lacp/show", "hv2-bond0")
+        shown = lab.network.appctl("lacp/show", "hv3-bond0")
         if shown.count("current attached") == 2:
             return
         time.sleep(0.5)

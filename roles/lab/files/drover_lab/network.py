@@ -61,6 +61,7 @@ class Network:
         ]
         if missing:
             self.mark.unlink(missing_ok=True)
+            self._forget(missing)
         for cable in missing:
             self._lay(cable)
         # A cable that was pulled on purpose stays so, unless the network was never finished.
@@ -89,6 +90,13 @@ class Network:
 
     def _is_namespace(self, place: str) -> bool:
         return run(["ip", "-n", self.namespace(place), "link", "show", "lo"], check=False).returncode == 0
+
+    def _forget(self, missing: list[Cable]) -> None:
+        """Take the ports of lost cables from a running switch: it would go on reading the NIC that is no more."""
+        if self._answers("vswitchd.ctl"):
+            lost = [cable.right_nic for cable in missing if cable.right == "switch"]
+            words = [word for nic in lost for word in ("--", "--if-exists", "--with-iface", "del-port", nic)]
+            self.vsctl(*words[1:])
 
     def _lay(self, cable: Cable) -> None:
         left, right = self.namespace(cable.left), self.namespace(cable.right)
