@@ -20,14 +20,15 @@ options:
   cpus:
     description:
       - CPUs of VMs that this node shall compare with its own, such as those that a drain would bring here. The answers
-        are in RV(node.cpu_matrix).
+        are in RV(node.cpu_matrix). Filter P(drover.kvm.guest_cpus#filter) makes the list from the facts of nodes.
     type: list
     elements: dict
     default: []
     suboptions:
-      vm:
-        description: Name of the VM.
-        type: str
+      vms:
+        description: Names of the VMs that have this CPU. They are asked for once.
+        type: list
+        elements: str
         required: true
       cpu:
         description: The XML of the CPU, such as C(cpu) of one of the RV(node.domains) of another node.
@@ -78,9 +79,7 @@ EXAMPLES = r"""
   tasks:
     - name: Compare the CPUs of what runs on hv1 with this node's
       drover.kvm.node_info:
-        cpus: "{{ guests | items2dict('name', 'cpu') | dict2items('vm', 'cpu') }}"
-      vars:
-        guests: "{{ hostvars.hv1.answer.node.domains | selectattr('cpu') | list }}"
+        cpus: "{{ [hostvars.hv1.answer] | drover.kvm.guest_cpus }}"
       register: compared
 """
 
@@ -208,7 +207,7 @@ FIELDS = (
         elements="dict",
         default=[],
         fields=(
-            Field("vm", required=True),
+            Field("vms", type="list", elements="str", required=True),
             Field("cpu", required=True),
             Field("virt_type", choices=("kvm", "qemu")),
             Field("machine"),
@@ -228,14 +227,14 @@ def pool_facts(pool: Pool) -> dict[str, Any]:
     return {name: getattr(pool, name) for name in ("name", "type", "state", "path", "capacity", "available")}
 
 
-def compared(node: Node, name: str, guest: Mapping[str, Any]) -> dict[str, Any]:
+def compared(node: Node, name: str, guests: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Whether this node can run one CPU; one that its libvirt does not know is one that it can't run."""
-    answer = {"vm": guest["vm"], "node": name, "compatible": True, "reason": None}
+    reason = None
     try:
-        node.compare_cpu(guest["cpu"], guest["virt_type"], guest["machine"])
+        node.compare_cpu(guests["cpu"], guests["virt_type"], guests["machine"])
     except Failed as error:
-        answer.update(compatible=False, reason=error.details["libvirt"])
-    return answer
+        reason = error.details["libvirt"]
+    return [{"vm": vm, "node": name, "compatible": reason is None, "reason": reason} for vm in guests["vms"]]
 
 
 def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
@@ -252,7 +251,7 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
         bridges=[{"name": name, "type": kind} for name, kind in sorted(bridges().items())],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),
-        cpu_matrix=[compared(node, name, guest) for guest in params["cpus"]],
+        cpu_matrix=[row for guests in params["cpus"] for row in compared(node, name, guests)],
         domains=sorted((domain_facts(domain, mounts) for domain in domains), key=lambda one: str(one["name"])),
     )
     return {"node": facts}

@@ -13,6 +13,9 @@ from typing import Any
 from . import fixed
 from .model import RUNNING, Cluster, Guest, Node, Obstacle, Rules
 
+# What decides whether a node can run a guest's CPU.
+CPU_KEYS = ("cpu", "virt_type", "machine")
+
 
 def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules) -> Cluster:
     """The cluster as the nodes describe it; `unreachable` names those that gave no answer.
@@ -33,6 +36,18 @@ def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], ru
     busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
     known = tuple(sorted(_copies(guests, busy), key=lambda guest: guest.key))
     return Cluster(dict(sorted(nodes.items())), known, rules)
+
+
+def guest_cpus(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The different CPUs of the running guests, each with the names of those that have it: node_info's option `cpus`.
+
+    `results` as for `cluster`.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for domain in (domain for result in results for domain in _facts(result).get("domains") or []):
+        if domain.get("cpu"):
+            found.setdefault(tuple(domain[key] for key in CPU_KEYS), []).append(domain["name"])
+    return [{**dict(zip(CPU_KEYS, kind)), "vms": sorted(names)} for kind, names in found.items()]
 
 
 def sheet(values: Mapping[str, Any]) -> Guest:

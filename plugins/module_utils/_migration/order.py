@@ -12,13 +12,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .._errors import NotFound
 from .._files import replace_file
 
 DIRECTORY = Path("/run/drover")
 UNIT = "drover-migrate-{uuid}"
+
+
+class End(Protocol):
+    """What every move needs of both nodes."""
+
+    def state(self, uuid: str) -> tuple[str, str] | None: ...
+    def marker(self, uuid: str) -> dict[str, Any] | None: ...
+    def set_marker(self, uuid: str, marker: dict[str, Any] | None) -> None: ...
+    def set_autostart(self, uuid: str, on: bool) -> None: ...
+    def home(self, uuid: str) -> str | None: ...
+    def set_home(self, uuid: str, home: str) -> None: ...
 
 
 @dataclass(frozen=True)

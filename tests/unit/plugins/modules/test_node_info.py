@@ -102,8 +102,9 @@ def test_what_capabilities_say():
 
 
 def test_cpus_that_cannot_be_compared_are_answers(run):
-    rows = run(node_info, cpus=[{"vm": "web1", "cpu": "<cpu/>"}, {"vm": "web2", "cpu": "no xml"}])["node"]["cpu_matrix"]
-    assert [(row["vm"], row["compatible"]) for row in rows] == [("web1", False), ("web2", False)]
+    cpus = [{"vms": ["web1", "web3"], "cpu": "<cpu/>"}, {"vms": ["web2"], "cpu": "no xml"}]
+    rows = run(node_info, cpus=cpus)["node"]["cpu_matrix"]
+    assert [(row["vm"], row["compatible"]) for row in rows] == [("web1", False), ("web3", False), ("web2", False)]
     assert all(row["reason"] for row in rows)
 
 

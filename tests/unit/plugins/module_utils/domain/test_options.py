@@ -163,6 +163,9 @@ def test_a_foreign_definition_keeps_all_that_is_not_declared(options, touched):
     sheet.edit(after, params, BRIDGES)
     one, two = text_of(before).splitlines(), text_of(after).splitlines()
     lost = [line for line in one if line not in two]
+    assert two != one, "the edit did nothing"
+    new = [line for line in two if line not in one]
+    assert all(any(f"<{name}" in line for name in touched) for line in new), new
     assert all(any(f"<{name}" in line for name in touched) for line in lost), lost
     assert len(one) - len(lost) == len([line for line in one if line in two])
     assert "qemu:arg" in text_of(after) and "<!-- a note" in text_of(after) and "virtio-disk0" in text_of(after)
