@@ -125,10 +125,10 @@ OPTIONS = {
         '{a="x y=z", c="true"}',
     ),
     "other_config": (
-        {"other_config": {"rstp-priority": 4096}},
+        {"other_config": {"hwaddr": "52:54:00:00:00:09"}, "rstp_priority": 4096},
         {"other_config": {"mac-aging-time": 60}},
         ("Bridge", "br0", "other_config"),
-        '{mac-aging-time="60", rstp-priority="4096"}',
+        '{hwaddr="52:54:00:00:00:09", mac-aging-time="60", rstp-priority="4096"}',
     ),
     "ports": ({}, {"ports": [{"name": "eth0"}]}, ("Port", "eth0", "external_ids:drover-managed"), '"true"'),
     "ports.name": (UP, {"ports": [{"name": "eth2"}]}, ("Port", "eth2", "name"), "eth2"),
@@ -162,9 +162,9 @@ OPTIONS = {
     "ports.mtu": (UP, port(mtu=9000), ("Interface", "eth0", "mtu_request"), "9000"),
     "ports.other_config": (
         UP,
-        port(other_config={"rstp-path-cost": 2000}),
+        port(other_config={"rstp-port-mcheck": True}),
         ("Port", "eth0", "other_config"),
-        '{rstp-path-cost="2000"}',
+        '{rstp-port-mcheck="true"}',
     ),
     "bonds": ({}, bond(), ("Port", "bond0", "external_ids:drover-managed"), '"true"'),
     "bonds.name": (bond(), bond(name="bond1"), ("Port", "bond1", "name"), "bond1"),
@@ -183,11 +183,164 @@ OPTIONS = {
     "bonds.mtu": (bond(), bond(mtu=9000), ("Interface", "eth1", "mtu_request"), "9000"),
     "bonds.other_config": (
         bond(lacp_time="fast"),
-        bond(other_config={"bond-miimon-interval": 100}),
+        bond(other_config={"bond-primary": "eth1"}),
         ("Port", "bond0", "other_config"),
-        '{bond-miimon-interval="100", lacp-time=fast}',
+        "{bond-primary=eth1, lacp-time=fast}",
     ),
 }
+VXLAN = {"name": "vxlan0", "type": "vxlan", "remote_ip": "192.0.2.1"}
+TWO = {"ports": [{"name": "eth0"}, {"name": "eth1"}, {"name": "eth2"}]}
+MIRROR = {"name": "tap", "select_src": ["eth0"], "output_port": "eth1"}
+
+
+def tunnel(**options):
+    return {"ports": [{**VXLAN, **options}]}
+
+
+def mirror(**options):
+    return {**TWO, "mirrors": [{**MIRROR, **options}]}
+
+
+def config(option, value, key, kind=None):
+    """A row for an option that is a setting of the bridge (`kind` None), of eth0 or of bond0."""
+    table, row = {port: ("Port", "eth0"), bond: ("Port", "bond0"), None: ("Bridge", "br0")}[kind]
+    kind = kind or dict
+    return (kind(), kind(**{option: value}), (table, row, f"other_config:{key}"), json.dumps(json.dumps(value)))
+
+
+OPTIONS |= {
+    "stp": ({"rstp": True}, {"stp": True, "rstp": False}, ("Bridge", "br0", "stp_enable"), "true"),
+    "stp_priority": config("stp_priority", 4096, "stp-priority"),
+    "rstp_priority": config("rstp_priority", 8192, "rstp-priority"),
+    "mcast_snooping": ({}, {"mcast_snooping": True}, ("Bridge", "br0", "mcast_snooping_enable"), "true"),
+    "protocols": (
+        {"protocols": ["OpenFlow10"]},
+        {"protocols": ["OpenFlow15", "OpenFlow13"]},
+        ("Bridge", "br0", "protocols"),
+        "[OpenFlow13, OpenFlow15]",
+    ),
+    "controllers": (
+        {"controllers": ["tcp:192.0.2.1:6653", "tcp:192.0.2.2:6653"]},
+        {"controllers": ["ssl:[2001:db8::1]:6653"]},
+        ("Controller", "br0", "target"),
+        '"ssl:[2001:db8::1]:6653"',
+    ),
+    "ports.remote_ip": (
+        tunnel(),
+        tunnel(remote_ip="2001:DB8::1"),
+        ("Interface", "vxlan0", "options:remote_ip"),
+        '"2001:db8::1"',
+    ),
+    "ports.local_ip": (
+        tunnel(),
+        tunnel(local_ip="192.0.2.9"),
+        ("Interface", "vxlan0", "options:local_ip"),
+        '"192.0.2.9"',
+    ),
+    "ports.key": (tunnel(key=7), tunnel(key="flow"), ("Interface", "vxlan0", "options:key"), "flow"),
+    "ports.options": (
+        tunnel(options={"dst_port": 4790, "tos": "inherit"}),
+        tunnel(options={"dst_port": 4791, "tos": None}),
+        ("Interface", "vxlan0", "options"),
+        '{dst_port="4791", remote_ip="192.0.2.1"}',
+    ),
+    "ports.ingress_policing_rate": (
+        port(ingress_policing_rate=5000),
+        port(ingress_policing_rate=10000, ingress_policing_burst=8000),
+        ("Interface", "eth0", "ingress_policing_rate"),
+        "10000",
+    ),
+    "ports.ingress_policing_burst": (
+        UP,
+        port(ingress_policing_burst=800),
+        ("Interface", "eth0", "ingress_policing_burst"),
+        "800",
+    ),
+    "ports.stp_enable": config("stp_enable", False, "stp-enable", kind=port),
+    "ports.stp_path_cost": config("stp_path_cost", 19, "stp-path-cost", kind=port),
+    "ports.stp_port_priority": config("stp_port_priority", 16, "stp-port-priority", kind=port),
+    "ports.rstp_enable": config("rstp_enable", False, "rstp-enable", kind=port),
+    "ports.rstp_path_cost": config("rstp_path_cost", 2000, "rstp-path-cost", kind=port),
+    "ports.rstp_port_priority": config("rstp_port_priority", 16, "rstp-port-priority", kind=port),
+    "ports.rstp_admin_edge": config("rstp_admin_edge", True, "rstp-port-admin-edge", kind=port),
+    "bonds.fallback_ab": (
+        bond(lacp="active"),
+        bond(lacp="active", fallback_ab=True),
+        ("Port", "bond0", "other_config:lacp-fallback-ab"),
+        '"true"',
+    ),
+    "bonds.up_delay": (bond(up_delay=100), bond(up_delay=500), ("Port", "bond0", "bond_updelay"), "500"),
+    "bonds.down_delay": (bond(), bond(down_delay=200), ("Port", "bond0", "bond_downdelay"), "200"),
+    "bonds.rebalance_interval": config("rebalance_interval", 0, "bond-rebalance-interval", kind=bond),
+    "bonds.detect_mode": (
+        bond(),
+        bond(detect_mode="miimon"),
+        ("Port", "bond0", "other_config:bond-detect-mode"),
+        "miimon",
+    ),
+    "bonds.miimon": (
+        bond(detect_mode="miimon", miimon=150),
+        bond(detect_mode="miimon", miimon=100),
+        ("Port", "bond0", "other_config:bond-miimon-interval"),
+        '"100"',
+    ),
+    "mirrors": (TWO, mirror(), ("Mirror", "tap", "external_ids:drover-managed"), '"true"'),
+    "mirrors.name": (mirror(), mirror(name="other"), ("Mirror", "other", "name"), "other"),
+    "mirrors.select_all": (
+        mirror(),
+        mirror(select_all=True, select_src=[]),
+        ("Mirror", "tap", "select_all"),
+        "true",
+    ),
+    "mirrors.select_src": (
+        mirror(),
+        mirror(select_src=[], select_dst=["eth2"]),
+        ("Mirror", "tap", "select_src_port"),
+        "[]",
+    ),
+    "mirrors.select_dst": (
+        mirror(select_dst=["eth2"]),
+        mirror(select_dst=[]),
+        ("Mirror", "tap", "select_dst_port"),
+        "[]",
+    ),
+    "mirrors.select_vlans": (
+        mirror(select_vlans=[7]),
+        mirror(select_vlans=[9, 8]),
+        ("Mirror", "tap", "select_vlan"),
+        "[8, 9]",
+    ),
+    "mirrors.output_port": (
+        mirror(output_port=None, output_vlan=9),
+        mirror(),
+        ("Mirror", "tap", "output_vlan"),
+        "[]",
+    ),
+    "mirrors.output_vlan": (mirror(), mirror(output_port=None, output_vlan=9), ("Mirror", "tap", "output_port"), "[]"),
+}
+for _of, _one, _name in (("ports", port, "eth0"), ("bonds", bond, "bond0")):
+    _qos = {"max_rate": 10**9, "queues": [{"id": 0, "min_rate": 10**6}, {"id": 5, "max_rate": 10**8}]}
+    _old = _one(qos={"max_rate": 10**6, "queues": [{"id": 0, "burst": 8000, "priority": 3}]})
+    OPTIONS |= {
+        f"{_of}.cvlans": (
+            _one(tag=5),
+            _one(tag=5, vlan_mode="dot1q-tunnel", cvlans=[8, 7]),
+            ("Port", _name, "cvlans"),
+            "[7, 8]",
+        ),
+        f"{_of}.qos": (_one(), _one(qos=_qos), ("QoS", ".", "external_ids"), '{drover-managed="true"}'),
+        f"{_of}.qos.type": (_old, _one(qos={"type": "linux-hfsc"}), ("QoS", ".", "type"), "linux-hfsc"),
+        f"{_of}.qos.max_rate": (_old, _one(qos=_qos), ("QoS", ".", "other_config"), '{max-rate="1000000000"}'),
+        f"{_of}.qos.queues": (_old, _one(qos={"max_rate": 10**6}), ("QoS", ".", "queues"), "{}"),
+    }
+    for _key, _value in (("min_rate", 10**6), ("max_rate", 10**8), ("burst", 9000), ("priority", 7)):
+        OPTIONS[f"{_of}.qos.queues.{_key}"] = (
+            _old,
+            _one(qos={"queues": [{"id": 3, _key: _value}]}),
+            ("Queue", ".", "other_config"),
+            f'{{{_key.replace("_", "-")}="{_value}"}}',
+        )
+    OPTIONS[f"{_of}.qos.queues.id"] = OPTIONS[f"{_of}.qos.queues.min_rate"]
 # These change nothing by themselves; the tests of their own that show their effect.
 ELSEWHERE = {
     "name": "test_two_bridges",
@@ -196,6 +349,10 @@ ELSEWHERE = {
     "timeout": "test_switch_that_does_not_run",
     "socket": "test_no_database",
 }
+
+
+def rows(ovs, table):
+    return len(ovs.vsctl("--bare", "--columns=_uuid", "list", table).split())
 
 
 def names_of(fields, path=""):
@@ -222,6 +379,7 @@ def test_option(converge, module, ovs, option):
     ovs.bare()
     if option not in ("state", "ports.type", "ports.peer", "ports.mac"):
         converge(**options)
+    assert rows(ovs, "QoS") == len(ovs.vsctl("--bare", "--columns=qos", "list", "Port").split())
 
 
 def test_two_bridges(converge, ovs):
@@ -256,7 +414,7 @@ def test_o3_two_external_ids_at_once_in_one_transaction(module, sent, ovs):
 
 def test_o4_settings_of_an_existing_bridge_are_not_ignored(module, converge, ovs):
     module()
-    converge(rstp=True, other_config={"rstp-priority": 4096})
+    converge(rstp=True, rstp_priority=4096)
     assert ovs.get("Bridge", "br0", "rstp_enable") == "true"
 
 
@@ -293,8 +451,9 @@ def test_o8_bond_converges_in_mode_lacp_and_members(module, converge, ovs):
 
 
 def test_o9_a_setting_that_looks_like_a_number_is_stable(converge):
-    converge(**bond(other_config={"bond-miimon-interval": 100}))
-    converge(changed=False, **bond(other_config={"bond-miimon-interval": "100"}))
+    converge(**bond(other_config={"lacp-system-priority": 100}))
+    converge(changed=False, **bond(other_config={"lacp-system-priority": "100"}))
+    converge(**bond(detect_mode="miimon", miimon=100))
 
 
 @pytest.mark.parametrize("value", ["a=b", "a b", 'a"b', "a -- del-br br0", "{{ 7*7 }}", "$(reboot)", "ü\n", ""])
@@ -482,6 +641,9 @@ def test_the_bridge_s_own_port(converge, module, ovs):
         ({"vlan_mode": "access"}, ["needs a tag"]),
         ({"vlan_mode": "native-tagged", "trunks": [5]}, ["needs a tag"]),
         ({"trunks": [5], "vlan_mode": "access"}, ["access"]),
+        ({"vlan_mode": "dot1q-tunnel"}, ["needs a tag"]),
+        ({"tag": 5, "trunks": [6], "vlan_mode": "dot1q-tunnel"}, ["tag and trunks"]),
+        ({"tag": 5, "cvlans": [6]}, ["cvlans", "dot1q-tunnel"]),
         ({"mtu": 10}, ["mtu", "68"]),
         ({"name": "x" * 16}, ["name", "15"]),
     ],
@@ -506,6 +668,32 @@ def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
         ({"ports": [{"name": "eth0"}, {"name": "eth0", "tag": 4}]}, ["ports", "eth0", "twice"]),
         (bond(mode="balance-tcp"), ["balance-tcp", "LACP", "lacp: active"]),
         (bond(other_config={"lacp-time": "fast"}), ["lacp_time"]),
+        ({"other_config": {"rstp-priority": 4096}}, ["br0", "rstp_priority", "instead of other_config"]),
+        (port(other_config={"rstp-path-cost": None}), ["eth0", "rstp_path_cost"]),
+        (tunnel(options={"remote_ip": "192.0.2.1"}), ["vxlan0", "remote_ip"]),
+        (tunnel(options={"psk": "open sesame"}), ["psk", "shown in logs"]),
+        (tunnel(remote_ip=None), ["vxlan0", "needs remote_ip"]),
+        (tunnel(remote_ip="other.example"), ["remote_ip", "other.example"]),
+        (tunnel(key="0x123456789"), ["key", "number or flow"]),
+        (port(remote_ip="192.0.2.1"), ["eth0", "belong to a tunnel"]),
+        ({"stp": True, "rstp": True}, ["stp or rstp, not both"]),
+        ({"rstp_priority": 4097}, ["rstp_priority", "steps of 4096"]),
+        ({"stp_priority": 70000}, ["stp_priority", "0 to 65535"]),
+        ({"controllers": ["192.0.2.1"]}, ["controllers", "tcp:ADDRESS:PORT"]),
+        ({"protocols": ["OpenFlow9"]}, ["protocols"]),
+        (port(rstp_port_priority=17), ["rstp_port_priority", "steps of 16"]),
+        (port(ingress_policing_rate=-1), ["ingress_policing_rate"]),
+        (port(qos={"max_rate": 0}), ["qos.max_rate", "1 to"]),
+        (port(qos={"queues": [{"id": 1}, {"id": 1}]}), ["qos.queues", "twice"]),
+        (bond(rebalance_interval=10), ["rebalance_interval", "1000"]),
+        (bond(miimon=50), ["miimon", "detect_mode: miimon"]),
+        (bond(fallback_ab=True), ["fallback_ab", "lacp: active"]),
+        (mirror(output_vlan=9), ["mirror tap", "one output"]),
+        (mirror(output_port=None), ["mirror tap", "one output"]),
+        (mirror(select_src=[]), ["mirror tap", "select_all"]),
+        (mirror(select_all=True), ["mirror tap", "either select_all"]),
+        (mirror(output_port="eth0"), ["mirror tap", "eth0 can't be selected"]),
+        (mirror(select_dst=["eth5"]), ["mirror tap", "no port eth5"]),
         (bond(members=["eth0", "br0"]), ["br0"]),
         (bond(name="br0"), ["br0"]),
         (port(type="patch"), ["eth0", "peer"]),
@@ -532,6 +720,120 @@ def test_no_name_reaches_the_database(module, ovs, sent, name):
     assert sent == [] and ovs.vsctl("list-br") == ""
 
 
+# Queues, mirrors, controllers
+
+
+QOS = {"max_rate": 10**9, "queues": [{"id": 0, "min_rate": 10**6}, {"id": 1, "max_rate": 10**8, "priority": 2}]}
+
+
+def test_qos_is_made_kept_changed_and_leaves_nothing_behind(module, converge, sent, ovs):
+    converge(**port(qos=QOS))
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(changed=False, **port())
+    sent.clear()
+    result = module(**port(qos={**QOS, "max_rate": 10**8}))
+    assert sent.count("write") == 1 and "max_rate=100000000" in result["actions"][0]
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(**port(qos={"type": "none"}))
+    converge(**bond(qos=QOS), ports=[])
+    converge(bonds=[])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+    converge(**port(qos=QOS))
+    converge(state="absent")
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+
+
+def test_the_qos_of_others_is_replaced_and_stays_for_them(module, converge, ovs):
+    module(**UP)
+    ovs.vsctl(
+        *("--", "--id=@q", "create", "QoS", "type=linux-htb", "other-config:max-rate=7", "queues:0=@k"),
+        *("--", "--id=@k", "create", "Queue", "other-config:max-rate=7"),
+        *("--", "set", "Port", "eth0", "qos=@q"),
+    )
+    converge(changed=False, **UP)
+    converge(**port(qos=QOS))
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (2, 3)
+    converge(ports=[])
+    assert ovs.get("QoS", ".", "other_config:max-rate") == '"7"' and rows(ovs, "Queue") == 1
+
+
+def test_qos_of_ours_that_somebody_shares_is_not_torn_from_them(module, converge, ovs):
+    module(ports=[{"name": "eth0", "qos": QOS}, {"name": "eth1"}])
+    ovs.vsctl("set", "Port", "eth1", f"qos={ovs.get('Port', 'eth0', 'qos')}")
+    converge(ports=[{"name": "eth1"}])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(ports=[])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+
+
+def test_mirror_of_a_machine_s_port(module, converge, ovs):
+    module(**TWO)
+    plug_vm(ovs)
+    converge(**mirror(select_src=["vnet0"], select_dst=["vnet0"]))
+    assert ovs.get("Mirror", "tap", "select_src_port") == f"[{ovs.get('Port', 'vnet0', '_uuid')}]"
+    ovs.vsctl("del-port", "vnet0")  # the machine has moved away
+    converge(changed=False, **TWO)
+    refused(module(**mirror(select_src=["vnet0"])), "mirror tap", "no port vnet0")
+    converge(changed=True, **TWO, mirrors=[])
+
+
+def test_mirrors_of_others_stay_and_a_port_may_go_with_its_mirror(module, converge, ovs):
+    module(**mirror(select_dst=["eth2"]))
+    create = ("--", "--id=@m", "create", "Mirror", "name=theirs", "select-all=true", "output-vlan=9")
+    ovs.vsctl(*create, "--", "add", "Bridge", "br0", "mirrors", "@m")
+    gone = converge(ports=[{"name": "eth0"}, {"name": "eth1"}])
+    assert "change mirror tap of bridge br0: select_dst [eth2] -> []" in gone["actions"]
+    refused(module(ports=[{"name": "eth0"}]), "mirror tap", "one output")
+    converge(ports=[{"name": "eth0"}], mirrors=[])
+    assert rows(ovs, "Mirror") == 1
+    converge(state="absent")
+
+
+def test_a_controller_that_stays_keeps_its_row(module, converge, ovs):
+    module(controllers=["tcp:192.0.2.1:6653"])
+    ovs.vsctl("set", "Controller", "br0", "inactivity_probe=9000")
+    result = converge(controllers=["tcp:192.0.2.2:6653", "tcp:192.0.2.1:6653"])
+    assert "9000" in ovs.vsctl("--columns=inactivity_probe", "list", "Controller")
+    assert result["runtime"]["controllers"] == {"tcp:192.0.2.1:6653": False, "tcp:192.0.2.2:6653": False}
+    converge(controllers=[])
+    assert rows(ovs, "Controller") == 0
+
+
+def test_everything_at_once_is_one_transaction(module, sent, ovs):
+    result = module(
+        **bond(qos=QOS),
+        **{**TWO, "ports": [{"name": "eth2", "qos": QOS}, VXLAN]},
+        mirrors=[{"name": "tap", "select_src": ["bond0"], "output_port": "eth2"}],
+        controllers=["tcp:192.0.2.1:6653"],
+        rstp=True,
+    )
+    assert not result.get("failed") and sent.count("write") == 1
+    sent.clear()
+    module(state="absent")
+    assert sent.count("write") == 1 and (rows(ovs, "QoS"), rows(ovs, "Queue"), rows(ovs, "Mirror")) == (0, 0, 0)
+
+
+def test_what_the_state_does_not_know_survives_a_change(module, converge, ovs):
+    module(**tunnel(key=7))
+    ovs.vsctl("set", "Interface", "vxlan0", "options:psk=sesame")
+    result = converge(**tunnel(key=8))
+    assert "sesame" not in json.dumps(result)
+    assert ovs.get("Interface", "vxlan0", "options:psk") == "sesame"
+
+
+def test_a_tunnel_becomes_another_port_without_its_options(module, converge, ovs):
+    module(**tunnel(key=7, options={"tos": "inherit"}))
+    converge(ports=[{"name": "vxlan0", "type": "internal"}])
+    assert ovs.get("Interface", "vxlan0", "options") == "{}"
+
+
+def test_rstp_tells_the_part_of_each_port(converge, ovs):
+    result = converge(rstp=True, **port(rstp_path_cost=2000))
+    rstp = result["runtime"]["rstp"]
+    assert rstp["bridge_id"] == rstp["root_id"] and rstp["bridge_id"].startswith("8.000.")
+    assert rstp["ports"]["eth0"]["role"] in ("Designated", "Disabled")
+
+
 # When the switch does not play
 
 
@@ -545,6 +847,19 @@ def test_an_error_of_the_switch_is_an_error_of_the_task(module, ovs):
     # It is loud as long as it lasts, also when there is nothing to change.
     refused(module(**port(tag=5)), "eth0 on bridge br0")
     assert not module(ports=[]).get("failed")
+
+
+def test_a_tunnel_that_the_switch_refuses_is_an_error_of_the_task(module, ovs):
+    with ovs_server.private_switch("system") as tunnels:
+        # Two tunnels with the same ends.
+        result = module(socket=tunnels.socket, ports=[VXLAN, {**VXLAN, "name": "vxlan1"}])
+        assert result["failed"] and result["changed"] and result["error"] == "Failed", result
+        assert "on bridge br0: could not add network device vxlan" in result["msg"] and "File exists" in result["msg"]
+        # It is loud as long as it lasts, and mended by another key once the port is made anew.
+        assert module(socket=tunnels.socket)["failed"]
+        assert not module(socket=tunnels.socket, ports=[]).get("failed")
+        mended = module(socket=tunnels.socket, ports=[VXLAN, {**VXLAN, "name": "vxlan1", "key": 7}])
+        assert not mended.get("failed") and mended["runtime"]["interfaces"]["vxlan1"]["ofport"] > 0
 
 
 def test_a_patch_cable_with_one_end_is_a_warning(module, converge):
