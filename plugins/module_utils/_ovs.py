@@ -217,6 +217,10 @@ class Ovs:
                 raise Failed(f"Open vSwitch's database refused the change: {words}", error=result["error"])
         return results
 
+    def schema(self) -> dict[str, Any]:
+        """The tables of the database with their columns, as this version of Open vSwitch describes them."""
+        return dict(self._server.call("get_schema", [DATABASE])["tables"])
+
     def lacp(self) -> dict[str, str]:
         """Of each member of a bond that speaks LACP: current, expired or defaulted, and attached or detached.
 

@@ -387,6 +387,23 @@ options:
       - With V(0) the module does not wait, and RV(runtime.bonds) tells how it stands.
     type: int
     default: 0
+  confirm_timeout:
+    description:
+      - Seconds (5 to 3600) after which the machine takes this task's change back by itself, unless Ansible has
+        confirmed it. For a change that could cut off the machine, such as another bond or VLAN under its management
+        address.
+      - The confirmation is part of the task, nothing else is to be written. When the change is made, the controller
+        gives up its connection, makes a new one, and confirms over that one. If it does not succeed in time the task
+        fails, and the machine puts back the rows of the bridge exactly as they were, those of ports that this module
+        knows nothing of included; the ports of virtual machines are left as they are. A task that fails after its
+        change is not confirmed either.
+      - C(ovs-vswitchd) must take over the change, and O(wait_lacp) must be over, within this time. A first connection
+        through a spanning tree takes up to 30 seconds. 60 is a good value.
+      - Without the option (the default) a change stays, whatever it cuts. It needs systemd on the machine, and a task
+        without C(async). The rows are kept in memory (C(/run/drover)); a reboot before the confirmation lets the change
+        stand.
+      - While a change waits for its confirmation any other change of this bridge is refused.
+    type: int
   timeout:
     description: Seconds to wait until C(ovs-vswitchd) has taken over the change.
     type: int
@@ -397,6 +414,7 @@ options:
     default: /run/openvswitch/db.sock
 notes:
   - A port that belongs to another bridge is never moved by itself; the module refuses, and says where the port is.
+  - For O(confirm_timeout) the module has an action plugin of its name, which runs on the controller.
   - A patch port whose other end does not exist yet is a warning.
   - A database server that gives no answer is reported within 10 seconds.
 seealso:
@@ -464,6 +482,15 @@ EXAMPLES = r"""
         select_dst: [vnet3]
         output_port: eno4
 
+- name: Another VLAN under the management address; the old one comes back unless Ansible can connect again
+  drover.kvm.ovs_bridge:
+    name: br0
+    confirm_timeout: 60
+    ports:
+      - name: mgmt0
+        type: internal
+        tag: 12
+
 - name: Fail unless the partner answers within 15 seconds
   drover.kvm.ovs_bridge:
     name: br0
@@ -519,6 +546,14 @@ runtime:
       description: The ports of virtual machines on the bridge.
       type: list
       elements: str
+confirmed:
+  description: Whether the change was confirmed in time.
+  returned: when a change was made with O(confirm_timeout)
+  type: bool
+rollback:
+  description: What takes the change back, C(unit) of systemd, C(file) with the rows as they were, and C(seconds).
+  returned: when a change was made with O(confirm_timeout)
+  type: dict
 error:
   description:
     - Kind of the failure. V(Invalid) for wrong options, V(Refused) for what would cut off something, V(NotFound) for
@@ -533,7 +568,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _ovs
-from ansible_collections.drover.kvm.plugins.module_utils._bridge import changes, checks, rows, rules, seen, words
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
+    changes,
+    checks,
+    rollback,
+    rows,
+    rules,
+    seen,
+    words,
+)
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.options import BOND, BRIDGE, MIRROR, PORT
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
@@ -548,6 +591,7 @@ FIELDS = (
     Field("mirrors", type="list", elements="dict", fields=MIRROR, check=checks.check_once),
     Field("purge_ports", type="bool", default=False),
     Field("wait_lacp", type="int", default=0),
+    Field("confirm_timeout", type="int", check=checks.between(5, 3600)),
     Field("timeout", type="int", default=30),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )
@@ -559,6 +603,7 @@ class Bridge(Resource):
     snapshot: _ovs.Snapshot
     lacp: Mapping[str, str]
     number = 0
+    armed: dict[str, Any] | None = None
 
     @classmethod
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[_ovs.Ovs]:
@@ -582,15 +627,18 @@ class Bridge(Resource):
         if not texts:
             self._prove(wanted)
             return []
+        rollback.check(self.name, self.params["confirm_timeout"], self.params["wait_lacp"])
         first = Step(texts[0], lambda: self._commit(before, wanted), self._applied, self.params["timeout"])
         return [first, *(Step(text, _nothing) for text in texts[1:])]
 
     def result(self, state: State) -> dict[str, Any]:
         """The configuration, and what the switch says now."""
-        return {"resource": state, "runtime": seen.runtime(self.snapshot, self.name, self.lacp)}
+        armed = {"rollback": self.armed} if self.armed else {}
+        return {"resource": state, "runtime": seen.runtime(self.snapshot, self.name, self.lacp), **armed}
 
     def _commit(self, before: State, wanted: State) -> None:
-        self.number = self.client.commit(changes.change(self.snapshot, self.name, before, wanted))
+        with rollback.protected(self.client, self.name, self.params["confirm_timeout"]) as self.armed:
+            self.number = self.client.commit(changes.change(self.snapshot, self.name, before, wanted))
 
     def _applied(self) -> object:
         return self.client.applied(self.number)

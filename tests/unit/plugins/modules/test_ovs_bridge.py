@@ -15,7 +15,8 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _ovs
+from ansible_collections.drover.kvm.plugins.module_utils import _ovs, _program, _run
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore, rollback
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
 from ansible_collections.drover.kvm.tests.unit import ovs_server
 
@@ -346,6 +347,7 @@ ELSEWHERE = {
     "name": "test_two_bridges",
     "purge_ports": "test_purge_ports_spares_only_virtual_machines",
     "wait_lacp": "test_wait_lacp",
+    "confirm_timeout": "test_an_unconfirmed_change_is_taken_back",
     "timeout": "test_switch_that_does_not_run",
     "socket": "test_no_database",
 }
@@ -944,6 +946,187 @@ def test_a_machine_plugged_in_between_is_not_lost(module, ovs, monkeypatch):
     ovs.vsctl("del-port", "vnet0")
     refused(module(state="absent"), "somebody else changed")
     assert ovs.vsctl("list-ports", "br0").split() == ["eth1", "vnet1"]
+
+
+# A change that takes itself back
+
+
+class Systemd:
+    """What systemd-run and systemctl would do: timers by unit, each with the command that it starts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.timers = {}
+
+    def run(self, argv, **_more):
+        if argv[0] == "systemctl":
+            assert self.timers.pop(argv[2].removesuffix(".timer")) is not None
+            return ""
+        options = dict(word[2:].split("=", 1) for word in argv[1:] if word.startswith("--") and "=" in word)
+        command = [word for word in argv[1:] if not word.startswith("--")]
+        self.timers[options["unit"]] = (options["on-active"], command)
+        return ""
+
+    def elapse(self):
+        """The time of all timers is over; what their programs print, and how they end."""
+        done = [
+            subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=60)
+            for _seconds, command in self.timers.values()
+        ]
+        self.timers.clear()
+        return done
+
+
+@pytest.fixture
+def systemd(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("run")
+    fake = Systemd(folder)
+    monkeypatch.setattr(rollback, "BOOTED", folder)
+    monkeypatch.setattr(rollback.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(_program, "DIRECTORY", folder)
+    monkeypatch.setattr(_run, "run", fake.run)
+    return fake
+
+
+def configuration(ovs):
+    """All rows by name as the database holds them, without ids and without what the switch itself writes."""
+    with _ovs.connect(ovs.socket) as client:
+        database = restore.Database(client)
+    names = {row_id: row.get("name", table) for table, of in database.rows.items() for row_id, row in of.items()}
+
+    def readable(value):
+        if isinstance(value, list):
+            parts = [readable(item) for item in value]
+            return ["set", [parts]] if parts[:1] == ["uuid"] else sorted(parts, key=str)
+        return names.get(value, value) if isinstance(value, str) else value
+
+    tables = {table: of for table, of in database.rows.items() if table != "Open_vSwitch"}
+    return {
+        table: sorted(str({k: readable(v) for k, v in database.columns(table, row).items()}) for row in of.values())
+        for table, of in tables.items()
+    }
+
+
+RICH = {
+    "ports": [{"name": "eth2", "tag": 5, "qos": QOS, "mtu": 1400}, {"name": "host0", "type": "internal"}, VXLAN],
+    "bonds": [{**BOND, "lacp": "active", "up_delay": 300}],
+    "mirrors": [{"name": "tap", "select_src": ["bond0"], "output_port": "eth2"}],
+    "controllers": ["tcp:192.0.2.1:6653"],
+    "rstp": True,
+}
+CUTS = {
+    "all ports gone": {"ports": [], "bonds": [], "mirrors": [], "controllers": [], "rstp": False, "purge_ports": True},
+    "bond taken apart": {"bonds": [], "ports": [{"name": "eth0"}, {"name": "eth1", "tag": 9}], "mirrors": []},
+    "other members": {"bonds": [{"name": "bond0", "members": ["eth1", "eth3"], "lacp": "off", "up_delay": 0}]},
+    "other settings": {"ports": [{"name": "eth2", "tag": 6, "qos": {"max_rate": 5}}, VXLAN], "rstp_priority": 4096},
+    "bridge gone": {"state": "absent", "purge_ports": True},
+    "nothing cut": {"other_config": {"x": "y"}},
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_an_unconfirmed_change_is_taken_back(module, ovs, systemd, cut):
+    assert not module(**RICH).get("failed")
+    # What no option of ours knows.
+    ovs.vsctl("add-port", "br0", "eth4", "--", "set", "Port", "eth4", "external_ids:who=me", "protected=true")
+    ovs.vsctl("set", "Interface", "eth0", "bfd:enable=false", "lldp:enable=false", "ofport_request=7")
+    ovs.vsctl("set", "Controller", "br0", "max_backoff=5000", "--", "set", "Interface", "vxlan0", "options:psk=x")
+    before = configuration(ovs)
+    predicted = module(_ansible_check_mode=True, confirm_timeout=30, **CUTS[cut])
+    assert predicted["changed"] and "rollback" not in predicted and not systemd.timers
+    result = module(confirm_timeout=30, **CUTS[cut])
+    assert not result.get("failed"), result
+    assert [seconds for seconds, _command in systemd.timers.values()] == ["30s"]
+    assert list(systemd.timers) == [result["rollback"]["unit"]] and result["rollback"]["seconds"] == 30
+    assert configuration(ovs) != before
+    (done,) = systemd.elapse()
+    assert (done.returncode, done.stdout) == (0, "bridge br0 is as before\n"), done.stderr
+    assert configuration(ovs) == before
+    assert not list(systemd.folder.glob("ovs-br0*"))
+
+
+def test_a_new_bridge_is_taken_back(module, ovs, systemd):
+    before = configuration(ovs)
+    module(confirm_timeout=30, **RICH)
+    systemd.elapse()
+    assert configuration(ovs) == before
+
+
+def test_machines_that_come_and_go_meanwhile_are_left_alone(module, ovs, systemd):
+    module(**UP)
+    plug_vm(ovs, "vnet0")
+    plug_vm(ovs, "vnet1")
+    module(confirm_timeout=30, ports=[])
+    ovs.vsctl("del-port", "vnet0", "--", "set", "Port", "vnet1", "tag=7")
+    plug_vm(ovs, "vnet2")
+    systemd.elapse()
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0", "vnet1", "vnet2"]
+    assert ovs.get("Port", "vnet1", "tag") == "7"
+    # On a bridge that was not there before a machine keeps it alive.
+    module(name="br1", confirm_timeout=30, ports=[{"name": "eth1"}])
+    plug_vm(ovs, "vnet3", "br1")
+    systemd.elapse()
+    assert ovs.vsctl("list-ports", "br1").split() == ["vnet3"]
+
+
+def test_a_confirmed_change_stays(module, ovs, systemd):
+    module(**UP)
+    file = Path(module(confirm_timeout=30, ports=[])["rollback"]["file"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    refused(module(**UP), "br0", "waits for its confirmation")
+    assert not module(ports=[]).get("failed")  # nothing to do is no change
+    assert not module(name="br1", confirm_timeout=30).get("failed")
+    file.rename(f"{file}.confirmed")  # as the controller does
+    late = systemd.elapse()
+    assert "was confirmed" in late[0].stderr and late[0].returncode == 1
+    assert ovs.vsctl("list-ports", "br0") == ""
+    assert not module(confirm_timeout=30, **UP).get("failed")
+    assert not file.with_name(file.name + ".confirmed").exists()
+
+
+def test_a_change_that_the_database_refused_leaves_no_timer(module, ovs, systemd, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def meanwhile(self, change):
+        ovs.vsctl("set", "Port", "eth0", "tag=77")
+        return original(self, change)
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", meanwhile)
+    result = module(confirm_timeout=30, **port(tag=5))
+    refused(result, "somebody else changed")
+    assert "rollback" not in result and not systemd.timers and not list(systemd.folder.glob("ovs-br0*"))
+
+
+def test_a_timer_that_never_came_blocks_nobody_for_ever(module, systemd, monkeypatch):
+    module(confirm_timeout=5)
+    refused(module(**UP), "waits for its confirmation")
+    monkeypatch.setattr(rollback.time, "time", lambda: time.monotonic() + 10**10)
+    assert not module(**UP).get("failed")
+
+
+def test_confirm_timeout_is_refused_where_nothing_could_take_the_change_back(module, ovs, systemd, monkeypatch):
+    refused(module(confirm_timeout=30, wait_lacp=30), "longer than wait_lacp")
+    refused(module(confirm_timeout=1), "confirm_timeout", "5 to 3600")
+    monkeypatch.setattr(rollback, "BOOTED", Path("/nonexistent"))
+    result = module(confirm_timeout=30, **UP)
+    refused(result, "confirm_timeout needs systemd")
+    assert result["error"] == "NotFound" and ovs.vsctl("list-br") == ""
+
+
+def test_a_restore_without_a_database_can_be_run_again(module, ovs, systemd):
+    module(**UP)
+    module(confirm_timeout=30, ports=[])
+    ((_seconds, command),) = systemd.timers.values()
+    socket = Path(ovs.socket)
+    socket.rename(f"{socket}.away")
+    (done,) = systemd.elapse()
+    Path(f"{socket}.away").rename(socket)
+    claimed = command[-1].replace(".json", ".restoring")
+    assert done.returncode == 1 and f"run it again with {claimed}" in done.stderr
+    again = subprocess.run([*command[:-1], claimed], capture_output=True, text=True, check=False)
+    assert again.stdout == "bridge br0 is as before\n", again.stderr
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
 
 
 def test_without_the_bindings_it_says_what_to_install(module, monkeypatch):
