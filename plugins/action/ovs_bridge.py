@@ -51,18 +51,19 @@ class ActionModule(ActionBase):
 
     def _settle(self, result: dict[str, Any], rollback: dict[str, Any]) -> None:
         """Confirm, and put into the result how it went."""
-        result["confirmed"] = self._confirm(str(rollback["file"]), str(rollback["unit"]), int(rollback["seconds"]))
-        if not result["confirmed"]:
-            seconds = rollback["seconds"]
+        answer = self._confirm(str(rollback["file"]), str(rollback["unit"]), int(rollback["seconds"]))
+        result["confirmed"] = answer is True
+        if answer is not True:
+            taken = "has taken" if answer is False else "takes"
             result["failed"] = True
             result["error"] = "TimedOut"
             result["msg"] = (
-                f"after the change the machine could not be reached within {seconds} s; it takes the change back by "
-                f"itself (journalctl -u {rollback['unit']} on the machine tells how that went)"
+                f"after the change the machine could not be reached within {rollback['seconds']} s; it {taken} the "
+                f"change back by itself (journalctl -u {rollback['unit']} on the machine tells how that went)"
             )
 
-    def _confirm(self, file: str, unit: str, seconds: int) -> bool:
-        """Try until the machine answers: True when the change stays, False when it is taken back, or nobody answers."""
+    def _confirm(self, file: str, unit: str, seconds: int) -> bool | None:
+        """Try until the machine answers: True when the change stays, False when it was too late, None without one."""
         if not SAFE.fullmatch(file) or not SAFE.fullmatch(unit):
             raise AnsibleActionFail(f"the machine names no file that could be confirmed: {shlex.quote(file)}")
         command = CONFIRM.replace("FILE", file).replace("UNIT", unit)
@@ -75,5 +76,5 @@ class ActionModule(ActionBase):
                 return bool(answer["rc"] == 0)
             except AnsibleConnectionFailure:
                 if time.monotonic() > end:
-                    return False
+                    return None
                 time.sleep(PAUSE)

@@ -86,7 +86,10 @@ def check_key(value: str) -> str:
 
 def check_address(value: str) -> str:
     """An IPv4 or IPv6 address. A name would be looked up by the switch, over the network that it makes."""
-    return str(ip_address(value))
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IPv4 or IPv6 address") from None
 
 
 def check_remote(value: str) -> str:

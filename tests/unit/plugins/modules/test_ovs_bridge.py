@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
@@ -717,7 +718,11 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_no_name_reaches_the_database(module, ovs, sent, name):
-    for options in ({"name": name}, port(name=name), bond(name=name), bond(members=["eth0", name]), port(peer=name)):
+    names = (
+        *({"name": name}, port(name=name), bond(name=name), bond(members=["eth0", name]), port(peer=name)),
+        *(mirror(name=name), mirror(select_src=[name]), mirror(select_dst=[name]), mirror(output_port=name)),
+    )
+    for options in names:
         refused(module(**options), "not a valid name")
     assert sent == [] and ovs.vsctl("list-br") == ""
 
@@ -834,6 +839,13 @@ def test_rstp_tells_the_part_of_each_port(converge, ovs):
     rstp = result["runtime"]["rstp"]
     assert rstp["bridge_id"] == rstp["root_id"] and rstp["bridge_id"].startswith("8.000.")
     assert rstp["ports"]["eth0"]["role"] in ("Designated", "Disabled")
+
+
+@pytest.mark.parametrize("value", [*BAD_NAMES, "flow -- del-br br0", "192.0.2.1;id", "tcp:192.0.2.1:1 -- del-br br0"])
+def test_no_other_word_reaches_the_database_either(module, ovs, sent, value):
+    for options in (tunnel(remote_ip=value), tunnel(local_ip=value), tunnel(key=value), {"controllers": [value]}):
+        refused(module(**options), " is not a")
+    assert sent == [] and ovs.vsctl("list-br") == ""
 
 
 # When the switch does not play
@@ -1127,6 +1139,24 @@ def test_a_restore_without_a_database_can_be_run_again(module, ovs, systemd):
     again = subprocess.run([*command[:-1], claimed], capture_output=True, text=True, check=False)
     assert again.stdout == "bridge br0 is as before\n", again.stderr
     assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
+
+
+PAGE = (Path(__file__).parents[4] / "docs" / "ovs_bridge.md").read_text(encoding="utf-8")
+RECIPES = [task for text in PAGE.split("```yaml")[1:] for task in yaml.safe_load(text.split("```")[0])]
+
+
+def test_the_page_has_five_recipes():
+    assert len(RECIPES) == 5
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_a_recipe_of_the_page_works(module, ovs, systemd, recipe):
+    options = {**recipe["drover.kvm.ovs_bridge"], "wait_lacp": 0}
+    result = module(**options)
+    assert result["changed"] and not result.get("failed"), result
+    for file in systemd.folder.glob("ovs-*@*.json"):
+        file.unlink()
+    assert not module(**options)["changed"]
 
 
 def test_without_the_bindings_it_says_what_to_install(module, monkeypatch):
