@@ -101,8 +101,8 @@ options:
     description:
       - Further settings of the bridge, such as C(hwaddr) or C(mac-aging-time) (seconds).
       - Keys that are not given stay; a key without a value (V(null)) is removed.
-      - A key for which this module has an option, such as C(rstp-priority), is refused; so it is in ports and in
-        bonds.
+      - A key for which this module has an option, such as C(rstp-priority), is refused, here, in ports and in bonds,
+        but for V(null), which gives the option Open vSwitch's own default again.
     type: dict
   ports:
     description:

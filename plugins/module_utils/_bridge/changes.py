@@ -14,6 +14,11 @@ from .options import BOND, BRIDGE, MARK, MIRROR, NEW_BOND, NEW_PORT, PORT, State
 # Of a port or bond: its Port row, its Interface rows by name, and its QoS.
 Rows = tuple[Row, dict[str, Row], Optional[State]]
 
+# A member that was a port before leaves the settings of that port behind, but keeps who and what it is.
+NEW_MEMBER = {
+    key: cell for key, cell in row_of(PORT, "Interface", NEW_PORT).items() if key not in ("external_ids", "mac")
+}
+
 
 def change(snapshot: Snapshot, name: str, before: State | None, wanted: State | None) -> Change:
     """The one transaction that makes `wanted` of `before`; the two must differ."""
@@ -72,7 +77,8 @@ def _ports(state: State) -> dict[str, Rows]:
         interfaces = {name: row_of(PORT, "Interface", port)}
         rows[name] = (_port_row(PORT, port), interfaces, port["qos"])
     for name, bond in state["bonds"].items():
-        interfaces = {member: {"type": "", **row_of(BOND, "Interface", bond)} for member in bond["members"]}
+        row = {**NEW_MEMBER, **row_of(BOND, "Interface", bond)}
+        interfaces = dict.fromkeys(bond["members"], row)
         rows[name] = (_port_row(BOND, bond), interfaces, bond["qos"])
     return rows
 

@@ -11,7 +11,20 @@ from .._errors import Invalid, NotFound, Refused
 from .._fields import Field
 from .._ovs import Snapshot
 from . import judge
-from .options import BOND, BRIDGE, MIRROR, NEW_BOND, NEW_MIRROR, NEW_PORT, PORT, TUNNEL_KEYS, VLAN_KEYS, State, keys_of
+from .options import (
+    BOND,
+    BRIDGE,
+    MIRROR,
+    NEW_BOND,
+    NEW_MIRROR,
+    NEW_PORT,
+    PORT,
+    TUNNEL_KEYS,
+    VLAN_KEYS,
+    State,
+    fresh,
+    keys_of,
+)
 from .rows import owners, vm_ports
 from .words import NEW_OWN_PORT, new_bridge
 
@@ -149,7 +162,9 @@ def _laid_over(where: str, fields: Sequence[Field], present: State, given: State
         if field.name in values and field.type == "dict" and field.place:
             own = keys_of(fields, field.place.table, field.place.column)
             for key in sorted(own.keys() & values[field.name].keys()):
-                raise Invalid(f"{where}: set option {own[key]} instead of {field.name} {key}")
+                if values[field.name][key] is not None or own[key] in values:
+                    raise Invalid(f"{where}: set option {own[key]} instead of {field.name} {key}")
+                values[own[key]] = fresh(fields)[own[key]]
             values[field.name] = merged(present[field.name], values[field.name])
     if "qos" in values:
         values["qos"] = None if values["qos"]["type"] == "none" else {**values["qos"]}

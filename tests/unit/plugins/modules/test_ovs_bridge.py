@@ -672,7 +672,7 @@ def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
         (bond(mode="balance-tcp"), ["balance-tcp", "LACP", "lacp: active"]),
         (bond(other_config={"lacp-time": "fast"}), ["lacp_time"]),
         ({"other_config": {"rstp-priority": 4096}}, ["br0", "rstp_priority", "instead of other_config"]),
-        (port(other_config={"rstp-path-cost": None}), ["eth0", "rstp_path_cost"]),
+        (port(other_config={"rstp-path-cost": None}, rstp_path_cost=3), ["eth0", "rstp_path_cost"]),
         (tunnel(options={"remote_ip": "192.0.2.1"}), ["vxlan0", "remote_ip"]),
         (tunnel(options={"psk": "open sesame"}), ["psk", "shown in logs"]),
         (tunnel(remote_ip=None), ["vxlan0", "needs remote_ip"]),
@@ -832,6 +832,20 @@ def test_a_tunnel_becomes_another_port_without_its_options(module, converge, ovs
     module(**tunnel(key=7, options={"tos": "inherit"}))
     converge(ports=[{"name": "vxlan0", "type": "internal"}])
     assert ovs.get("Interface", "vxlan0", "options") == "{}"
+
+
+def test_a_setting_without_a_value_is_the_switch_s_own_again(module, converge, ovs):
+    module(**port(rstp_path_cost=2000), rstp_priority=4096)
+    result = converge(**port(other_config={"rstp-path-cost": None}), other_config={"rstp-priority": None})
+    assert result["resource"]["rstp_priority"] == 32768
+    assert ovs.get("Port", "eth0", "other_config") == "{}" and ovs.get("Bridge", "br0", "other_config") == "{}"
+
+
+def test_a_port_that_becomes_a_member_leaves_its_settings_behind(module, converge, ovs):
+    module(**port(ingress_policing_rate=1000, mtu=1400, external_ids={"rack": "7"}))
+    converge(**bond())
+    assert ovs.get("Interface", "eth0", "ingress_policing_rate") == "0"
+    assert ovs.get("Interface", "eth0", "external_ids") == '{rack="7"}'
 
 
 def test_rstp_tells_the_part_of_each_port(converge, ovs):
