@@ -356,6 +356,10 @@ def _where(row_id: str) -> list[Any]:
     return [["_uuid", "==", ["uuid", row_id]]]
 
 
+def _reference(item: str) -> list[str]:
+    return ["uuid" if "-" in item else "named-uuid", item]
+
+
 def _encode_row(table: str, row: Mapping[str, Any]) -> Row:
     return {column: _encode(COLUMNS[table][column], value) for column, value in row.items()}
 
@@ -370,10 +374,6 @@ def _encode(kind: str, value: Any) -> Any:
     if kind == "numbered":
         return ["map", [[number, _reference(value[number])] for number in sorted(value)]]
     return ["set", []] if value is None else value
-
-
-def _reference(item: str) -> list[str]:
-    return ["uuid" if "-" in item else "named-uuid", item]
 
 
 def _decode_row(table: str, row: Mapping[str, Any]) -> Row:

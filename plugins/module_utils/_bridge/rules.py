@@ -125,8 +125,9 @@ def _with_ports(params: State, state: State) -> State:
 def _port(where: str, fields: Sequence[Field], present: State, given: State) -> State:
     """A port or bond with the given options."""
     # The VLAN options belong together: one given clears the others. So do the options of a type.
-    if any(given[key] is not None for key in VLAN_KEYS):
-        present = {**present, **{key: NEW_PORT[key] for key in VLAN_KEYS}}
+    vlans = (*VLAN_KEYS, "cvlans")
+    if any(given[key] is not None for key in vlans):
+        present = {**present, **{key: NEW_PORT[key] for key in vlans}}
     if given.get("type") not in (None, present.get("type")):
         present = {**present, **{key: NEW_PORT[key] for key in ("peer", "options", *TUNNEL_KEYS)}}
     return _laid_over(where, fields, present, given)
