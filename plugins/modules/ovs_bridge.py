@@ -170,8 +170,8 @@ options:
         type: dict
       ingress_policing_rate:
         description:
-          - Limit in kbit/s for what the switch receives on this interface; what comes faster is dropped. Open vSwitch's
-            own default is V(0), no limit.
+          - Limit in kbit/s for what the switch receives on this interface; what comes faster is dropped. Not for
+            tunnels and patch ports. Open vSwitch's own default is V(0), no limit.
           - The limit of a virtual machine's NIC is an option of the machine.
         type: int
       ingress_policing_burst:
@@ -183,6 +183,8 @@ options:
         description:
           - Quality of service for what the switch sends through the port. It means exactly this; without the option
             what is there stays. Which packets use which queue is a matter of flows; all others use queue 0.
+          - The kernel does the work, so it is for NICs and internal ports, and refused for tunnels and patch ports.
+            Whether the kernel took it over is not in the database; C(ovs-appctl qos/show) tells.
           - The rows for it are made and removed by this module. Those of others are never changed, only replaced for
             this port.
         type: dict
@@ -459,19 +461,28 @@ EXAMPLES = r"""
         type: patch
         peer: to-br0
 
-- name: A tunnel to another site, at most 100 Mbit/s of it for queue 1
+- name: A tunnel to another site
   drover.kvm.ovs_bridge:
-    name: br0
+    name: br1
     ports:
       - name: site2
         type: vxlan
         remote_ip: 192.0.2.7
         key: "42"
+
+- name: 500 Mbit/s out of an uplink, a fifth of it for queue 1; 100 Mbit/s into the switch from another NIC
+  drover.kvm.ovs_bridge:
+    name: br1
+    ports:
+      - name: eno3
         qos:
-          max_rate: 1000000000
+          max_rate: 500000000
           queues:
+            - id: 0
             - id: 1
-              max_rate: 100000000
+              min_rate: 100000000
+      - name: eno4
+        ingress_policing_rate: 100000
 
 - name: A copy of what web1 sends and gets, for a probe at eno4
   drover.kvm.ovs_bridge:
@@ -627,7 +638,8 @@ class Bridge(Resource):
         if not texts:
             self._prove(wanted)
             return []
-        rollback.check(self.name, self.params["confirm_timeout"], self.params["wait_lacp"])
+        if not self.armed:
+            rollback.check(self.name, self.params["confirm_timeout"], self.params["wait_lacp"])
         first = Step(texts[0], lambda: self._commit(before, wanted), self._applied, self.params["timeout"])
         return [first, *(Step(text, _nothing) for text in texts[1:])]
 

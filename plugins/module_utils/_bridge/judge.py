@@ -40,6 +40,9 @@ def _check_port(where: str, bridge: str, port: str, item: State) -> None:
         raise Invalid(f"{where}: {', '.join(TUNNEL_KEYS)} belong to a tunnel; set type to {', '.join(TUNNELS)}")
     if item["type"] in TUNNELS and item["remote_ip"] is None:
         raise Invalid(f"{where}: a tunnel needs remote_ip: the address of its other end")
+    if item["type"] in ("patch", *TUNNELS) and (item["qos"] or item["ingress_policing_rate"]):
+        # Open vSwitch would keep it in its database and do nothing.
+        raise Invalid(f"{where}: a {item['type']} port can't have qos or ingress_policing_rate; limit the NIC instead")
     if HIDDEN & item["options"].keys():
         raise Invalid(f"{where}: {', '.join(HIDDEN)} would be shown in logs; set up IPsec outside of this module")
     if port == bridge and item["type"] != "internal":

@@ -679,6 +679,8 @@ def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
         (tunnel(remote_ip="other.example"), ["remote_ip", "other.example"]),
         (tunnel(key="0x123456789"), ["key", "number or flow"]),
         (port(remote_ip="192.0.2.1"), ["eth0", "belong to a tunnel"]),
+        (tunnel(qos={"max_rate": 10}), ["vxlan0", "vxlan port can't have qos", "limit the NIC"]),
+        (port(type="patch", peer="x", ingress_policing_rate=9), ["eth0", "patch port can't have qos"]),
         ({"stp": True, "rstp": True}, ["stp or rstp, not both"]),
         ({"rstp_priority": 4097}, ["rstp_priority", "steps of 4096"]),
         ({"stp_priority": 70000}, ["stp_priority", "0 to 65535"]),
@@ -1071,9 +1073,11 @@ def test_an_unconfirmed_change_is_taken_back(module, ovs, systemd, cut):
     assert not list(systemd.folder.glob("ovs-br0*"))
 
 
-def test_a_new_bridge_is_taken_back(module, ovs, systemd):
+def test_a_new_bridge_is_taken_back(module, ovs, sent, systemd):
     before = configuration(ovs)
+    sent.clear()
     module(confirm_timeout=30, **RICH)
+    assert sent.count("write") == 1
     systemd.elapse()
     assert configuration(ovs) == before
 
@@ -1122,6 +1126,20 @@ def test_a_change_that_the_database_refused_leaves_no_timer(module, ovs, systemd
     result = module(confirm_timeout=30, **port(tag=5))
     refused(result, "somebody else changed")
     assert "rollback" not in result and not systemd.timers and not list(systemd.folder.glob("ovs-br0*"))
+
+
+def test_a_change_that_others_undo_at_once_is_not_said_to_wait_for_itself(module, ovs, systemd, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def undone(self, change):
+        number = original(self, change)
+        ovs.vsctl("remove", "Port", "eth0", "tag", "5")
+        return number
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", undone)
+    result = module(confirm_timeout=30, **port(tag=5))
+    assert result["failed"] and result["error"] == "NotConverged" and result["rollback"]
 
 
 def test_a_timer_that_never_came_blocks_nobody_for_ever(module, systemd, monkeypatch):
