@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,22 +174,34 @@ def restore(client: Ovs, saved: Row) -> int:
     return client.commit(leavings) if leavings.operations else number
 
 
+def attempt(saved: Row, patience: float) -> bool:
+    """Restore, again and again for so many seconds; whether the switch has taken it over. Raises what failed last."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            with connect(saved["socket"]) as client:
+                number = restore(client, saved)
+                return any(client.applied(number) is True for _time in range(WAIT))
+        except DroverError:
+            # The machine is cut off, and nobody else comes to help.
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
 def main(argv: list[str]) -> None:
-    """Restore from the file that is named, unless its change has been confirmed: then the file is gone."""
-    path = Path(argv[1])
+    """Restore from the file `argv[1]`, trying for `argv[2]` seconds, unless the change was confirmed: no file then."""
+    path, patience = Path(argv[1]), float(argv[2]) if len(argv) > 2 else 0
     claimed = path.with_suffix(".restoring")
     try:
         # Whoever renames the file first, this program or the confirmation, has decided.
         path.rename(claimed)
         saved = json.loads(claimed.read_text(encoding="utf-8"))
-        with connect(saved["socket"]) as client:
-            number = restore(client, saved)
-            done = any(client.applied(number) is True for _time in range(WAIT))
+        done = attempt(saved, patience)
     except FileNotFoundError:
-        sys.exit(f"{path} is gone: the change was confirmed, or taken back already")
+        raise SystemExit(f"{path} is gone: the change was confirmed, or taken back already") from None
     except DroverError as error:
-        sys.exit(f"{error.message}; run it again with {claimed}")
+        raise SystemExit(f"{error.message}; run it again with {claimed}") from None
     claimed.unlink()
-    sys.stdout.write(
-        f"bridge {saved['bridge']} is as before{'' if done else ', but ovs-vswitchd has not taken it over'}\n"
-    )
+    late = "" if done else ", but ovs-vswitchd has not taken it over"
+    sys.stdout.write(f"bridge {saved['bridge']} is as before{late}\n")

@@ -26,6 +26,7 @@ from . import checks, options, queues, restore, rows
 BOOTED = Path("/run/systemd/system")
 PACKAGE = "drover_restore"
 LATE = 60  # seconds after which a timer that has not come never will
+PATIENCE = "600"  # seconds in which the program tries again when the database does not answer
 PARTS = {
     "": {"_errors": _errors, "_fields": _fields, "_ovs": _ovs},
     "_bridge/": {"checks": checks, "options": options, "queues": queues, "restore": restore, "rows": rows},
@@ -83,7 +84,7 @@ def _arm(client: _ovs.Ovs, name: str, seconds: int, directory: Path) -> dict[str
     command = ["systemd-run", "--collect", "--quiet", f"--unit={unit}", f"--on-active={seconds}s"]
     command += ["--timer-property=AccuracySec=100ms", f"--description=drover: take back the change of bridge {name}"]
     try:
-        _run.run([*command, sys.executable, "-B", str(program), str(file)], timeout=30)
+        _run.run([*command, sys.executable, "-B", str(program), str(file), PATIENCE], timeout=30)
     except BaseException:
         file.unlink()
         raise

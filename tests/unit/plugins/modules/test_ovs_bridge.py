@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -1158,18 +1159,44 @@ def test_confirm_timeout_is_refused_where_nothing_could_take_the_change_back(mod
     assert result["error"] == "NotFound" and ovs.vsctl("list-br") == ""
 
 
-def test_a_restore_without_a_database_can_be_run_again(module, ovs, systemd):
+@pytest.fixture
+def away(ovs):
+    """The database's socket, hidden; it is back when the block ends."""
+    socket = Path(ovs.socket)
+
+    @contextmanager
+    def hide():
+        socket.rename(f"{socket}.away")
+        yield
+        Path(f"{socket}.away").rename(socket)
+
+    return hide
+
+
+def test_a_restore_that_meets_no_database_can_be_run_again(module, ovs, systemd, away):
     module(**UP)
     module(confirm_timeout=30, ports=[])
     ((_seconds, command),) = systemd.timers.values()
-    socket = Path(ovs.socket)
-    socket.rename(f"{socket}.away")
-    (done,) = systemd.elapse()
-    Path(f"{socket}.away").rename(socket)
-    claimed = command[-1].replace(".json", ".restoring")
+    *program, file, patience = command
+    assert patience == "600"
+    with away():
+        done = subprocess.run([*program, file], capture_output=True, text=True, check=False)
+    claimed = file.replace(".json", ".restoring")
     assert done.returncode == 1 and f"run it again with {claimed}" in done.stderr
-    again = subprocess.run([*command[:-1], claimed], capture_output=True, text=True, check=False)
+    again = subprocess.run([*program, claimed], capture_output=True, text=True, check=False)
     assert again.stdout == "bridge br0 is as before\n", again.stderr
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
+
+
+def test_a_restore_waits_for_the_database(module, ovs, systemd, away):
+    module(**UP)
+    module(confirm_timeout=30, ports=[])
+    ((_seconds, command),) = systemd.timers.values()
+    with away():
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        assert program.poll() is None
+    assert program.communicate(timeout=30)[0] == "bridge br0 is as before\n"
     assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
 
 
