@@ -36,8 +36,10 @@ CONTROL_ANSWER = 2.0  # seconds; ovs-vswitchd's own word is worth having, not wo
 # A line of `lacp/show`; versions before 2.16 write the older word.
 LACP_MEMBER = re.compile(r"^(?:member|slave): (\S+): (\w+ \w+)", re.MULTILINE)
 ANSWER = 8.0  # seconds; with the time to start a module a frozen server is reported within 10
+# What the server says when what was read is no longer so.
+MEANWHILE = ("timed out", "constraint violation", "referential integrity violation")
 
-# What is read, and how OVSDB writes it: one value, an optional one, a set, a map, or references to rows.
+# What is read, and how OVSDB writes it: one value, an optional one, a set, a map, references to rows, or numbered ones.
 COLUMNS: dict[str, dict[str, str]] = {
     "Open_vSwitch": {
         "bridges": "refs",
@@ -52,7 +54,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "ports": "refs",
         "datapath_type": "one",
         "fail_mode": "optional",
+        "stp_enable": "one",
         "rstp_enable": "one",
+        "rstp_status": "map",
+        "mcast_snooping_enable": "one",
+        "protocols": "set",
+        "controller": "refs",
+        "mirrors": "refs",
         "external_ids": "map",
         "other_config": "map",
     },
@@ -61,9 +69,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "interfaces": "refs",
         "tag": "optional",
         "trunks": "set",
+        "cvlans": "set",
         "vlan_mode": "optional",
         "bond_mode": "optional",
+        "bond_updelay": "one",
+        "bond_downdelay": "one",
         "lacp": "optional",
+        "qos": "refs",
+        "rstp_status": "map",
         "external_ids": "map",
         "other_config": "map",
     },
@@ -73,12 +86,27 @@ COLUMNS: dict[str, dict[str, str]] = {
         "options": "map",
         "mac": "optional",
         "mtu_request": "optional",
+        "ingress_policing_rate": "one",
+        "ingress_policing_burst": "one",
         "external_ids": "map",
         "error": "optional",
         "ofport": "optional",
         "mtu": "optional",
         "link_state": "optional",
     },
+    "Controller": {"target": "one", "is_connected": "one"},
+    "Mirror": {
+        "name": "one",
+        "select_all": "one",
+        "select_src_port": "refs",
+        "select_dst_port": "refs",
+        "select_vlan": "set",
+        "output_port": "refs",
+        "output_vlan": "optional",
+        "external_ids": "map",
+    },
+    "QoS": {"type": "one", "queues": "numbered", "other_config": "map", "external_ids": "map"},
+    "Queue": {"other_config": "map", "external_ids": "map"},
 }
 
 
@@ -151,6 +179,10 @@ class Change:
             }
         )
 
+    def delete(self, table: str, row_id: str) -> None:
+        """Delete a row that nothing refers to; if something does by then, the whole transaction fails."""
+        self.operations.append({"op": "delete", "table": table, "where": _where(row_id)})
+
     def mutate(self, table: str, row_id: str, column: str, add: Sequence[str], remove: Sequence[str]) -> None:
         """Add and remove references; what others add or remove at the same time stays untouched."""
         mutations = [
@@ -184,6 +216,10 @@ class Ovs:
                 words = ": ".join(str(result[key]) for key in ("error", "details") if result.get(key))
                 raise Failed(f"Open vSwitch's database refused the change: {words}", error=result["error"])
         return results
+
+    def schema(self) -> dict[str, Any]:
+        """The tables of the database with their columns, as this version of Open vSwitch describes them."""
+        return dict(self._server.call("get_schema", [DATABASE])["tables"])
 
     def lacp(self) -> dict[str, str]:
         """Of each member of a bond that speaks LACP: current, expired or defaulted, and attached or detached.
@@ -232,7 +268,7 @@ class Ovs:
         try:
             return int(self.transact(operations)[-1]["rows"][0]["next_cfg"])
         except Failed as error:
-            if error.details.get("error") not in ("timed out", "constraint violation"):
+            if error.details.get("error") not in MEANWHILE:
                 raise
             raise Failed(
                 "somebody else changed the same bridge or port at this moment; nothing was changed, run it again "
@@ -320,6 +356,10 @@ def _where(row_id: str) -> list[Any]:
     return [["_uuid", "==", ["uuid", row_id]]]
 
 
+def _reference(item: str) -> list[str]:
+    return ["uuid" if "-" in item else "named-uuid", item]
+
+
 def _encode_row(table: str, row: Mapping[str, Any]) -> Row:
     return {column: _encode(COLUMNS[table][column], value) for column, value in row.items()}
 
@@ -330,7 +370,9 @@ def _encode(kind: str, value: Any) -> Any:
     if kind == "set":
         return ["set", list(value)]
     if kind == "refs":
-        return ["set", [["uuid" if "-" in item else "named-uuid", item] for item in value]]
+        return ["set", [_reference(item) for item in value]]
+    if kind == "numbered":
+        return ["map", [[number, _reference(value[number])] for number in sorted(value)]]
     return ["set", []] if value is None else value
 
 
@@ -344,6 +386,8 @@ def _decode(kind: str, value: Any) -> Any:
         return value
     if kind == "map":
         return dict(value[1])
+    if kind == "numbered":
+        return {number: reference[1] for number, reference in value[1]}
     # A set of one is written as the bare value; a reference is the pair of "uuid" and the id.
     items = value[1] if isinstance(value, list) and value[0] == "set" else [value]
     if kind == "refs":

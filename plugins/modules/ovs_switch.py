@@ -96,14 +96,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _ovs
-from ansible_collections.drover.kvm.plugins.module_utils._bridge import rules
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import checks, rules, words
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 MAPS = ("other_config", "external_ids")
 FIELDS = (
-    Field("other_config", type="dict", check=rules.check_map),
-    Field("external_ids", type="dict", check=rules.check_map),
+    Field("other_config", type="dict", check=checks.check_map),
+    Field("external_ids", type="dict", check=checks.check_map),
     Field("timeout", type="int", default=30),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )
@@ -138,7 +138,7 @@ class Switch(Resource):
         """A step for each map; the first commits both."""
         old, new = before or {}, wanted or {}
         changed = {key: new[key] for key in MAPS if old[key] != new[key]}
-        texts = [f"set {key} of {self.name}: {rules.shown(old[key])} -> {rules.shown(new[key])}" for key in changed]
+        texts = [f"set {key} of {self.name}: {words.shown(old[key])} -> {words.shown(new[key])}" for key in changed]
         if not texts:
             return []
         first = Step(texts[0], lambda: self._commit(changed), self._applied, self.params["timeout"])

@@ -31,8 +31,9 @@ def missing() -> list[str]:
 class Server:
     """The two daemons of one private switch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dummies: str) -> None:
         self.folder = folder
+        self.dummies = dummies
         self.socket = str(folder / "db.sock")
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
@@ -51,8 +52,8 @@ class Server:
         self.start_switch()
 
     def start_switch(self) -> None:
-        """Start ovs-vswitchd; `dummy=override` gives every device type a dummy that needs no kernel."""
-        self._daemon("ovs-vswitchd", f"unix:{self.socket}", "--enable-dummy=override", "--disable-system")
+        """Start ovs-vswitchd with dummies, which need no kernel."""
+        self._daemon("ovs-vswitchd", f"unix:{self.socket}", f"--enable-dummy={self.dummies}", "--disable-system")
         self.vsctl("--timeout=20", "set", "Open_vSwitch", ".", "external_ids:ready=true")
 
     def vsctl(self, *words: str) -> str:
@@ -64,8 +65,9 @@ class Server:
         return self.vsctl("get", table, row, column).strip()
 
     def bare(self) -> None:
-        """Remove all bridges in one go."""
+        """Remove all bridges in one go, and the rows that would stay without them."""
         self.vsctl("--", "clear", "Open_vSwitch", ".", "bridges")
+        self.vsctl("--", "--all", "destroy", "QoS", "--", "--all", "destroy", "Queue")
 
     @contextmanager
     def frozen(self, name: str):
@@ -116,11 +118,11 @@ def _sweep() -> None:
 
 
 @contextmanager
-def private_switch():
-    """A running private switch."""
+def private_switch(dummies: str = "override"):
+    """A running private switch. `dummies`: "override" for all types of devices, "system" for all but tunnels."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-    server = Server(folder)
+    server = Server(folder, dummies)
     try:
         server.start()
         yield server

@@ -5,92 +5,44 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .._errors import Invalid, NotFound, Refused
-from .._fields import check_vlan
+from .._fields import Field
 from .._ovs import Snapshot
-from .rows import LACP_TIME, MARK, NEW_BOND, NEW_PORT, VLAN_KEYS, State, owners, vm_ports
-
-INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
-MTU = (68, 65535)
-
-
-def check_interface(value: str) -> str:
-    """A name that the kernel accepts for an interface and that is safe as an argument and a file name."""
-    if not INTERFACE.fullmatch(value) or ".." in value:
-        raise ValueError(
-            f"{value!r} is not a valid name: 1 to 15 letters, digits, dots, hyphens or underscores, "
-            "the first a letter or digit, no two dots in a row"
-        )
-    return value
-
-
-def check_mtu(value: int) -> int:
-    """An MTU in bytes that Open vSwitch accepts."""
-    if not MTU[0] <= value <= MTU[1]:
-        raise ValueError(f"{value} is not an MTU; write bytes from {MTU[0]} to {MTU[1]}")
-    return value
-
-
-def check_trunks(value: list[int]) -> list[int]:
-    """The VLANs of a trunk, sorted; each once."""
-    if len(set(value)) != len(value):
-        raise ValueError(f"{value} lists a VLAN twice")
-    return sorted(check_vlan(item) for item in value)
-
-
-def check_members(value: list[str]) -> list[str]:
-    """The members of a bond, sorted; at least two different ones."""
-    if len(set(value)) != len(value):
-        raise ValueError(f"{', '.join(value)}: a member is listed twice")
-    if len(value) < 2:
-        raise ValueError("a bond has at least two members; write a single interface under ports")
-    return sorted(check_interface(item) for item in value)
-
-
-def check_map(value: Mapping[str, Any]) -> dict[str, str | None]:
-    """Keys and values as Open vSwitch keeps them: text; no value (null) removes the key."""
-    return {str(key): None if item is None else _text(item) for key, item in value.items()}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def check_once(value: list[State]) -> list[State]:
-    """A list of ports or bonds in which each name stands once."""
-    names = [item["name"] for item in value]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"listed twice: {', '.join(twice)}")
-    return value
+from . import judge
+from .options import (
+    BOND,
+    BRIDGE,
+    MIRROR,
+    NEW_BOND,
+    NEW_MIRROR,
+    NEW_PORT,
+    PORT,
+    TUNNEL_KEYS,
+    VLAN_KEYS,
+    State,
+    fresh,
+    keys_of,
+)
+from .rows import owners, vm_ports
+from .words import NEW_OWN_PORT, new_bridge
 
 
 def wanted(params: State, before: State | None, snapshot: Snapshot, devices: set[str]) -> State | None:
     """The bridge as the options ask for it; what they do not name stays. Raises Invalid, NotFound or Refused."""
+    name = params["name"]
     if params["state"] == "absent":
         _check_absent(params, before, snapshot)
         return None
     _check_declared(params, snapshot)
-    state = before or _new_bridge(params["name"])
-    for key in ("datapath_type", "fail_mode", "rstp"):
-        if params[key] is not None:
-            state = {**state, key: params[key]}
-    for key in ("external_ids", "other_config"):
-        state = {**state, key: merged(state[key], params[key])}
+    state = before or new_bridge(name)
+    state = {**state, **_laid_over(f"bridge {name}", BRIDGE, state, params)}
     state = _with_ports(params, state)
-    _check_bridge(params["name"], before, state, snapshot)
+    state = _with_mirrors(params, state, vm_ports(snapshot, name))
+    judge.check(params, before, state, vm_ports(snapshot, name))
     _check_interfaces(state, snapshot, devices)
     return state
-
-
-def _new_bridge(name: str) -> State:
-    local = {**NEW_PORT, "type": "internal", "managed": False}
-    empty: State = {"fail_mode": None, "rstp": False, "external_ids": {}, "other_config": {}}
-    return {"name": name, "datapath_type": "system", **empty, "ports": {name: local}, "bonds": {}}
 
 
 def _check_absent(params: State, before: State | None, snapshot: Snapshot) -> None:
@@ -145,7 +97,7 @@ def _with_ports(params: State, state: State) -> State:
     """The state with the declared ports and bonds, and without ours (or, asked so, anybody's) that are not declared."""
     name = params["name"]
     after = {**state}
-    for kind, other, new in (("ports", "bonds", NEW_PORT), ("bonds", "ports", NEW_BOND)):
+    for kind, other, fields, new in (("ports", "bonds", PORT, NEW_PORT), ("bonds", "ports", BOND, NEW_BOND)):
         given = params[kind]
         if given is None:
             continue
@@ -156,8 +108,9 @@ def _with_ports(params: State, state: State) -> State:
             if port in declared or not (item["managed"] or params["purge_ports"])
         }
         for item in given:
-            start = {**new, "type": "internal", "managed": False} if item["name"] == name else new
-            kept[item["name"]] = _laid_over(kept.get(item["name"], start), item, managed=item["name"] != name)
+            present = kept.get(item["name"], NEW_OWN_PORT if item["name"] == name else new)
+            where = f"{kind[:-1]} {item['name']} of bridge {name}"
+            kept[item["name"]] = {**_port(where, fields, present, item), "managed": item["name"] != name}
         after[kind] = kept
         # A port may turn into a bond of the same name, and the other way round.
         after[other] = {port: item for port, item in after[other].items() if port not in declared or port == name}
@@ -169,57 +122,56 @@ def _with_ports(params: State, state: State) -> State:
     return after
 
 
-def _laid_over(present: State, given: State, managed: bool) -> State:
-    """A port or bond with the given options. The VLAN options belong together: one given clears the others."""
-    values = {key: value for key, value in given.items() if value is not None and key in present}
-    if any(key in values for key in VLAN_KEYS):
-        present = {**present, **{key: NEW_PORT[key] for key in VLAN_KEYS}}
-    if values.get("type", "patch") != "patch":
-        present = {**present, "peer": None}
-    for key in ("external_ids", "other_config"):
-        if key in values:
-            values[key] = merged(present[key], values[key])
-    return {**present, **values, "managed": managed}
+def _port(where: str, fields: Sequence[Field], present: State, given: State) -> State:
+    """A port or bond with the given options."""
+    # The VLAN options belong together: one given clears the others. So do the options of a type.
+    vlans = (*VLAN_KEYS, "cvlans")
+    if any(given[key] is not None for key in vlans):
+        present = {**present, **{key: NEW_PORT[key] for key in vlans}}
+    if given.get("type") not in (None, present.get("type")):
+        present = {**present, **{key: NEW_PORT[key] for key in ("peer", "options", *TUNNEL_KEYS)}}
+    return _laid_over(where, fields, present, given)
 
 
-def _check_bridge(name: str, before: State | None, state: State, snapshot: Snapshot) -> None:
-    guests = vm_ports(snapshot, name)
-    if before and before["datapath_type"] != state["datapath_type"] and guests:
-        raise Refused(
-            f"a new datapath_type cuts off the virtual machines on bridge {name} ({', '.join(guests)}); "
-            "move or stop them first",
-            ports=guests,
-        )
-    # What others wrote into their own ports is not judged.
-    for port, item in ((port, item) for port, item in state["ports"].items() if item["managed"] or port == name):
-        where = f"port {port} of bridge {name}"
-        _check_vlans(where, item)
-        if (item["type"] == "patch") != (item["peer"] is not None) or item["peer"] == port:
-            raise Invalid(f"{where}: a patch port, and only a patch port, has a peer: the port at its other end")
-        if port == name and item["type"] != "internal":
-            raise Invalid(f"{where}: the bridge's own port is always internal")
-    for bond, item in ((bond, item) for bond, item in state["bonds"].items() if item["managed"]):
-        where = f"bond {bond} of bridge {name}"
-        _check_vlans(where, item)
-        if len(item["members"]) < 2:
-            raise Invalid(f"{where}: a new bond needs members, at least two")
-        if item["mode"] == "balance-tcp" and item["lacp"] == "off":
-            raise Invalid(f"{where}: mode balance-tcp needs LACP; set lacp: active, or take mode balance-slb")
-        if LACP_TIME in item["other_config"]:
-            raise Invalid(f"{where}: set option lacp_time instead of other_config {LACP_TIME}")
+def _with_mirrors(params: State, state: State, guests: list[str]) -> State:
+    """The state with the declared mirrors, and without ours that are not; none selects a port that is gone."""
+    there = {*state["ports"], *state["bonds"], *guests}
+    declared = {item["name"]: item for item in params["mirrors"] or []}
+    mirrors: State = {}
+    for name, mirror in state["mirrors"].items():
+        if params["mirrors"] is None or name in declared or not mirror["managed"]:
+            selected = {key: [port for port in mirror[key] if port in there] for key in ("select_src", "select_dst")}
+            output = mirror["output_port"] if mirror["output_port"] in there else None
+            mirrors[name] = {**mirror, **selected, "output_port": output}
+    for name, item in declared.items():
+        where = f"mirror {name} of bridge {params['name']}"
+        new = _laid_over(where, MIRROR, mirrors.get(name, NEW_MIRROR), item)
+        if item["output_port"] or item["output_vlan"]:
+            new = {**new, "output_port": item["output_port"], "output_vlan": item["output_vlan"]}
+        mirrors[name] = {**new, "managed": True}
+        missing = sorted({*new["select_src"], *new["select_dst"], new["output_port"] or params["name"]} - there)
+        if missing:
+            raise NotFound(f"{where}: the bridge has no port {', '.join(missing)}", ports=missing)
+    return {**state, "mirrors": mirrors}
 
 
-def _check_vlans(where: str, port: State) -> None:
-    tag, trunks, mode = port["tag"], port["trunks"], port["vlan_mode"]
-    native = mode in ("native-tagged", "native-untagged")
-    if tag is not None and trunks and not native:
-        raise Invalid(f"{where}: tag and trunks together need vlan_mode native-tagged or native-untagged")
-    if tag is None and (native or mode == "access"):
-        raise Invalid(f"{where}: vlan_mode {mode} needs a tag")
-    if mode == "access" and trunks:
-        raise Invalid(f"{where}: an access port has a tag and no trunks")
-    if mode == "trunk" and tag is not None:
-        raise Invalid(f"{where}: a trunk port has trunks and no tag; native-untagged has both")
+def _laid_over(where: str, fields: Sequence[Field], present: State, given: State) -> State:
+    """The given options over what is there; of a map only the given keys."""
+    names = [field.name for field in fields if field.name in present]
+    values = {name: given[name] for name in names if given[name] is not None}
+    for field in fields:
+        if field.name in values and field.type == "dict" and field.place:
+            own = keys_of(fields, field.place.table, field.place.column)
+            for key in sorted(own.keys() & values[field.name].keys()):
+                if values[field.name][key] is not None or own[key] in values:
+                    raise Invalid(f"{where}: set option {own[key]} instead of {field.name} {key}")
+                values[own[key]] = fresh(fields)[own[key]]
+            values[field.name] = merged(present[field.name], values[field.name])
+    if "qos" in values:
+        values["qos"] = None if values["qos"]["type"] == "none" else {**values["qos"]}
+        if values["qos"]:
+            values["qos"]["queues"] = values["qos"]["queues"] or []
+    return {**present, **values}
 
 
 def _check_interfaces(state: State, snapshot: Snapshot, devices: set[str]) -> None:
@@ -247,55 +199,3 @@ def _check_interfaces(state: State, snapshot: Snapshot, devices: set[str]) -> No
             "a port that Open vSwitch itself makes has type: internal",
             interfaces=missing,
         )
-
-
-def words(before: State | None, after: State | None, name: str) -> list[str]:
-    """One sentence for each thing that changes from `before` to `after`; none when nothing does."""
-    if before == after:
-        return []
-    if after is None:
-        return [f"remove bridge {name}"]
-    found = []
-    if before is None:
-        found.append(f"create bridge {name}")
-        before = _new_bridge(name)
-    found += [
-        f"set {key} of bridge {name}: {shown(before[key])} -> {shown(after[key])}"
-        for key in ("datapath_type", "fail_mode", "rstp", "external_ids", "other_config")
-        if before[key] != after[key]
-    ]
-    for kind, word in (("ports", "port"), ("bonds", "bond")):
-        old, new = before[kind], after[kind]
-        found += [f"remove {word} {port} from bridge {name}" for port in sorted(old.keys() - new.keys())]
-        found += [
-            f"add {word} {port}{_told(word, new[port])} to bridge {name}" for port in sorted(new) if port not in old
-        ]
-        found += [
-            f"change {word} {port} of bridge {name}: {'; '.join(_changes(old[port], new[port]))}"
-            for port in sorted(old.keys() & new.keys())
-            if old[port] != new[port]
-        ]
-    return found
-
-
-def _told(word: str, item: State) -> str:
-    start = NEW_PORT if word == "port" else NEW_BOND
-    told = [f"{key} {shown(value)}" for key, value in item.items() if value != start[key] and key != "managed"]
-    return f" ({', '.join(told)})" if told else ""
-
-
-def _changes(old: State, new: State) -> Sequence[str]:
-    return [
-        f"marked as {MARK}" if key == "managed" else f"{key} {shown(old[key])} -> {shown(new[key])}"
-        for key in new
-        if old[key] != new[key]
-    ]
-
-
-def shown(value: Any) -> str:
-    """A value in a sentence."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}={value[key]}" for key in sorted(value)) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(str(item) for item in value) + "]"
-    return "none" if value is None else str(value)

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import io
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _files, _hypervisor, _libvirt, _peers, _run, _xml
+from .. import _errors, _fields, _files, _hypervisor, _libvirt, _peers, _program, _run, _xml
 from .._domain import metadata
 from .._errors import TimedOut
 from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
@@ -46,37 +42,17 @@ PARTS = {
         "rules": rules,
     },
 }
-MAIN = f"""import sys
-
-from {PACKAGE}._migration.helper import main
-
-main(sys.argv)
-"""
 POLL = 0.5
 
 
 def program() -> bytes:
     """The helper as a zip file that Python runs: the sources of the few modules that it is made of."""
-    files = {"__main__.py": MAIN}
-    for folder, modules in PARTS.items():
-        files[f"{PACKAGE}/{folder}__init__.py"] = ""
-        files.update({f"{PACKAGE}/{folder}{name}.py": inspect.getsource(module) for name, module in modules.items()})
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(files):
-            # A fixed date: equal sources give an equal file, whose name is its digest.
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
-    return buffer.getvalue()
+    return _program.archive(PACKAGE, PARTS, "_migration.helper")
 
 
 def install(directory: Path = DIRECTORY) -> Path:
-    """Write the program where only root can read and change it; its name holds its digest."""
-    data = program()
-    path = directory / f"migrate-{hashlib.sha256(data).hexdigest()[:16]}.pyz"
-    if not path.exists():
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _files.replace_file(path, data)
-    return path
+    """Write the program where only root can read and change it."""
+    return _program.install("migrate", program(), directory)
 
 
 @dataclass

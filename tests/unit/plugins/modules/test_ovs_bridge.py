@@ -9,13 +9,16 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _ovs
+from ansible_collections.drover.kvm.plugins.module_utils import _ovs, _program, _run
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore, rollback
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
 from ansible_collections.drover.kvm.tests.unit import ovs_server
 
@@ -125,10 +128,10 @@ OPTIONS = {
         '{a="x y=z", c="true"}',
     ),
     "other_config": (
-        {"other_config": {"rstp-priority": 4096}},
+        {"other_config": {"hwaddr": "52:54:00:00:00:09"}, "rstp_priority": 4096},
         {"other_config": {"mac-aging-time": 60}},
         ("Bridge", "br0", "other_config"),
-        '{mac-aging-time="60", rstp-priority="4096"}',
+        '{hwaddr="52:54:00:00:00:09", mac-aging-time="60", rstp-priority="4096"}',
     ),
     "ports": ({}, {"ports": [{"name": "eth0"}]}, ("Port", "eth0", "external_ids:drover-managed"), '"true"'),
     "ports.name": (UP, {"ports": [{"name": "eth2"}]}, ("Port", "eth2", "name"), "eth2"),
@@ -162,9 +165,9 @@ OPTIONS = {
     "ports.mtu": (UP, port(mtu=9000), ("Interface", "eth0", "mtu_request"), "9000"),
     "ports.other_config": (
         UP,
-        port(other_config={"rstp-path-cost": 2000}),
+        port(other_config={"rstp-port-mcheck": True}),
         ("Port", "eth0", "other_config"),
-        '{rstp-path-cost="2000"}',
+        '{rstp-port-mcheck="true"}',
     ),
     "bonds": ({}, bond(), ("Port", "bond0", "external_ids:drover-managed"), '"true"'),
     "bonds.name": (bond(), bond(name="bond1"), ("Port", "bond1", "name"), "bond1"),
@@ -183,19 +186,177 @@ OPTIONS = {
     "bonds.mtu": (bond(), bond(mtu=9000), ("Interface", "eth1", "mtu_request"), "9000"),
     "bonds.other_config": (
         bond(lacp_time="fast"),
-        bond(other_config={"bond-miimon-interval": 100}),
+        bond(other_config={"bond-primary": "eth1"}),
         ("Port", "bond0", "other_config"),
-        '{bond-miimon-interval="100", lacp-time=fast}',
+        "{bond-primary=eth1, lacp-time=fast}",
     ),
 }
+VXLAN = {"name": "vxlan0", "type": "vxlan", "remote_ip": "192.0.2.1"}
+TWO = {"ports": [{"name": "eth0"}, {"name": "eth1"}, {"name": "eth2"}]}
+MIRROR = {"name": "tap", "select_src": ["eth0"], "output_port": "eth1"}
+
+
+def tunnel(**options):
+    return {"ports": [{**VXLAN, **options}]}
+
+
+def mirror(**options):
+    return {**TWO, "mirrors": [{**MIRROR, **options}]}
+
+
+def config(option, value, key, kind=None):
+    """A row for an option that is a setting of the bridge (`kind` None), of eth0 or of bond0."""
+    table, row = {port: ("Port", "eth0"), bond: ("Port", "bond0"), None: ("Bridge", "br0")}[kind]
+    kind = kind or dict
+    return (kind(), kind(**{option: value}), (table, row, f"other_config:{key}"), json.dumps(json.dumps(value)))
+
+
+OPTIONS |= {
+    "stp": ({"rstp": True}, {"stp": True, "rstp": False}, ("Bridge", "br0", "stp_enable"), "true"),
+    "stp_priority": config("stp_priority", 4096, "stp-priority"),
+    "rstp_priority": config("rstp_priority", 8192, "rstp-priority"),
+    "mcast_snooping": ({}, {"mcast_snooping": True}, ("Bridge", "br0", "mcast_snooping_enable"), "true"),
+    "protocols": (
+        {"protocols": ["OpenFlow10"]},
+        {"protocols": ["OpenFlow15", "OpenFlow13"]},
+        ("Bridge", "br0", "protocols"),
+        "[OpenFlow13, OpenFlow15]",
+    ),
+    "controllers": (
+        {"controllers": ["tcp:192.0.2.1:6653", "tcp:192.0.2.2:6653"]},
+        {"controllers": ["ssl:[2001:db8::1]:6653"]},
+        ("Controller", "br0", "target"),
+        '"ssl:[2001:db8::1]:6653"',
+    ),
+    "ports.remote_ip": (
+        tunnel(),
+        tunnel(remote_ip="2001:DB8::1"),
+        ("Interface", "vxlan0", "options:remote_ip"),
+        '"2001:db8::1"',
+    ),
+    "ports.local_ip": (
+        tunnel(),
+        tunnel(local_ip="192.0.2.9"),
+        ("Interface", "vxlan0", "options:local_ip"),
+        '"192.0.2.9"',
+    ),
+    "ports.key": (tunnel(key=7), tunnel(key="flow"), ("Interface", "vxlan0", "options:key"), "flow"),
+    "ports.options": (
+        tunnel(options={"dst_port": 4790, "tos": "inherit"}),
+        tunnel(options={"dst_port": 4791, "tos": None}),
+        ("Interface", "vxlan0", "options"),
+        '{dst_port="4791", remote_ip="192.0.2.1"}',
+    ),
+    "ports.ingress_policing_rate": (
+        port(ingress_policing_rate=5000),
+        port(ingress_policing_rate=10000, ingress_policing_burst=8000),
+        ("Interface", "eth0", "ingress_policing_rate"),
+        "10000",
+    ),
+    "ports.ingress_policing_burst": (
+        UP,
+        port(ingress_policing_burst=800),
+        ("Interface", "eth0", "ingress_policing_burst"),
+        "800",
+    ),
+    "ports.stp_enable": config("stp_enable", False, "stp-enable", kind=port),
+    "ports.stp_path_cost": config("stp_path_cost", 19, "stp-path-cost", kind=port),
+    "ports.stp_port_priority": config("stp_port_priority", 16, "stp-port-priority", kind=port),
+    "ports.rstp_enable": config("rstp_enable", False, "rstp-enable", kind=port),
+    "ports.rstp_path_cost": config("rstp_path_cost", 2000, "rstp-path-cost", kind=port),
+    "ports.rstp_port_priority": config("rstp_port_priority", 16, "rstp-port-priority", kind=port),
+    "ports.rstp_admin_edge": config("rstp_admin_edge", True, "rstp-port-admin-edge", kind=port),
+    "bonds.fallback_ab": (
+        bond(lacp="active"),
+        bond(lacp="active", fallback_ab=True),
+        ("Port", "bond0", "other_config:lacp-fallback-ab"),
+        '"true"',
+    ),
+    "bonds.up_delay": (bond(up_delay=100), bond(up_delay=500), ("Port", "bond0", "bond_updelay"), "500"),
+    "bonds.down_delay": (bond(), bond(down_delay=200), ("Port", "bond0", "bond_downdelay"), "200"),
+    "bonds.rebalance_interval": config("rebalance_interval", 0, "bond-rebalance-interval", kind=bond),
+    "bonds.detect_mode": (
+        bond(),
+        bond(detect_mode="miimon"),
+        ("Port", "bond0", "other_config:bond-detect-mode"),
+        "miimon",
+    ),
+    "bonds.miimon": (
+        bond(detect_mode="miimon", miimon=150),
+        bond(detect_mode="miimon", miimon=100),
+        ("Port", "bond0", "other_config:bond-miimon-interval"),
+        '"100"',
+    ),
+    "mirrors": (TWO, mirror(), ("Mirror", "tap", "external_ids:drover-managed"), '"true"'),
+    "mirrors.name": (mirror(), mirror(name="other"), ("Mirror", "other", "name"), "other"),
+    "mirrors.select_all": (
+        mirror(),
+        mirror(select_all=True, select_src=[]),
+        ("Mirror", "tap", "select_all"),
+        "true",
+    ),
+    "mirrors.select_src": (
+        mirror(),
+        mirror(select_src=[], select_dst=["eth2"]),
+        ("Mirror", "tap", "select_src_port"),
+        "[]",
+    ),
+    "mirrors.select_dst": (
+        mirror(select_dst=["eth2"]),
+        mirror(select_dst=[]),
+        ("Mirror", "tap", "select_dst_port"),
+        "[]",
+    ),
+    "mirrors.select_vlans": (
+        mirror(select_vlans=[7]),
+        mirror(select_vlans=[9, 8]),
+        ("Mirror", "tap", "select_vlan"),
+        "[8, 9]",
+    ),
+    "mirrors.output_port": (
+        mirror(output_port=None, output_vlan=9),
+        mirror(),
+        ("Mirror", "tap", "output_vlan"),
+        "[]",
+    ),
+    "mirrors.output_vlan": (mirror(), mirror(output_port=None, output_vlan=9), ("Mirror", "tap", "output_port"), "[]"),
+}
+for _of, _one, _name in (("ports", port, "eth0"), ("bonds", bond, "bond0")):
+    _qos = {"max_rate": 10**9, "queues": [{"id": 0, "min_rate": 10**6}, {"id": 5, "max_rate": 10**8}]}
+    _old = _one(qos={"max_rate": 10**6, "queues": [{"id": 0, "burst": 8000, "priority": 3}]})
+    OPTIONS |= {
+        f"{_of}.cvlans": (
+            _one(tag=5),
+            _one(tag=5, vlan_mode="dot1q-tunnel", cvlans=[8, 7]),
+            ("Port", _name, "cvlans"),
+            "[7, 8]",
+        ),
+        f"{_of}.qos": (_one(), _one(qos=_qos), ("QoS", ".", "external_ids"), '{drover-managed="true"}'),
+        f"{_of}.qos.type": (_old, _one(qos={"type": "linux-hfsc"}), ("QoS", ".", "type"), "linux-hfsc"),
+        f"{_of}.qos.max_rate": (_old, _one(qos=_qos), ("QoS", ".", "other_config"), '{max-rate="1000000000"}'),
+        f"{_of}.qos.queues": (_old, _one(qos={"max_rate": 10**6}), ("QoS", ".", "queues"), "{}"),
+    }
+    for _key, _value in (("min_rate", 10**6), ("max_rate", 10**8), ("burst", 9000), ("priority", 7)):
+        OPTIONS[f"{_of}.qos.queues.{_key}"] = (
+            _old,
+            _one(qos={"queues": [{"id": 3, _key: _value}]}),
+            ("Queue", ".", "other_config"),
+            f'{{{_key.replace("_", "-")}="{_value}"}}',
+        )
+    OPTIONS[f"{_of}.qos.queues.id"] = OPTIONS[f"{_of}.qos.queues.min_rate"]
 # These change nothing by themselves; the tests of their own that show their effect.
 ELSEWHERE = {
     "name": "test_two_bridges",
     "purge_ports": "test_purge_ports_spares_only_virtual_machines",
     "wait_lacp": "test_wait_lacp",
+    "confirm_timeout": "test_an_unconfirmed_change_is_taken_back",
     "timeout": "test_switch_that_does_not_run",
     "socket": "test_no_database",
 }
+
+
+def rows(ovs, table):
+    return len(ovs.vsctl("--bare", "--columns=_uuid", "list", table).split())
 
 
 def names_of(fields, path=""):
@@ -222,6 +383,7 @@ def test_option(converge, module, ovs, option):
     ovs.bare()
     if option not in ("state", "ports.type", "ports.peer", "ports.mac"):
         converge(**options)
+    assert rows(ovs, "QoS") == len(ovs.vsctl("--bare", "--columns=qos", "list", "Port").split())
 
 
 def test_two_bridges(converge, ovs):
@@ -256,7 +418,7 @@ def test_o3_two_external_ids_at_once_in_one_transaction(module, sent, ovs):
 
 def test_o4_settings_of_an_existing_bridge_are_not_ignored(module, converge, ovs):
     module()
-    converge(rstp=True, other_config={"rstp-priority": 4096})
+    converge(rstp=True, rstp_priority=4096)
     assert ovs.get("Bridge", "br0", "rstp_enable") == "true"
 
 
@@ -293,8 +455,9 @@ def test_o8_bond_converges_in_mode_lacp_and_members(module, converge, ovs):
 
 
 def test_o9_a_setting_that_looks_like_a_number_is_stable(converge):
-    converge(**bond(other_config={"bond-miimon-interval": 100}))
-    converge(changed=False, **bond(other_config={"bond-miimon-interval": "100"}))
+    converge(**bond(other_config={"lacp-system-priority": 100}))
+    converge(changed=False, **bond(other_config={"lacp-system-priority": "100"}))
+    converge(**bond(detect_mode="miimon", miimon=100))
 
 
 @pytest.mark.parametrize("value", ["a=b", "a b", 'a"b', "a -- del-br br0", "{{ 7*7 }}", "$(reboot)", "ü\n", ""])
@@ -482,6 +645,9 @@ def test_the_bridge_s_own_port(converge, module, ovs):
         ({"vlan_mode": "access"}, ["needs a tag"]),
         ({"vlan_mode": "native-tagged", "trunks": [5]}, ["needs a tag"]),
         ({"trunks": [5], "vlan_mode": "access"}, ["access"]),
+        ({"vlan_mode": "dot1q-tunnel"}, ["needs a tag"]),
+        ({"tag": 5, "trunks": [6], "vlan_mode": "dot1q-tunnel"}, ["tag and trunks"]),
+        ({"tag": 5, "cvlans": [6]}, ["cvlans", "dot1q-tunnel"]),
         ({"mtu": 10}, ["mtu", "68"]),
         ({"name": "x" * 16}, ["name", "15"]),
     ],
@@ -506,6 +672,34 @@ def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
         ({"ports": [{"name": "eth0"}, {"name": "eth0", "tag": 4}]}, ["ports", "eth0", "twice"]),
         (bond(mode="balance-tcp"), ["balance-tcp", "LACP", "lacp: active"]),
         (bond(other_config={"lacp-time": "fast"}), ["lacp_time"]),
+        ({"other_config": {"rstp-priority": 4096}}, ["br0", "rstp_priority", "instead of other_config"]),
+        (port(other_config={"rstp-path-cost": None}, rstp_path_cost=3), ["eth0", "rstp_path_cost"]),
+        (tunnel(options={"remote_ip": "192.0.2.1"}), ["vxlan0", "remote_ip"]),
+        (tunnel(options={"psk": "open sesame"}), ["psk", "shown in logs"]),
+        (tunnel(remote_ip=None), ["vxlan0", "needs remote_ip"]),
+        (tunnel(remote_ip="other.example"), ["remote_ip", "other.example"]),
+        (tunnel(key="0x123456789"), ["key", "number or flow"]),
+        (port(remote_ip="192.0.2.1"), ["eth0", "belong to a tunnel"]),
+        (tunnel(qos={"max_rate": 10}), ["vxlan0", "vxlan port can't have qos", "limit the NIC"]),
+        (port(type="patch", peer="x", ingress_policing_rate=9), ["eth0", "patch port can't have qos"]),
+        ({"stp": True, "rstp": True}, ["stp or rstp, not both"]),
+        ({"rstp_priority": 4097}, ["rstp_priority", "steps of 4096"]),
+        ({"stp_priority": 70000}, ["stp_priority", "0 to 65535"]),
+        ({"controllers": ["192.0.2.1"]}, ["controllers", "tcp:ADDRESS:PORT"]),
+        ({"protocols": ["OpenFlow9"]}, ["protocols"]),
+        (port(rstp_port_priority=17), ["rstp_port_priority", "steps of 16"]),
+        (port(ingress_policing_rate=-1), ["ingress_policing_rate"]),
+        (port(qos={"max_rate": 0}), ["qos.max_rate", "1 to"]),
+        (port(qos={"queues": [{"id": 1}, {"id": 1}]}), ["qos.queues", "twice"]),
+        (bond(rebalance_interval=10), ["rebalance_interval", "1000"]),
+        (bond(miimon=50), ["miimon", "detect_mode: miimon"]),
+        (bond(fallback_ab=True), ["fallback_ab", "lacp: active"]),
+        (mirror(output_vlan=9), ["mirror tap", "one output"]),
+        (mirror(output_port=None), ["mirror tap", "one output"]),
+        (mirror(select_src=[]), ["mirror tap", "select_all"]),
+        (mirror(select_all=True), ["mirror tap", "either select_all"]),
+        (mirror(output_port="eth0"), ["mirror tap", "eth0 can't be selected"]),
+        (mirror(select_dst=["eth5"]), ["mirror tap", "no port eth5"]),
         (bond(members=["eth0", "br0"]), ["br0"]),
         (bond(name="br0"), ["br0"]),
         (port(type="patch"), ["eth0", "peer"]),
@@ -527,8 +721,147 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_no_name_reaches_the_database(module, ovs, sent, name):
-    for options in ({"name": name}, port(name=name), bond(name=name), bond(members=["eth0", name]), port(peer=name)):
+    names = (
+        *({"name": name}, port(name=name), bond(name=name), bond(members=["eth0", name]), port(peer=name)),
+        *(mirror(name=name), mirror(select_src=[name]), mirror(select_dst=[name]), mirror(output_port=name)),
+    )
+    for options in names:
         refused(module(**options), "not a valid name")
+    assert sent == [] and ovs.vsctl("list-br") == ""
+
+
+# Queues, mirrors, controllers
+
+
+QOS = {"max_rate": 10**9, "queues": [{"id": 0, "min_rate": 10**6}, {"id": 1, "max_rate": 10**8, "priority": 2}]}
+
+
+def test_qos_is_made_kept_changed_and_leaves_nothing_behind(module, converge, sent, ovs):
+    converge(**port(qos=QOS))
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(changed=False, **port())
+    sent.clear()
+    result = module(**port(qos={**QOS, "max_rate": 10**8}))
+    assert sent.count("write") == 1 and "max_rate=100000000" in result["actions"][0]
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(**port(qos={"type": "none"}))
+    converge(**bond(qos=QOS), ports=[])
+    converge(bonds=[])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+    converge(**port(qos=QOS))
+    converge(state="absent")
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+
+
+def test_the_qos_of_others_is_replaced_and_stays_for_them(module, converge, ovs):
+    module(**UP)
+    ovs.vsctl(
+        *("--", "--id=@q", "create", "QoS", "type=linux-htb", "other-config:max-rate=7", "queues:0=@k"),
+        *("--", "--id=@k", "create", "Queue", "other-config:max-rate=7"),
+        *("--", "set", "Port", "eth0", "qos=@q"),
+    )
+    converge(changed=False, **UP)
+    converge(**port(qos=QOS))
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (2, 3)
+    converge(ports=[])
+    assert ovs.get("QoS", ".", "other_config:max-rate") == '"7"' and rows(ovs, "Queue") == 1
+
+
+def test_qos_of_ours_that_somebody_shares_is_not_torn_from_them(module, converge, ovs):
+    module(ports=[{"name": "eth0", "qos": QOS}, {"name": "eth1"}])
+    ovs.vsctl("set", "Port", "eth1", f"qos={ovs.get('Port', 'eth0', 'qos')}")
+    converge(ports=[{"name": "eth1"}])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (1, 2)
+    converge(ports=[])
+    assert (rows(ovs, "QoS"), rows(ovs, "Queue")) == (0, 0)
+
+
+def test_mirror_of_a_machine_s_port(module, converge, ovs):
+    module(**TWO)
+    plug_vm(ovs)
+    converge(**mirror(select_src=["vnet0"], select_dst=["vnet0"]))
+    assert ovs.get("Mirror", "tap", "select_src_port") == f"[{ovs.get('Port', 'vnet0', '_uuid')}]"
+    ovs.vsctl("del-port", "vnet0")  # the machine has moved away
+    converge(changed=False, **TWO)
+    refused(module(**mirror(select_src=["vnet0"])), "mirror tap", "no port vnet0")
+    converge(changed=True, **TWO, mirrors=[])
+
+
+def test_mirrors_of_others_stay_and_a_port_may_go_with_its_mirror(module, converge, ovs):
+    module(**mirror(select_dst=["eth2"]))
+    create = ("--", "--id=@m", "create", "Mirror", "name=theirs", "select-all=true", "output-vlan=9")
+    ovs.vsctl(*create, "--", "add", "Bridge", "br0", "mirrors", "@m")
+    gone = converge(ports=[{"name": "eth0"}, {"name": "eth1"}])
+    assert "change mirror tap of bridge br0: select_dst [eth2] -> []" in gone["actions"]
+    refused(module(ports=[{"name": "eth0"}]), "mirror tap", "one output")
+    converge(ports=[{"name": "eth0"}], mirrors=[])
+    assert rows(ovs, "Mirror") == 1
+    converge(state="absent")
+
+
+def test_a_controller_that_stays_keeps_its_row(module, converge, ovs):
+    module(controllers=["tcp:192.0.2.1:6653"])
+    ovs.vsctl("set", "Controller", "br0", "inactivity_probe=9000")
+    result = converge(controllers=["tcp:192.0.2.2:6653", "tcp:192.0.2.1:6653"])
+    assert "9000" in ovs.vsctl("--columns=inactivity_probe", "list", "Controller")
+    assert result["runtime"]["controllers"] == {"tcp:192.0.2.1:6653": False, "tcp:192.0.2.2:6653": False}
+    converge(controllers=[])
+    assert rows(ovs, "Controller") == 0
+
+
+def test_everything_at_once_is_one_transaction(module, sent, ovs):
+    result = module(
+        **bond(qos=QOS),
+        **{**TWO, "ports": [{"name": "eth2", "qos": QOS}, VXLAN]},
+        mirrors=[{"name": "tap", "select_src": ["bond0"], "output_port": "eth2"}],
+        controllers=["tcp:192.0.2.1:6653"],
+        rstp=True,
+    )
+    assert not result.get("failed") and sent.count("write") == 1
+    sent.clear()
+    module(state="absent")
+    assert sent.count("write") == 1 and (rows(ovs, "QoS"), rows(ovs, "Queue"), rows(ovs, "Mirror")) == (0, 0, 0)
+
+
+def test_what_the_state_does_not_know_survives_a_change(module, converge, ovs):
+    module(**tunnel(key=7))
+    ovs.vsctl("set", "Interface", "vxlan0", "options:psk=sesame")
+    result = converge(**tunnel(key=8))
+    assert "sesame" not in json.dumps(result)
+    assert ovs.get("Interface", "vxlan0", "options:psk") == "sesame"
+
+
+def test_a_tunnel_becomes_another_port_without_its_options(module, converge, ovs):
+    module(**tunnel(key=7, options={"tos": "inherit"}))
+    converge(ports=[{"name": "vxlan0", "type": "internal"}])
+    assert ovs.get("Interface", "vxlan0", "options") == "{}"
+
+
+def test_a_setting_without_a_value_is_the_switch_s_own_again(module, converge, ovs):
+    module(**port(rstp_path_cost=2000), rstp_priority=4096)
+    result = converge(**port(other_config={"rstp-path-cost": None}), other_config={"rstp-priority": None})
+    assert result["resource"]["rstp_priority"] == 32768
+    assert ovs.get("Port", "eth0", "other_config") == "{}" and ovs.get("Bridge", "br0", "other_config") == "{}"
+
+
+def test_a_port_that_becomes_a_member_leaves_its_settings_behind(module, converge, ovs):
+    module(**port(ingress_policing_rate=1000, mtu=1400, external_ids={"rack": "7"}))
+    converge(**bond())
+    assert ovs.get("Interface", "eth0", "ingress_policing_rate") == "0"
+    assert ovs.get("Interface", "eth0", "external_ids") == '{rack="7"}'
+
+
+def test_rstp_tells_the_part_of_each_port(converge, ovs):
+    result = converge(rstp=True, **port(rstp_path_cost=2000))
+    rstp = result["runtime"]["rstp"]
+    assert rstp["bridge_id"] == rstp["root_id"] and rstp["bridge_id"].startswith("8.000.")
+    assert rstp["ports"]["eth0"]["role"] in ("Designated", "Disabled")
+
+
+@pytest.mark.parametrize("value", [*BAD_NAMES, "flow -- del-br br0", "192.0.2.1;id", "tcp:192.0.2.1:1 -- del-br br0"])
+def test_no_other_word_reaches_the_database_either(module, ovs, sent, value):
+    for options in (tunnel(remote_ip=value), tunnel(local_ip=value), tunnel(key=value), {"controllers": [value]}):
+        refused(module(**options), " is not a")
     assert sent == [] and ovs.vsctl("list-br") == ""
 
 
@@ -545,6 +878,19 @@ def test_an_error_of_the_switch_is_an_error_of_the_task(module, ovs):
     # It is loud as long as it lasts, also when there is nothing to change.
     refused(module(**port(tag=5)), "eth0 on bridge br0")
     assert not module(ports=[]).get("failed")
+
+
+def test_a_tunnel_that_the_switch_refuses_is_an_error_of_the_task(module, ovs):
+    with ovs_server.private_switch("system") as tunnels:
+        # Two tunnels with the same ends.
+        result = module(socket=tunnels.socket, ports=[VXLAN, {**VXLAN, "name": "vxlan1"}])
+        assert result["failed"] and result["changed"] and result["error"] == "Failed", result
+        assert "on bridge br0: could not add network device vxlan" in result["msg"] and "File exists" in result["msg"]
+        # It is loud as long as it lasts, and mended by another key once the port is made anew.
+        assert module(socket=tunnels.socket)["failed"]
+        assert not module(socket=tunnels.socket, ports=[]).get("failed")
+        mended = module(socket=tunnels.socket, ports=[VXLAN, {**VXLAN, "name": "vxlan1", "key": 7}])
+        assert not mended.get("failed") and mended["runtime"]["interfaces"]["vxlan1"]["ofport"] > 0
 
 
 def test_a_patch_cable_with_one_end_is_a_warning(module, converge):
@@ -629,6 +975,247 @@ def test_a_machine_plugged_in_between_is_not_lost(module, ovs, monkeypatch):
     ovs.vsctl("del-port", "vnet0")
     refused(module(state="absent"), "somebody else changed")
     assert ovs.vsctl("list-ports", "br0").split() == ["eth1", "vnet1"]
+
+
+# A change that takes itself back
+
+
+class Systemd:
+    """What systemd-run and systemctl would do: timers by unit, each with the command that it starts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.timers = {}
+
+    def run(self, argv, **_more):
+        if argv[0] == "systemctl":
+            assert self.timers.pop(argv[2].removesuffix(".timer")) is not None
+            return ""
+        options = dict(word[2:].split("=", 1) for word in argv[1:] if word.startswith("--") and "=" in word)
+        command = [word for word in argv[1:] if not word.startswith("--")]
+        self.timers[options["unit"]] = (options["on-active"], command)
+        return ""
+
+    def elapse(self):
+        """The time of all timers is over; what their programs print, and how they end."""
+        done = [
+            subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=60)
+            for _seconds, command in self.timers.values()
+        ]
+        self.timers.clear()
+        return done
+
+
+@pytest.fixture
+def systemd(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("run")
+    fake = Systemd(folder)
+    monkeypatch.setattr(rollback, "BOOTED", folder)
+    monkeypatch.setattr(rollback.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(_program, "DIRECTORY", folder)
+    monkeypatch.setattr(_run, "run", fake.run)
+    return fake
+
+
+def configuration(ovs):
+    """All rows by name as the database holds them, without ids and without what the switch itself writes."""
+    with _ovs.connect(ovs.socket) as client:
+        database = restore.Database(client)
+    names = {row_id: row.get("name", table) for table, of in database.rows.items() for row_id, row in of.items()}
+
+    def readable(value):
+        if isinstance(value, list):
+            parts = [readable(item) for item in value]
+            return ["set", [parts]] if parts[:1] == ["uuid"] else sorted(parts, key=str)
+        return names.get(value, value) if isinstance(value, str) else value
+
+    tables = {table: of for table, of in database.rows.items() if table != "Open_vSwitch"}
+    return {
+        table: sorted(str({k: readable(v) for k, v in database.columns(table, row).items()}) for row in of.values())
+        for table, of in tables.items()
+    }
+
+
+RICH = {
+    "ports": [{"name": "eth2", "tag": 5, "qos": QOS, "mtu": 1400}, {"name": "host0", "type": "internal"}, VXLAN],
+    "bonds": [{**BOND, "lacp": "active", "up_delay": 300}],
+    "mirrors": [{"name": "tap", "select_src": ["bond0"], "output_port": "eth2"}],
+    "controllers": ["tcp:192.0.2.1:6653"],
+    "rstp": True,
+}
+CUTS = {
+    "all ports gone": {"ports": [], "bonds": [], "mirrors": [], "controllers": [], "rstp": False, "purge_ports": True},
+    "bond taken apart": {"bonds": [], "ports": [{"name": "eth0"}, {"name": "eth1", "tag": 9}], "mirrors": []},
+    "other members": {"bonds": [{"name": "bond0", "members": ["eth1", "eth3"], "lacp": "off", "up_delay": 0}]},
+    "other settings": {"ports": [{"name": "eth2", "tag": 6, "qos": {"max_rate": 5}}, VXLAN], "rstp_priority": 4096},
+    "bridge gone": {"state": "absent", "purge_ports": True},
+    "nothing cut": {"other_config": {"x": "y"}},
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_an_unconfirmed_change_is_taken_back(module, ovs, systemd, cut):
+    assert not module(**RICH).get("failed")
+    # What no option of ours knows.
+    ovs.vsctl("add-port", "br0", "eth4", "--", "set", "Port", "eth4", "external_ids:who=me", "protected=true")
+    ovs.vsctl("set", "Interface", "eth0", "bfd:enable=false", "lldp:enable=false", "ofport_request=7")
+    ovs.vsctl("set", "Controller", "br0", "max_backoff=5000", "--", "set", "Interface", "vxlan0", "options:psk=x")
+    before = configuration(ovs)
+    predicted = module(_ansible_check_mode=True, confirm_timeout=30, **CUTS[cut])
+    assert predicted["changed"] and "rollback" not in predicted and not systemd.timers
+    result = module(confirm_timeout=30, **CUTS[cut])
+    assert not result.get("failed"), result
+    assert [seconds for seconds, _command in systemd.timers.values()] == ["30s"]
+    assert list(systemd.timers) == [result["rollback"]["unit"]] and result["rollback"]["seconds"] == 30
+    assert configuration(ovs) != before
+    (done,) = systemd.elapse()
+    assert (done.returncode, done.stdout) == (0, "bridge br0 is as before\n"), done.stderr
+    assert configuration(ovs) == before
+    assert not list(systemd.folder.glob("ovs-br0*"))
+
+
+def test_a_new_bridge_is_taken_back(module, ovs, sent, systemd):
+    before = configuration(ovs)
+    sent.clear()
+    module(confirm_timeout=30, **RICH)
+    assert sent.count("write") == 1
+    systemd.elapse()
+    assert configuration(ovs) == before
+
+
+def test_machines_that_come_and_go_meanwhile_are_left_alone(module, ovs, systemd):
+    module(**UP)
+    plug_vm(ovs, "vnet0")
+    plug_vm(ovs, "vnet1")
+    module(confirm_timeout=30, ports=[])
+    ovs.vsctl("del-port", "vnet0", "--", "set", "Port", "vnet1", "tag=7")
+    plug_vm(ovs, "vnet2")
+    systemd.elapse()
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0", "vnet1", "vnet2"]
+    assert ovs.get("Port", "vnet1", "tag") == "7"
+    # On a bridge that was not there before a machine keeps it alive.
+    module(name="br1", confirm_timeout=30, ports=[{"name": "eth1"}])
+    plug_vm(ovs, "vnet3", "br1")
+    systemd.elapse()
+    assert ovs.vsctl("list-ports", "br1").split() == ["vnet3"]
+
+
+def test_a_confirmed_change_stays(module, ovs, systemd):
+    module(**UP)
+    file = Path(module(confirm_timeout=30, ports=[])["rollback"]["file"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    refused(module(**UP), "br0", "waits for its confirmation")
+    assert not module(ports=[]).get("failed")  # nothing to do is no change
+    assert not module(name="br1", confirm_timeout=30).get("failed")
+    file.rename(f"{file}.confirmed")  # as the controller does
+    late = systemd.elapse()
+    assert "was confirmed" in late[0].stderr and late[0].returncode == 1
+    assert ovs.vsctl("list-ports", "br0") == ""
+    assert not module(confirm_timeout=30, **UP).get("failed")
+    assert not file.with_name(file.name + ".confirmed").exists()
+
+
+def test_a_change_that_the_database_refused_leaves_no_timer(module, ovs, systemd, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def meanwhile(self, change):
+        ovs.vsctl("set", "Port", "eth0", "tag=77")
+        return original(self, change)
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", meanwhile)
+    result = module(confirm_timeout=30, **port(tag=5))
+    refused(result, "somebody else changed")
+    assert "rollback" not in result and not systemd.timers and not list(systemd.folder.glob("ovs-br0*"))
+
+
+def test_a_change_that_others_undo_at_once_is_not_said_to_wait_for_itself(module, ovs, systemd, monkeypatch):
+    module(**UP)
+    original = _ovs.Ovs.commit
+
+    def undone(self, change):
+        number = original(self, change)
+        ovs.vsctl("remove", "Port", "eth0", "tag", "5")
+        return number
+
+    monkeypatch.setattr(_ovs.Ovs, "commit", undone)
+    result = module(confirm_timeout=30, **port(tag=5))
+    assert result["failed"] and result["error"] == "NotConverged" and result["rollback"]
+
+
+def test_a_timer_that_never_came_blocks_nobody_for_ever(module, systemd, monkeypatch):
+    module(confirm_timeout=5)
+    refused(module(**UP), "waits for its confirmation")
+    monkeypatch.setattr(rollback.time, "time", lambda: time.monotonic() + 10**10)
+    assert not module(**UP).get("failed")
+
+
+def test_confirm_timeout_is_refused_where_nothing_could_take_the_change_back(module, ovs, systemd, monkeypatch):
+    refused(module(confirm_timeout=30, wait_lacp=30), "longer than wait_lacp")
+    refused(module(confirm_timeout=1), "confirm_timeout", "5 to 3600")
+    monkeypatch.setattr(rollback, "BOOTED", Path("/nonexistent"))
+    result = module(confirm_timeout=30, **UP)
+    refused(result, "confirm_timeout needs systemd")
+    assert result["error"] == "NotFound" and ovs.vsctl("list-br") == ""
+
+
+@pytest.fixture
+def away(ovs):
+    """The database's socket, hidden; it is back when the block ends."""
+    socket = Path(ovs.socket)
+
+    @contextmanager
+    def hide():
+        socket.rename(f"{socket}.away")
+        yield
+        Path(f"{socket}.away").rename(socket)
+
+    return hide
+
+
+def test_a_restore_that_meets_no_database_can_be_run_again(module, ovs, systemd, away):
+    module(**UP)
+    module(confirm_timeout=30, ports=[])
+    ((_seconds, command),) = systemd.timers.values()
+    *program, file, patience = command
+    assert patience == "600"
+    with away():
+        done = subprocess.run([*program, file], capture_output=True, text=True, check=False)
+    claimed = file.replace(".json", ".restoring")
+    assert done.returncode == 1 and f"run it again with {claimed}" in done.stderr
+    again = subprocess.run([*program, claimed], capture_output=True, text=True, check=False)
+    assert again.stdout == "bridge br0 is as before\n", again.stderr
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
+
+
+def test_a_restore_waits_for_the_database(module, ovs, systemd, away):
+    module(**UP)
+    module(confirm_timeout=30, ports=[])
+    ((_seconds, command),) = systemd.timers.values()
+    with away():
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        assert program.poll() is None
+    assert program.communicate(timeout=30)[0] == "bridge br0 is as before\n"
+    assert ovs.vsctl("list-ports", "br0").split() == ["eth0"]
+
+
+PAGE = (Path(__file__).parents[4] / "docs" / "ovs_bridge.md").read_text(encoding="utf-8")
+RECIPES = [task for text in PAGE.split("```yaml")[1:] for task in yaml.safe_load(text.split("```")[0])]
+
+
+def test_the_page_has_five_recipes():
+    assert len(RECIPES) == 5
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_a_recipe_of_the_page_works(module, ovs, systemd, recipe):
+    options = {**recipe["drover.kvm.ovs_bridge"], "wait_lacp": 0}
+    result = module(**options)
+    assert result["changed"] and not result.get("failed"), result
+    for file in systemd.folder.glob("ovs-*@*.json"):
+        file.unlink()
+    assert not module(**options)["changed"]
 
 
 def test_without_the_bindings_it_says_what_to_install(module, monkeypatch):
