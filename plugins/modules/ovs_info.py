@@ -55,20 +55,28 @@ EXAMPLES = r"""
         msg: "{{ item.interface }}: {{ item.partner.system }} key {{ item.partner.key }} port {{ item.partner.port }}"
       loop: "{{ answer.links | selectattr('partner') }}"
 
-- name: Fail when a cable of a bond is dead
-  drover.kvm.ovs_info:
-  register: answer
-  failed_when: answer.links | selectattr('bond') | rejectattr('lacp', 'equalto', 'current attached')
+- name: Refuse to work on with a dead cable
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: Read the bonds
+      drover.kvm.ovs_info:
+      register: answer
+      failed_when: answer.links | selectattr('bond') | rejectattr('lacp', 'equalto', 'current attached')
 
-- name: Which VM is behind vnet7
-  drover.kvm.ovs_info:
-  register: answer
+- name: Say which VM is behind vnet7
+  hosts: hv1
+  gather_facts: false
+  tasks:
+    - name: Read the ports
+      drover.kvm.ovs_info:
+      register: answer
 
-- name: Say it
-  ansible.builtin.debug:
-    msg: "{{ ports | selectattr('name', 'equalto', 'vnet7') | map(attribute='vm') }}"
-  vars:
-    ports: "{{ answer.bridges | map(attribute='ports') | flatten }}"
+    - name: Say it
+      ansible.builtin.debug:
+        msg: "{{ ports | selectattr('name', 'equalto', 'vnet7') | map(attribute='vm') }}"
+      vars:
+        ports: "{{ answer.bridges | map(attribute='ports') | flatten }}"
 """
 
 RETURN = r"""

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.filter.network_report import FilterModule
+from ansible_collections.drover.kvm.plugins.module_utils._bridge.switch_map import report as compared
 
 SYSTEM = "00:1c:73:00:00:01"
-DECLARED = {
+DECLARED: dict[str, dict[str, dict[str, Any]]] = {
     "hv1": {"nic1": {"system": SYSTEM, "key": 11, "port": 101}, "nic2": {"system": SYSTEM, "key": 11, "port": 102}},
     "hv2": {"nic1": {"system": SYSTEM, "key": 12, "port": 103}, "nic2": {"system": SYSTEM, "key": 12, "port": 104}},
     "hv3": {"nic1": {"switch": "core2", "port_name": "Ethernet7"}},
@@ -41,7 +41,7 @@ def live(**changes: Any) -> dict[str, Any]:
 
 def report(answers: Any, declared: Any = DECLARED) -> dict[str, Any]:
     """The filter's answer."""
-    found = FilterModule().filters()["network_report"](answers, declared)
+    found: dict[str, Any] = compared(answers, declared)
     assert found["wrong"] == sum(not row["ok"] for row in found["rows"])
     assert len(found["table"]) == len(found["rows"]) + 1
     return found
