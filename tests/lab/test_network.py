@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,23 @@ from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODE = "hv2"
+# The storage network is on the same bridge: what a guest of QEMU's iSCSI client bears is some 15 s, so the bridge is
+# made again at once, and by nothing that knows of VMs.
+LOSE = f"""---
+- name: Lose the bridge and make it again
+  hosts: {NODE}
+  gather_facts: false
+  tasks:
+    - name: Lose it
+      ansible.builtin.command:
+        argv: [ovs-vsctl, del-br, br0]
+    - name: Make it again
+      drover.kvm.ovs_bridge:
+        name: br0
+        datapath_type: "{{{{ open_vswitch_bridges[0].datapath_type }}}}"
+        bonds: "{{{{ open_vswitch_bridges[0].bonds }}}}"
+        ports: "{{{{ open_vswitch_bridges[0].ports }}}}"
+"""
 ROLE = ("--limit", NODE, "--tags", "open_vswitch")
 NICS = ("nic1", "nic2")
 # What the map is for each host; the command line gives it for all.
@@ -144,14 +162,14 @@ def tap_of(cluster: Cluster, vm: str) -> str:
     return cluster.ssh(NODE, "virsh", "domiflist", vm).split()[-5]
 
 
-def test_vms_come_back_after_their_bridge_was_lost(cluster: Cluster) -> None:
+def test_vms_come_back_after_their_bridge_was_lost(cluster: Cluster, tmp_path: Path) -> None:
+    lose = tmp_path / "lose.yml"
+    lose.write_text(LOSE, encoding="utf-8")
     before, names = taps(cluster), guests_of(cluster)
     assert len(before) == len(names) == 2
     with Observer(cluster.lab) as watch:
         words = {name: watch.wait_word(name) for name in names}
-        cluster.ssh(NODE, "ovs-vsctl del-br br0")
-        cluster.play("repair_network", node=NODE).refused("has no bridge br0 (of", "nothing was changed")
-        cluster.play("site", *ROLE, open_vswitch_plug_vms=False).good()
+        cluster.play(str(lose)).good()
         deaf = time.monotonic()
         time.sleep(2)  # a guest speaks ten times a second
         heard = {name for name in names if watch.words(name)[-1]["time"] > deaf}
@@ -176,7 +194,7 @@ def test_taps_in_the_wrong_vlan_are_found_and_mended(cluster: Cluster) -> None:
     before, names = taps(cluster), guests_of(cluster)
     first, second = (tap_of(cluster, name) for name in names)
     cluster.ssh(NODE, f"ovs-vsctl set port {first} tag={OTHER_VLAN} -- set port {second} tag={OTHER_VLAN}")
-    repaired = cluster.play("repair_network", "--diff", node=NODE, vm=names[0]).good()
+    repaired = cluster.play("repair_network", "--diff", node=NODE, vms=names[0]).good()
     assert repaired.changed == 1
     assert cluster.ssh(NODE, f"ovs-vsctl get port {first} tag").strip() == str(GUEST_VLAN)
     assert cluster.ssh(NODE, f"ovs-vsctl get port {second} tag").strip() == str(OTHER_VLAN)
@@ -190,7 +208,7 @@ def test_a_vm_that_stays_silent_is_named_and_its_link_bounced(cluster: Cluster) 
     tap = tap_of(cluster, name)
     cluster.ssh(NODE, f"ip link set {tap} down")
     try:
-        played = cluster.play("repair_network", node=NODE, vm=name, bounce=True, drover_listen=2)
+        played = cluster.play("repair_network", node=NODE, vms=name, bounce=True, drover_listen=2)
         assert played.code != 0 and played.changed == 1, played.output
         text = re.sub(r"\s+", " ", played.output)
         assert f"{name} sent nothing for 2 s" in text and f"drover.kvm.drain_node -e node={NODE}" in text, played.output
