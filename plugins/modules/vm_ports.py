@@ -66,6 +66,9 @@ options:
 notes:
   - A limit of bandwidth on a NIC that was plugged again is not set again, which is a warning. C(virsh domiftune) sets
     it.
+  - QEMU's own iSCSI client was seen to give up for good when it lost the SAN for more than some 15 seconds and found no
+    route to it. A VM whose disks were reached over the lost bridge then hangs on them and stays in RV(silent), although
+    its port is right again.
   - What Open vSwitch's external ids mean is said in U(https://docs.openvswitch.org/en/latest/topics/integration/), how
     libvirt describes NICs in U(https://libvirt.org/formatdomain.html#network-interfaces).
 seealso:
