@@ -227,28 +227,35 @@ class Ovs:
         ovs-vswitchd itself is asked: the database says lacp_current for seconds before any partner has spoken. Empty
         when it does not answer.
         """
+        return dict(LACP_MEMBER.findall(self.ask_switch("lacp/show")))
+
+    def ask_switch(self, command: str, *words: str) -> str:
+        """What ovs-vswitchd says to a command of ovs-appctl; empty when it does not answer or refuses."""
         folder = Path(self.socket).parent
         try:
             pid = (folder / "ovs-vswitchd.pid").read_text(encoding="ascii").strip()
             switch = _Peer("ovs-vswitchd", str(folder / f"ovs-vswitchd.{pid}.ctl"), CONTROL_ANSWER)
         except (OSError, Unreachable):
-            return {}
+            return ""
         try:
-            return dict(LACP_MEMBER.findall(switch.call("lacp/show", [])))
+            return str(switch.call(command, words))
         except (Failed, Unreachable):
-            return {}
+            return ""
         finally:
             switch.close()
 
-    def snapshot(self) -> Snapshot:
-        """Read all tables in one transaction."""
+    def snapshot(self, more: Mapping[str, Mapping[str, str]] | None = None) -> Snapshot:
+        """Read all tables in one transaction, with `more` tables and columns in the manner of COLUMNS."""
+        columns = {
+            table: {**COLUMNS.get(table, {}), **(more or {}).get(table, {})} for table in {**COLUMNS, **(more or {})}
+        }
         asked = [
-            {"op": "select", "table": table, "where": [], "columns": ["_uuid", *columns]}
-            for table, columns in COLUMNS.items()
+            {"op": "select", "table": table, "where": [], "columns": ["_uuid", *kinds]}
+            for table, kinds in columns.items()
         ]
         tables = {}
-        for table, result in zip(COLUMNS, self.transact(asked)):
-            rows = [_decode_row(table, row) for row in result["rows"]]
+        for (table, kinds), result in zip(columns.items(), self.transact(asked)):
+            rows = [_decode_row(kinds, row) for row in result["rows"]]
             tables[table] = {row["_uuid"]: row for row in rows}
         if not tables["Open_vSwitch"]:
             raise NotFound(
@@ -376,8 +383,8 @@ def _encode(kind: str, value: Any) -> Any:
     return ["set", []] if value is None else value
 
 
-def _decode_row(table: str, row: Mapping[str, Any]) -> Row:
-    decoded = {column: _decode(kind, row[column]) for column, kind in COLUMNS[table].items()}
+def _decode_row(kinds: Mapping[str, str], row: Mapping[str, Any]) -> Row:
+    decoded = {column: _decode(kind, row[column]) for column, kind in kinds.items()}
     return {"_uuid": row["_uuid"][1], **decoded}
 
 
