@@ -31,7 +31,6 @@ except ImportError:
 
 Row = dict[str, Any]
 DATABASE = "Open_vSwitch"
-DEVICES = Path("/sys/class/net")
 CONTROL_ANSWER = 2.0  # seconds; ovs-vswitchd's own word is worth having, not worth waiting for
 # A line of `lacp/show`; versions before 2.16 write the older word.
 LACP_MEMBER = re.compile(r"^(?:member|slave): (\S+): (\w+ \w+)", re.MULTILINE)
@@ -352,11 +351,6 @@ def connect(socket: str) -> Iterator[Ovs]:
         yield client
     finally:
         client.close()
-
-
-def devices() -> set[str]:
-    """The network interfaces that the kernel of this machine has now."""
-    return {path.name for path in DEVICES.iterdir()} if DEVICES.is_dir() else set()
 
 
 def _where(row_id: str) -> list[Any]:

@@ -578,7 +578,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _ovs
+from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
     changes,
     checks,
@@ -630,7 +630,7 @@ class Bridge(Resource):
 
     def wanted(self, before: State) -> State:
         """The options laid over what is there."""
-        return rules.wanted(self.params, before, self.snapshot, _ovs.devices())
+        return rules.wanted(self.params, before, self.snapshot, _links.devices())
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """A step for each sentence; the first commits them all, since they are one transaction."""

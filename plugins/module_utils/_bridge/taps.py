@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._ovs import Change, Row, Snapshot
-from .rows import VLAN_KEYS, owners
+from .options import VLAN_KEYS
+from .rows import owners
 
 Ports = dict[str, dict[str, Any]]
 NOWHERE: dict[str, Any] = {

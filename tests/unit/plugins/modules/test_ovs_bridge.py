@@ -17,7 +17,7 @@ import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _ovs, _program, _run
+from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs, _program, _run
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore, rollback
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
 from ansible_collections.drover.kvm.tests.unit import ovs_server
@@ -39,7 +39,7 @@ def ovs(server, tmp_path, monkeypatch):
     """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
     for number in range(6):
         (tmp_path / f"eth{number}").touch()
-    monkeypatch.setattr(_ovs, "DEVICES", tmp_path)
+    monkeypatch.setattr(_links, "DEVICES", tmp_path)
     server.bare()
     return server
 
