@@ -149,3 +149,10 @@ def test_a_modules_signature_is_cut_off() -> None:
     signed = b"module" + signature + bytes(8) + (20).to_bytes(4, "big") + b"~Module signature appended~\n"
     assert guest.unsigned(signed) == b"module"
     assert guest.unsigned(b"module") == b"module"
+
+
+def test_a_topology_without_software_has_the_defaults(data: dict[str, Any]) -> None:
+    own = {key: value for key, value in data.items() if key not in topology.SOFTWARE}
+    assert topology.parse(json.dumps(own), json.dumps(data)) == parsed(data)
+    with pytest.raises(topology.TopologyError, match="suite"):
+        parsed(own)

@@ -46,7 +46,7 @@ class Lab:
         self.asked = topology
         if not topology:
             topology = (saved if saved.exists() else DEFAULT_TOPOLOGY).read_text(encoding="utf-8")
-        self.topology: Topology = parse(topology)
+        self.topology: Topology = parse(topology, DEFAULT_TOPOLOGY.read_text(encoding="utf-8"))
         self.network = Network(name, self.topology, self.state)
         self.base = Base(self.topology, name)
         self.machines = {
@@ -91,7 +91,7 @@ class Lab:
 
     def _check_same(self, prepared: bool) -> None:
         settings = self.settings
-        if settings and self.asked and parse(self.asked).text != parse(self._saved()).text:
+        if settings and self.asked and self.topology.text != parse(self._saved()).text:
             raise LabError(f"lab {self.name} has another topology: take it down first")
         if settings and settings["prepared"] != prepared:
             kind = "prepared" if settings["prepared"] else "bare"

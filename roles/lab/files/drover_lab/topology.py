@@ -14,6 +14,8 @@ from typing import Any
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # A kernel's interface name has at most 15 characters; the switch end of a cable is named NODE-NIC.
 INTERFACE_LENGTH = 15
+# What is installed; a topology that does not say it has what the default one has, and shares its base.
+SOFTWARE = ("suite", "base_packages", "packages", "more_packages")
 
 
 class TopologyError(ValueError):
@@ -133,10 +135,14 @@ def _node(name: str, data: dict[str, Any]) -> Node:
     )
 
 
-def parse(text: str) -> Topology:
-    """Read a topology from JSON text; TopologyError names what is wrong with it."""
+def parse(text: str, default: str = "{}") -> Topology:
+    """Read a topology from JSON text; TopologyError names what is wrong with it.
+
+    The software that it does not name is that of the topology `default`.
+    """
     try:
-        data = json.loads(text)
+        known = json.loads(default)
+        data = {**{key: known[key] for key in SOFTWARE if key in known}, **json.loads(text)}
         topology = Topology(
             suite=data["suite"],
             base_packages=tuple(data["base_packages"]),
