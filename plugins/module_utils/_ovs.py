@@ -57,6 +57,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "rstp_enable": "one",
         "rstp_status": "map",
         "mcast_snooping_enable": "one",
+        "flood_vlans": "set",
         "protocols": "set",
         "controller": "refs",
         "mirrors": "refs",

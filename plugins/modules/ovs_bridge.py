@@ -79,6 +79,13 @@ options:
       - Whether the bridge learns from IGMP and MLD who wants which multicast group, instead of sending it to all ports.
         Open vSwitch's own default is V(false).
     type: bool
+  flood_vlans:
+    description:
+      - VLANs (0 to 4095, 0 for untagged packets) on which the bridge learns no addresses and sends every packet to all
+        ports, exactly these. For a VLAN that carries the copies of a mirror (O(mirrors[].output_vlan)).
+      - Not together with a bond of mode V(balance-slb). Open vSwitch's own default is an empty list, none.
+    type: list
+    elements: int
   protocols:
     description:
       - The versions of OpenFlow that the bridge speaks, exactly these. An empty list means Open vSwitch's own default,

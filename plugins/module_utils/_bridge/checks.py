@@ -63,6 +63,13 @@ def check_vlans(value: list[int]) -> list[int]:
     return sorted(check_vlan(item) for item in value)
 
 
+def check_any_vlans(value: list[int]) -> list[int]:
+    """Any values of a VLAN tag, the reserved 0 (untagged) and 4095 included, sorted; each once."""
+    if len(set(value)) != len(value):
+        raise ValueError(f"{value} lists a VLAN twice")
+    return sorted(between(0, 4095)(item) for item in value)
+
+
 def check_members(value: list[str]) -> list[str]:
     """The members of a bond, sorted; at least two different ones."""
     if len(set(value)) != len(value):

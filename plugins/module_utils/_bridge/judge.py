@@ -20,6 +20,11 @@ def check(params: State, before: State | None, state: State, guests: list[str]) 
         )
     if state["stp"] and state["rstp"] and (params["stp"] or params["rstp"]):
         raise Invalid(f"bridge {name}: a bridge speaks stp or rstp, not both; set the other one to false")
+    bonds = {bond: item for bond, item in state["bonds"].items() if params["flood_vlans"] or item["managed"]}
+    slb = [bond for bond, item in bonds.items() if item["mode"] == "balance-slb"]
+    if state["flood_vlans"] and slb and (params["flood_vlans"] or params["bonds"]):
+        # Open vSwitch would keep both and warn in its log only.
+        raise Invalid(f"bridge {name}: flood_vlans do not go with mode balance-slb of a bond ({', '.join(slb)})")
     for port, item in state["ports"].items():
         if item["managed"] or port == name:
             _check_port(f"port {port} of bridge {name}", name, port, item)

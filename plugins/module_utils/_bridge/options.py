@@ -54,6 +54,13 @@ BRIDGE = (
     Field("rstp_priority", type="int", check=between(0, 61440, 4096), place=_key("Bridge", "rstp-priority", 32768)),
     Field("mcast_snooping", type="bool", place=Cell("Bridge", "mcast_snooping_enable", False)),
     Field(
+        "flood_vlans",
+        type="list",
+        elements="int",
+        check=checks.check_any_vlans,
+        place=Cell("Bridge", "flood_vlans", []),
+    ),
+    Field(
         "protocols",
         type="list",
         elements="str",

@@ -216,6 +216,12 @@ OPTIONS |= {
     "stp_priority": config("stp_priority", 4096, "stp-priority"),
     "rstp_priority": config("rstp_priority", 8192, "rstp-priority"),
     "mcast_snooping": ({}, {"mcast_snooping": True}, ("Bridge", "br0", "mcast_snooping_enable"), "true"),
+    "flood_vlans": (
+        {"flood_vlans": [7]},
+        {"flood_vlans": [4095, 0, 9]},
+        ("Bridge", "br0", "flood_vlans"),
+        "[0, 9, 4095]",
+    ),
     "protocols": (
         {"protocols": ["OpenFlow10"]},
         {"protocols": ["OpenFlow15", "OpenFlow13"]},
@@ -685,6 +691,10 @@ def test_wrong_options_of_ports_and_bonds(module, ovs, kind, options, words):
         ({"stp": True, "rstp": True}, ["stp or rstp, not both"]),
         ({"rstp_priority": 4097}, ["rstp_priority", "steps of 4096"]),
         ({"stp_priority": 70000}, ["stp_priority", "0 to 65535"]),
+        ({"flood_vlans": [4096]}, ["flood_vlans", "0 to 4095"]),
+        ({"flood_vlans": [-1]}, ["flood_vlans", "0 to 4095"]),
+        ({"flood_vlans": [9, 9]}, ["flood_vlans", "twice"]),
+        ({"flood_vlans": [9], **bond(mode="balance-slb")}, ["br0", "flood_vlans", "balance-slb", "bond0"]),
         ({"controllers": ["192.0.2.1"]}, ["controllers", "tcp:ADDRESS:PORT"]),
         ({"protocols": ["OpenFlow9"]}, ["protocols"]),
         (port(rstp_port_priority=17), ["rstp_port_priority", "steps of 16"]),
@@ -829,6 +839,15 @@ def test_what_the_state_does_not_know_survives_a_change(module, converge, ovs):
     result = converge(**tunnel(key=8))
     assert "sesame" not in json.dumps(result)
     assert ovs.get("Interface", "vxlan0", "options:psk") == "sesame"
+
+
+def test_flood_vlans_of_a_bridge_with_an_slb_bond(module, converge, ovs):
+    module(**bond(mode="balance-slb"))
+    refused(module(flood_vlans=[9]), "flood_vlans", "bond0")
+    ovs.vsctl("set", "Bridge", "br0", "flood_vlans=9")
+    converge(rstp=True)  # what others wrote is not judged
+    converge(flood_vlans=[])
+    assert ovs.get("Bridge", "br0", "flood_vlans") == "[]"
 
 
 def test_a_tunnel_becomes_another_port_without_its_options(module, converge, ovs):
