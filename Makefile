@@ -91,8 +91,11 @@ lab-down: install ## Take the lab away
 demo: install ## From bare servers to a drained node, in the lab
 	$(STORIES) env -C ../../.. python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
+# The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
-	$(call if_any,tests/lab/test_*.py,$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true; $(STORIES) pytest tests/lab $(ARGS))
+	$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true
+	$(STORIES) pytest tests/lab $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
+		$(LAB) -e lab_name=$(STORY_LAB) -e lab_state=absent >/dev/null || exit; exit $$status
 
 # A run that was killed leaves molecule's note that the nodes exist; destroy takes away both.
 MOLECULE := $(TOOL) $(INSTALLED) molecule

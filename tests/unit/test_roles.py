@@ -52,6 +52,17 @@ def test_a_playbook_says_what_it_does(playbook):
     assert has_header(playbook), "a playbook begins with a comment: what it does, what it needs"
 
 
+def test_the_switchs_role_passes_every_option_of_a_bridge():
+    module = (ROOT / "plugins/modules/ovs_bridge.py").read_text(encoding="utf-8")
+    options = set(yaml.safe_load(module.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"])
+    role = ROOT / "roles/open_vswitch"
+    spec = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]["open_vswitch_bridges"]
+    task = next(task for task in load(role / "tasks/run.yml") if "drover.kvm.ovs_bridge" in task)
+    # The role waits by itself, and knows the socket.
+    passed = options - {"wait_lacp", "timeout", "socket"}
+    assert set(task["drover.kvm.ovs_bridge"]) == set(spec["options"]) == passed
+
+
 def make_role(folder: Path, defaults: str, options: str) -> Path:
     role = folder / "bad"
     for name, text in (("defaults/main.yml", defaults), ("meta/argument_specs.yml", options), ("README.md", "# bad")):

@@ -40,6 +40,11 @@ class Cell:
     empty: Any = None
     key: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise LookupError for a column that is not read."""
+        if self.column not in COLUMNS[self.table]:
+            raise LookupError(f"{self.table}.{self.column}: add it to COLUMNS in _ovs.py, with its kind")
+
 
 def _key(table: str, key: str, empty: Any = None, column: str = "other_config") -> Cell:
     return Cell(table, column, empty, key)

@@ -378,7 +378,8 @@ def test_every_option_has_a_row():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option(converge, module, ovs, option):
     before, options, cell, value = OPTIONS[option]
-    assert not module(**before).get("failed")
+    start = module(**before)
+    assert not start.get("failed"), start
     result = converge(**options)
     if cell is None:
         assert ovs.vsctl("list-br") == ""
