@@ -52,11 +52,11 @@ EXAMPLES = r"""
     hv1:
     hv2:
 
-- name: Reached over TLS, by addresses; answers kept for five minutes
+- name: Reached over ssh, by addresses; answers kept for five minutes
   plugin: drover.kvm.libvirt
   hypervisors:
-    hv1: {ansible_host: 10.1.0.11, uri: "qemu+tls://10.1.0.11/system"}
-    hv2: {ansible_host: 10.1.0.12, uri: "qemu+tls://10.1.0.12/system"}
+    hv1: {ansible_host: 10.1.0.11, uri: "qemu+ssh://root@10.1.0.11/system"}
+    hv2: {ansible_host: 10.1.0.12, uri: "qemu+ssh://root@10.1.0.12/system"}
   timeout: 5
   cache: true
   cache_plugin: ansible.builtin.jsonfile

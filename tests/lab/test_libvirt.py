@@ -93,7 +93,7 @@ def test_a_node_says_what_it_has(station: Station, by_hand: None) -> None:
         "<cpu match='exact'><model>Skylake-Server</model></cpu>",
         "<cpu><model>X</model></cpu>",
     )
-    cpus = [{"vm": "own", "cpu": own}, {"vm": "more", "cpu": more}, {"vm": "odd", "cpu": odd}]
+    cpus = [{"vms": [name], "cpu": cpu} for name, cpu in (("own", own), ("more", more), ("odd", odd))]
     (result,) = station.play({"drover.kvm.node_info": {"cpus": cpus}})
     rows = result["node"]["cpu_matrix"]
     assert [(row["vm"], row["node"], row["compatible"]) for row in rows] == [
