@@ -60,7 +60,7 @@ def test_a_drain_that_is_killed_is_finished_by_the_next_run(cluster: Cluster, po
     """F-01: kill -9 of the controller's whole process group at a random moment between the first move and the last."""
     dice = random.Random(SEED + point)
     before = cluster.where()
-    leaving = [name for name, node in before.items() if node == NODE]
+    leaving = {name for name, node in before.items() if node == NODE}
     with Observer(cluster.lab) as watch:
         for name in before:
             watch.wait_word(name)
@@ -78,6 +78,6 @@ def test_a_drain_that_is_killed_is_finished_by_the_next_run(cluster: Cluster, po
         assert cluster.play("drain_node", node=NODE).good().changed == 0
         cluster.play("undrain_node", node=NODE).good()
         after = cluster.where()
-        assert [name for name, node in after.items() if node == NODE] == leaving, f"seed {SEED}"
+        assert {name for name, node in after.items() if node == NODE} == leaving, f"seed {SEED}"
     verdict = watch.verdict()
     assert verdict.ok, f"seed {SEED}: {verdict}"
