@@ -108,9 +108,9 @@ def storage_and_migration_networks_carry(cluster: Cluster) -> None:
     for node in NODES:
         for network in ("storage", "migration"):
             peers = [other for other in cluster.lab.machines if network in cluster.lab.topology.node(other).networks]
-            # One answer within 20 s: a port that was made again has another MAC address, and a neighbour who knew
-            # the old one sends there for some 9 s before it asks again.
-            pings = [f"ping -q -c 1 -w 20 {address(cluster, peer, network)} >/dev/null" for peer in peers]
+            # A port that was made again has another MAC address; who knew the old one sends there for up to a minute.
+            pings = ["ip neighbour flush all"]
+            pings += [f"ping -q -c 1 -w 5 {address(cluster, peer, network)} >/dev/null" for peer in peers]
             assert "status=0" in say(cluster, node, " && ".join(pings)), f"{node}: {network} to {peers}"
 
 
