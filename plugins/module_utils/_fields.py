@@ -135,11 +135,11 @@ def names_after(before: Sequence[str], change: Mapping[str, Sequence[str]] | Non
     return sorted((start | set(change.get("add", ()))) - set(change.get("remove", ())))
 
 
-def check_name(value: str) -> str:
+def check_name(value: str, longest: int = 63) -> str:
     """A name safe as file name, domain name and argument (libvirt itself accepts `..` and `-rf`)."""
-    if not NAME.fullmatch(value) or ".." in value:
+    if not NAME.fullmatch(value) or ".." in value or len(value) > longest:
         raise ValueError(
-            f"{value!r} is not a valid name: 1 to 63 letters, digits, dots, hyphens or underscores, "
+            f"{value!r} is not a valid name: 1 to {longest} letters, digits, dots, hyphens or underscores, "
             "the first a letter or digit, no two dots in a row"
         )
     return value

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, Callable
 
-from .._fields import check_vlan
+from .._fields import check_name, check_vlan
 
-INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 TARGET = re.compile(r"(ssl|tcp|pssl|ptcp):[][A-Za-z0-9.:%_-]*|p?unix:/[A-Za-z0-9./_-]+", re.ASCII)
 KEY = re.compile(r"flow|\d{1,10}|0[xX][0-9a-fA-F]{1,8}", re.ASCII)
 MTU = (68, 65535)
@@ -22,12 +21,7 @@ Number = Callable[[int], int]
 
 def check_interface(value: str) -> str:
     """A name that the kernel accepts for an interface and that is safe as an argument and a file name."""
-    if not INTERFACE.fullmatch(value) or ".." in value:
-        raise ValueError(
-            f"{value!r} is not a valid name: 1 to 15 letters, digits, dots, hyphens or underscores, "
-            "the first a letter or digit, no two dots in a row"
-        )
-    return value
+    return check_name(value, longest=15)
 
 
 def check_interfaces(value: list[str]) -> list[str]:

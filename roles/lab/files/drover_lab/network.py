@@ -93,8 +93,8 @@ class Network:
 
     def _forget(self, missing: list[Cable]) -> None:
         """Take the ports of lost cables from a running switch: it would go on reading the NIC that is no more."""
-        if self._answers("vswitchd.ctl"):
-            lost = [cable.right_nic for cable in missing if cable.right == "switch"]
+        lost = [cable.right_nic for cable in missing if cable.right == "switch"]
+        if lost and self._answers("vswitchd.ctl"):
             words = [word for nic in lost for word in ("--", "--if-exists", "--with-iface", "del-port", nic)]
             self.vsctl(*words[1:])
 
