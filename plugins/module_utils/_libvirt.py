@@ -200,6 +200,7 @@ class Node:
         self.connection = connection
         self.name = name
         self.readonly = readonly
+        self._schema = threading.Lock()
 
     # ---- domains: read
 
@@ -297,8 +298,12 @@ class Node:
             return call(self.connection.lookupByName(name))
 
     def define(self, xml: str, validate: bool = True) -> None:
-        """Define or redefine a VM; unless told otherwise libvirt checks the XML against its schema."""
-        with translated(f"define a VM on {self.name}"):
+        """Define or redefine a VM; unless told otherwise libvirt checks the XML against its schema.
+
+        One at a time: libxml2 sets up its schema types without a lock, and two first checks in one daemon at the same
+        moment fail with "type 'unsignedInt' is not exported".
+        """
+        with translated(f"define a VM on {self.name}"), self._schema:
             self.connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0)
 
     def start(self, name: str, paused: bool = False) -> None:

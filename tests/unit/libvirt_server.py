@@ -70,6 +70,7 @@ class Daemon:
     def freeze(self) -> None:
         """Let it hang as a stuck daemon does: the sockets take connections, nothing answers."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -73,6 +73,7 @@ class Server:
     def frozen(self, name: str):
         """The daemon `name` answers nothing as long as the block runs."""
         self.daemons[name].send_signal(signal.SIGSTOP)
+        os.waitpid(self.daemons[name].pid, os.WUNTRACED)
         try:
             yield
         finally:

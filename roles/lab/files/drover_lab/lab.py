@@ -270,7 +270,9 @@ class Lab:
 
     def freeze(self, node: str, program: str) -> list[int]:
         """Stop the processes of a program (its file's name) on a node as they are; returns their ids on the host."""
-        return self._signal(node, program, signal.SIGSTOP)
+        pids = self._signal(node, program, signal.SIGSTOP)
+        wait_for(f"every thread of {program} on {node} stopped", lambda: _stopped(pids), 10, step=0.01)
+        return pids
 
     def thaw(self, node: str, program: str) -> list[int]:
         """Let frozen processes go on."""
@@ -303,6 +305,13 @@ class Lab:
         there = target.exists()
         target.unlink(missing_ok=True)
         return there
+
+
+def _stopped(pids: list[int]) -> tuple[bool, str]:
+    """Whether all their threads are stopped (a signal is delivered when a thread next runs), and their states."""
+    paths = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    states = {path.parent.name: path.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] for path in paths}
+    return set(states.values()) <= {"T"}, str(states)
 
 
 def _raise_limits() -> None:
