@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The example with LACP pairs to the core and to the SAN: storage stays on its VLAN, one cable of a pair may be lost."""
+"""The example with LACP pairs to the core and the SAN: storage stays on its VLAN, one cable of a pair may be lost."""
 
 from __future__ import annotations
 
