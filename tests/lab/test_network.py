@@ -172,7 +172,9 @@ CUT_OFF = """---
       drover.kvm.ovs_bridge:
         name: br0
         datapath_type: netdev
+        bonds: "{{{{ open_vswitch_bridges[0].bonds }}}}"
         ports:
+          - {{name: storage0, type: internal, tag: 5}}
           - {{name: migration0, type: internal, tag: {tag}}}
         confirm_timeout: 20
 """
