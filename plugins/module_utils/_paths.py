@@ -56,6 +56,9 @@ def _path(address: str, mtu: int | None, seconds: float) -> dict[str, Any]:
     if _arrives(address, size, seconds):
         return {**path, "largest": size, "ok": True, "message": f"{address}: packets of {size} bytes arrive"}
     path["largest"] = _largest(address, [usual for usual in USUAL if usual < size], seconds)
+    # Where nothing was heard at first and then something, the neighbour was asleep, or busy: only size may be to blame.
+    if path["largest"] and _arrives(address, size, seconds):
+        return {**path, "largest": size, "ok": True, "message": f"{address}: packets of {size} bytes arrive"}
     way = f"{address} by {route['dev']}"
     if path["largest"] is None:
         return {**path, "message": f"{way}: no answer, whatever the size"}

@@ -31,7 +31,7 @@ options:
   timeout:
     description: How long one answer may take, in seconds, 1 to 60.
     type: int
-    default: 1
+    default: 2
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.info
@@ -117,7 +117,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._resource import run_in
 FIELDS = (
     Field("to", type="list", elements="str", required=True, check=lambda to: [_paths.check_address(one) for one in to]),
     Field("mtu", type="int", check=between(68, 65535)),
-    Field("timeout", type="int", default=1, check=between(1, 60)),
+    Field("timeout", type="int", default=2, check=between(1, 60)),
 )
 
 

@@ -87,6 +87,17 @@ def test_a_larger_size_than_the_interface_takes_is_not_sent(ask):
     assert (path["ok"], path["mtu"], path["largest"]) == (False, 9000, 1500)
 
 
+def test_a_neighbour_that_was_asleep_is_asked_again(ask, monkeypatch):
+    run = Network.run
+
+    def first_is_lost(self, argv, timeout, ok):
+        answer = run(self, argv, timeout, ok)
+        return answer if len(self.pings) > 1 else "3 packets transmitted, 0 received\n"
+
+    monkeypatch.setattr(Network, "run", first_is_lost)
+    assert ask(1500, {"10.0.6.12": 1500})[0]["paths"][0]["ok"]
+
+
 def test_an_own_address_needs_no_ping(ask):
     result, network = ask(1500, {}, to=["10.0.6.11"])
     assert result["paths"][0]["ok"] and network.pings == []
