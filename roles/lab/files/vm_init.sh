@@ -9,9 +9,9 @@ while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do
     tries=$((tries + 1))
 done
 $b mount -t ext4 -o noatime /dev/vda /root
-if [ -e /identity.tar ] && [ ! -e /root/var/lib/lab-identity ]; then
+if ! $b cmp -s /identity.tar /root/var/lib/lab-identity; then
     $b tar -x -f /identity.tar -C /root
-    : >/root/var/lib/lab-identity
+    (umask 077 && $b cp /identity.tar /root/var/lib/lab-identity)
 fi
 $b mount -o move /dev /root/dev
 exec $b switch_root /root /sbin/init

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,3 +37,22 @@ def identity(topology: Topology, node: Node, host_key: Path, authorized: Path) -
         Entry("etc/ssh/ssh_host_ed25519_key.pub", 0o644, host_key.with_suffix(".pub").read_bytes()),
         *(Entry(path, 0o644, text.encode("ascii")) for path, text in texts.items()),
     ]
+
+
+def machine_id() -> bytes:
+    """The content of a new /etc/machine-id."""
+    return uuid.uuid4().hex.encode("ascii") + b"\n"
+
+
+def tar(files: list[Entry]) -> bytes:
+    """An archive of these files, owned by root."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for entry in files:
+            about = tarfile.TarInfo(entry.path)
+            about.mode = entry.mode
+            about.mtime = int(time.time())
+            about.type = tarfile.DIRTYPE if entry.data is None else tarfile.REGTYPE
+            about.size = len(entry.data or b"")
+            archive.addfile(about, io.BytesIO(entry.data or b""))
+    return made.getvalue()

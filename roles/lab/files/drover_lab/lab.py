@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import accelerator, cgroups, controller_files
+from . import accelerator, cgroups, controller_files, vm_state
 from .base import Base
 from .container import Container
 from .network import RUN_NETNS, Network
@@ -101,8 +101,11 @@ class Lab:
         """What the nodes are made of, made first if need be."""
         root, kvm = self.base.ensure(prepared), accelerator.known() == "kvm"
         image = VmImage(self.base, prepared)
-        if any(node.kind == "vm" for node in self.topology.nodes.values()):
+        vms = [node for node in self.topology.nodes.values() if node.kind == "vm"]
+        if vms:
             image.ensure()
+        for node in vms if not kvm else ():
+            vm_state.ensure(self.base, image.folder, node.memory, node.vcpus)
         return Parts(root=root, repo=self.base.repo, programs=self.base.prepared, image=image.folder, kvm=kvm)
 
     def _saved(self) -> str:

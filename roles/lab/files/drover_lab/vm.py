@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 
-from . import vm_channels
+from . import vm_channels, vm_state
 from .guest import cpio
-from .identity import Entry
+from .identity import Entry, machine_id, tar
 from .nodes import FILL, FILL_LIMIT, NO_FILESYSTEM, Machine, Parts, command_name
 from .run import LabError, run
-from .vm_hardware import command, disk_names, link_file
+from .vm_hardware import command, disks, link_file
 from .vm_wire import Wires
 
 QEMU = "qemu-system-x86_64"
@@ -26,8 +24,9 @@ BOUND = ("usr", "etc", "dev", "proc")
 MERGED = ("bin", "sbin", "lib", "lib64")
 WATCH_SECONDS = 0.1
 # Each in its node, through the agent. A program is told by its file, as on the host.
-FIND = 'for p in /proc/[0-9]*; do [ "$(basename "$(readlink $p/exe)")" != "$1" ] || echo ${p#/proc/}; done'
-STATES = 'for pid; do for t in /proc/$pid/task/*; do cut -d" " -f3 $t/stat; done; done'
+FIND = """find /proc -maxdepth 2 -path "/proc/[0-9]*/exe" \\( -lname "*/$1" -o -lname "*/$1 (deleted)" \\) \\
+    -printf '%h\\n' 2>/dev/null || true"""
+STATES = "for pid; do cat /proc/$pid/task/*/stat; done"
 MAKE_FILESYSTEM = """mountpoint -q "$1" && exit
 [ -n "$2" ] || exit 9
 mkdir -p "$1" && cp -a "$1" /run/lab-fill-copy
@@ -35,20 +34,6 @@ mount -t tmpfs -o size="$2",mode=0755 tmpfs "$1"
 cp -a /run/lab-fill-copy/. "$1" && rm -r /run/lab-fill-copy"""
 FILL_UP = """for size in 1M 4k; do dd if=/dev/zero bs=$size count=$(($2 / 4096)) 2>/dev/null || true; done >>"$1"
 stat -c %s "$1" """
-
-
-def tar(files: list[Entry]) -> bytes:
-    """An archive of these files, owned by root."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
-        for entry in files:
-            about = tarfile.TarInfo(entry.path)
-            about.mode = entry.mode
-            about.mtime = int(time.time())
-            about.type = tarfile.DIRTYPE if entry.data is None else tarfile.REGTYPE
-            about.size = len(entry.data or b"")
-            archive.addfile(about, io.BytesIO(entry.data or b""))
-    return made.getvalue()
 
 
 class Vm(Machine):
@@ -69,8 +54,9 @@ class Vm(Machine):
             for nic in self.node.nics
         ]
         mounts = "/dev/vda / ext4 noatime 0 0\n"
-        mounts += "".join(f"tmpfs {path} tmpfs mode=0755,size={size} 0 0\n" for path, size in self.node.bounded)
-        (folder / "identity.tar").write_bytes(tar([*files, *links, Entry("etc/fstab", 0o644, mounts.encode("ascii"))]))
+        mounts += "".join(f"tmpfs {path} tmpfs mode=0755,size={size},X-mount.mkdir 0 0\n" for path, size in self.node.bounded)
+        own = [Entry("etc/fstab", 0o644, mounts.encode("ascii")), Entry("etc/machine-id", 0o444, machine_id())]
+        (folder / "identity.tar").write_bytes(tar([*files, *links, *own]))
 
     def place(self, command: list[str]) -> list[str]:
         """Where the node's cables end."""
@@ -86,7 +72,7 @@ class Vm(Machine):
 
     def find(self, program: str) -> list[int]:
         """As the node's own /proc tells."""
-        return [int(word) for word in vm_channels.execute(self.agent, FIND, program).split()]
+        return [int(word[len("/proc/") :]) for word in vm_channels.execute(self.agent, FIND, program).split()]
 
     def signal(self, pids: list[int], number: int) -> None:
         """Send it in the node."""
@@ -94,7 +80,8 @@ class Vm(Machine):
 
     def stopped(self, pids: list[int]) -> tuple[bool, str]:
         """As the node's own /proc tells."""
-        states = vm_channels.execute(self.agent, STATES, *map(str, pids)).split()
+        lines = vm_channels.execute(self.agent, STATES, *map(str, pids)).splitlines()
+        states = [line.rsplit(")", 1)[1].split()[0] for line in lines]
         return set(states) <= {"T"}, str(states)
 
     def fill(self, path: str, size: str) -> int:
@@ -120,19 +107,37 @@ class Vm(Machine):
     def supervise(self, parts: Parts) -> int:
         """Start QEMU with the files of the base, and tell it of its cables until it ends."""
         root = self._mount(parts)
-        self._make_disks(root)
+        saved = vm_state.folder(parts.image, self.node.memory, self.node.vcpus)
+        # A node that has run boots from its disk, as a server does.
+        fresh = saved.exists() and not (self.folder / "root.qcow2").exists()
+        self._make_disks(root, f"/image/{saved.name}/root.qcow2" if saved.exists() else "")
         tail = cpio([("identity.tar", 0o100600, (self.folder / "identity.tar").read_bytes())])
         (self.folder / "initrd.img").write_bytes((parts.image / "initrd.img").read_bytes() + tail)
-        for name in ("qmp.sock", "agent.sock"):
-            (self.folder / name).unlink(missing_ok=True)
         wires = Wires(self.node.nics)
-        argv = ["chroot", str(root), *command(self.node, parts.kvm, wires.handles)]
-        print(f"lab: starting {self.node.name}", flush=True)
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=list(wires.handles.values()))
-        signal.signal(signal.SIGTERM, lambda *_signal: process.terminate())
+        wires.join()
+        if fresh:
+            process = self._start(root, parts.kvm, wires, f"/image/{saved.name}/memory")
+            try:
+                vm_state.revive(self.folder, self.node)
+            except LabError as error:
+                print(f"lab: {self.node.name} boots, for it could not go on as saved: {error}", flush=True)
+                process.kill()
+                process.wait()
+                fresh = False
+        if not fresh:
+            process = self._start(root, parts.kvm, wires, "")
         self._watch(process, wires)
         print(f"lab: {self.node.name} ended with {process.returncode}", flush=True)
         return process.returncode
+
+    def _start(self, root: Path, kvm: bool, wires: Wires, saved: str) -> subprocess.Popen[bytes]:
+        for name in ("qmp.sock", "agent.sock"):
+            (self.folder / name).unlink(missing_ok=True)
+        print(f"lab: starting {self.node.name}", flush=True)
+        argv = ["chroot", str(root), *command(self.node, kvm, wires.handles, saved)]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=list(wires.handles.values()))
+        signal.signal(signal.SIGTERM, lambda *_signal: process.terminate())
+        return process
 
     def _mount(self, parts: Parts) -> Path:
         root = self.folder / "root"
@@ -146,10 +151,10 @@ class Vm(Machine):
         (root / "tmp").mkdir()
         return root
 
-    def _make_disks(self, root: Path) -> None:
-        wanted = {"root": ["-b", "/image/disk.raw", "-F", "raw", "/node/.new"]}
-        wanted.update({name: ["/node/.new", size] for name, size in disk_names(self.node).items()})
-        for name, words in wanted.items():
+    def _make_disks(self, root: Path, saved: str) -> None:
+        below = [saved, "-F", "qcow2"] if saved else ["/image/disk.raw", "-F", "raw"]
+        wanted = {name: ["/node/.new", size] for name, size in disks(self.node).items()}
+        for name, words in {**wanted, "root": ["-b", *below, "/node/.new"]}.items():
             made = self.folder / f"{name}.qcow2"
             if not made.exists():
                 run(["chroot", str(root), "qemu-img", "create", "-q", "-f", "qcow2", *words])
