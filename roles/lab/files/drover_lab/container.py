@@ -33,6 +33,7 @@ class Container(Machine):
     """A container: this host's kernel, its own network, files and processes."""
 
     boot_seconds = 60
+    answer_seconds = 2
 
     def leader(self) -> int:
         """The process id, on the host, of the node's PID 1; 0 when the node is off."""

@@ -162,7 +162,8 @@ class Lab:
 
     def answers(self, node: str) -> tuple[bool, str]:
         """Whether the node lets us in, and if not, what ssh said."""
-        argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", "ConnectTimeout=2", node, "true"]
+        limit = f"ConnectTimeout={self.machine(node).answer_seconds}"
+        argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", limit, node, "true"]
         done = run(argv, check=False, timeout=30)
         return done.returncode == 0, f"{done.returncode} {done.stderr.strip()}"
 

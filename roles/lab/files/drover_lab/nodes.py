@@ -52,6 +52,8 @@ class Machine(abc.ABC):
 
     boot_seconds: float
     """How long it may take from power to ssh."""
+    answer_seconds: int
+    """How long its ssh may take to say a word."""
 
     def __init__(self, lab: str, topology: Topology, node: Node, state: Path) -> None:
         self.lab = lab

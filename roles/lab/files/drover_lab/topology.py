@@ -205,8 +205,12 @@ def _check_node(topology: Topology, node: Node) -> None:
         raise TopologyError(f"node {node.name}: no NIC has a network, so nobody could reach it")
     if node.kind not in KINDS:
         raise TopologyError(f"node {node.name}: kind {node.kind!r} is none of {', '.join(KINDS)}")
+    if not isinstance(node.vcpus, int) or node.vcpus < 1:
+        raise TopologyError(f"node {node.name}: vcpus {node.vcpus!r} is no number of processors")
+    if not 0 < node.number < 1 << 16:
+        raise TopologyError(f"node {node.name}: number {node.number} is none of a host in a network")
     for size in (node.memory, *node.disks):
-        if not SIZE.fullmatch(size):
+        if not SIZE.fullmatch(str(size)):
             raise TopologyError(f"node {node.name}: size {size!r} is no number with M or G")
 
 
