@@ -44,8 +44,7 @@ def words_after(argv: list[str], option: str) -> list[str]:
 def test_a_node_is_a_container_unless_it_says_so() -> None:
     made = parsed()
     assert {name: node.kind for name, node in made.nodes.items()} == {"vm1": "vm", "vm2": "vm", "box1": "container"}
-    assert (made.node("vm2").memory, made.node("vm2").vcpus, made.node("vm2").disks) == ("512M", 1, ())
-    assert made.node("vm1").disks == ("64M",)
+    assert [(node.memory, node.disks) for node in made.nodes.values()] == [("1G", ("64M",)), ("1G", ()), ("512M", ())]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_a_node_that_boots_has_its_devices_and_one_that_goes_on_gets_them_later(
     assert words_after(goes_on, "-incoming") == ["file:/image/state/memory"]
     assert words_after(boots, "-netdev") == words_after(goes_on, "-netdev")
     assert "tap,id=mgmt0-wire,fd=7" in words_after(boots, "-netdev")
-    core = vm_hardware.core("512M", 1, False)
+    core = vm_hardware.core("1G", 1, False)
     assert boots[: len(core)] == goes_on[: len(core)] == core
 
 

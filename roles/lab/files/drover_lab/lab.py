@@ -164,7 +164,10 @@ class Lab:
         """Whether the node lets us in, and if not, what ssh said."""
         limit = f"ConnectTimeout={self.machine(node).answer_seconds}"
         argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", limit, node, "true"]
-        done = run(argv, check=False, timeout=30)
+        try:
+            done = run(argv, check=False, timeout=30)
+        except LabError as error:
+            return False, str(error)
         return done.returncode == 0, f"{done.returncode} {done.stderr.strip()}"
 
     def wait_ssh(self, *nodes: str, seconds: float = 0) -> None:

@@ -21,6 +21,8 @@ ENABLED = ["systemd-networkd.service", "ssh.service"]
 # What would cost seconds of an emulated boot, and what nobody sits at.
 MASKED = ["systemd-networkd-wait-online.service", "serial-getty@ttyS0.service", "getty@tty1.service"]
 MASKED += ["e2scrub_all.timer", "fstrim.timer", "systemd-pcrphase.service"]
+# Each login would start a service manager of its own, which costs as much as all the rest of it.
+MASKED += ["user@.service"]
 
 
 class VmImage:

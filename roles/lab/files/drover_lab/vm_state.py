@@ -24,7 +24,8 @@ from .topology import Node
 from .vm_channels import execute, monitor
 from .vm_hardware import core, devices
 
-BOOT_SECONDS = 400
+BOOT_SECONDS = 900
+REVIVE_SECONDS = 240
 # $1 is the time now. A container manager also gives each container a boot id by mounting over the kernel's.
 BECOME = """date -s @"$1" >/dev/null
 umask 077
@@ -114,21 +115,21 @@ def _save(build: Path) -> None:
             status = channel.ask("query-migrate").get("status", "")
             return status == "completed", status
 
-        wait_for("the saved state", done, 60)
+        wait_for("the saved state", done, 120)
 
 
 def revive(node_folder: Path, node: Node) -> None:
     """Make the node of a restored state the one whose identity lies in the folder; LabError when it does not go on."""
-    wait_for("QEMU's monitor", lambda: ((node_folder / "qmp.sock").exists(), "no socket"), 20, step=0.02)
+    wait_for("QEMU's monitor", lambda: ((node_folder / "qmp.sock").exists(), "no socket"), 60, step=0.02)
     agent, feed = node_folder / "agent.sock", (node_folder / "identity.tar").read_bytes()
-    with monitor(node_folder / "qmp.sock", 120) as channel:
+    with monitor(node_folder / "qmp.sock", REVIVE_SECONDS) as channel:
 
         def loaded() -> tuple[bool, str]:
             status = channel.ask("query-status")["status"]
             return status == "paused", status
 
-        wait_for("the restored state", loaded, 60, step=0.05)
+        wait_for("the restored state", loaded, REVIVE_SECONDS, step=0.05)
         channel.ask("cont")
-        execute(agent, BECOME, f"{time.time():.3f}", feed=feed, seconds=60)
+        execute(agent, BECOME, f"{time.time():.3f}", feed=feed, seconds=REVIVE_SECONDS)
         for device in devices(node):
             channel.ask("device_add", dict(device))
