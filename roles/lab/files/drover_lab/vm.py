@@ -35,11 +35,6 @@ class Vm(Machine):
     boot_seconds = 300
     answer_seconds = 10
 
-    @property
-    def agent(self) -> Path:
-        """The socket of the node's guest agent."""
-        return self.folder / "agent.sock"
-
     def prepare(self, folder: Path, files: list[Entry]) -> None:
         """The node's own files, for its first start; the disks are made then."""
         (folder / "root").mkdir()
@@ -51,6 +46,8 @@ class Vm(Machine):
         for path, size in self.node.bounded:
             mounts += f"tmpfs {path} tmpfs mode=0755,size={size},X-mount.mkdir 0 0\n"
         own = [Entry("etc/fstab", 0o644, mounts.encode("ascii")), Entry("etc/machine-id", 0o444, machine_id())]
+        # The host's private key is in it.
+        (folder / "identity.tar").touch(mode=0o600)
         (folder / "identity.tar").write_bytes(tar([*files, *links, *own]))
 
     def place(self, command: list[str]) -> list[str]:
@@ -65,30 +62,35 @@ class Vm(Machine):
         """Not there: the files are on the node's own disk."""
         raise LabError(f"{self.node.name} is a VM: {inside} is not seen from the host")
 
+    def _inside(self, script: str, *words: str, seconds: float = 60) -> str:
+        if not self.leader():
+            raise LabError(f"{self.node.name} is off")
+        return vm_channels.execute(self.folder / "agent.sock", script, *words, seconds=seconds)
+
     def find(self, program: str) -> list[int]:
         """As the node's own /proc tells."""
-        return [int(word[len("/proc/") :]) for word in vm_channels.execute(self.agent, FIND, program).split()]
+        return [int(word[len("/proc/") :]) for word in self._inside(FIND, program).split()]
 
     def signal(self, pids: list[int], number: int) -> None:
         """Send it in the node."""
-        vm_channels.execute(self.agent, 'kill -"$@"', str(number), *map(str, pids))
+        self._inside('kill -"$@"', str(number), *map(str, pids))
 
     def stopped(self, pids: list[int]) -> tuple[bool, str]:
         """As the node's own /proc tells."""
-        lines = vm_channels.execute(self.agent, STATES, *map(str, pids)).splitlines()
+        lines = self._inside(STATES, *map(str, pids)).splitlines()
         states = [line.rsplit(")", 1)[1].split()[0] for line in lines]
         return set(states) <= {"T"}, str(states)
 
     def fill(self, path: str, size: str) -> int:
         """In the node; a filesystem that is made is a tmpfs."""
         try:
-            vm_channels.execute(self.agent, MAKE_FILESYSTEM, path, size)
+            self._inside(MAKE_FILESYSTEM, path, size)
         except LabError as error:
             if "exit status 9" in str(error):
                 raise LabError(NO_FILESYSTEM.format(path=path, node=self.node.name)) from error
             raise
         target = f"{path.rstrip('/')}/{FILL}"
-        written = int(vm_channels.execute(self.agent, FILL_UP, target, str(FILL_LIMIT), seconds=300))
+        written = int(self._inside(FILL_UP, target, str(FILL_LIMIT), seconds=300))
         if written >= FILL_LIMIT:
             self.empty(path)
             raise LabError(f"{path} on {self.node.name}: still room after {written} bytes")
@@ -97,7 +99,7 @@ class Vm(Machine):
     def empty(self, path: str) -> bool:
         """In the node."""
         script = '[ ! -e "$1" ] || { rm "$1"; echo there; }'
-        return bool(vm_channels.execute(self.agent, script, f"{path.rstrip('/')}/{FILL}"))
+        return bool(self._inside(script, f"{path.rstrip('/')}/{FILL}"))
 
     def supervise(self, parts: Parts) -> int:
         """QEMU with its cables, until it ends."""

@@ -40,6 +40,7 @@ class Power:
         fresh = saved.exists() and not (self.folder / "root.qcow2").exists()
         self._make_disks(root, f"/image/{saved.name}/root.qcow2" if saved.exists() else "")
         tail = cpio([("identity.tar", 0o100600, (self.folder / "identity.tar").read_bytes())])
+        (self.folder / "initrd.img").touch(mode=0o600)
         (self.folder / "initrd.img").write_bytes((self.parts.image / "initrd.img").read_bytes() + tail)
         wires = Wires(self.node.nics)
         wires.join()
