@@ -19,7 +19,9 @@ Device = dict[str, Union[str, int]]
 DRIVE = "if=none,format=qcow2,cache=unsafe,discard=unmap"
 COMMAND_LINE = (
     "quiet console=ttyS0 panic=5 no_timer_check lpj=4000000 mitigations=off audit=0 nowatchdog "
-    "cryptomgr.notests random.trust_cpu=on initcall_blacklist=jent_mod_init,load_system_certificate_list"
+    "cryptomgr.notests random.trust_cpu=on initcall_blacklist=jent_mod_init,load_system_certificate_list "
+    # On a busy machine an emulated service takes its time; to give it up and start it again takes more.
+    "systemd.default_timeout_start_sec=600 systemd.default_device_timeout_sec=600"
 )
 
 
