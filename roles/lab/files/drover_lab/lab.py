@@ -162,11 +162,11 @@ class Lab:
 
     def answers(self, node: str) -> tuple[bool, str]:
         """Whether the node lets us in, and if not, what ssh said."""
-        limit = f"ConnectTimeout={self.machine(node).answer_seconds}"
-        argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", limit, node, "true"]
+        seconds = self.machine(node).answer_seconds
+        argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", f"ConnectTimeout={seconds}", node, "true"]
         try:
-            done = run(argv, check=False, timeout=30)
-        except LabError as error:
+            done = run(argv, check=False, timeout=seconds + 15)
+        except LabError as error:  # ssh has given up, and its ProxyCommand, still connecting, holds the pipe open
             return False, str(error)
         return done.returncode == 0, f"{done.returncode} {done.stderr.strip()}"
 
