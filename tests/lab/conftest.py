@@ -38,8 +38,7 @@ def lab() -> Iterator[Lab]:
     found.up(prepared=prepared)
     found.restore()
     for machine in found.machines.values():
-        for pid in machine.find("libvirtd"):
-            os.kill(pid, signal.SIGCONT)
+        machine.signal(machine.find("libvirtd"), signal.SIGCONT)
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()

@@ -9,6 +9,9 @@ from typing import Any
 
 from .topology import Topology
 
+# An emulated processor on a busy machine is slow to answer.
+VM_SECONDS = 60
+
 
 def inventory(topology: Topology, state: str, name: str, accelerator: str) -> dict[str, Any]:
     """The Ansible inventory as data (YAML's JSON subset)."""
@@ -19,7 +22,10 @@ def inventory(topology: Topology, state: str, name: str, accelerator: str) -> di
         for nic in node.nics:
             if nic.bond:
                 bonds.setdefault(nic.bond, []).append(nic.name)
-        values = {"ansible_host": topology.management(node), "lab_addresses": addresses, "lab_bonds": bonds}
+        values: dict[str, Any] = {"ansible_host": topology.management(node)}
+        values.update(lab_addresses=addresses, lab_bonds=bonds)
+        if node.kind == "vm":
+            values["ansible_ssh_timeout"] = VM_SECONDS
         for group in node.groups:
             groups.setdefault(group, {"hosts": {}})["hosts"][node.name] = values
     common = {
@@ -43,7 +49,10 @@ def ssh_config(topology: Topology, state: str, namespace: str) -> str:
     text = ""
     for node in topology.nodes.values():
         address = topology.management(node)
-        text += f"Host {node.name} {address}\n  HostName {address}\n  HostKeyAlias {node.name}\n\n"
+        text += f"Host {node.name} {address}\n  HostName {address}\n  HostKeyAlias {node.name}\n"
+        if node.kind == "vm":
+            text += f"  ConnectTimeout {VM_SECONDS}\n  ServerAliveInterval {VM_SECONDS}\n"
+        text += "\n"
     return text + (
         "Host *\n"
         "  User root\n"
