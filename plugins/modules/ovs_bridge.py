@@ -598,7 +598,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
 )
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.options import BOND, BRIDGE, MIRROR, PORT
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FIELDS = (
@@ -610,7 +610,7 @@ FIELDS = (
     Field("mirrors", type="list", elements="dict", fields=MIRROR, check=checks.check_once),
     Field("purge_ports", type="bool", default=False),
     Field("wait_lacp", type="int", default=0),
-    Field("confirm_timeout", type="int", check=checks.between(5, 3600)),
+    Field("confirm_timeout", type="int", check=between(5, 3600)),
     Field("timeout", type="int", default=30),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )
