@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ PENDING = Path("/run/drover/networkd-pending")
 DEVICES = Path("/sys/class/net")
 BONDING = Path("/proc/net/bonding")
 PROCESSES = Path("/proc")
+IP_WORDS = {"multicast_snooping": "mcast_snooping"}
 
 
 class Networkd:
@@ -75,6 +76,30 @@ class Networkd:
         now = DEVICES / link / "master"
         if now.exists() and now.resolve().name == master:
             run(["ip", "link", "set", "dev", link, "nomaster"], timeout=30)
+
+    def plug(self, link: str, master: str) -> None:
+        """Put a link into a bridge or bond, if it is not in another one. Raises Failed.
+
+        networkd of systemd 252 does not see that a link has left its bridge, and so does not plug it in again.
+        """
+        if not (DEVICES / link / "master").exists() and (DEVICES / master).exists():
+            if (DEVICES / master / "bonding").is_dir():
+                run(["ip", "link", "set", "dev", link, "down"], timeout=30)
+            run(["ip", "link", "set", "dev", link, "master", master], timeout=30)
+            run(["ip", "link", "set", "dev", link, "up"], timeout=30)
+
+    def tune(self, bridge: str, settings: Mapping[str, str]) -> None:
+        """Give a bridge that is there its settings; networkd of systemd 252 sets them only when it makes one.
+
+        The settings are in the words of the kernel's files in /sys/class/net/BRIDGE/bridge. Raises Failed.
+        """
+        folder = DEVICES / bridge / "bridge"
+        # A kernel that can't filter VLANs has no file for it.
+        now = {key: _text(folder / key) for key in settings if (folder / key).exists()}
+        differ = {key: settings[key] for key, value in now.items() if value != settings[key]}
+        if differ:
+            words = [word for key, value in differ.items() for word in (IP_WORDS.get(key, key), value)]
+            run(["ip", "link", "set", "dev", bridge, "type", "bridge", *words], timeout=30)
 
     def give(self, link: str, addresses: Iterable[str], routes: Iterable[list[str]]) -> None:
         """Give a link addresses and routes by hand, for links of which networkd knows nothing. Raises Failed."""

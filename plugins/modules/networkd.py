@@ -395,9 +395,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _networkctl
-from ansible_collections.drover.kvm.plugins.module_utils._bridge.checks import between, check_once
+from ansible_collections.drover.kvm.plugins.module_utils._bridge.checks import check_once
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._networkd import (
     apply,
     devices,
@@ -522,7 +522,8 @@ class Network(Resource):
             )
         if time.monotonic() > self.nudged + PATIENCE:
             self.nudged = time.monotonic()
-            self.client.reconfigure(live.unlike(now["links"], self.wish["links"])[1])
+            late = live.unlike(now["links"], self.wish["links"])[1]
+            apply.nudge(self.client, files.render(self.table, PREFIX), late)
         time.sleep(PAUSE)
         return "; ".join(left)
 

@@ -68,7 +68,9 @@ class Machine:
 
     def run(self, *argv: str, check: bool = True, stdin: str | None = None, errors: bool = False) -> str:
         """Run a command inside; what it prints."""
-        done = subprocess.run(self.command(*argv), input=stdin, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            self.command(*argv), input=stdin, capture_output=True, text=True, check=False, timeout=120
+        )
         assert done.returncode == 0 or not check, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout + (done.stderr if errors else "")
 

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from .._networkctl import Networkd
 
 Files = Mapping[str, str]
+BRIDGE = {
+    "STP": "stp_state",
+    "Priority": "priority",
+    "MulticastSnooping": "multicast_snooping",
+    "VLANFiltering": "vlan_filtering",
+}
 
 
-def apply(client: Networkd, files: Files, remake: Collection[str] = (), again: Iterable[str] = ()) -> None:
+def apply(client: Networkd, files: Files, remake: Collection[str] = (), again: Collection[str] = ()) -> None:
     """Write, remove and reload. `remake` are devices to make anew, `again` links to set up though their file stays.
 
     In this order an interrupted run leaves what the next one needs to go on: a file goes after its device.
@@ -26,14 +32,33 @@ def apply(client: Networkd, files: Files, remake: Collection[str] = (), again: I
             client.write(name, files[name])
     for link in sorted({link_of(name) for name in gone if name.endswith(".netdev")} | set(remake)):
         client.delete(link)
-    for name in sorted(now):
-        master = master_of(now[name])
-        if name.endswith(".network") and master and not master_of(files.get(name, "")):
-            client.release(link_of(name), master)
+    release(client, now, files)
     for name in gone:
         client.remove(name)
     client.reload()
+    # Until now networkd may have plugged them in again.
+    release(client, now, files)
+    for name in sorted(files):
+        if name.endswith(".netdev") and (now.get(name) != files[name] or link_of(name) in again):
+            client.tune(link_of(name), tuning(files[name]))
     client.reconfigure(again)
+
+
+def release(client: Networkd, old: Files, new: Files) -> None:
+    """Take the links that shall be in no bond or bridge any more out of ours."""
+    for name in sorted(old):
+        master = master_of(old[name])
+        if name.endswith(".network") and master and not master_of(new.get(name, "")):
+            client.release(link_of(name), master)
+
+
+def nudge(client: Networkd, files: Files, links: Collection[str]) -> None:
+    """Set links up once more, and plug in what networkd does not."""
+    client.reconfigure(links)
+    for name in sorted(files):
+        master = master_of(files[name])
+        if link_of(name) in links and name.endswith(".network") and master:
+            client.plug(link_of(name), master)
 
 
 def link_of(name: str) -> str:
@@ -45,6 +70,12 @@ def master_of(text: str) -> str | None:
     """The bond or bridge into which a file puts its interface."""
     found = re.search(r"^(?:Bond|Bridge)=(.*)$", text, re.MULTILINE)
     return found[1] if found else None
+
+
+def tuning(text: str) -> dict[str, str]:
+    """The settings of a bridge in the words of /sys/class/net/BRIDGE/bridge."""
+    found = {there: re.search(rf"^{key}=(.*)$", text, re.MULTILINE) for key, there in BRIDGE.items()}
+    return {key: {"yes": "1", "no": "0"}.get(match[1], match[1]) for key, match in found.items() if match}
 
 
 def parents(files: Files) -> dict[str, str]:

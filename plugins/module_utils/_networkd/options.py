@@ -9,8 +9,8 @@ import re
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Callable
 
-from .._bridge.checks import between, check_interface, check_mtu, check_once, check_vlans
-from .._fields import Field, check_mac, check_vlan
+from .._bridge.checks import check_interface, check_mtu, check_once, check_vlans
+from .._fields import Field, between, check_mac, check_vlan
 
 # Open vSwitch's word -> the kernel's: both mean LACP, and that a flow's addresses and ports choose the member.
 SAME_MODE = {"balance-tcp": "802.3ad"}
