@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
-from . import accelerator, cgroups, controller_files
+from . import accelerator, cgroups, controller_files, vm_state
 from .base import Base
+from .container import Container
 from .network import RUN_NETNS, Network
-from .nodes import Machine, supervise, supervisor_command
+from .nodes import Machine, Parts
 from .run import LabError, lock, run, wait_for
 from .topology import NAME, Topology, far_end, parse
+from .vm import Vm
+from .vm_image import VmImage
 
 STATE_ROOT = Path("/var/tmp/drover-lab")
 FILES = Path(__file__).resolve().parent.parent
@@ -29,8 +30,8 @@ PROPAGATE = Path("/run/systemd/nspawn/propagate")
 # Kernel limits that all nodes of all labs share, because they share the host's users: with the usual 128 inotify
 # instances libvirtd fails to start on the tenth node or so.
 LIMITS = {"fs/inotify/max_user_instances": 8192, "fs/inotify/max_user_watches": 524288, "fs/aio-max-nr": 1048576}
-SSH_SECONDS = 60
 LOCK_SECONDS = 1800
+KINDS: dict[str, type[Machine]] = {"container": Container, "vm": Vm}
 
 
 class Lab:
@@ -50,7 +51,7 @@ class Lab:
         self.network = Network(name, self.topology, self.state)
         self.base = Base(self.topology, name)
         self.machines = {
-            node.name: Machine(name, self.topology, node, self.state) for node in self.topology.nodes.values()
+            node.name: KINDS[node.kind](name, self.topology, node, self.state) for node in self.topology.nodes.values()
         }
 
     @property
@@ -78,8 +79,7 @@ class Lab:
             self._check_same(prepared)
             cgroups.kill(lambda: cgroups.members(self.name, "build"))
             _raise_limits()
-            base = self.base.ensure(prepared)
-            changed = self._write_state(prepared, str(base))
+            changed = self._write_state(prepared, self._parts(prepared))
             changed |= self.network.ensure()
             for machine in self.machines.values():
                 changed |= machine.configure()
@@ -97,10 +97,21 @@ class Lab:
             kind = "prepared" if settings["prepared"] else "bare"
             raise LabError(f"lab {self.name} is up with {kind} nodes: take it down first")
 
+    def _parts(self, prepared: bool) -> Parts:
+        """What the nodes are made of, made first if need be."""
+        root, kvm = self.base.ensure(prepared), accelerator.known() == "kvm"
+        image = VmImage(self.base, prepared)
+        vms = [node for node in self.topology.nodes.values() if node.kind == "vm"]
+        if vms:
+            image.ensure()
+        for node in vms if not kvm else ():
+            vm_state.ensure(self.base, image.folder, node.memory, node.vcpus)
+        return Parts(root=root, repo=self.base.repo, programs=self.base.prepared, image=image.folder, kvm=kvm)
+
     def _saved(self) -> str:
         return (self.state / "topology.json").read_text(encoding="utf-8")
 
-    def _write_state(self, prepared: bool, base: str) -> bool:
+    def _write_state(self, prepared: bool, parts: Parts) -> bool:
         if self.settings:
             return False
         for folder in ("nodes", "inventory", "bin", "cp"):
@@ -111,12 +122,8 @@ class Lab:
         key = str(self.state / "id_ed25519")
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {self.name}", "-f", key])
         self._write("topology.json", self.topology.text)
-        settings = {
-            "prepared": prepared,
-            "base": base,
-            "repo": str(self.base.repo),
-            "accel": accelerator.known() or "tcg",
-        }
+        folders = {name: str(getattr(parts, name)) for name in ("root", "repo", "programs", "image")}
+        settings = {"prepared": prepared, **folders, "accel": "kvm" if parts.kvm else "tcg"}
         self._write("settings.json", json.dumps(settings, indent=2))
         return True
 
@@ -140,13 +147,13 @@ class Lab:
         self._write("bin/ssh", f'#!/bin/sh\nexec ssh -F {state}/ssh_config "$@"\n', 0o755)
 
     def _start(self, node: str) -> bool:
-        return self.machine(node).power_on(supervisor_command(PROGRAM, self.name, node))
+        return self.machine(node).power_on(PROGRAM)
 
     def supervise(self, node: str) -> int:
         """The inside of a node's supervisor process; not for people."""
         settings = self.settings
-        kvm = settings["accel"] == "kvm"
-        return supervise(self.machine(node), Path(settings["base"]), Path(settings["repo"]), kvm)
+        folders = {name: Path(settings[name]) for name in ("root", "repo", "programs", "image")}
+        return self.machine(node).supervise(Parts(kvm=settings["accel"] == "kvm", **folders))
 
     def ssh(self, node: str, *command: str, timeout: float = 60, check: bool = True) -> str:
         """Run a command on a node and return its output; LabError when it fails."""
@@ -159,12 +166,13 @@ class Lab:
         done = run(argv, check=False, timeout=30)
         return done.returncode == 0, f"{done.returncode} {done.stderr.strip()}"
 
-    def wait_ssh(self, *nodes: str, seconds: float = SSH_SECONDS) -> None:
-        """Wait until these nodes (all when none is named) answer ssh."""
+    def wait_ssh(self, *nodes: str, seconds: float = 0) -> None:
+        """Wait until these nodes (all when none is named) answer ssh; without ``seconds`` as long as they may boot."""
 
         def wait(node: str) -> None:
             try:
-                wait_for(f"ssh to {node}", lambda: self.answers(node), seconds, step=0.2)
+                limit = seconds or self.machine(node).boot_seconds
+                wait_for(f"ssh to {node}", lambda: self.answers(node), limit, step=0.2)
             except LabError as error:
                 console = (self.machine(node).folder / "console.log").read_text(encoding="utf-8", errors="replace")
                 raise LabError(f"{error}\nits console ends:\n{console[-1500:]}") from error
@@ -260,58 +268,27 @@ class Lab:
                     run(["ip", "-n", self.network.namespace(place), "link", "set", port, "up"])
         return changed
 
-    def _signal(self, node: str, program: str, number: int) -> list[int]:
-        pids = self.machine(node).find(program)
-        if not pids:
-            raise LabError(f"no process {program!r} on {node}")
-        for pid in pids:
-            os.kill(pid, number)
-        return pids
-
     def freeze(self, node: str, program: str) -> list[int]:
-        """Stop the processes of a program (its file's name) on a node as they are; returns their ids on the host."""
-        pids = self._signal(node, program, signal.SIGSTOP)
-        wait_for(f"every thread of {program} on {node} stopped", lambda: _stopped(pids), 10, step=0.01)
-        return pids
+        """Stop the processes of a program (its file's name) on a node as they are; returns their ids.
+
+        They are the host's ids for a container, and the node's own for a VM.
+        """
+        return self.machine(node).freeze(program)
 
     def thaw(self, node: str, program: str) -> list[int]:
         """Let frozen processes go on."""
-        return self._signal(node, program, signal.SIGCONT)
+        return self.machine(node).thaw(program)
 
     def fill(self, node: str, path: str, size: str = "") -> int:
         """Fill the filesystem mounted at ``path`` of a node; returns the bytes written.
 
         With ``size`` ("64M") a path that is no filesystem of its own gets one first, its content copied into it.
         """
-        leader = self.machine(node).leader()
-        if not leader:
-            raise LabError(f"{node} is off")
-        inside = ["nsenter", f"--target={leader}", "--mount", "--root", "--"]
-        if run([*inside, "mountpoint", "-q", path], check=False).returncode != 0:
-            if not size:
-                raise LabError(f"{path} on {node} is no filesystem of its own: filling it would fill this host")
-            copy = "/run/lab-fill-copy"
-            run([*inside, "mkdir", "-p", path])
-            run([*inside, "cp", "-a", path, copy])
-            run([*inside, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", path])
-            run([*inside, "cp", "-a", f"{copy}/.", path])
-            run([*inside, "rm", "-r", copy])
-        target = Path(f"/proc/{leader}/root") / path.lstrip("/")
-        return _write_until_full(target / ".lab-fill", 4 << 30)
+        return self.machine(node).fill(path, size)
 
     def empty(self, node: str, path: str) -> bool:
         """Take away what :meth:`fill` wrote."""
-        target = self.machine(node).path(path) / ".lab-fill"
-        there = target.exists()
-        target.unlink(missing_ok=True)
-        return there
-
-
-def _stopped(pids: list[int]) -> tuple[bool, str]:
-    """Whether all their threads are stopped (a signal is delivered when a thread next runs), and their states."""
-    paths = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    states = {path.parent.name: path.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] for path in paths}
-    return set(states.values()) <= {"T"}, str(states)
+        return self.machine(node).empty(path)
 
 
 def _raise_limits() -> None:
@@ -319,18 +296,3 @@ def _raise_limits() -> None:
         path = Path("/proc/sys") / name
         if int(path.read_text(encoding="ascii")) < least:
             path.write_text(str(least), encoding="ascii")
-
-
-def _write_until_full(path: Path, limit: int) -> int:
-    written = 0
-    with open(path, "ab", buffering=0) as handle:
-        for block in (bytes(1 << 20), bytes(4096)):
-            try:
-                while written < limit:
-                    written += handle.write(block)
-            except OSError:
-                continue
-    if written >= limit:
-        path.unlink()
-        raise LabError(f"{path}: still room after {limit} bytes; that is no bounded filesystem")
-    return written

@@ -107,8 +107,12 @@ class Network:
         """Bring up what is not a node's own business; repeatable."""
         for place in (cable.left, cable.right):
             run(["ip", "-n", self.namespace(place), "link", "set", "lo", "up"])
-        if cable.right == "switch":
-            run(["ip", "-n", self.namespace("switch"), "link", "set", cable.right_nic, "up"])
+        for place, nic in ((cable.left, cable.left_nic), (cable.right, cable.right_nic)):
+            if place == "switch":
+                run(["ip", "-n", self.namespace(place), "link", "set", nic, "up"])
+            elif place in self.topology.nodes and self.topology.nodes[place].kind == "vm":
+                # Only a lead to the VM's own NIC: it is to say nothing itself.
+                run(["ip", "-n", self.namespace(place), "link", "set", nic, "addrgenmode", "none", "up"])
         if cable.left in self.topology.clients:
             left, address = self.namespace(cable.left), self.topology.networks[cable.left_nic].interface(1)
             run(["ip", "-n", left, "address", "replace", address, "dev", cable.left_nic])

@@ -1,34 +1,42 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Nodes: systemd-nspawn containers over the cached base, each in its own network namespace and cgroup."""
+"""Nodes as machines that can be switched on and off, whatever they are made of."""
 
 from __future__ import annotations
 
+import abc
 import os
 import shutil
 import signal
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import cgroups
+from .identity import Entry, identity
 from .run import LabError, run, spawn, wait_for
-from .topology import Node, Topology, hosts_file, networkd_files
+from .topology import Node, Topology
 
-REBOOT = 133
-DEVICES = {"net/tun": (10, 200), "userfaultfd": (10, 257)}
-KVM_DEVICE = {"kvm": (10, 232)}
+# What ``fill`` writes; more than the limit is no filesystem that somebody meant to fill.
+FILL = ".lab-fill"
+FILL_LIMIT = 4 << 30
+NO_FILESYSTEM = "{path} on {node} is no filesystem of its own: filling it would fill more than that"
 
 
-def pid_namespace_depth(pid: int) -> list[int]:
-    """The ids of a process from the host's namespace inwards; empty when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    line = next((line for line in text.splitlines() if line.startswith("NSpid:")), "")
-    return [int(word) for word in line.split()[1:]]
+@dataclass(frozen=True)
+class Parts:
+    """What the nodes of a lab are made of, all of it in the cache and only read."""
+
+    root: Path
+    """The lowest layer of containers' files."""
+    repo: Path
+    """The package repository."""
+    programs: Path
+    """The root folder with QEMU in it."""
+    image: Path
+    """The folder with the disk, kernel and initial RAM disk of VMs."""
+    kvm: bool
 
 
 def command_name(pid: int) -> str:
@@ -39,8 +47,11 @@ def command_name(pid: int) -> str:
         return ""
 
 
-class Machine:
-    """One node of a lab as a machine that can be switched on and off."""
+class Machine(abc.ABC):
+    """One node of a lab. How it comes to life, and how one reaches into it, is up to its kind."""
+
+    boot_seconds: float
+    """How long it may take from power to ssh."""
 
     def __init__(self, lab: str, topology: Topology, node: Node, state: Path) -> None:
         self.lab = lab
@@ -50,23 +61,8 @@ class Machine:
         self.folder = state / "nodes" / node.name
 
     def pids(self) -> list[int]:
-        """Every process of the node, its supervisor on the host included."""
+        """Every process of the node on the host, its supervisor included."""
         return cgroups.members(self.lab, self.node.name)
-
-    def leader(self) -> int:
-        """The process id, on the host, of the node's PID 1; 0 when the node is off."""
-        depth = len(pid_namespace_depth(os.getpid()))
-        for pid in self.pids():
-            ids = pid_namespace_depth(pid)
-            if len(ids) == depth + 1 and ids[-1] == 1:
-                return pid
-        return 0
-
-    def path(self, inside: str) -> Path:
-        """Where a file of the node is seen from the host: the live view, or what it wrote when it is off."""
-        leader = self.leader()
-        root = Path(f"/proc/{leader}/root") if leader else self.folder / "upper"
-        return root / inside.lstrip("/")
 
     def configure(self) -> bool:
         """Give the node its identity. All or nothing: a run that is killed leaves no half-made node."""
@@ -74,99 +70,94 @@ class Machine:
             return False
         made = self.folder.with_name(f".{self.node.name}.new")
         shutil.rmtree(made, ignore_errors=True)
-        upper = made / "upper"
-        for folder in ("etc/systemd/network", "etc/ssh", "root/.ssh"):
-            (upper / folder).mkdir(parents=True)
-        for folder in ("work", "root", "dev"):
-            (made / folder).mkdir()
-        (upper / "root").chmod(0o700)
-        (upper / "root/.ssh").chmod(0o700)
-        (upper / "etc/hostname").write_text(self.node.name + "\n", encoding="ascii")
-        (upper / "etc/hosts").write_text(hosts_file(self.topology), encoding="ascii")
-        for name, text in networkd_files(self.topology, self.node).items():
-            (upper / "etc/systemd/network" / name).write_text(text, encoding="ascii")
-        shutil.copyfile(self.state / "id_ed25519.pub", upper / "root/.ssh/authorized_keys")
-        key = str(upper / "etc/ssh/ssh_host_ed25519_key")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.node.name, "-f", key])
+        made.mkdir(parents=True)
+        key = made / "host_key"
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.node.name, "-f", str(key)])
+        self.prepare(made, identity(self.topology, self.node, key, self.state / "id_ed25519.pub"))
         made.rename(self.folder)
         return True
 
     def host_key(self) -> str:
         """The node's public host key."""
-        return (self.folder / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text(encoding="ascii")
+        return (self.folder / "host_key.pub").read_text(encoding="ascii")
 
-    def power_on(self, command: list[str]) -> bool:
-        """Start the supervisor ``command`` in the node's cgroup, unless the node runs."""
+    def power_on(self, program: Path) -> bool:
+        """Start the node's supervisor in its cgroup, unless the node runs."""
         if self.pids():
             return False
-        # The mount namespace holds the node's root: when its processes end, no mount is left on the host.
-        argv = ["unshare", "--mount", "--", *command]
+        command = [sys.executable, str(program), "--name", self.lab, "supervise", self.node.name]
+        # The mount namespace holds the node's mounts: when its processes end, none is left on the host.
+        argv = ["unshare", "--mount", "--", *self.place(command)]
         spawn(cgroups.inside(self.lab, self.node.name, argv), self.folder / "console.log")
         return True
 
     def power_off(self) -> bool:
-        """Pull the plug: SIGKILL for the node's PID 1, so that every process of the node ends at once."""
+        """Pull the plug: SIGKILL for what the node stands and falls with, so that all of it ends at once."""
         leader = self.leader()
         if leader:
             os.kill(leader, signal.SIGKILL)
         try:
             wait_for(f"end of {self.node.name}", lambda: (not self.pids(), f"processes {self.pids()}"), 5)
         except LabError:
-            # A node that was just about to start has no PID 1 yet.
+            # A node that was just about to start has no leader yet.
             cgroups.kill(self.pids)
         return bool(leader)
 
+    @abc.abstractmethod
+    def prepare(self, folder: Path, files: list[Entry]) -> None:
+        """Make what the node needs in its ``folder``, its own ``files`` among it."""
+
+    def place(self, command: list[str]) -> list[str]:
+        """The command that runs the supervisor where this kind needs it."""
+        return command
+
+    @abc.abstractmethod
+    def supervise(self, parts: Parts) -> int:
+        """Be the node's hardware until it is off; the inside of the supervisor. Returns the exit status."""
+
+    @abc.abstractmethod
+    def leader(self) -> int:
+        """The process on the host whose end is the node's end; 0 when the node is off."""
+
+    @abc.abstractmethod
+    def path(self, inside: str) -> Path:
+        """Where a file of the node is seen from the host. LabError for a kind whose files are not."""
+
+    @abc.abstractmethod
     def find(self, program: str) -> list[int]:
-        """Process ids, on the host, of the node's processes that run ``program``."""
-        return [pid for pid in self.pids() if command_name(pid) == program and len(pid_namespace_depth(pid)) > 1]
+        """Ids of the processes that run ``program``: the host's ids for a container, its own for a VM."""
 
+    @abc.abstractmethod
+    def signal(self, pids: list[int], number: int) -> None:
+        """Send a signal to processes that :meth:`find` found."""
 
-def _nspawn(machine: Machine, root: Path, repo: Path, devices: dict[str, tuple[int, int]]) -> list[str]:
-    name = f"{machine.lab}.{machine.node.name}"
-    argv = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", "--boot", "--settings=no"]
-    argv += ["--directory", str(root), "--machine", name, "--hostname", machine.node.name]
-    argv += [f"--network-namespace-path=/run/netns/{name}", "--console=read-only", "--capability=all"]
-    argv += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--bind-ro={repo}:/repo"]
-    argv += [f"--bind={machine.folder}/dev/{device}:/dev/{device}" for device in devices]
-    argv += [f"--bind={machine.state}/shared{path}:{path}" for path in machine.topology.shared]
-    argv += [f"--tmpfs={path}:mode=0755,size={size}" for path, size in machine.node.bounded]
-    return argv
+    @abc.abstractmethod
+    def stopped(self, pids: list[int]) -> tuple[bool, str]:
+        """Whether all threads of these processes are stopped, and their states."""
 
+    def _signal(self, program: str, number: int) -> list[int]:
+        pids = self.find(program)
+        if not pids:
+            raise LabError(f"no process {program!r} on {self.node.name}")
+        self.signal(pids, number)
+        return pids
 
-def _container(argv: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_signal: process.terminate())
-    return process.wait()
+    def freeze(self, program: str) -> list[int]:
+        """Stop the processes of a program (its file's name) as they are, all their threads; returns their ids."""
+        pids = self._signal(program, signal.SIGSTOP)
+        what = f"every thread of {program} on {self.node.name} stopped"
+        # A signal is delivered when a thread next runs.
+        wait_for(what, lambda: self.stopped(pids), 10, step=0.01)
+        return pids
 
+    def thaw(self, program: str) -> list[int]:
+        """Let frozen processes go on."""
+        return self._signal(program, signal.SIGCONT)
 
-def supervise(machine: Machine, base: Path, repo: Path, kvm: bool) -> int:
-    """Be the node's hardware: in a mount namespace of our own, run the container, again when it reboots."""
-    folder, root = machine.folder, machine.folder / "root"
-    layers = f"lowerdir={base},upperdir={folder}/upper,workdir={folder}/work"
-    run(["mount", "-t", "overlay", "overlay", "-o", layers, str(root)])
-    # Private device nodes: systemd in the node changes their owner and mode, which must not reach the host's.
-    run(["mount", "-t", "tmpfs", "-o", "dev,mode=0755", "tmpfs", str(folder / "dev")])
-    devices = {**DEVICES, **(KVM_DEVICE if kvm else {})}
-    for name, (major, minor) in devices.items():
-        path = folder / "dev" / name
-        path.parent.mkdir(exist_ok=True)
-        os.mknod(path, 0o020666, os.makedev(major, minor))
-        path.chmod(0o666)
-    environment = {
-        **os.environ,
-        "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-        "SYSTEMD_NSPAWN_LOCK": "0",
-        "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
-    }
-    argv = _nspawn(machine, root, repo, devices)
-    while True:
-        print(f"lab: starting {machine.node.name}", flush=True)
-        status = _container(argv, environment)
-        print(f"lab: {machine.node.name} ended with {status}", flush=True)
-        if status != REBOOT:
-            return status
+    @abc.abstractmethod
+    def fill(self, path: str, size: str) -> int:
+        """Fill the filesystem mounted at ``path``, made first with ``size`` if there is none; returns the bytes."""
 
-
-def supervisor_command(program: Path, lab: str, node: str) -> list[str]:
-    """The command line that comes back to :func:`supervise`."""
-    return [sys.executable, str(program), "--name", lab, "supervise", node]
+    @abc.abstractmethod
+    def empty(self, path: str) -> bool:
+        """Take away what :meth:`fill` wrote; returns whether it was there."""

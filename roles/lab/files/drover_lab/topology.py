@@ -17,6 +17,9 @@ INTERFACE_LENGTH = 15
 # What is installed; a topology that does not say it has what the default one has, and shares its base.
 SOFTWARE = ("suite", "base_packages", "packages", "more_packages")
 
+KINDS = ("container", "vm")
+SIZE = re.compile(r"[1-9][0-9]*[MG]")
+
 
 class TopologyError(ValueError):
     """The topology is not one that can be built; the message names the field."""
@@ -35,7 +38,10 @@ class Nic:
 
 @dataclass(frozen=True)
 class Node:
-    """One server; ``number`` is the last octet of its address in each of its networks."""
+    """One server; ``number`` is the last octet of its address in each of its networks.
+
+    ``kind`` is ``container`` or ``vm``; only a VM has ``memory``, ``vcpus`` and ``disks`` (sizes of more disks).
+    """
 
     name: str
     groups: tuple[str, ...]
@@ -43,6 +49,10 @@ class Node:
     networks: tuple[str, ...]
     nics: tuple[Nic, ...]
     bounded: tuple[tuple[str, str], ...] = ()
+    kind: str = "container"
+    memory: str = "512M"
+    vcpus: int = 1
+    disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,10 @@ def _node(name: str, data: dict[str, Any]) -> Node:
         networks=tuple(data["networks"]),
         nics=nics,
         bounded=tuple(data.get("bounded", {}).items()),
+        kind=data.get("kind", Node.kind),
+        memory=data.get("memory", Node.memory),
+        vcpus=data.get("vcpus", Node.vcpus),
+        disks=tuple(data.get("disks", ())),
     )
 
 
@@ -189,6 +203,11 @@ def _check_node(topology: Topology, node: Node) -> None:
             raise TopologyError(f"node {node.name}: no network {network!r}")
     if not addressed:
         raise TopologyError(f"node {node.name}: no NIC has a network, so nobody could reach it")
+    if node.kind not in KINDS:
+        raise TopologyError(f"node {node.name}: kind {node.kind!r} is none of {', '.join(KINDS)}")
+    for size in (node.memory, *node.disks):
+        if not SIZE.fullmatch(size):
+            raise TopologyError(f"node {node.name}: size {size!r} is no number with M or G")
 
 
 def cables(topology: Topology) -> list[Cable]:
