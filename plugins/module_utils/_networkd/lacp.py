@@ -39,7 +39,7 @@ def _member(block: str, link: Facts | None, active: str | None) -> Facts:
         aggregated = _line(block, "Aggregator ID") == active
         flowing = set(link["actor"].get("state", [])) >= FLOWING and state >= FLOWING
         found.update({"lacp": link["lacp"], "partner": link["partner"], "aggregated": aggregated})
-        found["in_step"] = bool(link["partner"]) and aggregated and flowing
+        found["in_step"] = found["mii"] == "up" and bool(link["partner"]) and aggregated and flowing
     return found
 
 
