@@ -32,7 +32,8 @@ def table(**params: Any) -> devices.Devices:
 
 def texts(**params: Any) -> dict[str, list[str]]:
     """File -> its lines, but for those that all have."""
-    usual = {"RequiredForOnline=no", "LinkLocalAddressing=no", "IPv6AcceptRA=no", "LLDP=no", "ConfigureWithoutCarrier=yes"}
+    usual = {f"{key}=no" for key in ("RequiredForOnline", "LinkLocalAddressing", "IPv6AcceptRA", "LLDP")}
+    usual.add("ConfigureWithoutCarrier=yes")
     found = files.render(table(**params), "")
     return {
         name: [line for line in text.splitlines() if "=" in line and line not in usual] for name, text in found.items()
@@ -125,7 +126,8 @@ def test_what_does_not_fit_is_refused(case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_can_be_nothing_else(name):
-    for params in ({"bonds": [{**BOND, "name": name}]}, {"bonds": [{**BOND, "members": [name]}]}, {"vlans": [{**VLAN, "parent": name}]}, {"bridges": [{"name": name}]}):  # fmt: skip
+    bonds = [{"bonds": [{**BOND, **named}]} for named in ({"name": name}, {"members": [name]})]
+    for params in (*bonds, {"vlans": [{**VLAN, "parent": name}]}, {"bridges": [{"name": name}]}):
         with pytest.raises(Invalid):
             table(**params)
 
