@@ -54,7 +54,8 @@ class Vm(Machine):
             for nic in self.node.nics
         ]
         mounts = "/dev/vda / ext4 noatime 0 0\n"
-        mounts += "".join(f"tmpfs {path} tmpfs mode=0755,size={size},X-mount.mkdir 0 0\n" for path, size in self.node.bounded)
+        for path, size in self.node.bounded:
+            mounts += f"tmpfs {path} tmpfs mode=0755,size={size},X-mount.mkdir 0 0\n"
         own = [Entry("etc/fstab", 0o644, mounts.encode("ascii")), Entry("etc/machine-id", 0o444, machine_id())]
         (folder / "identity.tar").write_bytes(tar([*files, *links, *own]))
 
