@@ -30,7 +30,7 @@ def both(machine, **args):
     """The result of a change that check mode foretells, and that a second run does not make again."""
     predicted = good(machine.module(_ansible_check_mode=True, **args))
     made = good(machine.module(**args))
-    assert made["changed"] and made["actions"] == predicted["actions"] and made["diff"] == predicted["diff"]
+    assert made["changed"] and (made["actions"], made["diff"]) == (predicted["actions"], predicted["diff"])
     again = good(machine.module(**args))
     assert not again["changed"] and again["actions"] == [] and again["diff"]["before"] == again["diff"]["after"]
     assert again["resource"] == made["resource"] == predicted["resource"]
@@ -79,7 +79,6 @@ def test_settings_ports_and_addresses_change_in_place(machine):
 
 LOSSES = {
     "bridge": ("ip link del br100", "make bridge br100 with 10.9.9.1/24"),
-    "port": ("ip link set nic1 nomaster", "put nic1 into br100"),
     "address": ("ip address flush dev br100", "give br100 the address 10.9.9.1/24"),
     "link": ("ip link set br100 down", "set br100: up False -> True"),
     "setting": ("ip link set br100 type bridge stp_state 1", "set br100: stp True -> False"),
