@@ -101,6 +101,11 @@ class Networkd:
             words = [word for key, value in differ.items() for word in (IP_WORDS.get(key, key), value)]
             run(["ip", "link", "set", "dev", bridge, "type", "bridge", *words], timeout=30)
 
+    def set_mtu(self, link: str, mtu: int) -> None:
+        """Give a link an MTU in bytes. Raises Failed."""
+        if (DEVICES / link).exists():
+            run(["ip", "link", "set", "dev", link, "mtu", str(mtu)], timeout=30)
+
     def give(self, link: str, addresses: Iterable[str], routes: Iterable[list[str]]) -> None:
         """Give a link addresses and routes by hand, for links of which networkd knows nothing. Raises Failed."""
         run(["ip", "link", "set", "dev", link, "up"], timeout=30)

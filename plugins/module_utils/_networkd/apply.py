@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from .._networkctl import Networkd
 
 Files = Mapping[str, str]
+USUAL_MTU = 1500
 BRIDGE = {
     "STP": "stp_state",
     "Priority": "priority",
@@ -41,6 +42,9 @@ def apply(client: Networkd, files: Files, remake: Collection[str] = (), again: C
     for name in sorted(files):
         if name.endswith(".netdev") and (now.get(name) != files[name] or link_of(name) in again):
             client.tune(link_of(name), tuning(files[name]))
+        elif "\nMTUBytes=" in now.get(name, "") and "\nMTUBytes=" not in files[name]:
+            # networkd leaves it as it was.
+            client.set_mtu(link_of(name), USUAL_MTU)
     client.reconfigure(again)
 
 

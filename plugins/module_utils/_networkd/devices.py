@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._errors import Invalid
+from .apply import USUAL_MTU
 from .options import SAME_MODE
 
 Device = dict[str, Any]
 Devices = dict[str, Device]
 LACP = "802.3ad"
 HASHED = (LACP, "balance-xor")
-USUAL_MTU = 1500
 NEW: Device = {
     "master": None,
     "master_kind": None,

@@ -125,3 +125,44 @@ def test_the_branch_on_which_ansible_sits_is_not_cut(machine):
     wider = {"bridges": [{"name": "br100", "ports": [{"name": "nic2"}, {"name": "nic3"}]}], "addresses": [given]}
     both(machine, **wider)
     assert machine.ports("br100") == ["nic2", "nic3"]
+
+
+CUTS = {
+    "all gone": {},
+    "other settings": {"bridges": [{**BRIDGE, "stp": True, "mtu": 1400}], "addresses": [GIVEN]},
+    "other ports": {"bridges": [{"name": "br100", "ports": [{"name": "nic2"}]}], "addresses": [GIVEN]},
+    "another address": {"bridges": [BRIDGE], "addresses": [{**GIVEN, "addresses": ["10.9.8.1/24"]}]},
+    "one more": {"bridges": [BRIDGE, {"name": "br200", "ports": [{"name": "nic3"}]}], "addresses": [GIVEN]},
+}
+
+
+def state(machine):
+    """What the rollback must bring back."""
+    link = machine.link("br100")
+    settings = {key: link["linkinfo"]["info_data"][key] for key in ("stp_state", "priority")}
+    names = [name for name in machine.sh("ls /sys/class/net").split() if not name.startswith("br200")]
+    files = machine.sh("cat /etc/systemd/network/06-*")
+    return machine.addresses("br100"), machine.ports("br100"), settings, link["mtu"], names, files
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_an_unconfirmed_change_is_taken_back(machine, cut):
+    good(machine.module(**SITE))
+    before = state(machine)
+    result = good(machine.module(confirm_timeout=60, **CUTS[cut]))
+    assert result["changed"] and result["rollback"]["seconds"] == 60
+    refused(machine, "waits for its confirmation", **SITE)
+    assert machine.elapse() == "the network of the host is as before\n"
+    machine.sh("sleep 3")
+    assert state(machine) == before
+    assert not good(machine.module(**SITE))["changed"]
+
+
+def test_a_nic_that_networkd_did_not_know_gets_back_what_it_had(machine):
+    machine.sh("ip address add 10.8.8.1/24 dev nic2; ip link set nic2 up; ip route add default via 10.8.8.254")
+    good(machine.module(confirm_timeout=60, bridges=[{"name": "br100", "ports": [{"name": "nic2"}]}]))
+    assert machine.addresses("nic2") == []
+    machine.elapse()
+    machine.sh("sleep 2")
+    assert machine.addresses("nic2") == ["10.8.8.1/24"] and machine.link("br100") is None
+    assert "default via 10.8.8.254 dev nic2" in machine.sh("ip route")
