@@ -464,11 +464,8 @@ class Network(Resource):
 
     def wanted(self, before: State) -> State:
         """What is declared. Raises Invalid, NotFound or Refused."""
-        texts = files.render(self.table, PREFIX)
-        after: dict[str, Any] = {
-            "files": files.lines(texts),
-            "links": {name: live.wanted(item) for name, item in self.table.items()},
-        }
+        texts = files.lines(files.render(self.table, PREFIX))
+        after: dict[str, Any] = {"files": texts, "links": live.all_wanted(self.table)}
         if self.changed:
             return after
         judge.check(self.host, self.table, PREFIX)
@@ -517,9 +514,7 @@ class Network(Resource):
             return True
         failed = [name for name in self.table if self.host.managed.get(name, {}).get("AdministrativeState") == "failed"]
         if failed:
-            raise Failed(
-                f"systemd-networkd could not set up {', '.join(failed)}: journalctl -u systemd-networkd tells why"
-            )
+            raise Failed(f"systemd-networkd failed to set up {', '.join(failed)}; its journal (journalctl) tells why")
         if time.monotonic() > self.nudged + PATIENCE:
             self.nudged = time.monotonic()
             late = live.unlike(now["links"], self.wish["links"])[1]

@@ -108,6 +108,11 @@ def wanted(device: Device) -> Facts:
     return {key: value for key, value in facts.items() if value is not None or key == "master"}
 
 
+def all_wanted(devices: Devices) -> dict[str, Facts]:
+    """That of all devices, by name."""
+    return {name: wanted(device) for name, device in devices.items()}
+
+
 def seen(host: Host, name: str, shape: Facts, text: str = "") -> Facts:
     """The same keys as the kernel has them. Addresses and routes of others are left out; `text` is our present file."""
     link = host.links[name]
