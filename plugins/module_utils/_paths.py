@@ -50,6 +50,8 @@ def _path(address: str, mtu: int | None, seconds: float) -> dict[str, Any]:
     except Failed as error:
         return {**path, "message": f"{address}: no route: {error.details['stderr']}"}
     path["interface"], path["source"] = route["dev"], route.get("prefsrc")
+    if route["dev"] == "lo":
+        return {**path, "ok": True, "message": f"{address}: an address of this machine"}
     size = path["mtu"] = mtu or route.get("mtu") or _mtu(route["dev"])
     if _arrives(address, size, seconds):
         return {**path, "largest": size, "ok": True, "message": f"{address}: packets of {size} bytes arrive"}

@@ -230,7 +230,9 @@ options:
                 type: int
       mac:
         description:
-          - MAC address of an V(internal) port. Without it Open vSwitch invents one each time it makes the interface.
+          - MAC address of an V(internal) port. Without it a new port gets one that this machine's port of that name has
+            whenever it is made, so that its neighbours need not learn another one after a bridge was lost (derived from
+            C(external_ids:system-id) of the switch); a port that is there keeps the one it has.
         type: str
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to the interface.

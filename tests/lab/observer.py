@@ -210,7 +210,7 @@ class Observer:
 
     def longest_gap(self, name: str, since: float) -> float:
         """The longest time between two words of a VM from a second before `since` on, seconds."""
-        times = [word["time"] for word in self.words(name) if word["time"] > since - 1]
+        times = [float(word["time"]) for word in self.words(name) if word["time"] > since - 1]
         return max(later - sooner for sooner, later in zip(times, times[1:]))
 
     def look_at_disk(self, name: str, path: str | Path) -> int:

@@ -149,13 +149,13 @@ def test_two_swapped_cables_are_named(cluster: Cluster, core: Core) -> None:
 
 
 def test_a_link_with_a_small_mtu_is_found(cluster: Cluster) -> None:
-    whole = cluster.play("network_report", network_paths=[address(cluster, "hv2", "migration")]).good()
+    whole = cluster.play("network_report").good()
     assert "Packets of full size arrive." in whole.output and whole.changed == 0
     cluster.ssh(NODE, "ovs-vsctl set interface migration0 mtu_request=9000")
     try:
         wait_until(lambda: "mtu 9000" in (seen := cluster.ssh(NODE, "ip link show migration0")) or seen, 10, "the MTU")
         words = f"{address(cluster, 'hv1', 'migration')} by migration0: packets of 9000 bytes get lost, of 1500 arrive"
-        report = cluster.play("network_report").refused(f"Full packets get lost: {words}", "Mend the MTU")
+        report = cluster.play("network_report").refused(f"Packets of full size do not arrive: {words}", "Mend the MTU")
         assert re.search(rf"^{NODE} .*failed=1", report.output, re.MULTILINE), report.output
         assert len(re.findall(r" failed=1 ", report.output)) == 1, report.output
     finally:
@@ -172,7 +172,9 @@ CUT_OFF = """---
       drover.kvm.ovs_bridge:
         name: br0
         datapath_type: netdev
+        bonds: "{{{{ open_vswitch_bridges[0].bonds }}}}"
         ports:
+          - {{name: storage0, type: internal, tag: 5}}
           - {{name: migration0, type: internal, tag: {tag}}}
         confirm_timeout: 20
 """

@@ -37,6 +37,8 @@ class Network:
         if argv[:4] == ["ip", "-json", "link", "show"]:
             return [{"ifname": argv[-1], "mtu": self.mtu}]
         assert argv[:4] == ["ip", "-json", "route", "get"]
+        if argv[4] == "10.0.6.11":
+            return [{"type": "local", "dst": argv[4], "dev": "lo", "prefsrc": argv[4]}]
         if argv[4] not in self.behind:
             raise Failed("ip failed", stderr="RTNETLINK answers: Network is unreachable")
         return [{"dst": argv[4], "dev": "migration0", "prefsrc": "10.0.6.11"}]
@@ -83,6 +85,11 @@ def test_a_machine_that_is_silent_is_told_from_one_with_a_small_mtu(ask):
 def test_a_larger_size_than_the_interface_takes_is_not_sent(ask):
     path = ask(1500, {"10.0.6.12": 9000}, mtu=9000)[0]["paths"][0]
     assert (path["ok"], path["mtu"], path["largest"]) == (False, 9000, 1500)
+
+
+def test_an_own_address_needs_no_ping(ask):
+    result, network = ask(1500, {}, to=["10.0.6.11"])
+    assert result["paths"][0]["ok"] and network.pings == []
 
 
 def test_no_route_is_told(ask):
