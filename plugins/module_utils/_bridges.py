@@ -21,3 +21,9 @@ def bridges() -> dict[str, str]:
     except (NotFound, Failed, TimedOut):
         names = []
     return {**found, **dict.fromkeys(names, "ovs")}
+
+
+def filtering() -> set[str]:
+    """The bridges of the kernel that keep VLANs apart."""
+    paths = NETWORK.glob("*/bridge/vlan_filtering")
+    return {path.parent.parent.name for path in paths if path.read_text(encoding="ascii").strip() == "1"}

@@ -85,6 +85,29 @@ def unplug(name: str) -> None:
     run(["ip", "link", "set", "dev", name, "nomaster"], timeout=10)
 
 
+def vlans() -> dict[str, dict[str, Any]]:
+    """By port of a bridge of the kernel that filters, its VLAN of untagged packets and the tagged ones."""
+    found = {}
+    for port in run_json(["bridge", "-json", "vlan", "show"], timeout=10) or []:
+        untagged = [entry["vlan"] for entry in port["vlans"] if "PVID" in entry.get("flags", [])]
+        tagged = [entry for entry in port["vlans"] if "PVID" not in entry.get("flags", [])]
+        spans = [range(entry["vlan"], entry.get("vlanEnd", entry["vlan"]) + 1) for entry in tagged]
+        numbers = sorted(number for span in spans for number in span)
+        found[port["ifname"]] = {"untagged": untagged[0] if untagged else None, "tagged": numbers}
+    return found
+
+
+def set_vlans(name: str, untagged: int | None, tagged: Sequence[int]) -> None:
+    """Give a port of a bridge of the kernel exactly these VLANs. Raises Failed."""
+    now = vlans().get(name, {"untagged": None, "tagged": []})
+    for number in [*now["tagged"], *([now["untagged"]] if now["untagged"] else [])]:
+        run(["bridge", "vlan", "delete", "dev", name, "vid", str(number)], timeout=10)
+    for number in tagged:
+        run(["bridge", "vlan", "add", "dev", name, "vid", str(number)], timeout=10)
+    if untagged:
+        run(["bridge", "vlan", "add", "dev", name, "vid", str(untagged), "pvid", "untagged"], timeout=10)
+
+
 def bonds() -> dict[str, str]:
     """What the kernel tells of each of its bonds."""
     return {path.name: _read(path) for path in sorted(BONDS.iterdir())} if BONDS.is_dir() else {}

@@ -591,6 +591,7 @@ from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
     changes,
     checks,
+    restore,
     rollback,
     rows,
     rules,
@@ -648,7 +649,7 @@ class Bridge(Resource):
             self._prove(wanted)
             return []
         if not self.armed:
-            rollback.check(self.name, self.params["confirm_timeout"], self.params["wait_lacp"])
+            rollback.of(self.name).check(self.params["confirm_timeout"], self.params["wait_lacp"])
         first = Step(texts[0], lambda: self._commit(before, wanted), self._applied, self.params["timeout"])
         return [first, *(Step(text, _nothing) for text in texts[1:])]
 
@@ -658,7 +659,8 @@ class Bridge(Resource):
         return {"resource": state, "runtime": seen.runtime(self.snapshot, self.name, self.lacp), **armed}
 
     def _commit(self, before: State, wanted: State) -> None:
-        with rollback.protected(self.client, self.name, self.params["confirm_timeout"]) as self.armed:
+        undo, seconds = rollback.of(self.name), self.params["confirm_timeout"]
+        with undo.protected(seconds, lambda: restore.save(self.client, self.name)) as self.armed:
             self.number = self.client.commit(changes.change(self.snapshot, self.name, before, wanted))
 
     def _applied(self) -> object:

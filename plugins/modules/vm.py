@@ -205,7 +205,8 @@ options:
         type: str
       vlan:
         description:
-          - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch. On a Linux bridge it is refused.
+          - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch, or on a Linux bridge that filters VLANs where
+            libvirt is 11.0 or later. On any other Linux bridge it is refused.
           - A running machine changes to another VLAN at once. A VLAN can't be taken away yet.
         type: int
       mac:

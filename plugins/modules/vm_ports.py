@@ -17,7 +17,8 @@ description:
     with how its tap is really plugged, and mends the difference, a tap in the wrong VLAN included. The guests are not
     touched; all that they see is that packets come again.
   - What concerns Open vSwitch is written in one transaction of its database. A NIC without
-    C(<virtualport type='openvswitch'/>) belongs into a bridge of the kernel; C(ip link) plugs it there.
+    C(<virtualport type='openvswitch'/>) belongs into a bridge of the kernel; C(ip link) plugs it there, and when
+    libvirt gave it a VLAN, which it can on a bridge that filters VLANs, C(bridge vlan) sets that.
   - Only the taps of running VMs are looked at. All other ports stay as they are, and so does what else a port holds
     (external ids of other programs, QoS).
   - It makes no bridge. When one is missing, it says so and changes nothing.
@@ -213,7 +214,9 @@ class Ports(Resource):
         self.warnings += [f"the bandwidth of {words} has no limit now" for words in self.unlimited]
         switched = any(tap["type"] == "ovs" for tap in self.taps.values())
         self.snapshot = self.client.ovs.snapshot() if switched else None
-        return ports.seen(self.snapshot, {name: _links.bridge_of(name) for name in self.taps}, self.taps)
+        asked = any(tap["type"] == "linux" and ports.has_vlan(tap) for tap in self.taps.values())
+        kernel = {name: _links.bridge_of(name) for name in self.taps}
+        return ports.seen(self.snapshot, kernel, _links.vlans() if asked else {}, self.taps)
 
     def wanted(self, before: State) -> State:
         """What libvirt says. Raises NotFound when a bridge is missing."""
@@ -262,6 +265,9 @@ class Ports(Resource):
         for tap, bridge in moves:
             if bridge:
                 _links.plug(tap, bridge)
+        for tap in ports.kernel_vlans(before, wanted):
+            port = wanted[tap]
+            _links.set_vlans(tap, port["tag"], [vlan for vlan in port["trunks"] if vlan != port["tag"]])
         again = [name for name in wanted if before[name]["bridge"] != wanted[name]["bridge"]]
         self.unlimited = tuple(self._whose(name) for name in again if self.taps[name]["limited"])
 

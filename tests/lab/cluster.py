@@ -121,10 +121,10 @@ class Cluster:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()[0]
 
-    def ssh(self, node: str, *argv: str, check: bool = True, timeout: float = 60) -> str:
+    def ssh(self, node: str, *argv: str, check: bool = True, timeout: float = 60, stdin: str = "") -> str:
         """Run a command on a node."""
         command = ["ssh", "-F", str(self.lab.state / "ssh_config"), node, *argv]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0 or not check, f"{node}: {argv}: {done.stdout}{done.stderr}"
         return done.stdout
 

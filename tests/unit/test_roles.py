@@ -63,6 +63,22 @@ def test_the_switchs_role_passes_every_option_of_a_bridge():
     assert set(task["drover.kvm.ovs_bridge"]) == set(spec["options"]) == passed
 
 
+def names(options: dict[str, Any], inner: str) -> dict[str, Any]:
+    """The names of options, those within them included."""
+    return {name: names(option.get(inner, {}), inner) for name, option in options.items()}
+
+
+def test_the_role_without_the_switch_takes_what_its_module_takes():
+    module = (ROOT / "plugins/modules/networkd.py").read_text(encoding="utf-8")
+    options = names(yaml.safe_load(module.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"], "suboptions")
+    role = ROOT / "roles/linux_bridge"
+    spec = names(load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"], "options")
+    for name in ("bonds", "vlans", "bridges", "addresses"):
+        assert spec[f"linux_bridge_{name}"] == options[name]
+    task = next(task for task in load(role / "tasks/run.yml") if "drover.kvm.networkd" in task)
+    assert set(task["drover.kvm.networkd"]) == set(options)
+
+
 def make_role(folder: Path, defaults: str, options: str) -> Path:
     role = folder / "bad"
     for name, text in (("defaults/main.yml", defaults), ("meta/argument_specs.yml", options), ("README.md", "# bad")):

@@ -11,14 +11,10 @@ This is also the program that a timer starts when nobody confirms a change: no A
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
-from .._errors import DroverError
 from .._ovs import Change, Ovs, connect
+from .._rollback import claim
 from . import queues
 from .rows import vm_ports
 
@@ -174,34 +170,18 @@ def restore(client: Ovs, saved: Row) -> int:
     return client.commit(leavings) if leavings.operations else number
 
 
-def attempt(saved: Row, patience: float) -> bool:
-    """Restore, again and again for so many seconds; whether the switch has taken it over. Raises what failed last."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            with connect(saved["socket"]) as client:
-                number = restore(client, saved)
-                return any(client.applied(number) is True for _time in range(WAIT))
-        except DroverError:
-            # The machine is cut off, and nobody else comes to help.
-            if time.monotonic() > end:
-                raise
-            time.sleep(1)
+def taken_over(saved: Row) -> bool:
+    """Restore; whether the switch has taken it over."""
+    with connect(saved["socket"]) as client:
+        number = restore(client, saved)
+        return any(client.applied(number) is True for _time in range(WAIT))
+
+
+def words(saved: Row, done: bool) -> str:
+    """What is said at the end."""
+    return f"bridge {saved['bridge']} is as before{'' if done else ', but ovs-vswitchd has not taken it over'}"
 
 
 def main(argv: list[str]) -> None:
-    """Restore from the file `argv[1]`, trying for `argv[2]` seconds, unless the change was confirmed: no file then."""
-    path, patience = Path(argv[1]), float(argv[2]) if len(argv) > 2 else 0
-    claimed = path.with_suffix(".restoring")
-    try:
-        # Whoever renames the file first, this program or the confirmation, has decided.
-        path.rename(claimed)
-        saved = json.loads(claimed.read_text(encoding="utf-8"))
-        done = attempt(saved, patience)
-    except FileNotFoundError:
-        raise SystemExit(f"{path} is gone: the change was confirmed, or taken back already") from None
-    except DroverError as error:
-        raise SystemExit(f"{error.message}; run it again with {claimed}") from None
-    claimed.unlink()
-    late = "" if done else ", but ovs-vswitchd has not taken it over"
-    sys.stdout.write(f"bridge {saved['bridge']} is as before{late}\n")
+    """Restore from the file `argv[1]`."""
+    claim.take_back(argv, taken_over, words)

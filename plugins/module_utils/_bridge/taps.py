@@ -24,19 +24,38 @@ NOWHERE: dict[str, Any] = {
 PLUG = ("type", "bridge")
 
 
-def seen(snapshot: Snapshot | None, kernel: Mapping[str, str | None], taps: Ports) -> Ports:
-    """How each of the taps is plugged now. `kernel` are the kernel's own bridges by tap.
+def seen(snapshot: Snapshot | None, kernel: Mapping[str, str | None], vlans: Ports, taps: Ports) -> Ports:
+    """How each of the taps is plugged now. `kernel` are the kernel's own bridges by tap, `vlans` their VLANs there.
 
     Of the external ids only those that libvirt writes count.
     """
     switched = owners(snapshot) if snapshot else {}
-    return {name: _seen(snapshot, switched.get(name), kernel.get(name), tap) for name, tap in taps.items()}
+    return {
+        name: _switched(snapshot, owner, tap)
+        if snapshot and (owner := switched.get(name))
+        else _plugged(kernel.get(name), vlans.get(name), tap)
+        for name, tap in taps.items()
+    }
 
 
-def _seen(snapshot: Snapshot | None, owner: tuple[str, str] | None, bridge: str | None, tap: Row) -> dict[str, Any]:
+def _plugged(bridge: str | None, vlans: Mapping[str, Any] | None, tap: Row) -> dict[str, Any]:
+    """A tap in a bridge of the kernel, or nowhere. VLANs count only for one that libvirt gave some."""
+    found = {**NOWHERE, "vm": tap["vm"], "mac": tap["mac"]}
+    if not bridge:
+        return found
+    if vlans and has_vlan(tap):
+        trunks = vlans["tagged"] + ([vlans["untagged"]] if vlans["untagged"] and tap["trunks"] else [])
+        found.update({"tag": vlans["untagged"], "trunks": sorted(trunks), "vlan_mode": tap["vlan_mode"]})
+    return {**found, "type": "linux", "bridge": bridge}
+
+
+def has_vlan(tap: Mapping[str, Any]) -> bool:
+    """Whether libvirt gave the NIC a VLAN."""
+    return bool(tap["tag"] or tap["trunks"])
+
+
+def _switched(snapshot: Snapshot, owner: tuple[str, str], tap: Row) -> dict[str, Any]:
     known = {"vm": tap["vm"], "mac": tap["mac"]}
-    if snapshot is None or owner is None:
-        return {**NOWHERE, **known, **({"type": "linux", "bridge": bridge} if bridge else {})}
     port, ids = snapshot.get("Port", owner[1]), snapshot.get("Interface", tap["tap"])["external_ids"]
     return {
         **known,
@@ -69,7 +88,7 @@ def _sentence(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _vlan(port: Mapping[str, Any]) -> str:
-    return f" ({_shown(port)})" if port["type"] == "ovs" else ""
+    return f" ({_shown(port)})" if port["type"] == "ovs" or has_vlan(port) else ""
 
 
 def _shown(port: Mapping[str, Any]) -> str:
@@ -130,6 +149,12 @@ def kernel_moves(before: Ports, wanted: Ports) -> list[tuple[str, str | None]]:
     into = [(name, str(wanted[name]["bridge"])) for name in changed if wanted[name]["type"] == "linux"]
     left = [name for name in changed if before[name]["type"] == "linux" and wanted[name]["type"] == "ovs"]
     return [*((name, None) for name in left), *into]
+
+
+def kernel_vlans(before: Ports, wanted: Ports) -> list[str]:
+    """The taps in bridges of the kernel whose VLANs are to be set: those of a new place, and those that are wrong."""
+    taps = [name for name in sorted(wanted) if wanted[name]["type"] == "linux" and has_vlan(wanted[name])]
+    return [name for name in taps if before[name] != wanted[name]]
 
 
 def missing(wanted: Ports, switched: Sequence[str], kernel: Sequence[str]) -> dict[str, list[str]]:

@@ -68,7 +68,8 @@ def read_all(root: Element) -> list[dict[str, Any]]:
 def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: Mapping[str, str], boot: bool) -> None:
     """Make the NICs of the definition exactly these; a NIC is found by its `mac`, else by its place in the list.
 
-    `bridges` are the node's bridges with their type (ovs or linux), `boot` says whether the VM boots from the network.
+    `bridges` are the node's bridges with their type (ovs, linux, filtering), `boot` says whether the VM boots from the
+    network.
     """
     present = [nic for nic in devices(root, "interface") if known(nic)]
     by_mac = {nic_mac(nic): nic for nic in present}
@@ -139,10 +140,11 @@ def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:
         if port is None:
             add(nic, "virtualport", {"type": "openvswitch"})
         return
-    if find(nic, "vlan") is not None:
+    if kind == "linux" and find(nic, "vlan") is not None:
         raise Invalid(
-            f"{where}: {bridge} is a Linux bridge, which libvirt can't give a VLAN; use an Open vSwitch bridge or a "
-            "bridge that carries this VLAN alone",
+            f"{where}: {bridge} is a Linux bridge without VLANs; take a bridge that carries this VLAN alone (role "
+            f"linux_bridge: a VLAN of the uplink as its port) and no vlan here, one of Open vSwitch, or let {bridge} "
+            "keep VLANs apart (vlan_filtering: true, and libvirt 11.0 or later)",
             option=where,
         )
     if port is not None:

@@ -19,6 +19,7 @@ from .neighbours import survey
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0
+LIBVIRT_VLANS = 11  # the first version that gives a port of a Linux bridge its VLAN
 
 
 def survey_node(node: Node) -> list[dict[str, Any]]:
@@ -47,8 +48,11 @@ class Site:
 
     @cached_property
     def bridges(self) -> dict[str, str]:
-        """The node's bridges with their type."""
-        return _bridges.bridges()
+        """The node's bridges with their type: ovs, linux, or filtering, a Linux one whose VLANs libvirt can set."""
+        found, able = _bridges.bridges(), _bridges.filtering()
+        if able and int(self.offer["libvirt_version"].split(".")[0]) < LIBVIRT_VLANS:
+            able = set()
+        return {name: "filtering" if kind == "linux" and name in able else kind for name, kind in found.items()}
 
     @cached_property
     def offer(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _tap(domain: Domain, nic: Element) -> Tap:
         "type": "ovs" if switched else "linux",
         "speaks": domain.state == "running" and _value(nic, "link", "state") != "down",
         "limited": find(nic, "bandwidth") is not None,
-        **(_vlans(nic) if switched else {"tag": None, "trunks": [], "vlan_mode": None}),
+        **_vlans(nic),
         "external_ids": dict(_ids(domain, nic)) if switched else {},
     }
 

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action ovs_bridge: who confirms a change, how often it is tried, and what is said when nobody answers."""
+"""The actions ovs_bridge and networkd: who confirms a change, how often it is tried, what is said without an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from ansible_collections.drover.kvm.plugins.action import ovs_bridge
+from ansible_collections.drover.kvm.plugins.action import networkd, ovs_bridge
+from ansible_collections.drover.kvm.plugins.plugin_utils import _confirm
 
 DONE = {"changed": True, "actions": ["remove port eth0 from bridge br0"]}
 
@@ -45,8 +46,8 @@ class Machine:
             self.file.unlink(missing_ok=True)  # the timer has come
 
 
-@pytest.fixture
-def act(monkeypatch):
+@pytest.fixture(params=[ovs_bridge, networkd], ids=["ovs_bridge", "networkd"])
+def act(request, monkeypatch):
     def run(machine, check_mode=False, async_val=0, module=None, **args):
         args = {"name": "br0", **args}
         task = SimpleNamespace(
@@ -58,11 +59,11 @@ def act(monkeypatch):
             environment=None,
         )
         connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), reset=machine.reset)
-        action = ovs_bridge.ActionModule(task, connection, None, None, None, None)
+        action = request.param.ActionModule(task, connection, None, None, None, None)
         monkeypatch.setattr(action, "_execute_module", module or (lambda **_more: dict(machine.outcome)))
         monkeypatch.setattr(action, "_low_level_execute_command", machine.execute)
-        monkeypatch.setattr(ovs_bridge.time, "monotonic", lambda: machine.clock)
-        monkeypatch.setattr(ovs_bridge.time, "sleep", machine.sleep)
+        monkeypatch.setattr(_confirm.time, "monotonic", lambda: machine.clock)
+        monkeypatch.setattr(_confirm.time, "sleep", machine.sleep)
         return action.run(task_vars={})
 
     return run

@@ -19,7 +19,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs, _program, _run
-from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore, rollback
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore
+from ansible_collections.drover.kvm.plugins.module_utils._rollback import timer
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
 from ansible_collections.drover.kvm.tests.unit import ovs_server
 
@@ -1053,8 +1054,8 @@ class Systemd:
 def systemd(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("run")
     fake = Systemd(folder)
-    monkeypatch.setattr(rollback, "BOOTED", folder)
-    monkeypatch.setattr(rollback.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(timer, "BOOTED", folder)
+    monkeypatch.setattr(timer.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(_program, "DIRECTORY", folder)
     monkeypatch.setattr(_run, "run", fake.run)
     return fake
@@ -1189,14 +1190,14 @@ def test_a_change_that_others_undo_at_once_is_not_said_to_wait_for_itself(module
 def test_a_timer_that_never_came_blocks_nobody_for_ever(module, systemd, monkeypatch):
     module(confirm_timeout=5)
     refused(module(**UP), "waits for its confirmation")
-    monkeypatch.setattr(rollback.time, "time", lambda: time.monotonic() + 10**10)
+    monkeypatch.setattr(timer.time, "time", lambda: time.monotonic() + 10**10)
     assert not module(**UP).get("failed")
 
 
 def test_confirm_timeout_is_refused_where_nothing_could_take_the_change_back(module, ovs, systemd, monkeypatch):
     refused(module(confirm_timeout=30, wait_lacp=30), "longer than wait_lacp")
     refused(module(confirm_timeout=1), "confirm_timeout", "5 to 3600")
-    monkeypatch.setattr(rollback, "BOOTED", Path("/nonexistent"))
+    monkeypatch.setattr(timer, "BOOTED", Path("/nonexistent"))
     result = module(confirm_timeout=30, **UP)
     refused(result, "confirm_timeout needs systemd")
     assert result["error"] == "NotFound" and ovs.vsctl("list-br") == ""

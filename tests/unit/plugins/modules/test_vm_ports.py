@@ -61,6 +61,9 @@ class Node:
         self.updates.append((name, "state='down'" in xml, live, config))
 
 
+VLANS = ("untagged", "tagged")
+
+
 class Kernel:
     """The interfaces of the kernel as files."""
 
@@ -281,6 +284,22 @@ def test_bridges_of_the_kernel_need_no_open_vswitch(node, kernel, mends):
     node.run("web1", nic(bridge="virbr1", inside=""))
     assert mends(socket="/nowhere")["actions"] == ["plug vnet0 of VM web1 into bridge virbr1"]
     assert _links.bridge_of("vnet0") == "virbr1"
+
+
+def test_a_bridge_of_the_kernel_that_filters_vlans(node, kernel, mends, monkeypatch):
+    kernel.bridge("virbr1")
+    vlans = {"vnet0": {"untagged": 1, "tagged": []}}
+    monkeypatch.setattr(_links, "vlans", lambda: vlans)
+    monkeypatch.setattr(_links, "set_vlans", lambda name, *two: vlans.update({name: dict(zip(VLANS, two))}))
+    node.run("web1", nic(bridge="virbr1", inside="<vlan><tag id='100'/></vlan>"))
+    assert mends(socket="/nowhere")["actions"] == ["plug vnet0 of VM web1 into bridge virbr1 (VLAN 100)"]
+    assert vlans == {"vnet0": {"untagged": 100, "tagged": []}}
+    vlans["vnet0"] = {"untagged": 7, "tagged": [8]}
+    assert mends(socket="/nowhere")["actions"][0].startswith("set vnet0 of VM web1 on bridge virbr1: VLAN 7")
+    trunk = "<vlan trunk='yes'><tag id='5' nativeMode='untagged'/><tag id='6'/></vlan>"
+    node.run("web1", nic(bridge="virbr1", inside=trunk))
+    mends(socket="/nowhere")
+    assert vlans == {"vnet0": {"untagged": 5, "tagged": [6]}}
 
 
 def test_a_missing_bridge_of_the_kernel(node, module):

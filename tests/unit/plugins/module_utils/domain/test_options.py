@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet
+from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
@@ -20,7 +22,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
-BRIDGES = {"br-int": "ovs", "br0": "linux"}
+BRIDGES = {"br-int": "ovs", "br0": "linux", "br-vlans": "filtering"}
 OFFER = {"arch": "x86_64", "virt_types": ["qemu", "kvm"], "machine_types": ["pc", "q35"], "memory": 2**40}
 BASE = {"name": "web1", "memory": "1GiB", "vcpus": 2}
 IQN = "iqn.2026-11.org.example:drover-web1-0"
@@ -126,6 +128,20 @@ def test_nics(option):
     root, params = build(nics=[nic])
     check(root, params, fragment)
     assert sheet.read(root)["nics"][0][option] == params["nics"][0][option]
+
+
+def test_a_linux_bridge_that_filters_vlans_takes_one():
+    root, params = build(nics=[{"bridge": "br-vlans", "vlan": 100}])
+    check(root, params, "<source bridge='br-vlans'/><vlan><tag id='100'/></vlan>")
+    assert "virtualport" not in text_of(root)
+
+
+@pytest.mark.parametrize("version, kind", [("11.0.0", "filtering"), ("10.9.1", "linux")])
+def test_only_a_libvirt_that_can_gives_a_linux_bridge_vlans(monkeypatch, version, kind):
+    monkeypatch.setattr(_bridges, "bridges", lambda: {"br-int": "ovs", "br0": "linux", "br-vlans": "linux"})
+    monkeypatch.setattr(_bridges, "filtering", lambda: {"br-vlans"})
+    node = SimpleNamespace(host=lambda: {"libvirt_version": version})
+    assert site.Site(node).bridges == {"br-int": "ovs", "br0": "linux", "br-vlans": kind}
 
 
 def test_a_new_vm_has_what_every_vm_needs():
