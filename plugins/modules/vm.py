@@ -433,8 +433,9 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
-from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, power
+from ansible_collections.drover.kvm.plugins.module_utils._domain import live, metadata, power
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.declare import declare
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
@@ -566,10 +567,16 @@ class Vm(Resource):
     def _change_live(self) -> list[Step]:
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
+        steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
         if self.draft.record:
-            call = partial(node.set_metadata, name, metadata.PREFIX, metadata.NAMESPACE, self.draft.record, True, False)
-            steps.append(Step(f"change the tags of {name} as it runs", call))
+            steps.append(Step(f"change the {' and '.join(self.draft.noted)} of {name} as it runs", self._record))
         return steps
+
+    def _record(self) -> None:
+        node, record = self.site.node, self.draft.record
+        node.set_metadata(self.name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
+        if live.CHECKS in self.draft.noted:
+            declare(node.domain(self.name))
 
     def _start(self, uuid: str) -> Step:
         saved = " from its saved memory" if self.domain and self.domain.has_managed_save else ""

@@ -26,12 +26,16 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Node:
-    """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say."""
+    """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say.
+
+    `reserved` are the VLANs of the hosts by bridge.
+    """
 
     name: str
     memory: int = 0
     threads: int = 1
     bridges: frozenset[str] = frozenset()
+    reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     machine_types: frozenset[str] = frozenset()
     virt_types: frozenset[str] = frozenset()
     vm_capable: bool = True
@@ -58,6 +62,7 @@ class Guest:
     virt_type: str = ""
     home: str | None = None
     fixed: tuple[Obstacle, ...] = ()
+    nics: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import time
 from functools import cached_property
 from typing import Any
 
-from .. import _bridges
+from .. import _bridges, _reserved
 from .._errors import DroverError
 from .._libvirt import Domain, Node
 from .._peers import ask_peers
@@ -49,6 +49,11 @@ class Site:
     def bridges(self) -> dict[str, str]:
         """The node's bridges with their type."""
         return _bridges.bridges()
+
+    @cached_property
+    def reserved(self) -> dict[str, list[int]]:
+        """The VLANs of the hosts by bridge."""
+        return _reserved.read()
 
     @cached_property
     def offer(self) -> dict[str, Any]:
