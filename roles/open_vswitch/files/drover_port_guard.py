@@ -5,6 +5,7 @@
 
     port-guard watch                  the service: guards a port when it appears, and all when the switch was restarted
     port-guard once                   guard all ports now
+    port-guard off                    take all of its flows away
     port-guard hook GUEST OPERATION SUB-OPERATION EXTRA    as libvirt's hook, with the VM's XML on standard input
 
 Installed by role drover.kvm.open_vswitch. All that it must know is in Open vSwitch's own database: libvirt writes there
@@ -250,6 +251,13 @@ class Guard:
         words = (*words[:place], f"unix:{self.folder}/{words[place]}.mgmt", *words[place + 1 :])
         return call("ovs-ofctl", PROTOCOLS, f"--timeout={SECONDS}", *words, feed=feed)
 
+    def off(self) -> list[str]:
+        """Take our flows and meters off all bridges; returns their names. Raises GuardError."""
+        names = [bridge.name for bridge in self.bridges()]
+        for name in names:
+            self._write(Bridge(name), "")
+        return names
+
     def vsctl(self, *words: str) -> str:
         """What ovs-vsctl answers."""
         return call("ovs-vsctl", f"--timeout={SECONDS}", f"--db={self.database}", *words)
@@ -342,7 +350,7 @@ def main() -> int:
     """Run one of the three."""
     parser = argparse.ArgumentParser(description="Keep VMs honest at their ports of Open vSwitch.")
     parser.add_argument("--folder", default="/run/openvswitch", help="where Open vSwitch's sockets are")
-    parser.add_argument("verb", choices=("watch", "once", "hook"))
+    parser.add_argument("verb", choices=("watch", "once", "off", "hook"))
     parser.add_argument("words", nargs="*", help="the words of libvirt's hook")
     given = parser.parse_args()
     guard = Guard(Path(given.folder))
@@ -351,7 +359,7 @@ def main() -> int:
     if given.verb == "watch":
         guard.watch()
     try:
-        tell(guard.ensure())
+        tell(guard.off() if given.verb == "off" else guard.ensure())
     except GuardError as error:
         print(error, file=sys.stderr)
         return 1
