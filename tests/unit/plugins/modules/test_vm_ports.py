@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
@@ -17,7 +18,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _libvirt, _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.modules import vm_ports
-from ansible_collections.drover.kvm.tests.unit import ovs_server
+from ansible_collections.drover.kvm.tests.unit import corpus, ovs_server
 
 pytestmark = [
     pytest.mark.skipif(bool(ovs_server.missing()), reason=f"not installed: {', '.join(ovs_server.missing())}"),
@@ -375,3 +376,13 @@ def test_the_link_of_a_vm_that_is_heard_is_not_bounced(node, module, monkeypatch
 @pytest.mark.parametrize("options", [{"bounce": True}, {"listen": -1}, {"listen": 601}])
 def test_wrong_options(module, options):
     assert module(**options)["error"] == "Invalid"
+
+
+@pytest.mark.parametrize("option", ["names", "bridges"])
+def test_hostile_words_name_nothing(ovs, module, option):
+    before = ovs.vsctl("list", "bridge"), ovs.vsctl("list", "port"), ovs.vsctl("list", "interface")
+    for value in corpus.NAMES:
+        result = module(**{option: [value]})
+        assert not result.get("failed") and result["changed"] is False and result["resource"] == {}, (value, result)
+    assert before == (ovs.vsctl("list", "bridge"), ovs.vsctl("list", "port"), ovs.vsctl("list", "interface"))
+    assert not Path(corpus.CANARY).exists()
