@@ -17,10 +17,11 @@ plugged by anybody, or comes with a migration, is guarded like all others. Stand
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import re
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -278,26 +279,18 @@ class Guard:
     def watch(self) -> None:
         """Guard for ever."""
         while True:
-            words = [
-                word
-                for table, names in COLUMNS.items()
-                for word in ("--", table, ",".join(names[names[0] == "_uuid" :]))
-            ]
-            argv = ["ovsdb-client", "monitor", self.database, "Open_vSwitch", *words[1:]]
-            with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as monitor:
+            with contextlib.suppress(OSError), contextlib.closing(Monitor(f"{self.folder}/db.sock")) as monitor:
                 self._follow(monitor)
             time.sleep(LOOK)
 
-    def _follow(self, monitor: subprocess.Popen[bytes]) -> None:
-        pipe = monitor.stdout.fileno() if monitor.stdout else -1
+    def _follow(self, monitor: Monitor) -> None:
         verified, process, due, complaint = time.monotonic(), "", True, ""
-        while monitor.poll() is None:
-            if select.select([pipe], [], [], LOOK)[0]:
-                due = bool(os.read(pipe, 1 << 16)) or due
+        while True:
+            due = monitor.changed(LOOK) or due
             verify = time.monotonic() - verified > VERIFY
-            if not (due or verify or process != self.process()):
-                continue
             before = self.process()
+            if not (due or verify or process != before):
+                continue
             try:
                 tell(self.ensure(verify))
                 verified, process, due, complaint = time.monotonic(), before, False, ""
@@ -305,6 +298,51 @@ class Guard:
                 # The switch may be starting; it is asked again until it answers.
                 complaint = tell([str(error)]) if str(error) != complaint else complaint
                 due = True
+
+
+class Monitor:
+    """A connection on which the database says each change of what the guard looks at (RFC 7047, 4.1.5)."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(SECONDS)
+        self.socket.connect(path)
+        self.text = ""
+        tables = {table: {"columns": [name for name in names if name != "_uuid"]} for table, names in COLUMNS.items()}
+        self._send({"method": "monitor", "params": ["Open_vSwitch", None, tables], "id": 0})
+
+    def close(self) -> None:
+        """End the connection."""
+        self.socket.close()
+
+    def changed(self, seconds: float) -> bool:
+        """Whether something changed within so many seconds. Raises OSError when the connection is gone."""
+        if not select.select([self.socket], [], [], seconds)[0]:
+            return False
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the database closed the connection")
+        self.text += data.decode("utf-8", "replace")
+        # All are looked at: each may want an answer.
+        return True in [self._told(message) for message in self._messages()]
+
+    def _told(self, message: Mapping[str, Any]) -> bool:
+        if message.get("method") == "echo":
+            # So the server learns that its client lives.
+            self._send({"result": message["params"], "error": None, "id": message["id"]})
+        return message.get("method") == "update"
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        while self.text:
+            try:
+                message, end = json.JSONDecoder().raw_decode(self.text)
+            except ValueError:
+                return
+            self.text = self.text[end:].lstrip()
+            yield message
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self.socket.sendall(json.dumps(message).encode("ascii"))
 
 
 def policies(definition: str) -> dict[str, str]:

@@ -276,19 +276,28 @@ def test_what_a_vm_sends_is_metered_where_the_datapath_does_not_police(switch, g
     assert "meter:" not in flows(switch)
 
 
+class Enough(Exception):
+    """The test is over."""
+
+
 @pytest.fixture
 def service(guard):
-    """The guard as a service, until the test is over."""
+    """The guard as a service, until the test is over; `looks` are the times at which it read the database."""
     end = threading.Event()
+    guard.looks = []
 
     class Watched(program.Guard):
+        def bridges(self):
+            guard.looks.append(time.monotonic())
+            return super().bridges()
+
         def process(self):
             if end.is_set():
-                raise InterruptedError
+                raise Enough
             return super().process()
 
     def watch():
-        with suppress(InterruptedError):
+        with suppress(Enough):
             Watched(guard.folder).watch()
 
     watching = threading.Thread(target=watch)
@@ -316,6 +325,9 @@ def answers(switch):
 def test_the_service_guards_what_is_plugged_and_all_after_a_crash_of_the_switch(switch, service, comes_out):
     until(lambda: count(switch) > 15, "the first port")
     assert not comes_out(LIE)
+    looks = len(service.looks)
+    time.sleep(1.5)
+    assert len(service.looks) == looks, "it asks although nothing changed"
     switch.vsctl("--", "--if-exists", "del-port", "vnet0")
     until(lambda: count(switch) == 0, "the flows of a port that is gone")
     add_vm(switch)
