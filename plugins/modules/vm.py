@@ -234,13 +234,13 @@ options:
         choices: [virtio, e1000e, e1000, rtl8139]
       bandwidth:
         description:
-          - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once, and
-            a machine that moves takes its limits with it.
-          - libvirt keeps kilobytes per second. A rate is a number of bits per second, or has a unit (V(10Mbit/s),
-            V(1.5Gbit/s)), in steps of 8 kbit/s. On Open vSwitch libvirt counts a kilobyte as 1024 bytes for what the
-            machine receives, which makes that limit 2.4 % higher.
-          - On a bridge of Open vSwitch in user space (C(datapath_type=netdev)) what the machine sends is limited only
-            where role P(drover.kvm.open_vswitch#role) guards its port, by a meter; the switch itself takes no notice.
+          - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,
+            and one that moves takes its limits with it.
+          - A rate is a number of bits per second, or has a unit (V(10Mbit/s), V(1.5Gbit/s)). libvirt keeps kilobytes
+            per second, so it goes in steps of 8 kbit/s. On Open vSwitch libvirt counts 1024 bytes for one kilobyte of
+            what the machine receives, which makes that limit 2.4 % higher.
+          - On a bridge of Open vSwitch in user space (C(datapath_type=netdev)) the switch takes no notice of the
+            limit of what the machine sends; the guard of role P(drover.kvm.open_vswitch#role) meters it there.
         type: dict
         version_added: "0.1.0"
         suboptions:
@@ -265,11 +265,11 @@ options:
             suboptions: *rates
       anti_spoof:
         description:
-          - Whether the machine can send only from its own MAC address, can't claim others in ARP and neighbour discovery,
-            and is neither a DHCP server nor a router for others.
+          - Whether the machine can send only from its own MAC address, can't claim others in ARP and neighbour
+            discovery, and is neither a DHCP server nor a router for others.
           - On Open vSwitch the default is V(true) for a NIC with O(nics[].vlan), where the role
-            P(drover.kvm.open_vswitch#role) guards the ports. A NIC without it, or with O(nics[].trunks), is not checked.
-            Turn it off for machines that route, bridge, or share an address (VRRP).
+            P(drover.kvm.open_vswitch#role) guards the ports. A NIC without it, or with O(nics[].trunks), is not
+            checked. Turn it off for machines that route, bridge, or share an address (VRRP).
           - On a Linux bridge the default is V(false). There libvirt's filter C(no-mac-spoofing), or with O(nics[].ips)
             C(clean-traffic), does it from the next start on; libvirt's nwfilter driver must be installed.
         type: bool
@@ -278,8 +278,8 @@ options:
         description:
           - The only addresses that the machine may use, IPv4 and IPv6, as addresses or networks. With them nothing but
             ARP, IPv4 and IPv6 passes; link-local IPv6, DHCP and duplicate address detection stay possible.
-          - A list without an item lets it use any. Needs O(nics[].anti_spoof). On a Linux bridge only single addresses of
-            IPv4 can be given.
+          - A list without an item lets it use any. Needs O(nics[].anti_spoof). On a Linux bridge only single
+            addresses of IPv4 can be given.
           - By default any address.
         type: list
         elements: str
@@ -529,9 +529,8 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
-from ansible_collections.drover.kvm.plugins.module_utils._domain import live, metadata, power
+from ansible_collections.drover.kvm.plugins.module_utils._domain import power
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
-from ansible_collections.drover.kvm.plugins.module_utils._domain.declare import declare
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
@@ -664,15 +663,10 @@ class Vm(Resource):
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if self.draft.record:
-            steps.append(Step(f"change the {' and '.join(self.draft.noted)} of {name} as it runs", self._record))
+        if self.draft.noted:
+            words = f"change the {' and '.join(self.draft.noted)} of {name} as it runs"
+            steps.append(Step(words, self.draft.write_record))
         return steps
-
-    def _record(self) -> None:
-        node, record = self.site.node, self.draft.record
-        node.set_metadata(self.name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
-        if live.CHECKS in self.draft.noted:
-            declare(node.domain(self.name))
 
     def _start(self, uuid: str) -> Step:
         saved = " from its saved memory" if self.domain and self.domain.has_managed_save else ""

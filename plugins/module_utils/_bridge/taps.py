@@ -23,7 +23,7 @@ NOWHERE: dict[str, Any] = {
 }
 PLUG = ("type", "bridge")
 # Our external id: what the guard of the port shall know beyond what libvirt writes.
-POLICY = "drover-port"
+POLICY, OPEN = "drover-port", "open"
 
 
 def seen(snapshot: Snapshot | None, kernel: Mapping[str, str | None], taps: Ports) -> Ports:

@@ -17,6 +17,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._xml import parse, text_of
 from . import disks, live, metadata, power, sheet
+from .declare import declare
 from .facts import domain_facts
 from .site import Site
 
@@ -114,10 +115,13 @@ class Draft:
         said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
         self.noted = [words for words in said if words]
 
-    @property
-    def record(self) -> str | None:
-        """The record that the running VM shall have, when it changes, as libvirt's metadata call wants it."""
-        return metadata.record_xml(self.running) if self.noted and self.running is not None else None
+    def write_record(self) -> None:
+        """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
+        node, name = self.site.node, self.params["name"]
+        record = None if self.running is None else metadata.record_xml(self.running)
+        node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
+        if live.CHECKS in self.noted:
+            declare(node.domain(name))
 
     def _check_vlans(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse VLANs that are the hosts' own."""

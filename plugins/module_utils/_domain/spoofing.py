@@ -14,10 +14,10 @@ from ipaddress import ip_network
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._bridge.taps import OPEN
 from .._errors import Invalid
 from .._xml import add, drop, find
 
-OPEN = "open"
 # libvirt's stock filters: for any address of the NIC's MAC, and for declared addresses of IPv4.
 FILTERS = ("no-mac-spoofing", "clean-traffic")
 Said = Mapping[str, str]

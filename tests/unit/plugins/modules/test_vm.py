@@ -19,7 +19,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -369,6 +369,9 @@ def test_bad_input_gets_a_clear_answer(lab, options, words):
 
 LIMIT = {"inbound": {"average": "10Mbit/s"}, "outbound": {"average": "20Mbit/s", "burst": "64KiB"}}
 
+KEPT = {f"inbound.{key}": number for key, number in (("average", 1250), ("peak", 1250), ("burst", 0))}
+KEPT.update({f"outbound.{key}": number for key, number in (("average", 2500), ("peak", 2500), ("burst", 64))})
+
 
 def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
     lab.run(**WEB, state="running")
@@ -403,14 +406,7 @@ def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
         f"change web1: nic {mac} bandwidth no limit -> {words}",
         f"limit nic {mac} at once: no limit -> {words}",
     ]
-    assert asked[0][2] == {
-        "inbound.average": 1250,
-        "inbound.peak": 1250,
-        "inbound.burst": 0,
-        "outbound.average": 2500,
-        "outbound.peak": 2500,
-        "outbound.burst": 64,
-    }
+    assert asked[0][2] == KEPT
     assert result["pending_restart"] == [] and "<bandwidth>" in lab.node.domain("web1").xml
     assert lab.both(name="web1", nics=[{"bandwidth": {}}])["vm"]["nics"][0]["bandwidth"] is None
     assert set(asked[1][2].values()) == {0}
@@ -418,7 +414,7 @@ def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
 
 def test_what_is_checked_of_a_running_vms_addresses_changes_at_once(lab, monkeypatch):
     told = []
-    monkeypatch.setattr(vm, "declare", lambda domain: told.append(domain.live_xml))
+    monkeypatch.setattr(draft, "declare", lambda domain: told.append(domain.live_xml))
     lab.run(**WEB, state="running")
     assert lab.run(name="web1")["vm"]["nics"][0]["anti_spoof"] is True
     result = lab.both(name="web1", nics=[{"ips": ["10.231.100.21"]}])
