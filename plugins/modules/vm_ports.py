@@ -136,7 +136,7 @@ error:
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -264,7 +264,9 @@ class Ports(Resource):
 
     def _limit(self, names: list[str]) -> None:
         """A port that is new has no limits; libvirt sets them again when it is told what it knows."""
-        with _libvirt.connect(self.params["uri"]) if names else nullcontext() as node:
+        if not names:
+            return
+        with _libvirt.connect(self.params["uri"]) as node:
             for name in names:
                 node.set_bandwidth(self.taps[name]["vm"], self.taps[name]["mac"], self.taps[name]["limits"])
 

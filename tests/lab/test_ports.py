@@ -175,6 +175,11 @@ def test_a_vm_uses_the_declared_addresses_only(guest: Guest) -> None:
     assert guest.is_heard(10)
     guest.set_address(address=OTHER)
     assert not guest.is_heard(), "with another IP address"
+    guest.moved(guest.mover.target)
+    # libvirt's hook wrote it there before the VM came.
+    said = guest.mover.cluster.ssh(guest.node, f"ovs-vsctl get interface {guest.tap()} external_ids:drover-port")
+    assert said.strip().strip('"') == guest.address.partition("/")[0]
+    assert not guest.is_heard(), "with another IP address after the migration"
     guest.change(ips=[])
     assert guest.is_heard(10), "not exercised: it says nothing with that address anyway"
 

@@ -35,12 +35,12 @@ class Node:
     memory: int = 0
     threads: int = 1
     bridges: frozenset[str] = frozenset()
-    reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     machine_types: frozenset[str] = frozenset()
     virt_types: frozenset[str] = frozenset()
     vm_capable: bool = True
     cordon: str | None = None
     reachable: bool = True
+    reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
