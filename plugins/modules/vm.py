@@ -237,8 +237,7 @@ options:
           - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,
             and one that moves takes its limits with it.
           - A rate is a number of bits per second, or has a unit (V(10Mbit/s), V(1.5Gbit/s)). libvirt keeps kilobytes
-            per second, so it goes in steps of 8 kbit/s. On Open vSwitch libvirt counts 1024 bytes for one kilobyte of
-            what the machine receives, which makes that limit 2.4 % higher.
+            per second, so it goes in steps of 8 kbit/s.
           - On a bridge of Open vSwitch in user space (C(datapath_type=netdev)) the switch takes no notice of the
             limit of what the machine sends; the guard of role P(drover.kvm.open_vswitch#role) meters it there.
         type: dict
