@@ -270,9 +270,9 @@ class Guard:
         except OSError:
             return ""
 
-    def declare(self, definition: str) -> None:
-        """Write what a VM's definition says of its ports into the database."""
-        for tap, policy in policies(definition).items():
+    def declare(self, ports: Mapping[str, str]) -> None:
+        """Write what a VM's definition says of its ports (see `policies`) into the database."""
+        for tap, policy in ports.items():
             change = ("set", "interface", tap, f'external_ids:{POLICY}="{policy}"')
             self.vsctl(*(change if policy else ("remove", "interface", tap, "external_ids", POLICY)))
 
@@ -375,8 +375,10 @@ def hook(guard: Guard, guest: str, operation: str) -> int:
     if operation != "start":
         return 0
     try:
-        guard.declare(sys.stdin.read())
-        guard.ensure()
+        ports = policies(sys.stdin.read())
+        if ports:
+            guard.declare(ports)
+            guard.ensure()
     except (GuardError, ET.ParseError) as error:
         mend = "mend that, or take the guard off this node with open_vswitch_port_guard: false"
         print(f"drover: {guest} refused: its ports can't be guarded ({error}); {mend}", file=sys.stderr)

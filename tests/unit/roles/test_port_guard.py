@@ -384,3 +384,5 @@ def test_the_hook_keeps_a_vm_from_starting_that_can_not_be_guarded(tmp_path, mon
     assert program.hook(program.Guard(tmp_path), "web1", "start") == 1
     words = capsys.readouterr().err
     assert "web1 refused: its ports can't be guarded" in words and "open_vswitch_port_guard: false" in words
+    monkeypatch.setattr("sys.stdin", io.StringIO(DOMAIN.replace("openvswitch", "802.1Qbg")))
+    assert program.hook(program.Guard(tmp_path), "web1", "start") == 0, "it has no port on Open vSwitch"
