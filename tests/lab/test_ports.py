@@ -93,7 +93,7 @@ def checksum(data: bytes) -> int:
     """The checksum of ICMP."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return int(~(total + (total >> 16)) & 0xFFFF)
 
 
 class Pings(threading.Thread):
