@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 from ._errors import Invalid
 
+LARGEST = 2**31 - 1
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
@@ -190,6 +191,18 @@ def check_vlan(value: int) -> int:
     if not 1 <= value <= 4094:
         raise ValueError(f"{value} is not a VLAN; a VLAN is a number from 1 to 4094")
     return value
+
+
+def between(least: int, most: int = LARGEST, step: int = 1) -> Callable[[int], int]:
+    """A check for a number in a range, and, for what would be rounded without a word, for its step."""
+
+    def check(value: int) -> int:
+        if not least <= value <= most or value % step:
+            steps = f" in steps of {step}" if step > 1 else ""
+            raise ValueError(f"{value} is out of range; write a number from {least} to {most}{steps}")
+        return value
+
+    return check
 
 
 def secret_names(fields: Sequence[Field]) -> set[str]:

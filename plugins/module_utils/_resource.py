@@ -120,8 +120,11 @@ class Plan:
             for step in self.steps:
                 step.run()
                 self.done.append(step.text)
+            if not self.steps:
+                self.after = self.before
+                return
             self.after = self.resource.read()
-            left = self.resource.steps(self.after, self.resource.wanted(self.after)) if self.steps else []
+            left = self.resource.steps(self.after, self.resource.wanted(self.after))
             if left:
                 texts = [step.text for step in left]
                 raise NotConverged(

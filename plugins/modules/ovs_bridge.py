@@ -230,7 +230,9 @@ options:
                 type: int
       mac:
         description:
-          - MAC address of an V(internal) port. Without it Open vSwitch invents one each time it makes the interface.
+          - MAC address of an V(internal) port. Without it a new port gets one that this machine's port of that name has
+            whenever it is made, so that its neighbours need not learn another one after a bridge was lost (derived from
+            C(external_ids:system-id) of the switch); a port that is there keeps the one it has.
         type: str
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to the interface.
@@ -597,7 +599,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
 )
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.options import BOND, BRIDGE, MIRROR, PORT
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FIELDS = (
@@ -609,7 +611,7 @@ FIELDS = (
     Field("mirrors", type="list", elements="dict", fields=MIRROR, check=checks.check_once),
     Field("purge_ports", type="bool", default=False),
     Field("wait_lacp", type="int", default=0),
-    Field("confirm_timeout", type="int", check=checks.between(5, 3600)),
+    Field("confirm_timeout", type="int", check=between(5, 3600)),
     Field("timeout", type="int", default=30),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )

@@ -152,6 +152,11 @@ class Mover:
         """Run it for the VM, from source to target."""
         return self.migrate(self.source, check, **{"name": self.vm, "to": self.target, **task})
 
+    def moved(self) -> None:
+        """Run it for the VM, from source to target; AssertionError with the result when that failed."""
+        result = self.move()
+        assert result.get("verified"), result
+
     def start_slowly(self, **task: Any) -> subprocess.Popen[str]:
         """Begin the move at low speed, and wait until it is in Perform."""
         process = self.start(self.source, name=self.vm, to=self.target, bandwidth=SLOW, **task)
@@ -211,18 +216,23 @@ class Mover:
             if command_name(pid) == "ssh" and entry.read_bytes().startswith(mine):
                 os.kill(pid, signal.SIGKILL)
 
-    def kill_module(self) -> None:
-        """kill -9 what runs of our module on the source; Missed when there is nothing.
-
-        Without its controller it goes on, and would see to a killed helper. It comes by Python's standard input, so
-        its command line is Python alone.
-        """
-        found = 0
+    def modules(self) -> list[int]:
+        """The processes of modules on the source; one comes by standard input, so its command line is bare."""
+        found = []
         for pid in self.lab.machine(self.source).pids():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes() == b"/usr/bin/python3\0":
-                    os.kill(pid, signal.SIGKILL)
-                    found += 1
+                    found.append(pid)
+        return found
+
+    def kill_module(self) -> None:
+        """kill -9 what runs of our module on the source; Missed when there is nothing.
+
+        Without its controller it goes on, and would see to a killed helper.
+        """
+        found = self.modules()
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
         if not found:
             raise Missed(f"not exercised: no module runs on {self.source}")
 

@@ -208,6 +208,11 @@ class Observer:
             time.sleep(0.2)
         raise AssertionError(f"{name} said nothing within {seconds:g} s")
 
+    def longest_gap(self, name: str, since: float) -> float:
+        """The longest time between two words of a VM from a second before `since` on, seconds."""
+        times = [float(word["time"]) for word in self.words(name) if word["time"] > since - 1]
+        return max(later - sooner for sooner, later in zip(times, times[1:]))
+
     def look_at_disk(self, name: str, path: str | Path) -> int:
         """Read a guest's counter from its raw disk into the samples; do it while the guest is off."""
         counter = read_disk(path)

@@ -22,18 +22,18 @@ def test_back_and_forth(mover: Mover) -> None:
         predicted = mover.migrate(source, check=True, name=mover.vm, to=to)
         result = mover.migrate(source, name=mover.vm, to=to)
         assert predicted["actions"] == result["actions"] == [f"migrate {mover.vm} from {source} to {to}"]
-        assert result["changed"] and result["verified"] and result["where"] == to
+        assert result["changed"] and result.get("verified") and result["where"] == to, result
         assert 0 < result["downtime_ms"] < 5000
         mover.rests_on(to)
     again = mover.migrate(mover.source, name=mover.vm, to=mover.source)
-    assert not again["changed"] and again["verified"]
+    assert not again["changed"] and again.get("verified"), again
 
 
 def test_the_guests_memory_is_not_on_the_wire(mover: Mover) -> None:
     canary = CANARY.encode()
     assert in_memory(mover, mover.source, canary) > 1000, "the guest does not hold its canary"
     with Capture(mover, ("migration0", "mgmt0")) as wire:
-        assert mover.move()["verified"]
+        mover.moved()
     flows = wire.flows()
     streams = [flow for flow in flows if 49152 <= flow.port <= 49215 and len(flow.data) > 10 * MIB]
     assert streams, f"the stream was not seen: {[(flow.name, flow.port, len(flow.data)) for flow in flows]}"
@@ -45,14 +45,15 @@ def test_the_guests_memory_is_not_on_the_wire(mover: Mover) -> None:
 def test_a_vm_that_is_shut_off_moves_by_definition(mover: Mover) -> None:
     mover.virsh(mover.source, "destroy", mover.vm)
     result = mover.move()
-    assert result["verified"] and result["vm_state"] == f"shutoff on {mover.target}"
+    assert result.get("verified"), result
+    assert result["vm_state"] == f"shutoff on {mover.target}"
     mover.rests_on(mover.target, "shut off")
     assert not mover.move()["changed"]
 
 
 def test_a_vm_that_its_user_paused_stays_paused(mover: Mover) -> None:
     mover.virsh(mover.source, "suspend", mover.vm)
-    assert mover.move()["verified"]
+    mover.moved()
     mover.rests_on(mover.target, "paused")
     assert "paused (user)" in mover.reason(mover.target)
 
@@ -80,7 +81,8 @@ def test_e2_the_controller_dies_in_perform(mover: Mover) -> None:
     assert predicted["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"]
     mover.speed_up()
     second = mover.end(process)
-    assert second["verified"] and second["actions"] == predicted["actions"]
+    assert second.get("verified"), second
+    assert second["actions"] == predicted["actions"]
     mover.rests_on(mover.target)
     assert not mover.move()["changed"]
 
@@ -94,7 +96,7 @@ def test_e3_the_destinations_libvirtd_dies_in_perform(mover: Mover) -> None:
     assert result["failed"] and result["details"]["where"] == mover.source
     assert f"running on {mover.source}" in result["msg"]
     mover.rests_on(mover.source)
-    assert mover.move()["verified"]
+    mover.moved()
     mover.rests_on(mover.target)
 
 
@@ -104,7 +106,7 @@ def test_e4_the_sources_libvirtd_dies_in_perform(mover: Mover) -> None:
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source
     mover.rests_on(mover.source)
-    assert mover.move()["verified"]
+    mover.moved()
     mover.rests_on(mover.target)
 
 
@@ -122,7 +124,7 @@ def test_e7_the_destinations_libvirtd_freezes_before_finish(mover: Mover) -> Non
     recovered = mover.migrate(mover.source, state="recovered")
     assert recovered["changed"] and recovered["places"] == {mover.vm: mover.source}
     mover.rests_on(mover.source)
-    assert mover.move()["verified"]
+    mover.moved()
     mover.rests_on(mover.target)
 
 
@@ -136,7 +138,7 @@ def test_e8_the_sources_libvirtd_dies_when_all_is_sent(mover: Mover) -> None:
     if result["failed"]:
         assert result["details"]["where"] == mover.source, result
         result = mover.move()
-    assert result["verified"] and result["where"] == mover.target
+    assert result.get("verified") and result["where"] == mover.target, result
     mover.rests_on(mover.target)
 
 
@@ -145,7 +147,7 @@ def test_the_helper_is_killed_and_the_module_sees_to_it(mover: Mover) -> None:
     mover.kill_helper()
     mover.speed_up()
     result = mover.end(process)
-    assert result["verified"] and result["where"] == mover.target
+    assert result.get("verified") and result["where"] == mover.target, result
     mover.rests_on(mover.target)
 
 
@@ -164,12 +166,14 @@ def test_the_helper_and_the_controller_are_killed_in_perform(mover: Mover) -> No
 def test_a_second_run_beside_the_first_waits_for_it(mover: Mover) -> None:
     first = mover.start_slowly()
     second = mover.start(mover.source, name=mover.vm, to=mover.target)
+    mover.hits("the second run", lambda: len(mover.modules()) == 2 or mover.modules())
+    # What this one has read when it ends, the second, which began before it, has read too.
     other = mover.migrate(mover.source, name=mover.vm, to=mover.third)
     assert other["failed"] and f"on its way to {mover.target}" in other["msg"]
     mover.in_phase("perform3")
     mover.speed_up()
     results = [mover.end(process) for process in (first, second)]
-    assert all(result["verified"] and result["where"] == mover.target for result in results)
+    assert all(result.get("verified") and result["where"] == mover.target for result in results), results
     assert results[1]["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"]
     mover.rests_on(mover.target)
 
@@ -182,5 +186,5 @@ def test_a_stall_ends_on_the_source(mover: Mover) -> None:
     assert result["failed"] and result["details"]["where"] == mover.source
     mover.mend_stream()
     mover.rests_on(mover.source)
-    assert mover.move()["verified"]
+    mover.moved()
     mover.rests_on(mover.target)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.tests.lab.checks import GUEST_VLAN, OTHER_VLAN, both_cables_carry_lacp
+from ansible_collections.drover.kvm.tests.lab.checks import GUEST_VLAN, OTHER_VLAN, address, both_cables_carry_lacp
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
@@ -146,6 +146,103 @@ def test_two_swapped_cables_are_named(cluster: Cluster, core: Core) -> None:
     cluster.play("network_report", **variables).refused("2 of 8 cables are not as the map says:", words)
     shown = cluster.play("network_report", report_only=True, **variables).good()
     assert shown.output.count(" swapped with ") == 2
+
+
+def test_a_link_with_a_small_mtu_is_found(cluster: Cluster) -> None:
+    whole = cluster.play("network_report").good()
+    assert "Packets of full size arrive." in whole.output and whole.changed == 0
+    cluster.ssh(NODE, "ovs-vsctl set interface migration0 mtu_request=9000")
+    try:
+        wait_until(lambda: "mtu 9000" in (seen := cluster.ssh(NODE, "ip link show migration0")) or seen, 10, "the MTU")
+        words = f"{address(cluster, 'hv1', 'migration')} by migration0: packets of 9000 bytes get lost, of 1500 arrive"
+        report = cluster.play("network_report").refused(f"Packets of full size do not arrive: {words}", "Mend the MTU")
+        assert re.search(rf"^{NODE} .*failed=1", report.output, re.MULTILINE), report.output
+        assert len(re.findall(r" failed=1 ", report.output)) == 1, report.output
+    finally:
+        cluster.ssh(NODE, "ovs-vsctl clear interface migration0 mtu_request")
+    wait_until(lambda: "mtu 1500" in (seen := cluster.ssh(NODE, "ip link show migration0")) or seen, 10, "the MTU")
+
+
+CUT_OFF = """---
+- name: Change the bridge over the network that it carries
+  hosts: {node}
+  gather_facts: false
+  tasks:
+    - name: Give the port another VLAN
+      drover.kvm.ovs_bridge:
+        name: br0
+        datapath_type: netdev
+        bonds: "{{{{ open_vswitch_bridges[0].bonds }}}}"
+        ports:
+          - {{name: storage0, type: internal, tag: 5}}
+          - {{name: migration0, type: internal, tag: {tag}}}
+        confirm_timeout: 20
+"""
+
+
+def test_a_change_that_cuts_ansible_off_is_taken_back(cluster: Cluster, tmp_path: Path) -> None:
+    change = tmp_path / "change.yml"
+    config = cluster.lab.state / "ssh_config"
+    # Ansible comes in over the migration network, by way of another node.
+    way = f"-F {config} -o HostKeyAlias={NODE} -o ProxyCommand='ssh -F {config} -W %h:%p hv1'"
+    over = {"ansible_host": address(cluster, NODE, "migration"), "ansible_ssh_common_args": way}
+    before = cluster.ssh(NODE, "ovs-vsctl show")
+    change.write_text(CUT_OFF.format(node=NODE, tag=6), encoding="utf-8")
+    assert cluster.play(str(change), **over).good().changed == 0
+    change.write_text(CUT_OFF.format(node=NODE, tag=77), encoding="utf-8")
+    played = cluster.play(str(change), **over)
+    assert played.code != 0, played.output
+    assert re.search(r"change\s+back\s+by\s+itself|is\s+taken\s+back\s+20\s+s\s+after", played.output), played.output
+    wait_until(lambda: cluster.ssh(NODE, "ovs-vsctl show") == before, 30, "the switch as it was")
+    change.write_text(CUT_OFF.format(node=NODE, tag=6), encoding="utf-8")
+    assert cluster.play(str(change), **over).good().changed == 0
+
+
+def test_a_change_is_kept_when_ansible_comes_in_again(cluster: Cluster, tmp_path: Path) -> None:
+    change = tmp_path / "change.yml"
+    for tag in (77, 6):
+        change.write_text(CUT_OFF.format(node=NODE, tag=tag), encoding="utf-8")
+        played = cluster.play(str(change), "-v").good()
+        assert played.changed == 1 and '"confirmed": true' in played.output, played.output
+        assert cluster.ssh(NODE, "ovs-vsctl get port migration0 tag").strip() == str(tag)
+        assert "drover" not in cluster.ssh(NODE, "systemctl list-timers --all --no-legend")
+
+
+FAULTS = {
+    "ovs-vswitchd killed": "systemctl kill --signal=KILL ovs-vswitchd",
+    "ovsdb-server killed": "systemctl kill --signal=KILL ovsdb-server",
+    "both restarted": "systemctl restart openvswitch-switch",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_guests_bear_a_restart_of_the_switch(cluster: Cluster, fault: str) -> None:
+    before, vswitchd = taps(cluster), cluster.ssh(NODE, "pidof ovs-vswitchd ovsdb-server")
+    assert before
+    with Observer(cluster.lab) as watch:
+        names = guests_of(cluster)
+        for name in names:
+            watch.wait_word(name)
+        struck = time.monotonic()
+        cluster.ssh(NODE, FAULTS[fault])
+        wait_until(lambda: whole_again(cluster, vswitchd), 30, "the switch")
+        for name in names:
+            watch.wait_word(name, after=time.monotonic(), seconds=10)
+        gaps = {name: watch.longest_gap(name, struck) for name in names}
+    assert max(gaps.values()) < 5, gaps
+    assert taps(cluster) == before
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+    print(f"{fault}: longest gaps {gaps}")
+
+
+def whole_again(cluster: Cluster, before: str) -> bool | str:
+    """Whether other daemons run than before, both members of the bond are attached and the host has its addresses."""
+    now = cluster.ssh(NODE, "pidof ovs-vswitchd ovsdb-server", check=False)
+    lacp = cluster.ssh(NODE, "ovs-appctl lacp/show bond0", check=False)
+    addresses = cluster.ssh(NODE, "ip -brief address")
+    there = all(f"{address(cluster, NODE, network)}/24" in addresses for network in ("storage", "migration"))
+    return (now not in ("", before) and lacp.count(": current attached") == 2 and there) or now + lacp + addresses
 
 
 def guests_of(cluster: Cluster) -> list[str]:

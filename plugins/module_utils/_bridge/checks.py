@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any, Callable
+from typing import Any
 
-from .._fields import check_name, check_vlan
+from .._fields import between, check_name, check_vlan
 
 TARGET = re.compile(r"(ssl|tcp|pssl|ptcp):[][A-Za-z0-9.:%_-]*|p?unix:/[A-Za-z0-9./_-]+", re.ASCII)
 KEY = re.compile(r"flow|\d{1,10}|0[xX][0-9a-fA-F]{1,8}", re.ASCII)
 MTU = (68, 65535)
-LARGEST = 2**31 - 1
-Number = Callable[[int], int]
 
 
 def check_interface(value: str) -> str:
@@ -36,18 +34,6 @@ def check_mtu(value: int) -> int:
     if not MTU[0] <= value <= MTU[1]:
         raise ValueError(f"{value} is not an MTU; write bytes from {MTU[0]} to {MTU[1]}")
     return value
-
-
-def between(least: int, most: int = LARGEST, step: int = 1) -> Number:
-    """A check for a number in a range, and, since Open vSwitch would round it without a word, for its step."""
-
-    def check(value: int) -> int:
-        if not least <= value <= most or value % step:
-            steps = f" in steps of {step}" if step > 1 else ""
-            raise ValueError(f"{value} is out of range; write a number from {least} to {most}{steps}")
-        return value
-
-    return check
 
 
 def check_vlans(value: list[int]) -> list[int]:

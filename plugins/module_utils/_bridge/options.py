@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._fields import Field, check_mac, check_vlan
+from .._fields import Field, between, check_mac, check_vlan
 from .._ovs import COLUMNS, Row
 from . import checks
-from .checks import between
 
 State = dict[str, Any]
 MARK = "drover-managed"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 from .._errors import Invalid, NotFound, Refused
@@ -38,7 +39,7 @@ def wanted(params: State, before: State | None, snapshot: Snapshot, devices: set
     _check_declared(params, snapshot)
     state = before or new_bridge(name)
     state = {**state, **_laid_over(f"bridge {name}", BRIDGE, state, params)}
-    state = _with_ports(params, state)
+    state = _with_ports(params, state, snapshot.root["external_ids"].get("system-id"))
     state = _with_mirrors(params, state, vm_ports(snapshot, name))
     judge.check(params, before, state, vm_ports(snapshot, name))
     _check_interfaces(state, snapshot, devices)
@@ -93,7 +94,7 @@ def merged(present: Mapping[str, str], given: Mapping[str, str | None] | None) -
     return {key: value for key, value in after.items() if value is not None}
 
 
-def _with_ports(params: State, state: State) -> State:
+def _with_ports(params: State, state: State, system_id: str | None) -> State:
     """The state with the declared ports and bonds, and without ours (or, asked so, anybody's) that are not declared."""
     name = params["name"]
     after = {**state}
@@ -109,6 +110,8 @@ def _with_ports(params: State, state: State) -> State:
         }
         for item in given:
             present = kept.get(item["name"], NEW_OWN_PORT if item["name"] == name else new)
+            if present is NEW_PORT and item["type"] == "internal" and system_id:
+                present = {**present, "mac": lasting_mac(system_id, item["name"])}
             where = f"{kind[:-1]} {item['name']} of bridge {name}"
             kept[item["name"]] = {**_port(where, fields, present, item), "managed": item["name"] != name}
         after[kind] = kept
@@ -120,6 +123,15 @@ def _with_ports(params: State, state: State) -> State:
     }
     after["ports"] = {port: item for port, item in after["ports"].items() if port not in gone}
     return after
+
+
+def lasting_mac(system_id: str, port: str) -> str:
+    """A locally administered MAC that a port of this machine has whenever it is made.
+
+    Open vSwitch would draw another one each time, and the neighbours would go on sending to the old one for a minute.
+    """
+    digest = hashlib.sha256(f"{system_id} {port}".encode()).hexdigest()
+    return ":".join(["02", *(digest[at : at + 2] for at in range(0, 10, 2))])
 
 
 def _port(where: str, fields: Sequence[Field], present: State, given: State) -> State:

@@ -156,7 +156,10 @@ class Lab:
     def answers(self, node: str) -> tuple[bool, str]:
         """Whether the node lets us in, and if not, what ssh said."""
         argv = ["ssh", "-F", str(self.state / "ssh_config"), "-o", "ConnectTimeout=2", node, "true"]
-        done = run(argv, check=False, timeout=30)
+        try:
+            done = run(argv, check=False, timeout=15)
+        except LabError as error:  # ssh has given up, and its ProxyCommand, still connecting, holds the pipe open
+            return False, str(error)
         return done.returncode == 0, f"{done.returncode} {done.stderr.strip()}"
 
     def wait_ssh(self, *nodes: str, seconds: float = SSH_SECONDS) -> None:
