@@ -14,6 +14,8 @@ from ._errors import Invalid
 
 LARGEST = 2**31 - 1
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
@@ -110,6 +112,24 @@ def parse_size(value: Any) -> int:
     if isinstance(value, (bool, float)) or not match:
         raise ValueError(f"{value!r} is not a size; write bytes or a number with KiB, MiB, GiB or TiB, such as 4GiB")
     return int(match.group(1)) * UNITS[match.group(2) or ""]
+
+
+def parse_rate(value: Any) -> int:
+    """Bits per second from a number or a text such as 10Mbit/s or 1.5Gbit (units are powers of 1000)."""
+    match = RATE.fullmatch(str(value).strip())
+    if isinstance(value, (bool, float)) or not match:
+        raise ValueError(f"{value!r} is not a rate; write bits per second, with kbit/s, Mbit/s or Gbit/s")
+    unit = RATE_UNITS[match[3]]
+    fraction = int((match[2] or "0").ljust(3, "0"))
+    if fraction * unit % 1000:
+        raise ValueError(f"{value!r} is no whole number of bits per second")
+    return int(match[1]) * unit + fraction * unit // 1000
+
+
+def rate_text(rate: int) -> str:
+    """The rate as `parse_rate` reads it."""
+    unit = next((unit for unit in "GMk" if rate and rate % RATE_UNITS[unit] == 0), "")
+    return f"{rate // RATE_UNITS[unit]}{unit}bit/s"
 
 
 def size_text(size: int) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -378,6 +378,11 @@ class Node:
     def update_device(self, name: str, xml: str, live: bool, config: bool) -> None:
         """Change a device in place."""
         self._do("change a device of", name, lambda vm: vm.updateDeviceFlags(xml, affect(live, config)))
+
+    def set_bandwidth(self, name: str, device: str, limits: Mapping[str, int]) -> None:
+        """Limit a NIC (by its MAC address) of a running VM; kilobytes per second, the burst in KiB, 0 for no limit."""
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._do(f"limit NIC {device} of", name, lambda vm: vm.setInterfaceParameters(device, dict(limits), live))
 
     def set_memory(self, name: str, size: int, live: bool, config: bool, maximum: bool = False) -> None:
         """Set its memory (the balloon), or the maximum, in bytes; libvirt counts whole KiB."""

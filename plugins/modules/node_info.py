@@ -165,10 +165,10 @@ node:
       elements: str
       sample: [kvm, qemu]
     bridges:
-      description: Where NICs can be plugged in.
+      description: Where NICs can be plugged in, each with the VLANs that are the hosts' own there.
       type: list
       elements: dict
-      sample: [{name: br0, type: ovs}]
+      sample: [{name: br0, type: ovs, reserved_vlans: [5, 6]}]
     pools:
       description: Storage pools; the sizes are null while a pool is inactive.
       type: list
@@ -198,6 +198,8 @@ from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Pool
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
 from ansible_collections.drover.kvm.plugins.module_utils._node import available_memory, cordon, shared_mounts
 from ansible_collections.drover.kvm.plugins.module_utils._peers import read_cluster
+from ansible_collections.drover.kvm.plugins.module_utils._reserved import of_bridge
+from ansible_collections.drover.kvm.plugins.module_utils._reserved import read as read_reserved
 from ansible_collections.drover.kvm.plugins.module_utils._resource import run_info
 
 FIELDS = (
@@ -243,12 +245,15 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     facts = node_facts(node.host())
     name = cluster.node or facts["hostname"]
     facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
-    mounts = shared_mounts()
+    mounts, reserved = shared_mounts(), read_reserved()
     domains = node.domains().values()
     facts.update(
         name=name,
         vm_capable=not cluster.node or cluster.node in cluster.uris,
-        bridges=[{"name": name, "type": kind} for name, kind in sorted(bridges().items())],
+        bridges=[
+            {"name": name, "type": kind, "reserved_vlans": of_bridge(reserved, name) if kind == "ovs" else []}
+            for name, kind in sorted(bridges().items())
+        ],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),
         cpu_matrix=[row for guests in params["cpus"] for row in compared(node, name, guests)],

@@ -126,6 +126,9 @@ bridges:
         - The ports, sorted by name. C(bond) holds C(mode) and C(lacp) of a bond, C(rstp) the C(role) and C(state) of
           the port, C(qos) its type, settings and queues, C(vm) the UUID, name, MAC and interface id of the VM that it
           belongs to; each is null where there is none.
+        - C(guard) of a VM is V(checked) where the switch checks its addresses now, V(open) where it may use any, and
+          null where nothing guards the port (see O(drover.kvm.open_vswitch#role:main:open_vswitch_port_guard)).
+          C(ips) are the only addresses that it may use, where they are declared.
         - C(interfaces) hold C(name), C(type), C(ofport), C(error), C(mac), C(mtu) (bytes), C(admin_state),
           C(link_state), C(link_speed) (bits per second), C(statistics) (counters of packets and bytes), C(policing)
           (C(rate) in kbit/s and C(burst) in kbit) and C(lacp).
@@ -139,7 +142,7 @@ bridges:
           bond: null
           rstp: null
           qos: null
-          vm: {uuid: 0f3b0e3c-7a77-5d55-8f56-5f9f1f4a2c10, name: web1, mac: "52:54:00:12:34:56"}
+          vm: {uuid: 0f3b0e3c-7a77-5d55-8f56-5f9f1f4a2c10, name: web1, guard: checked, ips: []}
           interfaces: [{name: vnet7, ofport: 4, link_state: up}]
 links:
   description:
@@ -228,7 +231,8 @@ def read_switch(params: dict[str, Any], client: _ovs.Ovs | None) -> dict[str, An
         names = [row["name"] for row in snapshot.tables["Bridge"].values()]
         vms = vm_names(params["uri"]) if any(rows.vm_ports(snapshot, name) for name in names) else {}
         facts["version"], facts["applied"] = snapshot.root["ovs_version"], snapshot.applied
-        facts["bridges"] = view.bridges(snapshot, vms, links)
+        guarded = {name: view.guards(client.ask_switch("bridge/dump-flows", name)) for name in names if vms}
+        facts["bridges"] = view.bridges(snapshot, vms, links, guarded)
     lldp = partners.lldp_neighbours(_links.lldp())
     states = {**_links.physical(), **{name: _links.link_state(name) for name in (link["interface"] for link in links)}}
     return {**facts, "links": view.cables(states, links, lldp)}

@@ -235,6 +235,7 @@ blockers:
           C(defined_twice) keep a VM where it is, whatever the destination.
         - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
           why no node can take it; to mend one of those of a VM is enough.
+        - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.
         - C(node_unreachable), C(unknown_node), C(no_destination) and C(unknown_place) are about nodes.
       type: str
     text:

@@ -195,7 +195,11 @@ options:
     description:
       - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
-      - What is changed here of a running machine counts from its next start, but for O(nics[].vlan).
+      - What is changed here of a running machine counts from its next start, but for O(nics[].vlan),
+        O(nics[].trunks), O(nics[].bandwidth), and on Open vSwitch O(nics[].anti_spoof) and O(nics[].ips).
+      - On Open vSwitch a VLAN that belongs to the hosts is refused, alone and in a trunk, and so is a NIC without a
+        VLAN, which would carry all of them. C(/etc/drover/network.json) on the node says which VLANs these are; role
+        P(drover.kvm.open_vswitch#role) writes it.
     type: list
     elements: dict
     suboptions:
@@ -207,8 +211,17 @@ options:
         description:
           - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch, or on a Linux bridge that filters VLANs where
             libvirt is 11.0 or later. On any other Linux bridge it is refused.
-          - A running machine changes to another VLAN at once. A VLAN can't be taken away yet.
+          - A running machine changes to another VLAN at once. A VLAN can't be taken away yet, only replaced by
+            O(nics[].trunks).
         type: int
+      trunks:
+        description:
+          - VLANs that the port carries with their tags, 1 to 4094, on a bridge of Open vSwitch; for a machine that is a
+            router or a firewall. What has no tag is not carried.
+          - It doesn't go with O(nics[].vlan). A list without an item makes it a port without a VLAN.
+        type: list
+        elements: int
+        version_added: "0.1.0"
       mac:
         description:
           - MAC address.
@@ -220,6 +233,57 @@ options:
           - The default is V(virtio).
         type: str
         choices: [virtio, e1000e, e1000, rtl8139]
+      bandwidth:
+        description:
+          - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,
+            and one that moves takes its limits with it.
+          - A rate is a number of bits per second, or has a unit (V(10Mbit/s), V(1.5Gbit/s)). libvirt keeps kilobytes
+            per second, so it goes in steps of 8 kbit/s.
+          - On a bridge of Open vSwitch in user space (C(datapath_type=netdev)) the switch takes no notice of the
+            limit of what the machine sends; the guard of role P(drover.kvm.open_vswitch#role) meters it there.
+        type: dict
+        version_added: "0.1.0"
+        suboptions:
+          inbound:
+            description: What the machine receives.
+            type: dict
+            suboptions: &rates
+              average:
+                description: The rate in the long run.
+                type: str
+              peak:
+                description:
+                  - The highest rate. Open vSwitch heeds it for what the machine receives only.
+                  - The default is the O(nics[].bandwidth.inbound.average) of the same direction.
+                type: str
+              burst:
+                description: How much may pass at the highest rate, in bytes or with a unit such as V(256KiB).
+                type: str
+          outbound:
+            description: What the machine sends.
+            type: dict
+            suboptions: *rates
+      anti_spoof:
+        description:
+          - Whether the machine can send only from its own MAC address, can't claim others in ARP and neighbour
+            discovery, and is neither a DHCP server nor a router for others.
+          - On Open vSwitch the default is V(true) for a NIC with O(nics[].vlan), where the role
+            P(drover.kvm.open_vswitch#role) guards the ports. A NIC without it, or with O(nics[].trunks), is not
+            checked. Turn it off for machines that route, bridge, or share an address (VRRP).
+          - On a Linux bridge the default is V(false). There libvirt's filter C(no-mac-spoofing), or with O(nics[].ips)
+            C(clean-traffic), does it from the next start on; libvirt's nwfilter driver must be installed.
+        type: bool
+        version_added: "0.1.0"
+      ips:
+        description:
+          - The only addresses that the machine may use, IPv4 and IPv6, as addresses or networks. With them nothing but
+            ARP, IPv4 and IPv6 passes; link-local IPv6, DHCP and duplicate address detection stay possible.
+          - A list without an item lets it use any. Needs O(nics[].anti_spoof). On a Linux bridge only single
+            addresses of IPv4 can be given.
+          - By default any address.
+        type: list
+        elements: str
+        version_added: "0.1.0"
   tags: &tags
     description:
       - Words kept with the machine, by which it can be chosen and placed.
@@ -357,6 +421,37 @@ EXAMPLES = r"""
       - bridge: br-int
         vlan: 200
 
+- name: A customer's machine with two addresses, 100 Mbit/s both ways
+  drover.kvm.vm:
+    name: shop1
+    nics:
+      - bridge: br-int
+        vlan: 100
+        ips: [192.0.2.21, "2001:db8::21"]
+        bandwidth:
+          inbound: {average: 100Mbit/s, burst: 256KiB}
+          outbound: {average: 100Mbit/s, burst: 256KiB}
+
+- name: Twice as much at once, as it runs
+  drover.kvm.vm:
+    name: shop1
+    nics:
+      - bandwidth:
+          inbound: {average: 200Mbit/s}
+          outbound: {average: 200Mbit/s}
+
+- name: A firewall between three VLANs, which sends from addresses of others
+  drover.kvm.vm:
+    name: fw1
+    memory: 2GiB
+    vcpus: 2
+    nics:
+      - bridge: br-int
+        trunks: [100, 200, 300]
+      - bridge: br-int
+        vlan: 400
+        anti_spoof: false
+
 - name: Remove a machine and the files that were made for it
   drover.kvm.vm:
     name: test7
@@ -434,7 +529,7 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
-from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, power
+from ansible_collections.drover.kvm.plugins.module_utils._domain import power
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -567,9 +662,10 @@ class Vm(Resource):
     def _change_live(self) -> list[Step]:
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
-        if self.draft.record:
-            call = partial(node.set_metadata, name, metadata.PREFIX, metadata.NAMESPACE, self.draft.record, True, False)
-            steps.append(Step(f"change the tags of {name} as it runs", call))
+        steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
+        if self.draft.noted:
+            words = f"change the {' and '.join(self.draft.noted)} of {name} as it runs"
+            steps.append(Step(words, self.draft.write_record))
         return steps
 
     def _start(self, uuid: str) -> Step:

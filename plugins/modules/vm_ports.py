@@ -65,8 +65,7 @@ options:
     type: path
     default: /run/openvswitch/db.sock
 notes:
-  - A limit of bandwidth on a NIC that was plugged again is not set again, which is a warning. C(virsh domiftune) sets
-    it.
+  - A limit of bandwidth on a NIC that was plugged again is set again by libvirt, as its live definition says.
   - QEMU's own iSCSI client was seen to give up for good when it lost the SAN for more than some 15 seconds and found no
     route to it. A VM whose disks were reached over the lost bridge then hangs on them and stays in RV(silent), although
     its port is right again.
@@ -183,7 +182,6 @@ class Ports(Resource):
     domains: Mapping[str, Domain]
     taps: dict[str, dict[str, Any]]
     silent: tuple[str, ...] = ()
-    unlimited: tuple[str, ...] = ()
     bounced = False
     number = 0
 
@@ -211,7 +209,6 @@ class Ports(Resource):
         self.taps = {name: tap for name, tap in found.items() if name in there}
         gone = [f"{name} of VM {tap['vm']}" for name, tap in found.items() if name not in there]
         self.warnings = [f"the tap {words} is gone; migrate the VM, which gives it a new one" for words in gone]
-        self.warnings += [f"the bandwidth of {words} has no limit now" for words in self.unlimited]
         switched = any(tap["type"] == "ovs" for tap in self.taps.values())
         self.snapshot = self.client.ovs.snapshot() if switched else None
         asked = any(tap["type"] == "linux" and ports.has_vlan(tap) for tap in self.taps.values())
@@ -269,7 +266,15 @@ class Ports(Resource):
             port = wanted[tap]
             _links.set_vlans(tap, port["tag"], [vlan for vlan in port["trunks"] if vlan != port["tag"]])
         again = [name for name in wanted if before[name]["bridge"] != wanted[name]["bridge"]]
-        self.unlimited = tuple(self._whose(name) for name in again if self.taps[name]["limited"])
+        self._limit([name for name in again if self.taps[name]["limits"]])
+
+    def _limit(self, names: list[str]) -> None:
+        """A port that is new has no limits; libvirt sets them again when it is told what it knows."""
+        if not names:
+            return
+        with _libvirt.connect(self.params["uri"]) as node:
+            for name in names:
+                node.set_bandwidth(self.taps[name]["vm"], self.taps[name]["mac"], self.taps[name]["limits"])
 
     def _applied(self) -> object:
         return not self.number or self.client.ovs.applied(self.number)

@@ -120,10 +120,10 @@ class Mover:
         self.watch.wait_word(self.vm, after=time.monotonic(), seconds=seconds)
 
     # The module
-    def start(self, node: str, check: bool = False, **task: Any) -> subprocess.Popen[str]:
-        """Begin module migrate on a node."""
+    def start(self, node: str, check: bool = False, module: str = "migrate", **task: Any) -> subprocess.Popen[str]:
+        """Begin module migrate, or another one, on a node."""
         program = str(Path(sys.executable).parent / "ansible")
-        argv = [program, *self.cluster.inventory, node, "-m", "drover.kvm.migrate", "-a", json.dumps(task)]
+        argv = [program, *self.cluster.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
         process = subprocess.Popen(
             [*argv, *(["--check"] if check else [])],
             env=self.cluster.environment,

@@ -60,6 +60,16 @@ class Server:
         """Standard output of ovs-vsctl on the private database, not waiting for ever."""
         return self._call("ovs-vsctl", "--timeout=20", f"--db=unix:{self.socket}", *words)
 
+    def appctl(self, *words: str) -> str:
+        """What ovs-vswitchd answers to ovs-appctl."""
+        return self._call("ovs-appctl", "--timeout=20", *words)
+
+    def restart_switch(self) -> None:
+        """End ovs-vswitchd as a crash does, and start it again."""
+        self.daemons["ovs-vswitchd"].kill()
+        self.daemons["ovs-vswitchd"].wait()
+        self.start_switch()
+
     def get(self, table: str, row: str, column: str) -> str:
         """One cell as ovs-vsctl writes it."""
         return self.vsctl("get", table, row, column).strip()

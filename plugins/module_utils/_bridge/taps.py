@@ -22,12 +22,14 @@ NOWHERE: dict[str, Any] = {
     "external_ids": {},
 }
 PLUG = ("type", "bridge")
+# Our external id: what the guard of the port shall know beyond what libvirt writes.
+POLICY, OPEN = "drover-port", "open"
 
 
 def seen(snapshot: Snapshot | None, kernel: Mapping[str, str | None], vlans: Ports, taps: Ports) -> Ports:
     """How each of the taps is plugged now. `kernel` are the kernel's own bridges by tap, `vlans` their VLANs there.
 
-    Of the external ids only those that libvirt writes count.
+    Of the external ids only those that libvirt writes count, and ours.
     """
     switched = owners(snapshot) if snapshot else {}
     return {
@@ -62,7 +64,7 @@ def _switched(snapshot: Snapshot, owner: tuple[str, str], tap: Row) -> dict[str,
         "type": "ovs",
         "bridge": owner[0],
         **{key: port[key] for key in VLAN_KEYS},
-        "external_ids": {key: ids[key] for key in tap["external_ids"] if key in ids},
+        "external_ids": {key: ids[key] for key in (*tap["external_ids"], POLICY) if key in ids},
     }
 
 
@@ -133,7 +135,8 @@ def _update(result: Change, name: str, old: Mapping[str, Any], new: Mapping[str,
     if vlans:
         result.update("Port", port["_uuid"], vlans)
     if old["external_ids"] != new["external_ids"]:
-        ids = {**interface["external_ids"], **new["external_ids"]}
+        others = {key: value for key, value in interface["external_ids"].items() if key != POLICY}
+        ids = {**others, **new["external_ids"]}
         result.update("Interface", interface["_uuid"], {"external_ids": ids})
 
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._ovs import Row, Snapshot
 from .rows import is_vm_port
+from .taps import OPEN, POLICY
 
 Facts = dict[str, Any]
 # What is read beside the columns that the collection changes.
@@ -29,8 +31,24 @@ MORE = {
 }
 
 
-def bridges(snapshot: Snapshot, vms: Mapping[str, str], links: Sequence[Facts]) -> list[Facts]:
-    """All bridges, sorted by name. `vms` are the names of VMs by UUID, `links` what LACP says of the members."""
+# The priorities of the guard's flows (roles/open_vswitch/files/drover_port_guard.py): the last word on a port whose
+# addresses are checked, and what every VM's port has.
+GUARDED = re.compile(r"priority=(60000|60040),in_port=(\d+)\b")
+Guards = Mapping[str, Mapping[int, str]]
+
+
+def guards(flows: str) -> dict[int, str]:
+    """By port number what the guard does there, from all flows of a bridge: `checked`, or `open` for any address."""
+    found = sorted((int(number), priority) for priority, number in GUARDED.findall(flows))
+    # The lower priority is the later word of the two: sorted, it comes first.
+    return {number: "checked" if priority == "60000" else "open" for number, priority in reversed(found)}
+
+
+def bridges(snapshot: Snapshot, vms: Mapping[str, str], links: Sequence[Facts], guarded: Guards) -> list[Facts]:
+    """All bridges, sorted by name.
+
+    `vms` are the names of VMs by UUID, `links` what LACP says of the members, `guarded` the guards by bridge.
+    """
     by_name = {link["interface"]: link for link in links}
     rows = sorted(snapshot.tables["Bridge"].values(), key=lambda row: str(row["name"]))
     return [
@@ -40,13 +58,18 @@ def bridges(snapshot: Snapshot, vms: Mapping[str, str], links: Sequence[Facts]) 
             "datapath_id": row["datapath_id"],
             "fail_mode": row["fail_mode"],
             "rstp": {"enabled": row["rstp_enable"], **_short(row["rstp_status"], "rstp_")},
-            "ports": [_port(snapshot, port, vms, by_name) for port in snapshot.rows("Port", row["ports"])],
+            "ports": [
+                _port(snapshot, port, (vms, guarded.get(row["name"], {})), by_name)
+                for port in snapshot.rows("Port", row["ports"])
+            ],
         }
         for row in rows
     ]
 
 
-def _port(snapshot: Snapshot, port: Row, vms: Mapping[str, str], links: Mapping[str, Facts]) -> Facts:
+def _port(
+    snapshot: Snapshot, port: Row, known: tuple[Mapping[str, str], Mapping[int, str]], links: Mapping[str, Facts]
+) -> Facts:
     interfaces = snapshot.rows("Interface", port["interfaces"])
     bond = {"mode": port["bond_mode"] or "active-backup", "lacp": port["lacp"] or "off"}
     owned = is_vm_port(port, interfaces)
@@ -57,7 +80,7 @@ def _port(snapshot: Snapshot, port: Row, vms: Mapping[str, str], links: Mapping[
         "rstp": _short(port["rstp_status"], "rstp_port_") or None,
         "qos": next((_qos(snapshot, row_id) for row_id in port["qos"]), None),
         "interfaces": [_interface(row, links.get(row["name"])) for row in interfaces],
-        "vm": _vm(interfaces[0], vms) if owned and interfaces else None,
+        "vm": _vm(interfaces[0], *known) if owned and interfaces else None,
     }
 
 
@@ -73,7 +96,7 @@ def _interface(row: Row, link: Facts | None) -> Facts:
     }
 
 
-def _vm(interface: Row, vms: Mapping[str, str]) -> Facts:
+def _vm(interface: Row, vms: Mapping[str, str], guarded: Mapping[int, str]) -> Facts:
     """The VM of a port by the ids that libvirt writes; the name where libvirt told it."""
     ids = interface["external_ids"]
     uuid = ids.get("vm-id")
@@ -83,6 +106,8 @@ def _vm(interface: Row, vms: Mapping[str, str]) -> Facts:
         "mac": ids.get("attached-mac"),
         "interface_id": ids.get("iface-id"),
         "status": ids.get("iface-status"),
+        "guard": guarded.get(interface["ofport"]),
+        "ips": ids[POLICY].split(",") if ids.get(POLICY, OPEN) != OPEN else [],
     }
 
 

@@ -64,6 +64,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         bridges=_bridges(values),
         machine=values.get("machine") or "",
         virt_type=values.get("virt_type") or "",
+        nics=tuple(values.get("nics") or ()),
     )
 
 
@@ -81,6 +82,7 @@ def _node(facts: Mapping[str, Any]) -> Node:
         memory=(facts.get("memory") or {}).get("total") or 0,
         threads=max(1, (facts.get("cpus") or {}).get("threads") or 1),
         bridges=frozenset(bridge["name"] for bridge in facts.get("bridges") or []),
+        reserved={one["name"]: tuple(one.get("reserved_vlans") or ()) for one in facts.get("bridges") or []},
         machine_types=frozenset(facts.get("machine_types") or []),
         virt_types=frozenset(facts.get("virt_types") or []),
         vm_capable=facts.get("vm_capable") is not False,

@@ -26,7 +26,10 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Node:
-    """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say."""
+    """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say.
+
+    `reserved` are the VLANs of the hosts by bridge.
+    """
 
     name: str
     memory: int = 0
@@ -37,6 +40,7 @@ class Node:
     vm_capable: bool = True
     cordon: str | None = None
     reachable: bool = True
+    reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Guest:
     virt_type: str = ""
     home: str | None = None
     fixed: tuple[Obstacle, ...] = ()
+    nics: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

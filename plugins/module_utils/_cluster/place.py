@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from .._reserved import trespass
 from . import choose
 from .board import Board
 from .model import Blocker, Cluster, Guest, Plan
@@ -23,6 +24,7 @@ def place(cluster: Cluster, wanted: Sequence[Guest], fenced: Collection[str] = (
     cluster = _with_wanted(cluster, wanted, known)
     board = Board(cluster)
     blockers = [b for guest in wanted for copy in known[guest.name][:1] for b in _doubtful(copy)]
+    blockers += [blocker for guest in wanted for blocker in _trespasses(cluster, guest)]
     placements = {guest.name: known[guest.name][0].node for guest in wanted if known[guest.name]}
     new = [guest for guest in cluster.guests if not guest.node]
     silent = sorted(name for name, node in cluster.nodes.items() if not node.reachable and name not in fenced)
@@ -67,6 +69,17 @@ def _as_wanted(guest: Guest, sheet: Guest) -> Guest:
 
 def _doubtful(guest: Guest) -> list[Blocker]:
     return [blocker for blocker in choose.fixed(guest) if blocker.reason == "defined_twice"]
+
+
+def _trespasses(cluster: Cluster, guest: Guest) -> list[Blocker]:
+    """The NICs that ask for a VLAN of the hosts. What one node reserves is taken on all: the VM may move there."""
+    found = []
+    for place, nic in enumerate(guest.nics):
+        own = {vlan for node in cluster.nodes.values() for vlan in node.reserved.get(nic.get("bridge") or "", ())}
+        words, _colon, mend = (trespass(nic, own) or "").partition(": ")
+        if words:
+            found.append(Blocker(guest.name, "", "reserved_vlan", f"nics[{place}] of {guest.name} {words}", mend))
+    return found
 
 
 def _may_exist(guest: Guest, silent: Sequence[str]) -> Blocker:

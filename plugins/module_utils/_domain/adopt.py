@@ -72,6 +72,6 @@ def _check_choices(field: Field, value: Any) -> None:
     """What Ansible itself checks of an option. Raises Invalid."""
     if field.choices and value is not None and value not in field.choices:
         raise Invalid(f"{field.name}: {value} is none of {', '.join(field.choices)}")
-    for item in value or [] if field.fields else []:
+    for item in ([value] if field.type == "dict" else value or []) if field.fields and value else []:
         for inner in field.fields:
             _check_choices(inner, item.get(inner.name))

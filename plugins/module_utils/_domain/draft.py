@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks import plan as storage
-from .._errors import Invalid
+from .._errors import Invalid, Refused
 from .._identity import vm_uuid
 from .._libvirt import Domain
+from .._reserved import of_bridge, trespass
 from .._xml import parse, text_of
-from . import disks, live, power, sheet
+from . import disks, live, metadata, power, sheet
+from .declare import declare
 from .facts import domain_facts
 from .site import Site
 
@@ -33,7 +35,8 @@ class Draft:
         self.running = parse(domain.live_xml) if domain and domain.live_xml else None
         self.files: list[storage.Change] = []
         self.vlans: list[tuple[str, str]] = []
-        self.record: str | None = None
+        self.limits: list[tuple[str, str, dict[str, int]]] = []
+        self.noted: list[str] = []
 
     @property
     def redefined(self) -> bool:
@@ -82,7 +85,7 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `files`, `vlans` and `record`. Raises Invalid and Refused.
+        Returns the state that the VM will have; fills `files` and what changes live. Raises Invalid and Refused.
         """
         self._check_host()
         if self.before is None:
@@ -94,15 +97,40 @@ class Draft:
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
         options = sheet.read(self.after)
-        if self.running is not None and self.params["nics"] is not None:
-            self.vlans = live.vlans(self.running, options)
-        if self.running is not None and self.params["tags"] is not None:
-            self.record = live.tags(self.running, options)
+        if self.params["nics"] or act == "start":
+            self._check_vlans(options["nics"])
+        if self.running is not None:
+            self._change_live(self.running, options)
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
         return state
+
+    def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
+        if self.params["nics"] is not None:
+            self.vlans = live.vlans(running, options)
+            self.limits = live.limits(running, options)
+        said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
+        said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
+        self.noted = [words for words in said if words]
+
+    def write_record(self) -> None:
+        """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
+        node, name = self.site.node, self.params["name"]
+        record = None if self.running is None else metadata.record_xml(self.running)
+        node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
+        if live.CHECKS in self.noted:
+            declare(node.domain(name))
+
+    def _check_vlans(self, nics: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse VLANs that are the hosts' own."""
+        reserved = self.site.reserved
+        for place, nic in enumerate(nics if reserved else ()):
+            own = of_bridge(reserved, nic["bridge"]) if self.site.bridges.get(nic["bridge"]) == "ovs" else []
+            words = trespass(nic, own)
+            if words:
+                raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
         memory = self.params["memory"]

@@ -156,10 +156,26 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
             if isinstance(value, (Mapping, list, tuple)):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
             result[field.name] = str(value)
-        elif field.fields and value is not None:
-            places = enumerate(value)
-            result[field.name] = [_typed(field.fields, item, f"{path}{field.name}[{n}].") for n, item in places]
+        elif (field.fields or field.elements == "int") and value is not None:
+            result[field.name] = _nested(field, value, path + field.name)
     return result
+
+
+def _nested(field: Field, value: Any, where: str) -> Any:
+    """The same for a dictionary, a list of dictionaries and a list of numbers."""
+    if field.type == "dict":
+        if not isinstance(value, Mapping):
+            raise Invalid(f"{where}: {value!r} is not a dictionary", option=where)
+        known = [inner.name for inner in field.fields]
+        for name in set(value) - set(known):
+            raise Invalid(f"{where}: there is no option {name}; there are {', '.join(known)}", option=where)
+        return _typed(field.fields, value, f"{where}.")
+    if field.fields:
+        return [_typed(field.fields, item, f"{where}[{n}].") for n, item in enumerate(value)]
+    if not isinstance(value, (list, tuple)):
+        raise Invalid(f"{where}: {value!r} is not a list", option=where)
+    one, parent = Field(field.name, type="int"), where[: -len(field.name)]
+    return [_typed([one], {field.name: item}, parent)[field.name] for item in value]
 
 
 def _volume(

@@ -10,11 +10,13 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._xml import devices, text_of
-from . import metadata, nics
+from . import bandwidth, metadata, nics
+
+CHECKS = "address checks"
 
 
 def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Words and device XML for each NIC that runs in another VLAN than its sheet says; writes them into `live`.
+    """Words and device XML for each NIC that runs in other VLANs than its sheet says; writes them into `live`.
 
     libvirt takes a change of a NIC only with its whole live XML.
     """
@@ -23,16 +25,48 @@ def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
     for nic in filter(nics.known, devices(live, "interface")):
         before = nics.read(nic)
         after = wanted.get(nics.nic_mac(nic))
-        if after and after["vlan"] and before["bridge"] == after["bridge"] and before["vlan"] != after["vlan"]:
-            nics.VLAN.put(nic, after["vlan"])
-            words = f"move nic {after['mac']} at once from VLAN {before['vlan'] or 'none'} to {after['vlan']}"
+        if not after or before["bridge"] != after["bridge"] or _carried(before) == _carried(after) == "none":
+            continue
+        if _carried(after) != "none" and _carried(before) != _carried(after):
+            for name in ("vlan", "trunks"):
+                if after[name]:
+                    nics.PLACED[name].place.put(nic, after[name])
+            words = f"move nic {after['mac']} at once from VLAN {_carried(before)} to {_carried(after)}"
             changes.append((words, text_of(nic)))
     return changes
 
 
-def tags(live: Element, sheet: Mapping[str, Any]) -> str | None:
-    """The new record when the running VM's tags differ from its sheet's, as libvirt's metadata call wants it."""
-    if metadata.read(live)["tags"] == sheet["tags"]:
+def _carried(nic: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, [nic["vlan"]] if nic["vlan"] else nic["trunks"] or [])) or "none"
+
+
+def limits(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str, dict[str, int]]]:
+    """Words, MAC address and libvirt's parameters for each NIC whose limits are not its sheet's; writes them, too."""
+    changes = []
+    wanted = {nic["mac"]: nic for nic in sheet["nics"]}
+    for nic in filter(nics.known, devices(live, "interface")):
+        before, after = bandwidth.BANDWIDTH.get(nic), wanted.get(nics.nic_mac(nic))
+        if after is not None and before != (after["bandwidth"] or {}):
+            limit = after["bandwidth"] or {}
+            bandwidth.BANDWIDTH.put(nic, limit)
+            words = f"limit nic {after['mac']} at once: {bandwidth.words(before)} -> {bandwidth.words(limit)}"
+            changes.append((words, after["mac"], bandwidth.parameters(limit)))
+    return changes
+
+
+def tags(live: Element, definition: Element) -> str | None:
+    """The words for tags of a running VM that differ from its definition's; writes them into `live`."""
+    wanted = metadata.read(definition)["tags"]
+    if metadata.read(live)["tags"] == wanted:
         return None
-    metadata.edit(live, {"tags": sheet["tags"]})
-    return metadata.record_xml(live)
+    metadata.edit(live, {"tags": wanted})
+    return "tags"
+
+
+def checks(live: Element, definition: Element) -> str | None:
+    """The words for what is said of its NICs, in the same way."""
+    wanted = metadata.nics(definition)
+    if metadata.nics(live) == wanted:
+        return None
+    metadata.set_nics(live, wanted)
+    return CHECKS

@@ -61,6 +61,29 @@ def edit(root: Element, changes: dict[str, Any]) -> None:
                 child.text = str(value)
 
 
+def nics(root: Element) -> dict[str, dict[str, str]]:
+    """What the record says of NICs beyond libvirt's own words, by their MAC address."""
+    element = _child(root, NAMESPACE, "vm")
+    lists = [] if element is None else [child for child in element if _local(child) == "nics"]
+    own = [nic for child in lists for nic in child if _local(nic) == "nic"]
+    return {nic.get("mac", "").lower(): {key: text for key, text in nic.items() if key != "mac"} for nic in own}
+
+
+def set_nics(root: Element, said: dict[str, dict[str, str]]) -> None:
+    """Write what is said of NICs, by MAC address; NICs of which nothing is said are left out."""
+    said = {mac: words for mac, words in sorted(said.items()) if words}
+    if said == nics(root):
+        return
+    edit(root, {"nics": None})
+    element = _child(root, NAMESPACE, "vm")
+    if element is None or not said:
+        return
+    prefix = element.tag.rpartition(":")[0] + ":" if ":" in element.tag else ""
+    parent = add(element, f"{prefix}nics")
+    for mac, words in said.items():
+        add(parent, f"{prefix}nic", {"mac": mac, **words})
+
+
 def record_xml(root: Element) -> str | None:
     """The record as libvirt's metadata call wants it: without prefixes; None when there is no record."""
     element = _child(root, NAMESPACE, "vm")

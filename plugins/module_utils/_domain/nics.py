@@ -14,12 +14,13 @@ from .._errors import Invalid, Refused
 from .._fields import Field, check_mac, check_vlan
 from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find
+from . import bandwidth, metadata, spoofing
 
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 
 
 class Vlan:
-    """The one VLAN of an access port; None without a VLAN, and for a trunk, which this module does not change."""
+    """The one VLAN of an access port; None without a VLAN, and for a trunk."""
 
     def get(self, nic: Element) -> int | None:
         """The VLAN."""
@@ -28,26 +29,67 @@ class Vlan:
         return int(tags[0].get("id", "0")) if len(tags) == 1 else None
 
     def put(self, nic: Element, value: int) -> None:
-        """Write it. Raises Refused for a trunk."""
+        """Write it. Raises Refused for a trunk with a native VLAN."""
         if find(nic, "vlan") is not None and self.get(nic) is None:
-            raise Refused("a NIC with several VLANs (a trunk) can't be changed yet")
+            TRUNKS.put(nic, None)
         Property("vlan/tag/@id").put(nic, str(value))
+
+
+class Trunks:
+    """The VLANs that a port carries with their tags; None for an access port and one without VLANs."""
+
+    def get(self, nic: Element) -> list[int] | None:
+        """The VLANs."""
+        if VLAN.get(nic) is not None:
+            return None
+        return sorted(int(tag.get("id", "0")) for tag in self._tags(nic)) or None
+
+    def put(self, nic: Element, value: Sequence[int] | None) -> None:
+        """Write them; None for a port without VLANs. Raises Refused for a trunk with a native VLAN."""
+        old = find(nic, "vlan")
+        if any(tag.get("nativeMode") for tag in self._tags(nic)):
+            raise Refused("a NIC with several VLANs of which one is native can't be changed yet")
+        if old is not None:
+            drop(nic, old)
+        if value:
+            vlan = add(nic, "vlan", {"trunk": "yes"})
+            for number in value:
+                add(vlan, "tag", {"id": str(number)})
+
+    @staticmethod
+    def _tags(nic: Element) -> list[Element]:
+        vlan = find(nic, "vlan")
+        return [] if vlan is None else [tag for tag in vlan if tag.tag == "tag"]
 
 
 def check_bridge(value: str) -> str:
     """The name of a network interface of Linux, at most 15 characters."""
-    if not BRIDGE.fullmatch(value):
+    if not BRIDGE.fullmatch(value) or ".." in value:
         raise ValueError(f"{value!r} is not the name of a bridge: 1 to 15 letters, digits and . _ -")
     return value
 
 
-VLAN = Vlan()
+def check_trunks(value: Sequence[int]) -> list[int]:
+    """VLANs, sorted; each once."""
+    if len(set(value)) != len(value):
+        raise ValueError(f"{value} lists a VLAN twice")
+    return sorted(check_vlan(number) for number in value)
+
+
+VLAN, TRUNKS = Vlan(), Trunks()
 NICS: tuple[Field, ...] = (
     Field("bridge", check=check_bridge, place=Property("source/@bridge")),
     Field("vlan", type="int", check=check_vlan, place=VLAN),
+    Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS),
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
+    Field("bandwidth", type="dict", fields=bandwidth.FIELDS, check=bandwidth.check_limits, place=bandwidth.BANDWIDTH),
+    Field("anti_spoof", type="bool"),
+    Field("ips", type="list", elements="str", check=spoofing.check_ips),
 )
+PLACED = {field.name: field for field in NICS if field.place}
+# What can be changed in a running machine.
+LIVE = ("vlan", "trunks", "bandwidth")
 
 
 def known(nic: Element) -> bool:
@@ -55,14 +97,16 @@ def known(nic: Element) -> bool:
     return nic.get("type") == "bridge"
 
 
-def read(nic: Element) -> dict[str, Any]:
-    """The options of one NIC."""
-    return {field.name: field.place.get(nic) for field in NICS}
+def read(nic: Element, said: spoofing.Said | None = None) -> dict[str, Any]:
+    """The options of one NIC, None for those without a value; `said` is what the VM's record says of it."""
+    options = {name: field.place.get(nic) or None for name, field in PLACED.items()}
+    return {**options, **spoofing.read(nic, options["vlan"] is not None, said or {})}
 
 
 def read_all(root: Element) -> list[dict[str, Any]]:
     """The options of all NICs that this module knows, in their order."""
-    return [read(nic) for nic in devices(root, "interface") if known(nic)]
+    said = metadata.nics(root)
+    return [read(nic, said.get(nic_mac(nic) or "")) for nic in devices(root, "interface") if known(nic)]
 
 
 def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: Mapping[str, str], boot: bool) -> None:
@@ -75,23 +119,43 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: 
     by_mac = {nic_mac(nic): nic for nic in present}
     claimed = [by_mac[options["mac"]] for options in wanted if options.get("mac") in by_mac]
     rest = [nic for nic in present if not any(nic is other for other in claimed)]
-    parent = find(root, "devices")
+    parent, said = find(root, "devices"), metadata.nics(root)
+    own: dict[str, dict[str, str]] = {}
     for place, options in enumerate(wanted):
         mac = options.get("mac")
         nic = by_mac.get(mac) if mac else next(iter(rest), None)
         rest = [other for other in rest if other is not nic]
+        if options.get("vlan") and options.get("trunks"):
+            raise Invalid(f"nics[{place}]: vlan and trunks don't go together", option=f"nics[{place}]")
         if nic is None:
-            _add(root, {**options, "mac": mac or _free_mac(root, vm, place)}, bridges, boot, f"nics[{place}]")
+            nic = _add(root, {**options, "mac": mac or _free_mac(root, vm, place)}, bridges, boot, f"nics[{place}]")
         else:
             _change(nic, options, bridges, f"nics[{place}]")
+        address = nic_mac(nic) or ""
+        own[address] = _spoofing(nic, options, said.get(address, {}), f"nics[{place}]")
     for nic in rest:
         if parent is not None:
             drop(parent, nic)
+    metadata.set_nics(root, own)
 
 
 def nic_mac(nic: Element) -> str | None:
     """The address in lower case."""
     return (Property("mac/@address").get(nic) or "").lower() or None
+
+
+def _spoofing(nic: Element, options: Mapping[str, Any], said: spoofing.Said, where: str) -> dict[str, str]:
+    """Write whether addresses are checked; what is not given stays, and the default follows the port."""
+    before, access = read(nic, said), VLAN.get(nic) is not None
+    given = {name: options[name] for name in ("anti_spoof", "ips") if options.get(name) is not None}
+    wanted = {name: given.get(name, before[name]) for name in ("anti_spoof", "ips")}
+    if not wanted["anti_spoof"] and "ips" not in given:
+        wanted["ips"] = None
+    if not given:
+        return dict(said)
+    if (wanted["anti_spoof"], wanted["ips"] or None) == (before["anti_spoof"], before["ips"]):
+        return dict(said)
+    return spoofing.write(nic, access, wanted, where)
 
 
 def _free_mac(root: Element, vm: str, number: int) -> str:
@@ -103,29 +167,30 @@ def _free_mac(root: Element, vm: str, number: int) -> str:
 
 def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str], where: str) -> None:
     before = read(nic)
-    changes = {name: value for name, value in options.items() if value is not None and value != before[name]}
+    given = {name: options[name] for name in PLACED if options.get(name) is not None}
+    changes = {name: value for name, value in given.items() if (value or None) != before[name]}
     if "model" in changes:
         raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; the guest would see another NIC")
     for name, value in changes.items():
-        next(field for field in NICS if field.name == name).place.put(nic, value)
-    if "bridge" in changes or "vlan" in changes:
+        PLACED[name].place.put(nic, value)
+    if {"bridge", "vlan", "trunks"} & set(changes):
         _plug(nic, bridges, where)
 
 
-def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> None:
+def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> Element:
     if not options.get("bridge"):
         raise Invalid(f"{where}: bridge is missing; a new NIC needs it", option=where)
     nic = Element("interface", {"type": "bridge"})
     values = {**options, "model": options.get("model") or "virtio"}
-    for name in ("mac", "bridge", "vlan", "model"):
-        field = next(field for field in NICS if field.name == name)
-        if values.get(name) is not None:
-            field.place.put(nic, values[name])
+    for name in ("mac", "bridge", "vlan", "trunks", "model", "bandwidth"):
+        if values.get(name):
+            PLACED[name].place.put(nic, values[name])
     _plug(nic, bridges, where)
     if not boot:
         # The boot ROM of a NIC costs a second at each start.
         add(nic, "rom", {"enabled": "no"})
     add_device(root, nic)
+    return nic
 
 
 def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:

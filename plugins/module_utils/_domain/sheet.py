@@ -13,7 +13,7 @@ from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
-from . import disks, metadata, nics
+from . import bandwidth, disks, metadata, nics
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
@@ -108,6 +108,8 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
 
 def shown(name: str, value: Any) -> str:
     """A value in words."""
+    if name == "bandwidth":
+        return bandwidth.words(value or {})
     if name in SIZES and isinstance(value, int):
         return size_text(value)
     if isinstance(value, list):

@@ -10,7 +10,7 @@ import time
 from functools import cached_property
 from typing import Any
 
-from .. import _bridges
+from .. import _bridges, _reserved
 from .._errors import DroverError
 from .._libvirt import Domain, Node
 from .._peers import ask_peers
@@ -53,6 +53,11 @@ class Site:
         if able and int(self.offer["libvirt_version"].split(".")[0]) < LIBVIRT_VLANS:
             able = set()
         return {name: "filtering" if kind == "linux" and name in able else kind for name, kind in found.items()}
+
+    @cached_property
+    def reserved(self) -> dict[str, list[int]]:
+        """The VLANs of the hosts by bridge."""
+        return _reserved.read()
 
     @cached_property
     def offer(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._bridge.taps import POLICY
 from .._hypervisor import Domain
 from .._xml import Property, devices, find, parse, text_of
-from . import nics
+from . import bandwidth, metadata, nics, spoofing
 
 Tap = dict[str, Any]
 NATIVE = {"tagged": "native-tagged", "untagged": "native-untagged"}
@@ -21,7 +22,10 @@ def taps(domain: Domain) -> list[Tap]:
     """The taps of a running VM that belong into a bridge; other NICs (macvtap, user, vhost-user) have none."""
     if not domain.live_xml:
         return []
-    return [_tap(domain, nic) for nic in devices(parse(domain.live_xml), "interface") if _is_plugged(nic)]
+    root = parse(domain.live_xml)
+    said = metadata.nics(root)
+    found = [nic for nic in devices(root, "interface") if _is_plugged(nic)]
+    return [_tap(domain, nic, said.get(nics.nic_mac(nic) or "", {})) for nic in found]
 
 
 def of_all(domains: Sequence[Domain]) -> dict[str, Tap]:
@@ -42,7 +46,7 @@ def _value(nic: Element, path: str, attribute: str) -> str | None:
     return None if found is None else found.get(attribute)
 
 
-def _tap(domain: Domain, nic: Element) -> Tap:
+def _tap(domain: Domain, nic: Element, said: spoofing.Said) -> Tap:
     switched = _value(nic, "virtualport", "type") == "openvswitch"
     return {
         "tap": _name(nic),
@@ -51,9 +55,9 @@ def _tap(domain: Domain, nic: Element) -> Tap:
         "bridge": _value(nic, "source", "bridge"),
         "type": "ovs" if switched else "linux",
         "speaks": domain.state == "running" and _value(nic, "link", "state") != "down",
-        "limited": find(nic, "bandwidth") is not None,
+        "limits": bandwidth.parameters(bandwidth.BANDWIDTH.get(nic)) if find(nic, "bandwidth") is not None else {},
         **_vlans(nic),
-        "external_ids": dict(_ids(domain, nic)) if switched else {},
+        "external_ids": dict(_ids(domain, nic, said)) if switched else {},
     }
 
 
@@ -72,7 +76,7 @@ def _vlans(nic: Element) -> dict[str, Any]:
     }
 
 
-def _ids(domain: Domain, nic: Element) -> Iterator[tuple[str, str]]:
+def _ids(domain: Domain, nic: Element, said: spoofing.Said) -> Iterator[tuple[str, str]]:
     yield "attached-mac", nics.nic_mac(nic) or ""
     yield "iface-status", "active"
     yield "vm-id", domain.uuid
@@ -81,6 +85,9 @@ def _ids(domain: Domain, nic: Element) -> Iterator[tuple[str, str]]:
         value = None if parameters is None else parameters.get(attribute)
         if value:
             yield key, value
+    policy = spoofing.policy(said)
+    if policy:
+        yield POLICY, policy
 
 
 def link_xml(domain: Domain, tap: str) -> tuple[str, str]:

@@ -10,7 +10,14 @@ import socket
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _hypervisor, _libvirt, _node, _peers
+from ansible_collections.drover.kvm.plugins.module_utils import (
+    _bridges,
+    _hypervisor,
+    _libvirt,
+    _node,
+    _peers,
+    _reserved,
+)
 from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import libvirt
@@ -51,6 +58,8 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_node, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(_node, "FACT", tmp_path / "drover.fact")
     monkeypatch.setattr(_peers, "CLUSTER", tmp_path / "cluster.json")
+    (tmp_path / "network.json").write_text('{"version": 1, "reserved_vlans": {"br0": [5, "10-11"]}}', encoding="utf-8")
+    monkeypatch.setattr(_reserved, "FILE", tmp_path / "network.json")
     monkeypatch.setattr(node_info, "bridges", lambda: {"br0": "ovs", "virbr0": "linux"})
 
     def module(which, **args):
@@ -64,7 +73,10 @@ def run(tmp_path, monkeypatch, capsys):
 def test_a_node_with_its_vms(run):
     node = run(node_info)["node"]
     assert node["memory"]["free"] == 42 * 1024 and node["vm_capable"] is True and node["cordon"] is None
-    assert node["bridges"] == [{"name": "br0", "type": "ovs"}, {"name": "virbr0", "type": "linux"}]
+    assert node["bridges"] == [
+        {"name": "br0", "type": "ovs", "reserved_vlans": [5, 10, 11]},
+        {"name": "virbr0", "type": "linux", "reserved_vlans": []},
+    ]
     assert [(pool["name"], pool["type"], pool["path"]) for pool in node["pools"]] == [("media", "dir", "/srv/media")]
     assert [(vm["name"], vm["state"]) for vm in node["domains"]] == [("db1", "stopped"), ("web1", "running")]
     assert node["domains"][1]["disks"][0]["shared_storage"] is True

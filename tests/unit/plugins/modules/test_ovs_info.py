@@ -12,6 +12,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs
 from ansible_collections.drover.kvm.plugins.modules import ovs_info
+from ansible_collections.drover.kvm.roles.open_vswitch.files import drover_port_guard
 from ansible_collections.drover.kvm.tests.unit import ovs_server
 
 pytestmark = [
@@ -89,7 +90,24 @@ def test_the_vm_of_a_tap(ovs, module):
     ids += [f"external_ids:vm-id={UUID}", "external_ids:iface-status=active"]
     ovs.vsctl("add-br", "br0", "--", "add-port", "br0", "vnet7", "tag=100", "--", "set", "interface", "vnet7", *ids)
     vm = {"uuid": UUID, "name": "web1", "mac": "52:54:00:00:00:01", "interface_id": "one", "status": "active"}
+    vm.update(guard=None, ips=[])
     assert ports_of(module())["vnet7"]["vm"] == vm
+
+
+def test_whether_a_vm_is_guarded(ovs, module):
+    words = ["add-br", "br0"]
+    for number, policy in ((1, "192.0.2.1,fd00::1"), (2, "open"), (3, "")):
+        ids = [f'external_ids:attached-mac="52:54:00:00:00:0{number}"', f"external_ids:vm-id={UUID}"]
+        ids += [f'external_ids:drover-port="{policy}"'] if policy else []
+        words += ["--", "add-port", "br0", f"vnet{number}", "tag=100", "--", "set", "interface", f"vnet{number}", *ids]
+    ovs.vsctl(*words)
+    guard = drover_port_guard.Guard(ovs.folder)
+    guard.ensure()
+    vms = {name: port["vm"] for name, port in ports_of(module()).items() if port["vm"]}
+    assert {name: vm["guard"] for name, vm in vms.items()} == {"vnet1": "checked", "vnet2": "open", "vnet3": "checked"}
+    assert [vms[f"vnet{number}"]["ips"] for number in (1, 2, 3)] == [["192.0.2.1", "fd00::1"], [], []]
+    guard.off()
+    assert {port["vm"]["guard"] for port in ports_of(module()).values() if port["vm"]} == {None}
 
 
 def test_qos_and_policing(ovs, module):

@@ -11,15 +11,17 @@ import re
 import shutil
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
@@ -363,3 +365,126 @@ def test_bad_input_gets_a_clear_answer(lab, options, words):
     if "name" not in options:
         many = lab.run(vms=[{"name": "good", "memory": "64MiB", "vcpus": 1}, {**WEB, **options}])
         assert many["failed"] and lab.node.domains() == {}
+
+
+LIMIT = {"inbound": {"average": "10Mbit/s"}, "outbound": {"average": "20Mbit/s", "burst": "64KiB"}}
+
+KEPT = {f"inbound.{key}": number for key, number in (("average", 1250), ("peak", 1250), ("burst", 0))}
+KEPT.update({f"outbound.{key}": number for key, number in (("average", 2500), ("peak", 2500), ("burst", 64))})
+
+
+def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
+    lab.run(**WEB, state="running")
+    asked = []
+
+    def limited(node, name, mac, limits):
+        """The test driver can't limit a NIC that runs; libvirt would also write it into the live definition."""
+        asked.append((name, mac, limits))
+        domain = real(node, name)
+        now.append(domain.live_xml.replace("<source bridge", f"{inside(limits)}<source bridge"))
+
+    def inside(limits):
+        ways = [(way, {key: limits[f"{way}.{key}"] for key in ("average", "peak", "burst")}) for way in WAYS]
+        words = [f"<{way} {' '.join(f'{key}={str(n)!r}' for key, n in said.items() if n)}/>" for way, said in ways]
+        return (
+            f"<bandwidth>{''.join(word for word, (_way, said) in zip(words, ways) if any(said.values()))}</bandwidth>"
+        )
+
+    def seen(node, name):
+        domain = real(node, name)
+        return replace(domain, live_xml=now[-1]) if domain and now and domain.live_xml else domain
+
+    now: list[str] = []
+    real = Node.domain
+    monkeypatch.setattr(Node, "set_bandwidth", limited)
+    monkeypatch.setattr(Node, "domain", seen)
+    monkeypatch.setattr(site.Site, "domain", lambda self, name: self.node.domain(name))
+    result = lab.both(name="web1", nics=[{"bandwidth": LIMIT}])
+    mac = vm_mac("web1", 0)
+    words = "inbound average 10Mbit/s peak 10Mbit/s, outbound average 20Mbit/s burst 64KiB peak 20Mbit/s"
+    assert result["actions"] == [
+        f"change web1: nic {mac} bandwidth no limit -> {words}",
+        f"limit nic {mac} at once: no limit -> {words}",
+    ]
+    assert asked[0][2] == KEPT
+    assert result["pending_restart"] == [] and "<bandwidth>" in lab.node.domain("web1").xml
+    assert lab.both(name="web1", nics=[{"bandwidth": {}}])["vm"]["nics"][0]["bandwidth"] is None
+    assert set(asked[1][2].values()) == {0}
+
+
+def test_what_is_checked_of_a_running_vms_addresses_changes_at_once(lab, monkeypatch):
+    told = []
+    monkeypatch.setattr(draft, "declare", lambda domain: told.append(domain.live_xml))
+    lab.run(**WEB, state="running")
+    assert lab.run(name="web1")["vm"]["nics"][0]["anti_spoof"] is True
+    result = lab.both(name="web1", nics=[{"ips": ["10.231.100.21"]}])
+    mac = vm_mac("web1", 0)
+    assert result["actions"] == [
+        f"change web1: nic {mac} ips none -> 10.231.100.21",
+        "change the address checks of web1 as it runs",
+    ]
+    assert result["pending_restart"] == [] and result["vm"]["nics"][0]["ips"] == ["10.231.100.21"]
+    assert f'mac="{mac}" ips="10.231.100.21"' in told[0]
+    result = lab.both(name="web1", nics=[{"anti_spoof": False}])
+    assert result["vm"]["nics"][0]["ips"] is None and 'anti_spoof="no"' in told[1]
+    result = lab.both(name="web1", nics=[{"anti_spoof": True}])
+    assert result["vm"]["nics"][0]["anti_spoof"] is True and "anti_spoof" not in told[2]
+
+
+def test_a_running_vm_changes_its_trunk_at_once(lab, monkeypatch):
+    moved = []
+    lab.run(**{**WEB, "nics": [{"bridge": "br-int", "trunks": [20, 30]}]}, state="running")
+    monkeypatch.setattr(Node, "update_device", lambda self, name, xml, live, config: moved.append((xml, live, config)))
+    result = lab.run(name="web1", nics=[{"trunks": [30, 40]}])
+    mac = vm_mac("web1", 0)
+    assert f"move nic {mac} at once from VLAN 20, 30 to 30, 40" in result["actions"]
+    assert "<tag id='40'/>" in moved[0][0] and moved[0][1:] == (True, False)
+
+
+RESERVED = [
+    ({"vlan": 5}, "nics[0] of web1 on br-int asks for VLAN 5, which belongs to the hosts (they keep 5, 10, 11)"),
+    ({"trunks": [4, 10, 100]}, "asks for VLAN 10"),
+    ({}, "without a VLAN would carry all of them, also those of the hosts (5, 10, 11)"),
+]
+
+
+@pytest.fixture
+def reserved(tmp_path, monkeypatch):
+    path = tmp_path / "network.json"
+    monkeypatch.setattr(_reserved, "FILE", path)
+    path.write_text('{"version": 1, "reserved_vlans": {"br-int": [5], "*": ["10-11"]}}', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("nic, words", RESERVED)
+def test_vlans_of_the_hosts_are_refused(lab, reserved, nic, words):
+    result = lab.run(**{**WEB, "nics": [{"bridge": "br-int", **nic}]}, state="running")
+    assert result["error"] == "Refused" and words in result["msg"] and "open_vswitch_reserved_vlans" in result["msg"]
+    assert lab.node.domains() == {}
+    lab.run(**WEB)
+    before = lab.node.domain("web1").xml
+    if nic:
+        assert words.partition(" asks")[2] in lab.run(name="web1", nics=[nic])["msg"]
+    assert lab.node.domain("web1").xml == before
+
+
+def test_a_vm_that_was_defined_with_a_vlan_of_the_hosts_does_not_start(lab, reserved):
+    reserved.rename(reserved.with_suffix(".later"))
+    lab.run(**{**WEB, "nics": [{"bridge": "br-int", "vlan": 5}]})
+    reserved.with_suffix(".later").rename(reserved)
+    assert "asks for VLAN 5" in lab.run(name="web1", state="running")["msg"]
+    assert not lab.run(name="web1", memory="128MiB").get("failed"), "what is not about its network can be changed"
+    assert lab.both(name="web1", nics=[{"vlan": 100}], state="running")["vm"]["state"] == "running"
+
+
+def test_linux_bridges_and_other_vlans_are_free(lab, reserved):
+    lab.both(**{**WEB, "nics": [{"bridge": "br0"}, {"bridge": "br-int", "vlan": 12}]}, state="running")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"reserved_vlans": {"br0": ["x"]}}', '{"reserved_vlans": {"br0": [4095]}}']
+)
+def test_a_file_that_can_not_be_read_lets_nothing_through(lab, reserved, text):
+    reserved.write_text(text, encoding="utf-8")
+    assert "it is not known which VLANs are the hosts' own" in lab.run(**WEB)["msg"]
+    assert lab.node.domains() == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
@@ -17,7 +18,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _libvirt, _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.modules import vm_ports
-from ansible_collections.drover.kvm.tests.unit import ovs_server
+from ansible_collections.drover.kvm.tests.unit import corpus, ovs_server
 
 pytestmark = [
     pytest.mark.skipif(bool(ovs_server.missing()), reason=f"not installed: {', '.join(ovs_server.missing())}"),
@@ -45,16 +46,21 @@ class Node:
     def __init__(self):
         self.vms = {}
         self.updates = []
+        self.limits = []
 
-    def run(self, name, *nics, state="running"):
+    def run(self, name, *nics, state="running", more=""):
         """Let a VM run with these NICs."""
-        xml = f"<domain type='kvm'><name>{name}</name><devices>{''.join(nics)}</devices></domain>"
+        xml = f"<domain type='kvm'><name>{name}</name>{more}<devices>{''.join(nics)}</devices></domain>"
         words = {"name": name, "uuid": UUID, "reason": "booted", "persistent": True, "autostart": False}
         self.vms[name] = Domain(id=1, state=state, has_managed_save=False, xml=xml, live_xml=xml, **words)
 
     def domains(self, names=None, brief=False):
         """All VMs or those of the names."""
         return {name: vm for name, vm in self.vms.items() if names is None or name in names}
+
+    def set_bandwidth(self, name, device, limits):
+        """Take down what was asked."""
+        self.limits.append((name, device, limits))
 
     def update_device(self, name, xml, live, config):
         """Take down what was asked."""
@@ -321,10 +327,30 @@ def test_from_a_bridge_of_the_kernel_to_open_vswitch_and_back(ovs, node, kernel,
     assert _links.bridge_of("vnet0") == "virbr1"
 
 
-def test_a_lost_limit_of_bandwidth_is_a_warning(node, module):
-    node.run("web1", nic(inside=f"<bandwidth><inbound average='1'/></bandwidth>{TAG}{SWITCHED}"))
-    assert module()["warnings"] == ["the bandwidth of vnet0 of VM web1 has no limit now"]
-    assert module()["warnings"] == []
+def test_a_lost_limit_of_bandwidth_is_set_again(node, mends):
+    node.run("web1", nic(inside=f"<bandwidth><inbound average='1250' peak='1250'/></bandwidth>{TAG}{SWITCHED}"))
+    mends()
+    limits = {"inbound.average": 1250, "inbound.peak": 1250, "inbound.burst": 0}
+    limits.update({"outbound.average": 0, "outbound.peak": 0, "outbound.burst": 0})
+    assert node.limits == [("web1", MAC, limits)]
+
+
+def nics_record(words):
+    """The record of a VM that says something of its NIC."""
+    inside = f"<drover:nics>{words}</drover:nics>"
+    return f"<metadata><drover:vm xmlns:drover='urn:drover:kvm:1'>{inside}</drover:vm></metadata>"
+
+
+def test_what_the_definition_says_of_addresses_comes_back(ovs, node, mends):
+    node.run("web1", nic(), more=nics_record(f"<drover:nic mac='{MAC}' ips='10.0.0.21,fd00::21'/>"))
+    mends()
+    assert ovs.get("interface", "vnet0", "external_ids:drover-port") == '"10.0.0.21,fd00::21"'
+    node.run("web1", nic(), more=nics_record(f"<drover:nic mac='{MAC}' anti_spoof='no'/>"))
+    assert mends()["actions"] == ["set the external ids of vnet0 of VM web1 on bridge br0"]
+    assert ovs.get("interface", "vnet0", "external_ids:drover-port") == "open"
+    node.run("web1", nic())
+    assert mends()["actions"] == ["set the external ids of vnet0 of VM web1 on bridge br0"]
+    assert "drover-port" not in ovs.get("interface", "vnet0", "external_ids")
 
 
 def test_what_the_switch_can_not_do_is_an_error(ovs, module):
@@ -369,3 +395,13 @@ def test_the_link_of_a_vm_that_is_heard_is_not_bounced(node, module, monkeypatch
 @pytest.mark.parametrize("options", [{"bounce": True}, {"listen": -1}, {"listen": 601}])
 def test_wrong_options(module, options):
     assert module(**options)["error"] == "Invalid"
+
+
+@pytest.mark.parametrize("option", ["names", "bridges"])
+def test_hostile_words_name_nothing(ovs, module, option):
+    before = ovs.vsctl("list", "bridge"), ovs.vsctl("list", "port"), ovs.vsctl("list", "interface")
+    for value in corpus.NAMES:
+        result = module(**{option: [value]})
+        assert not result.get("failed") and result["changed"] is False and result["resource"] == {}, (value, result)
+    assert before == (ovs.vsctl("list", "bridge"), ovs.vsctl("list", "port"), ovs.vsctl("list", "interface"))
+    assert not Path(corpus.CANARY).exists()

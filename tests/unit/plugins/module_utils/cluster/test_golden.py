@@ -57,7 +57,10 @@ def node_info(name, given):
         "cpus": {"threads": given.get("threads", 16)},
         "machine_types": given.get("machines", ["pc-q35-7.2", "pc-q35-10.0"]),
         "virt_types": given.get("types", ["qemu", "kvm"]),
-        "bridges": [{"name": bridge, "type": "ovs"} for bridge in given.get("bridges", ["br0"])],
+        "bridges": [
+            {"name": bridge, "type": "ovs", "reserved_vlans": given.get("reserved", {}).get(bridge, [])}
+            for bridge in given.get("bridges", ["br0"])
+        ],
         "cordon": {"reason": given["cordon"], "by": "me", "since": "2025-01-01"} if "cordon" in given else None,
         "domains": [domain(vm, values or {}) for vm, values in (given.get("vms") or {}).items()],
     }
@@ -92,5 +95,6 @@ def test_plan(path):
 def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
-        memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place"""
+        memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
+        reserved_vlan"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -81,6 +81,16 @@ NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "vlan": ({**NIC, "vlan": 100}, "<vlan><tag id='100'/></vlan>"),
     "mac": ({**NIC, "mac": "02-00-00-AA-BB-CC"}, "<mac address='02:00:00:aa:bb:cc'/>"),
     "model": ({**NIC, "model": "e1000e"}, "<model type='e1000e'/>"),
+    "trunks": ({**NIC, "trunks": [30, 20]}, "<vlan trunk='yes'><tag id='20'/><tag id='30'/></vlan>"),
+    "bandwidth": (
+        {**NIC, "bandwidth": {"inbound": {"average": "10Mbit/s", "burst": "64KiB"}, "outbound": {"average": 8000}}},
+        "<bandwidth><inbound average='1250' peak='1250' burst='64'/><outbound average='1' peak='1'/></bandwidth>",
+    ),
+    "anti_spoof": ({**NIC, "vlan": 100, "anti_spoof": False}, '<drover:nic mac="52:54:00:0e:19:98" anti_spoof="no"/>'),
+    "ips": (
+        {**NIC, "vlan": 100, "ips": ["fd00:0::21", "10.0.0.21/32"]},
+        '<drover:nic mac="52:54:00:0e:19:98" ips="10.0.0.21,fd00::21"/>',
+    ),
 }
 
 
@@ -221,7 +231,22 @@ REFUSED = [
     ({"disks": [{"type": "file", "target": "vdb", "format": "raw"}]}, "format of vdb is qcow2"),
     ({"disks": [{"type": "file"}]}, "disks.0.: format is missing"),
     ({"nics": [{"mac": "52:54:00:aa:bb:01", "model": "e1000"}]}, "another NIC"),
-    ({"nics": [{"mac": "52:54:00:aa:bb:02", "vlan": 5}]}, "trunk"),
+    ({"nics": [{"mac": "52:54:00:aa:bb:02", "vlan": 5, "trunks": [5]}]}, "don't go together"),
+    ({"nics": [{"mac": "52:54:00:aa:bb:02", "anti_spoof": True}]}, "needs a port with one VLAN"),
+    ({"nics": [{"anti_spoof": False, "ips": ["10.0.0.1"]}]}, "ips are checked with anti_spoof only"),
+    ({"nics": [{"ips": ["10.0.0.1", "10.0.0.1/32"]}]}, "listed twice"),
+    ({"nics": [{"ips": ["10.0.0.1/24"]}]}, "neither an IP address nor a network"),
+    ({"nics": [{"ips": ["::/0"]}]}, "no addresses that a VM can have"),
+    ({"nics": [{"trunks": [5, 5]}]}, "lists a VLAN twice"),
+    ({"nics": [{"trunks": [0]}]}, "not a VLAN"),
+    ({"nics": [{"bandwidth": {"inbound": {"peak": "1Mbit"}}}]}, "average is missing"),
+    ({"nics": [{"bandwidth": {"inbound": {"average": "1Gbit", "peak": "1Mbit"}}}]}, "below the average"),
+    ({"nics": [{"bandwidth": {"inbound": {"average": "1001"}}}]}, "in steps of 8kbit/s"),
+    ({"nics": [{"bandwidth": {"inbound": {"average": "10 MB/s"}}}]}, "is not a rate"),
+    (
+        {"nics": [{"bridge": "br0", "mac": "52:54:00:aa:bb:03", "ips": ["fd00::1"], "anti_spoof": True}]},
+        "single addresses of IPv4",
+    ),
     ({"nics": [{"bridge": "br0", "vlan": 5}]}, "Linux bridge"),
     ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
@@ -234,9 +259,8 @@ REFUSED = [
 @pytest.mark.parametrize("options,words", REFUSED)
 def test_what_would_be_another_computer_is_refused(options, words):
     root = parse(FOREIGN)
-    params = normalise(FIELDS, {"name": "legacy", **options})
     with pytest.raises(DroverError, match=words):
-        sheet.edit(root, params, BRIDGES)
+        sheet.edit(root, normalise(FIELDS, {"name": "legacy", **options}), BRIDGES)
 
 
 def test_pending_names_what_the_running_vm_lacks():
