@@ -155,17 +155,19 @@ def holds(guest: Guest, inbound: int, outbound: int) -> None:
 
 
 def test_limits_and_address_checks_change_live_and_move_along(guest: Guest) -> None:
-    into, out = carried(guest)
-    assert into > 12 and out > 2.4, f"not exercised: {into:.2f} in and {out:.2f} out without a limit"
-    guest.change(bandwidth=limits("10Mbit/s", "2Mbit/s"), ips=[guest.ip])
-    holds(guest, 10, 2)
+    free = carried(guest)
+    # The limits of a real site are above what an emulated network carries on a machine that is busy with other things.
+    rate = 10 if min(free[0], 10 * free[1]) > 24 else 2
+    assert free[0] > 2.4 * rate and free[1] > 2.4, f"not exercised: {free} Mbit/s in and out without a limit"
+    guest.change(bandwidth=limits(f"{rate}Mbit/s", "2Mbit/s"), ips=[guest.ip])
+    holds(guest, rate, 2)
     mac = guest.get_id("attached-mac")
     guest.set_id("attached-mac", LIAR)
     assert not guest.is_heard(), "with another MAC address than libvirt's"
     guest.set_id("attached-mac", mac)
     assert guest.is_heard(10)
-    guest.set(bandwidth=limits("20Mbit/s", "1Mbit/s"))
-    holds(guest, 20, 1)
+    guest.set(bandwidth=limits(f"{2 * rate}Mbit/s", "1Mbit/s"))
+    holds(guest, 2 * rate, 1)
     guest.set(ips=[OTHER])
     assert not guest.is_heard(), "with another IP address than declared"
     guest.moved(guest.mover.target)
@@ -174,7 +176,7 @@ def test_limits_and_address_checks_change_live_and_move_along(guest: Guest) -> N
     assert not guest.is_heard(), "with another IP address after the migration"
     guest.set(ips=[OTHER, guest.ip])
     assert guest.is_heard(10)
-    holds(guest, 20, 1)
+    holds(guest, 2 * rate, 1)
 
 
 def test_flows_that_somebody_deleted_come_back_with_the_service(guest: Guest) -> None:
