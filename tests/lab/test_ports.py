@@ -148,10 +148,20 @@ def limits(inbound: str, outbound: str) -> dict[str, Any]:
 
 
 def holds(guest: Guest, inbound: int, outbound: int) -> None:
-    """Both limits (Mbit/s) hold. An emulated guest answers in bursts on a busy machine, and then less than it may."""
-    into, out = carried(guest)
-    assert 0.8 * inbound <= into <= 1.2 * inbound, f"{into:.2f} of {inbound} Mbit/s in"
-    assert 0.2 * outbound <= out <= 1.2 * outbound, f"{out:.2f} of {outbound} Mbit/s out"
+    """Both limits (Mbit/s) hold each time, and one time of three they are used, as far as a busy machine gets there.
+
+    An emulated guest answers in bursts, and then less than it may.
+    """
+    seen = []
+    for _time in range(3):
+        into, out = carried(guest)
+        assert into <= 1.2 * inbound and out <= 1.2 * outbound, (
+            f"{into:.2f} of {inbound} in, {out:.2f} of {outbound} out"
+        )
+        if into >= 0.8 * inbound and out >= 0.2 * outbound:
+            return
+        seen.append((into, out))
+    raise AssertionError(f"never {inbound} in and {outbound} out, but {seen}")
 
 
 def test_limits_and_address_checks_change_live_and_move_along(guest: Guest) -> None:
