@@ -80,12 +80,13 @@ def test_up_again_changes_nothing(lab: Lab) -> None:
 
 def test_each_vm_is_itself_from_the_start(lab: Lab) -> None:
     script = f"hostname; cat /etc/machine-id; {BOOT_ID}; uname -r; date +%s; ls -d /sys/class/net/*"
-    seen = {node: lab.ssh(node, script).split() for node in VMS}
-    now = time.time()
+    seen = {}
     for node in VMS:
+        before = time.time()
+        seen[node] = lab.ssh(node, script).split()
+        assert before - 5 < int(seen[node][4]) < time.time() + 5
         assert seen[node][0] == node
         assert seen[node][3] != os.uname().release
-        assert abs(now - int(seen[node][4])) < 30
         assert {Path(path).name for path in seen[node][5:]} >= {"mgmt0", "nic1", "nic2", "fibre0"}
     assert not {seen["vm1"][1], seen["vm1"][2]} & {seen["vm2"][1], seen["vm2"][2]}
 
@@ -118,7 +119,7 @@ def test_a_silent_cut_keeps_the_carrier_and_drops_everything(lab: Lab) -> None:
     lab.cut("vm2", "mgmt0", silent=True)
     try:
         assert lab.cuts("vm2") == {"mgmt0": "silent"}
-        assert lab.answers("vm2")[0] is False
+        assert reaches(lab, "box1", lab.topology.management(lab.topology.node("vm2"))) is not True
     finally:
         lab.restore("vm2")
     lab.wait_ssh("vm2")

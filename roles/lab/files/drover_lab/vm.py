@@ -32,8 +32,8 @@ class Vm(Machine):
     """A VM run by QEMU; its supervisor and QEMU are in the node's network namespace."""
 
     # Emulated, on a busy machine.
-    boot_seconds = 300
-    answer_seconds = 10
+    boot_seconds = 600
+    answer_seconds = 30
 
     def prepare(self, folder: Path, files: list[Entry]) -> None:
         """The node's own files, for its first start; the disks are made then."""
