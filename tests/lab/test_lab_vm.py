@@ -116,6 +116,7 @@ def test_a_pulled_cable_has_no_carrier_at_either_end(lab: Lab) -> None:
 
 
 def test_a_silent_cut_keeps_the_carrier_and_drops_everything(lab: Lab) -> None:
+    changes = lab.ssh("vm2", "cat /sys/class/net/mgmt0/carrier_changes")
     lab.cut("vm2", "mgmt0", silent=True)
     try:
         assert lab.cuts("vm2") == {"mgmt0": "silent"}
@@ -123,7 +124,7 @@ def test_a_silent_cut_keeps_the_carrier_and_drops_everything(lab: Lab) -> None:
     finally:
         lab.restore("vm2")
     lab.wait_ssh("vm2")
-    assert "Lost carrier" not in lab.ssh("vm2", "journalctl -b -u systemd-networkd --no-pager")
+    assert lab.ssh("vm2", "cat /sys/class/net/mgmt0/carrier_changes") == changes
 
 
 def test_a_frozen_process_stops_and_goes_on(lab: Lab) -> None:
