@@ -105,11 +105,12 @@ MOLECULE := $(TOOL) $(INSTALLED) molecule
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(MOLECULE) destroy --all && $(MOLECULE) test --all)
 
-bench: install ## Measurements
-	$(call if_any,tests/benchmarks/*.py,$(TOOL) $(INSTALLED) pytest tests/benchmarks $(ARGS))
+bench: install ## Measurements, side by side; docs/benchmarks.md has the last
+	rm -f $(BUILD)/benchmarks.md
+	$(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md pytest -s tests/benchmarks $(ARGS)
 
-soak: install ## Faults with many seeds, for as long as you like
-	$(call if_any,tests/soak/*.py,$(TOOL) $(INSTALLED) pytest tests/soak $(ARGS))
+soak: install ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
+	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure
 	.ci/steps check install docs dist sanity-main units-ends sanity-newest stories

@@ -28,7 +28,7 @@ from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabErr
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULT = (ROOT / "roles/lab/files/topology.json").read_text(encoding="utf-8")
-EXAMPLE = json.loads((ROOT / "tests/lab/vm_topology.json").read_text(encoding="utf-8"))
+EXAMPLE = json.loads((ROOT / "tests/soak/vm_topology.json").read_text(encoding="utf-8"))
 
 
 def parsed(**changes: Any) -> topology.Topology:
