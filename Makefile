@@ -96,7 +96,7 @@ demo: install ## From bare servers to a drained node, in the lab
 # The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
 	$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true
-	$(STORIES) pytest tests/lab $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
+	$(STORIES) pytest tests/lab --durations=15 $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
 		$(LAB) -e lab_name=$(STORY_LAB) -e lab_state=absent >/dev/null || exit; exit $$status
 
 # A run that was killed leaves molecule's note that the nodes exist; destroy takes away both.
