@@ -85,7 +85,9 @@ class Machine:
 
     def module(self, **args: Any) -> dict[str, Any]:
         """What the module returns."""
-        env = ["env", "PATH=/run/bin:" + os.environ["PATH"], "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={ROOT}"]
+        # What this process can import; ansible-test gives it more than the interpreter has by itself.
+        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        env = ["env", "PATH=/run/bin:" + os.environ["PATH"], "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={path}"]
         said = self.run(*env, sys.executable, "-c", CALL, check=False, stdin=json.dumps(args), errors=True)
         lines = [line for line in said.splitlines() if line.startswith("{")]
         assert lines, said
