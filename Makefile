@@ -105,7 +105,7 @@ MOLECULE := $(TOOL) $(INSTALLED) molecule
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(MOLECULE) destroy --all && $(MOLECULE) test --all)
 
-bench: install ## Measurements, side by side; docs/benchmarks.md has the last
+bench: install ## Measurements, side by side; the table is in build/benchmarks.md
 	rm -f $(BUILD)/benchmarks.md
 	$(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md pytest -s tests/benchmarks $(ARGS)
 
