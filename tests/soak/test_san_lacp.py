@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -24,18 +23,18 @@ LONGEST = {"pulled": 1.0, "silent": 5.0}
 BETWEEN_CUTS = 35
 
 
-@contextmanager
-def built(*options: str) -> Iterator[Cluster]:
-    """The example on a lab of its own, its guests counting; the playbooks get these options."""
+@pytest.fixture(scope="module")
+def example() -> Iterator[Cluster]:
+    """The example on a lab of its own, its guests counting."""
     lab = Lab("drover-san")
     lab.down()
     lab = Lab("drover-san", (EXAMPLE / "topology.json").read_text(encoding="utf-8"))
     try:
         lab.up(prepared=True)
         found = Cluster(lab, EXAMPLE / "inventory")
-        found.play("site", *options).good()
+        found.play("site").good()
         found.write_images()
-        found.play("build_vms", *options).good()
+        found.play("build_vms").good()
         with Observer(lab) as watch:
             for name in found.sheets():
                 watch.wait_word(name, seconds=240)
@@ -44,18 +43,16 @@ def built(*options: str) -> Iterator[Cluster]:
         lab.down()
 
 
-@pytest.fixture(scope="module")
-def example() -> Iterator[Cluster]:
-    """One hypervisor of it, for time; tests/soak builds it whole."""
-    with built("--limit", "hv1,san1") as found:
-        yield found
-
-
 def whole(example: Cluster) -> bool | str:
     """Whether both ends of the SAN's pair take both cables."""
     here = example.ssh(SAN, "ovs-appctl lacp/show bond1")
     there = example.lab.network.appctl("lacp/show", f"{SAN}-bond1")
     return all(said.count(": current attached") == 2 for said in (here, there)) or here + there
+
+
+def test_a_second_run_changes_nothing(example: Cluster) -> None:
+    assert example.play("site").good().changed == 0
+    assert example.play("build_vms").good().changed == 0
 
 
 def test_storage_is_in_its_vlan_and_nowhere_else(example: Cluster) -> None:
