@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,18 @@ class Cluster:
         for name, sheet in self.sheets().items():
             image = {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK, **settings}
             guests.write_image(folder / f"{name}.img", image)
+
+
+@contextmanager
+def example_lab(name: str, example: Path) -> Iterator[Cluster]:
+    """The nodes of an example on a lab of its own, prepared and not set up yet; gone at the end."""
+    Lab(name).down()
+    lab = Lab(name, (example / "topology.json").read_text(encoding="utf-8"))
+    try:
+        lab.up(prepared=True)
+        yield Cluster(lab, example / "inventory")
+    finally:
+        lab.down()
 
 
 def wait_until(see: Any, seconds: float, what: str) -> None:

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, wait_until
 
 EXAMPLE = ROOT / "examples/ring"
 NODES = ("hv1", "hv2", "hv3")
@@ -28,16 +27,9 @@ STORM = 5000
 @pytest.fixture(scope="module")
 def ring() -> Iterator[Cluster]:
     """The example on a lab of its own."""
-    lab = Lab("drover-ring")
-    lab.down()
-    lab = Lab("drover-ring", (EXAMPLE / "topology.json").read_text(encoding="utf-8"))
-    try:
-        lab.up(prepared=True)
-        found = Cluster(lab, EXAMPLE / "inventory")
+    with example_lab("drover-ring", EXAMPLE) as found:
         found.play(str(EXAMPLE / "site.yml")).good()
         yield found
-    finally:
-        lab.down()
 
 
 def states(ring: Cluster) -> dict[str, str]:

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, wait_until
 
 EXAMPLE = ROOT / "examples/linux-bridge"
 SITE = str(EXAMPLE / "site.yml")
@@ -32,16 +31,9 @@ DOMAIN = f"""<domain type='qemu'><name>web1</name><memory unit='MiB'>32</memory>
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Cluster]:
     """The example on a lab of its own."""
-    lab = Lab("drover-linux")
-    lab.down()
-    lab = Lab("drover-linux", (EXAMPLE / "topology.json").read_text(encoding="utf-8"))
-    try:
-        lab.up(prepared=True)
-        found = Cluster(lab, EXAMPLE / "inventory")
+    with example_lab("drover-linux", EXAMPLE) as found:
         found.play(SITE).good()
         yield found
-    finally:
-        lab.down()
 
 
 def members(servers: Cluster, node: str = NODE) -> int:

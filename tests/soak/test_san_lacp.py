@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 EXAMPLE = ROOT / "examples/san-lacp"
@@ -26,21 +25,14 @@ BETWEEN_CUTS = 35
 @pytest.fixture(scope="module")
 def example() -> Iterator[Cluster]:
     """The example on a lab of its own, its guests counting."""
-    lab = Lab("drover-san")
-    lab.down()
-    lab = Lab("drover-san", (EXAMPLE / "topology.json").read_text(encoding="utf-8"))
-    try:
-        lab.up(prepared=True)
-        found = Cluster(lab, EXAMPLE / "inventory")
+    with example_lab("drover-san", EXAMPLE) as found:
         found.play("site").good()
         found.write_images()
         found.play("build_vms").good()
-        with Observer(lab) as watch:
+        with Observer(found.lab) as watch:
             for name in found.sheets():
                 watch.wait_word(name, seconds=240)
         yield found
-    finally:
-        lab.down()
 
 
 def whole(example: Cluster) -> bool | str:
