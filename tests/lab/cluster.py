@@ -27,6 +27,7 @@ COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collection
 SINK = "10.231.100.1:9000"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 IMAGES = "/srv/drover/images"
+PLAY_SECONDS = 600
 
 
 @dataclass
@@ -93,17 +94,32 @@ class Cluster:
     def play(self, playbook: str, *options: str, **variables: Any) -> Played:
         """Run a playbook to its end (10 minutes at most)."""
         begin = time.monotonic()
+        process = self.start(playbook, *options, **variables)
+        try:
+            output = process.communicate(timeout=PLAY_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{playbook}: no end after {PLAY_SECONDS} s:\n{self.kill(process)}") from None
+        finally:
+            if process.poll() is None:
+                self.kill(process)
+        return Played(process.returncode, output, time.monotonic() - begin)
+
+    def task(self, node: str, module: str, check: bool = False, **task: Any) -> dict[str, Any]:
+        """The result of one of the collection's modules on a node."""
+        program = str(Path(sys.executable).parent / "ansible")
+        argv = [program, *self.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
         done = subprocess.run(
-            self.command(playbook, *options, **variables),
+            [*argv, *(["--check"] if check else [])],
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PLAY_SECONDS,
             check=False,
         )
-        return Played(done.returncode, done.stdout, time.monotonic() - begin)
+        match = re.search(r"=> (\{.*\})\s*$", done.stdout, re.DOTALL)
+        assert match, done.stdout + done.stderr
+        return {"failed": "FAILED!" in done.stdout, **json.loads(match.group(1))}
 
     def start(self, playbook: str, *options: str, **variables: Any) -> subprocess.Popen[str]:
         """Start a playbook in a process group of its own, to be cut off with `kill`."""
@@ -164,14 +180,21 @@ class Cluster:
 
 @contextmanager
 def example_lab(name: str, example: Path) -> Iterator[Cluster]:
-    """The nodes of an example on a lab of its own, prepared and not set up yet; gone at the end."""
-    Lab(name).down()
+    """The nodes of an example on a lab of its own, prepared and not set up yet; gone at the end.
+
+    With DROVER_LAB_KEEP=1 it stays, and one that is there already is used as it is.
+    """
+    keep = os.environ.get("DROVER_LAB_KEEP", "0") == "1"
+    if not keep:
+        Lab(name).down()
     lab = Lab(name, (example / "topology.json").read_text(encoding="utf-8"))
     try:
         lab.up(prepared=True)
+        lab.restore()
         yield Cluster(lab, example / "inventory")
     finally:
-        lab.down()
+        if not keep:
+            lab.down()
 
 
 def wait_until(see: Any, seconds: float, what: str) -> None:

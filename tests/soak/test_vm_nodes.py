@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
-from ansible_collections.drover.kvm.tests.lab.cluster import wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.test_lab import births, traces
 
 TOPOLOGY = Path(__file__).with_name("vm_topology.json")
@@ -33,6 +33,40 @@ ovs-vsctl add-bond br0 bond0 nic1 nic2 lacp=active bond_mode=balance-tcp other_c
 ovs-vsctl add-port br0 guests0 tag=100 -- set interface guests0 type=internal
 ip link set nic1 up; ip link set nic2 up; ip link set guests0 up
 ip address add 10.231.100.12/24 dev guests0"""
+GUARD = ROOT / "roles/open_vswitch/files/drover_port_guard.py"
+MAC = "52:54:00:00:00:77"
+# A port that looks like a VM's; the switch itself lets BPDUs pass, so that only the guard can drop them.
+GUEST = f"""ip link add web1 type veth peer name inside
+ip link set inside address {MAC}; ip link set inside up; ip link set web1 up
+ovs-vsctl set bridge br0 other_config:forward-bpdu=true -- add-port br0 web1 tag=100 -- set interface web1 \
+    'external_ids:attached-mac="{MAC}"' external_ids:vm-id=1 external_ids:iface-id=1"""
+GUEST_GOES = """python3 /root/port_guard.py off
+ovs-vsctl remove bridge br0 other_config forward-bpdu -- --if-exists del-port br0 web1; ip link del web1"""
+# What of five frames each comes out at another port of the VLAN; ends when the honest ones have.
+FRAMES = f"""
+import select, socket, time
+def wire(name):
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+    found.bind((name, 0))
+    return found
+guest, other = wire("inside"), wire("guests0")
+own, foreign = (bytes.fromhex(mac.replace(":", "")) for mac in ("{MAC}", "52:54:00:de:ad:01"))
+text = bytes.fromhex("ff" * 6) + b"%s" + bytes.fromhex("88b5")
+frames = {{
+    "bpdu": bytes.fromhex("0180c2000000") + own + bytes.fromhex("0026424203") + bytes(35),
+    "foreign": text % foreign + b"drover".ljust(46),
+    "own": text % own + b"drover".ljust(46),
+}}
+for _time in range(5):
+    for frame in frames.values():
+        guest.send(frame)
+        time.sleep(0.1)
+seen, end = [], time.monotonic() + 20
+while seen.count("own") < 5 and select.select([other], [], [], max(0, end - time.monotonic()))[0]:
+    data = other.recv(2048)
+    seen += [name for name, frame in frames.items() if data[:14] == frame[:14]]
+print(*sorted(set(seen)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +200,19 @@ def test_a_bond_of_the_kernels_datapath_speaks_lacp_with_the_core(lab: Lab) -> N
     assert "system@ovs-system" in lab.ssh("vm2", "ovs-dpctl show")
     assert lab.ssh("vm2", "ovs-appctl lacp/show bond0").count("current attached") == 2
     assert lab.network.appctl("lacp/show", "vm2-bond0").count("current attached") == 2
+
+
+def test_the_guard_of_a_vms_port_works_in_the_kernels_datapath(lab: Lab) -> None:
+    node = Cluster(lab)
+    node.ssh("vm2", "cat >/root/port_guard.py", stdin=GUARD.read_text(encoding="utf-8"))
+    node.ssh("vm2", GUEST)
+    try:
+        assert node.ssh("vm2", "python3 -", stdin=FRAMES).split() == ["bpdu", "foreign", "own"], "not exercised"
+        assert "web1" in node.ssh("vm2", "python3 /root/port_guard.py once")
+        assert node.ssh("vm2", "python3 -", stdin=FRAMES).split() == ["own"]
+    finally:
+        node.ssh("vm2", GUEST_GOES)
+    assert "system@ovs-system" in node.ssh("vm2", "ovs-dpctl show")
 
 
 def test_a_delay_is_felt(lab: Lab) -> None:
