@@ -78,9 +78,11 @@ def bridge(server, capsys):
 
     def run(name, *ports, **args):
         listed = [{"name": port, **settings} for port, settings in ports]
-        with patch_module_args({"name": name, "socket": server.socket, "ports": listed, **args}):
-            with pytest.raises(SystemExit):
-                ovs_bridge.main()
+        with (
+            patch_module_args({"name": name, "socket": server.socket, "ports": listed, **args}),
+            pytest.raises(SystemExit),
+        ):
+            ovs_bridge.main()
         result = json.loads(capsys.readouterr().out)
         assert not result.get("failed"), result
         return result
