@@ -16,7 +16,8 @@ help: ## Show the targets
 setup: ## Install what the gates need (cached under $DROVER_CACHE, default ~/.cache/drover)
 	@.ci/setup
 
-check: lint types unit ## The quick gates: lint, types, unit
+check: ## The quick gates side by side: lint, types, unit
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit lint types
 
 format: ## Rewrite the Python files as ruff wants them
 	@source .ci/env.sh && .ci/setup && "$$VENV/bin/ruff" format . && "$$VENV/bin/ruff" check --fix .

@@ -30,12 +30,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ovs_server.private_switch() as running:
-        yield running
-
-
 @pytest.fixture
 def ovs(server, tmp_path, monkeypatch):
     """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
