@@ -424,7 +424,8 @@ FIELDS = (
 )
 PREFIX = _networkctl.PREFIX
 PAUSE = 0.3
-PATIENCE = 5  # seconds after which what is still not right is set up once more
+# Seconds after which what is still not right is set up once more. They double: a busy networkd begins again when asked.
+PATIENCE = 5
 
 
 class Network(Resource):
@@ -436,6 +437,7 @@ class Network(Resource):
     armed: dict[str, Any] | None = None
     changed = False
     nudged = 0.0
+    patience = PATIENCE
     wish: dict[str, Any]
 
     @classmethod
@@ -507,7 +509,10 @@ class Network(Resource):
 
     def _there(self) -> object:
         """Whether the kernel shows it all; what does not come by itself is set up once more."""
+        begin = time.monotonic()
         now = self.read() or {}
+        # Where a look takes long, at most half of the time goes into looking.
+        pause = max(PAUSE, time.monotonic() - begin)
         left = words.words(now, self.wish, PREFIX)
         if not left:
             self.client.end()
@@ -515,11 +520,11 @@ class Network(Resource):
         failed = [name for name in self.table if self.host.managed.get(name, {}).get("AdministrativeState") == "failed"]
         if failed:
             raise Failed(f"systemd-networkd failed to set up {', '.join(failed)}; its journal (journalctl) tells why")
-        if time.monotonic() > self.nudged + PATIENCE:
+        if time.monotonic() > self.nudged + self.patience:
+            self.patience *= 2
+            apply.nudge(self.client, files.render(self.table, PREFIX), live.late(now["links"], self.wish["links"]))
             self.nudged = time.monotonic()
-            late = live.unlike(now["links"], self.wish["links"])[1]
-            apply.nudge(self.client, files.render(self.table, PREFIX), late)
-        time.sleep(PAUSE)
+        time.sleep(pause)
         return "; ".join(left)
 
     def _prove(self) -> None:

@@ -186,6 +186,13 @@ def unlike(before: Mapping[str, Facts], after: Mapping[str, Facts]) -> tuple[lis
     return remake, [name for name in differ if name not in remake]
 
 
+def late(now: Mapping[str, Facts], after: Mapping[str, Facts]) -> list[str]:
+    """The links to set up again, since they are not there yet or differ; for a missing VLAN also what it is made on."""
+    names = unlike(now, after)[1]
+    missing = [after[name] for name in names if name not in now]
+    return sorted({*names, *(facts["parent"] for facts in missing if facts["kind"] == "vlan")})
+
+
 def runtime(host: Host, devices: Devices, bonds: Mapping[str, Facts]) -> Facts:
     """What networkd says of the declared links, and the kernel of its bonds."""
     keys = {"state": "OperationalState", "setup": "AdministrativeState", "file": "NetworkFile"}

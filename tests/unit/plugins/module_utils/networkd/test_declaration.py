@@ -10,7 +10,7 @@ import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
-from ansible_collections.drover.kvm.plugins.module_utils._networkd import apply, devices, files
+from ansible_collections.drover.kvm.plugins.module_utils._networkd import apply, devices, files, live
 from ansible_collections.drover.kvm.plugins.modules.networkd import FIELDS
 
 BOND = {"name": "bond0", "members": ["nic2", "nic1"], "mode": "802.3ad", "lacp_time": "fast", "mtu": 9000}
@@ -138,3 +138,17 @@ def test_what_must_be_made_anew():
     moved = {**SITE, "vlans": [{**VLAN, "parent": "nic3"}]}
     assert apply.remade(old, files.render(table(**slower), "06-drover-")) == ["bond0"]
     assert apply.remade(old, files.render(table(**moved), "06-drover-")) == ["bond0.100"]
+
+
+def test_a_lost_vlan_is_made_again_by_what_it_is_on():
+    after = {
+        "bond0": {"kind": "bond", "master": None, "up": True},
+        "bond0.100": {"kind": "vlan", "master": "br100", "up": True, "parent": "bond0", "tag": 100},
+        "br100": {"kind": "bridge", "master": None, "up": True},
+    }
+    assert live.late({name: facts for name, facts in after.items() if name != "bond0.100"}, after) == [
+        "bond0",
+        "bond0.100",
+    ]
+    # One that is only in the wrong place needs no other link.
+    assert live.late({**after, "bond0.100": {**after["bond0.100"], "master": None}}, after) == ["bond0.100"]
