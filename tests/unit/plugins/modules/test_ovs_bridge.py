@@ -635,6 +635,17 @@ def test_a_member_moves_between_bonds(module, converge, ovs):
     assert ovs.get("Interface", "eth2", "_uuid") in ids
 
 
+@pytest.mark.parametrize(
+    "staying,left", [(["eth0", "eth1"], "1400"), (["eth2", "eth3"], "1500"), (["eth3", "eth4"], "[]")]
+)
+def test_what_members_differed_in_goes_with_the_odd_one(module, converge, ovs, staying, left):
+    module(**bond(members=["eth0", "eth1", "eth2"]))
+    for nic, mtu in (("eth0", 1400), ("eth1", 1400), ("eth2", 1500)):
+        ovs.vsctl("set", "Interface", nic, f"mtu_request={mtu}")
+    converge(**bond(members=staying))
+    assert [ovs.get("Interface", nic, "mtu_request") for nic in staying] == [left] * 2
+
+
 def test_a_single_port_of_others_is_not_taken_into_a_bond_unasked(module, converge, ovs):
     module()
     ovs.vsctl("add-port", "br0", "eth0")
