@@ -237,6 +237,13 @@ options:
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to the interface.
         type: int
+      lldp:
+        description:
+          - Whether Open vSwitch sends LLDP frames (IEEE 802.1AB), so that the physical switch can tell what is plugged
+            into it by the MAC address and the name of the interface; they don't hold the name of the machine. LLDP
+            frames that come in are then not forwarded.
+          - Open vSwitch's own default is V(false).
+        type: bool
       external_ids:
         description: External ids of the interface, in the manner of O(external_ids).
         type: dict
@@ -347,6 +354,9 @@ options:
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to each member.
         type: int
+      lldp:
+        description: As O(ports[].lldp), on each member.
+        type: bool
       other_config:
         description: Further settings of the bond such as C(bond-primary), in the manner of O(other_config).
         type: dict

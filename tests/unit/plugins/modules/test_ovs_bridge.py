@@ -261,6 +261,7 @@ OPTIONS |= {
         ("Interface", "eth0", "ingress_policing_burst"),
         "800",
     ),
+    "ports.lldp": (UP, port(lldp=True), ("Interface", "eth0", "lldp"), '{enable="true"}'),
     "ports.stp_enable": config("stp_enable", False, "stp-enable", kind=port),
     "ports.stp_path_cost": config("stp_path_cost", 19, "stp-path-cost", kind=port),
     "ports.stp_port_priority": config("stp_port_priority", 16, "stp-port-priority", kind=port),
@@ -268,6 +269,7 @@ OPTIONS |= {
     "ports.rstp_path_cost": config("rstp_path_cost", 2000, "rstp-path-cost", kind=port),
     "ports.rstp_port_priority": config("rstp_port_priority", 16, "rstp-port-priority", kind=port),
     "ports.rstp_admin_edge": config("rstp_admin_edge", True, "rstp-port-admin-edge", kind=port),
+    "bonds.lldp": (bond(), bond(lldp=True), ("Interface", "eth1", "lldp"), '{enable="true"}'),
     "bonds.fallback_ab": (
         bond(lacp="active"),
         bond(lacp="active", fallback_ab=True),
@@ -633,6 +635,49 @@ def test_a_member_moves_between_bonds(module, converge, ovs):
     converge(bonds=[BOND, {**two, "members": ["eth2", "eth3", "eth4"]}])
     ids = ovs.get("Port", "bond1", "interfaces")
     assert ovs.get("Interface", "eth2", "_uuid") in ids
+
+
+@pytest.mark.parametrize("lldp", [True, False])
+def test_members_of_which_only_one_speaks_lldp(module, converge, ovs, lldp):
+    module(**bond())
+    ovs.vsctl("set", "Interface", "eth0", "lldp:enable=true")
+    assert converge(changed=False, **bond())["resource"]["bonds"]["bond0"]["lldp"] is None
+    converge(**bond(members=["eth0", "eth1", "eth2"], tag=5))
+    assert [ovs.get("Interface", nic, "lldp") for nic in ("eth0", "eth1", "eth2")] == ['{enable="true"}', "{}", "{}"]
+    converge(**bond(lldp=lldp))
+    assert [ovs.get("Interface", nic, "lldp") for nic in ("eth0", "eth1")] == ['{enable="true"}' if lldp else "{}"] * 2
+
+
+@pytest.mark.parametrize(
+    "staying,left", [(["eth0", "eth1"], "1400"), (["eth2", "eth3"], "1500"), (["eth3", "eth4"], "[]")]
+)
+def test_what_members_differed_in_goes_with_the_odd_one(module, converge, ovs, staying, left):
+    module(**bond(members=["eth0", "eth1", "eth2"]))
+    for nic, mtu in (("eth0", 1400), ("eth1", 1400), ("eth2", 1500)):
+        ovs.vsctl("set", "Interface", nic, f"mtu_request={mtu}")
+    converge(**bond(members=staying))
+    assert [ovs.get("Interface", nic, "mtu_request") for nic in staying] == [left] * 2
+
+
+def test_lldp_is_as_the_bond_says(module, converge, ovs):
+    module(**port(lldp=True))
+    converge(ports=[], **bond())
+    assert ovs.get("Interface", "eth0", "lldp") == "{}"
+    module(**bond(lldp=True))
+    converge(**bond(members=["eth0", "eth1", "eth2"]))
+    assert ovs.get("Interface", "eth2", "lldp") == '{enable="true"}'
+
+
+@pytest.mark.parametrize("kind", [port, bond])
+def test_lldp_stays_until_it_is_switched_off(module, converge, ovs, kind):
+    converge(**kind(lldp=True))
+    ovs.vsctl("set", "Interface", "eth0", "lldp:of=others")
+    converge(**kind(tag=5))
+    assert ovs.get("Interface", "eth0", "lldp") == '{enable="true", of=others}'
+    converge(**kind(lldp=False))
+    assert ovs.get("Interface", "eth0", "lldp") == "{of=others}"
+    ovs.vsctl("set", "Interface", "eth0", "lldp:enable=false")
+    converge(changed=False, **kind(lldp=False))
 
 
 def test_a_single_port_of_others_is_not_taken_into_a_bond_unasked(module, converge, ovs):
