@@ -963,6 +963,19 @@ def test_an_error_of_the_switch_is_an_error_of_the_task(module, ovs):
     assert not module(ports=[]).get("failed")
 
 
+def test_a_new_bridge_names_the_machines_that_are_in_none(module, ovs, tmp_path):
+    module(name="br9")
+    ovs.vsctl("add-port", "br9", "vnet2")
+    for name in ("vnet0", "vnet1", "vnet2", "vnet3/brport", "tap0"):
+        (tmp_path / name).mkdir(parents=True)
+    made = module()
+    assert made["changed"] and not made.get("failed")
+    assert made["warnings"] == [
+        "vnet0, vnet1 of virtual machines are in no bridge: module drover.kvm.vm_ports plugs them again"
+    ]
+    assert module()["warnings"] == []
+
+
 def test_a_tunnel_that_the_switch_refuses_is_an_error_of_the_task(module, ovs):
     with ovs_server.private_switch("system") as tunnels:
         # Two tunnels with the same ends.
