@@ -19,8 +19,8 @@ description:
   - An option that is not given keeps its present value.
   - The ports of virtual machines (named C(vnet)..., or with the external ids that libvirt writes) are never changed and
     never removed, and a bridge that carries one is not removed.
-  - A bridge that was lost and is made again has none of its machines; a warning names the taps that are in no bridge, and
-    module M(drover.kvm.vm_ports) plugs them as libvirt says. Role P(drover.kvm.open_vswitch#role) does both.
+  - A bridge that was lost and is made again has none of its machines; a warning names the taps that are in no bridge,
+    and module M(drover.kvm.vm_ports) plugs them as libvirt says. Role P(drover.kvm.open_vswitch#role) does both.
   - Ports that this module makes or takes over carry the external id C(drover-managed=true), so that they can be removed
     when they are no longer declared. Ports of other owners stay unless O(purge_ports=true).
 extends_documentation_fragment:
