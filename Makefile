@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
-.PHONY: help setup format check lint types unit docs sanity sanity-main sanity-newest units units-ends tarball dist install lab \
+.PHONY: help setup format check lint style ansible-lint types unit docs sanity sanity-main sanity-newest units units-ends tarball dist install lab \
 	lab-down demo stories molecule bench soak test test-all clean
 
 help: ## Show the targets
@@ -16,17 +16,22 @@ help: ## Show the targets
 setup: ## Install what the gates need (cached under $DROVER_CACHE, default ~/.cache/drover)
 	@.ci/setup
 
-check: lint types unit ## The quick gates: lint, types, unit
+check: style ## The quick gates: style, then ansible-lint, types and unit side by side
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target ansible-lint unit types
 
 format: ## Rewrite the Python files as ruff wants them
 	@source .ci/env.sh && .ci/setup && "$$VENV/bin/ruff" format . && "$$VENV/bin/ruff" check --fix .
 
-lint: ## ruff, yamllint, shellcheck, ansible-lint, antsibull-changelog
+lint: style ansible-lint ## style, and ansible-lint
+
+style: ## ruff, yamllint, shellcheck, antsibull-changelog
 	$(TOOL) ruff check .
 	$(TOOL) ruff format --check .
 	$(TOOL) yamllint --strict .
 	$(TOOL) shellcheck $(SCRIPTS)
 	$(TOOL) antsibull-changelog lint
+
+ansible-lint: ## Playbooks, roles and examples, by the profile production
 	$(TOOL) ansible-lint --nocolor
 
 types: ## mypy on plugins, roles' programs and tests

@@ -213,6 +213,21 @@ def secret_names(fields: Sequence[Field]) -> set[str]:
     return names
 
 
+def differences(before: Any, after: Any) -> tuple[Any, Any]:
+    """Both sides without what is the same on both, key by key in dicts; ({}, {}) when nothing differs."""
+    if before == after:
+        return {}, {}
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return before, after
+    old, new = dict(before), dict(after)
+    for key in before.keys() & after.keys():
+        if before[key] == after[key]:
+            del old[key], new[key]
+        else:
+            old[key], new[key] = differences(before[key], after[key])
+    return old, new
+
+
 def hidden(value: Any, secrets: set[str]) -> Any:
     """A copy of plain data in which the values of the secret keys are masked."""
     if isinstance(value, dict):

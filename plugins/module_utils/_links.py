@@ -27,6 +27,11 @@ def devices() -> set[str]:
     return {path.name for path in DEVICES.iterdir()} if DEVICES.is_dir() else set()
 
 
+def lone_taps() -> set[str]:
+    """The taps that libvirt named and that no bridge of the kernel holds."""
+    return {name for name in devices() if name.startswith("vnet") and not (DEVICES / name / "brport").exists()}
+
+
 def physical() -> dict[str, str]:
     """The interfaces that have hardware behind them, with their link: up or down."""
     return {path.parent.name: link_state(path.parent.name) for path in DEVICES.glob("*/device")}

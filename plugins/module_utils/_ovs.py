@@ -88,6 +88,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "mtu_request": "optional",
         "ingress_policing_rate": "one",
         "ingress_policing_burst": "one",
+        "lldp": "map",
         "external_ids": "map",
         "error": "optional",
         "ofport": "optional",
@@ -368,7 +369,7 @@ def _encode_row(table: str, row: Mapping[str, Any]) -> Row:
 
 def _encode(kind: str, value: Any) -> Any:
     if kind == "map":
-        return ["map", [[key, value[key]] for key in sorted(value)]]
+        return ["map", [[key, value[key]] for key in sorted(value) if value[key] is not None]]
     if kind == "set":
         return ["set", list(value)]
     if kind == "refs":

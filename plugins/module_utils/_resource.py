@@ -21,7 +21,7 @@ from typing import Any, Callable, ClassVar, Optional
 from ansible.module_utils.basic import AnsibleModule
 
 from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
-from ._fields import Field, argument_spec, hidden, normalise, secret_names
+from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names
 
 State = Optional[dict[str, Any]]
 POLL = 0.1
@@ -141,12 +141,13 @@ class Plan:
 
     def outcome(self, secrets: set[str]) -> dict[str, Any]:
         """The result of one item; equal in check mode and in the real run."""
+        before, after = differences(self.before, self.wanted if self.steps else self.before)
         outcome: dict[str, Any] = {
             "changed": bool(self.steps) if self.error is None else bool(self.done),
             "actions": [step.text for step in self.steps] if self.error is None else self.done,
             "diff": {
-                "before": hidden(self.before, secrets),
-                "after": hidden(self.wanted if self.steps else self.before, secrets),
+                "before": hidden(before, secrets),
+                "after": hidden(after, secrets),
                 "before_header": self.resource.name,
                 "after_header": self.resource.name,
             },

@@ -19,6 +19,8 @@ description:
   - An option that is not given keeps its present value.
   - The ports of virtual machines (named C(vnet)..., or with the external ids that libvirt writes) are never changed and
     never removed, and a bridge that carries one is not removed.
+  - A bridge that was lost and is made again has none of its machines; a warning names the taps that are in no bridge,
+    and module M(drover.kvm.vm_ports) plugs them as libvirt says. Role P(drover.kvm.open_vswitch#role) does both.
   - Ports that this module makes or takes over carry the external id C(drover-managed=true), so that they can be removed
     when they are no longer declared. Ports of other owners stay unless O(purge_ports=true).
 extends_documentation_fragment:
@@ -237,6 +239,13 @@ options:
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to the interface.
         type: int
+      lldp:
+        description:
+          - Whether Open vSwitch sends LLDP frames (IEEE 802.1AB), so that the physical switch can tell what is plugged
+            into it by the MAC address and the name of the interface; they don't hold the name of the machine. LLDP
+            frames that come in are then not forwarded.
+          - Open vSwitch's own default is V(false).
+        type: bool
       external_ids:
         description: External ids of the interface, in the manner of O(external_ids).
         type: dict
@@ -347,6 +356,9 @@ options:
       mtu:
         description: MTU in bytes (68 to 65535) that Open vSwitch gives to each member.
         type: int
+      lldp:
+        description: As O(ports[].lldp), on each member.
+        type: bool
       other_config:
         description: Further settings of the bond such as C(bond-primary), in the manner of O(other_config).
         type: dict
@@ -624,6 +636,7 @@ class Bridge(Resource):
     snapshot: _ovs.Snapshot
     lacp: Mapping[str, str]
     number = 0
+    made = False
     armed: dict[str, Any] | None = None
 
     @classmethod
@@ -650,6 +663,7 @@ class Bridge(Resource):
             return []
         if not self.armed:
             rollback.of(self.name).check(self.params["confirm_timeout"], self.params["wait_lacp"])
+        self.made = before is None
         first = Step(texts[0], lambda: self._commit(before, wanted), self._applied, self.params["timeout"])
         return [first, *(Step(text, _nothing) for text in texts[1:])]
 
@@ -677,6 +691,8 @@ class Bridge(Resource):
         if seen.rstp_starts(self.snapshot, self.name):
             Step(f"bridge {self.name}: RSTP starts", _nothing, self._in_tree, self.params["timeout"]).run()
         self.warnings = seen.open_ends(self.snapshot, state)
+        if self.made:
+            self.warnings += seen.cut_off(self.snapshot, _links.lone_taps())
         problems = seen.problems(self.snapshot, state)
         if problems:
             raise Failed(f"Open vSwitch can't do what is configured: {'; '.join(problems)}", problems=problems)

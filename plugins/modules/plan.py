@@ -63,6 +63,14 @@ options:
     type: list
     elements: str
     default: []
+  names:
+    description:
+      - With O(operation=drain), only these VMs leave O(node), as when a fault of that node concerns them alone; the
+        others stay. The node takes no other VM in this plan either.
+      - A VM that is on another node already is left there; one that is on no node is a blocker.
+      - Without it, all VMs leave.
+    type: list
+    elements: str
   vms:
     description:
       - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
@@ -159,6 +167,14 @@ EXAMPLES = r"""
     msg: "{{ drain.text.splitlines() }}"
   run_once: true
 
+- name: Plan where two VMs of hv1 can go, and leave the others there
+  drover.kvm.plan:
+    operation: drain
+    node: [hv1]
+    names: [web1, db1]
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+  run_once: true
+
 - name: Carry out a plan, one stage after the other
   drover.kvm.migrate:
     moves: "{{ stage | selectattr('from', 'equalto', inventory_hostname) }}"
@@ -236,6 +252,7 @@ blockers:
         - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
           why no node can take it; to mend one of those of a VM is enough.
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.
+        - C(unknown_vm) is a name of O(names) that no node has.
         - C(node_unreachable), C(unknown_node), C(no_destination) and C(unknown_place) are about nodes.
       type: str
     text:

@@ -94,6 +94,7 @@ SHARED = (
     Field("cvlans", place=Cell("Port", "cvlans", []), **VLANS),
     Field("vlan_mode", choices=VLAN_MODES, place=Cell("Port", "vlan_mode")),
     Field("mtu", type="int", check=checks.check_mtu, place=Cell("Interface", "mtu_request")),
+    Field("lldp", type="bool", place=_key("Interface", "enable", False, column="lldp")),
     Field("qos", type="dict", fields=QOS),
     Field("other_config", type="dict", check=checks.check_map, place=Cell("Port", "other_config", {})),
 )
@@ -199,7 +200,8 @@ def row_of(fields: Sequence[Field], table: str, state: State) -> Row:
         if cell.key:
             entries = row.setdefault(cell.column, {})
             if state[name] != cell.empty:
-                entries[cell.key] = checks.text(state[name])
+                # None where the members of a bond differ: a key without a value is not written.
+                entries[cell.key] = None if state[name] is None else checks.text(state[name])
         elif field.type == "dict":
             row.setdefault(cell.column, {}).update(state[name])
         elif field.choices and field.type == "str" and state[name] == cell.empty:

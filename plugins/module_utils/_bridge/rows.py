@@ -63,12 +63,15 @@ def _port_state(snapshot: Snapshot, port: Row, interface: Row) -> State:
 
 
 def _bond_state(snapshot: Snapshot, port: Row, interfaces: list[Row]) -> State:
-    first, *others = [read(BOND, "Interface", interface) for interface in interfaces]
-    # An option of the members that is not the same for all of them has no value.
-    alike = {key: value if all(other[key] == value for other in others) else None for key, value in first.items()}
     own = {"qos": queues.describe(snapshot, port), "managed": MARK in port["external_ids"]}
     members = sorted(interface["name"] for interface in interfaces)
-    return {"members": members, **read(BOND, "Port", port), **alike, **own}
+    return {"members": members, **read(BOND, "Port", port), **alike(interfaces), **own}
+
+
+def alike(members: list[Row]) -> State:
+    """The options of a bond that its members keep; one that is not the same for all of them has no value."""
+    first, *others = [read(BOND, "Interface", member) for member in members]
+    return {key: value if all(other[key] == value for other in others) else None for key, value in first.items()}
 
 
 def _mirror_state(snapshot: Snapshot, mirror: Row) -> State:

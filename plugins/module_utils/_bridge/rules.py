@@ -26,7 +26,7 @@ from .options import (
     fresh,
     keys_of,
 )
-from .rows import owners, vm_ports
+from .rows import alike, owners, vm_ports
 from .words import NEW_OWN_PORT, new_bridge
 
 
@@ -39,7 +39,7 @@ def wanted(params: State, before: State | None, snapshot: Snapshot, devices: set
     _check_declared(params, snapshot)
     state = before or new_bridge(name)
     state = {**state, **_laid_over(f"bridge {name}", BRIDGE, state, params)}
-    state = _with_ports(params, state, snapshot.root["external_ids"].get("system-id"))
+    state = _with_ports(params, state, snapshot)
     state = _with_mirrors(params, state, vm_ports(snapshot, name))
     judge.check(params, before, state, vm_ports(snapshot, name))
     _check_interfaces(state, snapshot, devices)
@@ -94,9 +94,9 @@ def merged(present: Mapping[str, str], given: Mapping[str, str | None] | None) -
     return {key: value for key, value in after.items() if value is not None}
 
 
-def _with_ports(params: State, state: State, system_id: str | None) -> State:
+def _with_ports(params: State, state: State, snapshot: Snapshot) -> State:
     """The state with the declared ports and bonds, and without ours (or, asked so, anybody's) that are not declared."""
-    name = params["name"]
+    name, system_id = params["name"], snapshot.root["external_ids"].get("system-id")
     after = {**state}
     for kind, other, fields, new in (("ports", "bonds", PORT, NEW_PORT), ("bonds", "ports", BOND, NEW_BOND)):
         given = params[kind]
@@ -112,6 +112,8 @@ def _with_ports(params: State, state: State, system_id: str | None) -> State:
             present = kept.get(item["name"], NEW_OWN_PORT if item["name"] == name else new)
             if present is NEW_PORT and item["type"] == "internal" and system_id:
                 present = {**present, "mac": lasting_mac(system_id, item["name"])}
+            if kind == "bonds" and item["members"]:
+                present = _settled(present, item["members"], snapshot)
             where = f"{kind[:-1]} {item['name']} of bridge {name}"
             kept[item["name"]] = {**_port(where, fields, present, item), "managed": item["name"] != name}
         after[kind] = kept
@@ -123,6 +125,13 @@ def _with_ports(params: State, state: State, system_id: str | None) -> State:
     }
     after["ports"] = {port: item for port, item in after["ports"].items() if port not in gone}
     return after
+
+
+def _settled(bond: State, members: list[str], snapshot: Snapshot) -> State:
+    """The bond; what its members differ in is as the ones that stay have it, if none does as in a new bond."""
+    staying = [snapshot.get("Interface", member) for member in bond["members"] if member in members]
+    agreed = alike(staying) if staying else NEW_BOND
+    return {**bond, **{key: value for key, value in agreed.items() if bond[key] is None}}
 
 
 def lasting_mac(system_id: str, port: str) -> str:

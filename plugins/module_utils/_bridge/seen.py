@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from .._ovs import Row, Snapshot
 from .options import State
@@ -78,6 +78,13 @@ def open_ends(snapshot: Snapshot, state: State) -> list[str]:
         for name, port in state["ports"].items()
         if port["type"] == "patch" and port["managed"] and not snapshot.find("Interface", port["peer"])
     ]
+
+
+def cut_off(snapshot: Snapshot, taps: Collection[str]) -> list[str]:
+    """A warning when taps of virtual machines are in no bridge of Open vSwitch, as after theirs was lost."""
+    used = {row["name"] for row in snapshot.tables["Interface"].values()}
+    lost = ", ".join(sorted(set(taps) - used))
+    return [f"{lost} of virtual machines are in no bridge: module drover.kvm.vm_ports plugs them again"] if lost else []
 
 
 def speaks_lacp(state: State | None) -> bool:

@@ -85,7 +85,7 @@ class Board:
         """Why the node takes no guest in this plan, whichever; None when it does."""
         node = self.cluster.nodes[name]
         if name in self.closed:
-            return Obstacle("emptied", "is being emptied itself", "empty fewer nodes at a time")
+            return Obstacle("emptied", "is a node that VMs shall leave", "name fewer nodes at a time")
         if not node.reachable:
             return Obstacle("node_unreachable", "does not answer", f"bring {name} back, then plan again")
         if not node.vm_capable:

@@ -78,6 +78,13 @@ def no_target(board: Board, node: str) -> Blocker:
     return Blocker("", node, "no_destination", f"no node can take VMs: {words or 'none is known'}", mend)
 
 
+def unknown_guests(board: Board, names: Iterable[str]) -> list[Blocker]:
+    """A blocker for each name that no node has; one that is elsewhere is where it shall be."""
+    known = {guest.name for guest in board.cluster.guests}
+    mend = "look at its name, and whether a node that does not answer holds it"
+    return [Blocker(n, "", "unknown_vm", f"{n} is on no node that answers", mend) for n in names if n not in known]
+
+
 def missing_node(board: Board, name: str) -> list[Blocker]:
     """The blocker for a node that is not known or gives no answer; nothing when it is fine."""
     node = board.cluster.nodes.get(name)

@@ -64,15 +64,20 @@ def move(guest: Guest, target: str, why: str) -> Move:
     return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why)
 
 
-def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True) -> Plan:
-    """Empty the nodes. With `room`, others may move too when a guest fits nowhere.
+def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Iterable[str] | None = None) -> Plan:
+    """Empty the nodes, or move `only` the guests of these names off them; they take no guest in either case.
+
+    With `room`, others may move too when a guest fits nowhere.
 
     With blockers the moves are those that are possible in spite of them.
     """
     board = Board(cluster, closed=nodes)
     names = sorted(set(nodes))
-    guests = [guest for name in names if name in board.at for guest in board.at[name].values()]
+    leaving = None if only is None else frozenset(only)
+    there = [guest for name in names if name in board.at for guest in board.at[name].values()]
+    guests = [guest for guest in there if leaving is None or guest.name in leaving]
     blockers = [blocker for name in names for blocker in choose.missing_node(board, name)]
+    blockers += choose.unknown_guests(board, leaving or ())
     blockers += [blocker for guest in guests for blocker in choose.fixed(guest)]
     moves: list[Move] = []
     if guests and not board.targets():
@@ -83,7 +88,7 @@ def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True) -> Plan:
     # Each once, by node and guest.
     unique = {(b.node, b.vm, b.reason, b.text): b for b in blockers}
     ordered = tuple(unique[key] for key in sorted(unique))
-    return Plan(tuple(moves), ordered, {}, frozenset(nodes), choose.left_out(board))
+    return Plan(tuple(moves), ordered, {}, frozenset(nodes), leaving, choose.left_out(board))
 
 
 def _moves(
@@ -94,8 +99,9 @@ def _moves(
     best = mended = _best(cluster, nodes, movable, room)
     if len(movable) < len(guests):
         # As if what can be mended were mended: a guest that is fixed today needs a place tomorrow too.
-        freed = tuple(replace(guest, fixed=()) if guest.node in nodes else guest for guest in cluster.guests)
-        loose = [guest for guest in freed if guest.node in nodes]
+        keys = {guest.key for guest in guests}
+        freed = tuple(replace(guest, fixed=()) if guest.key in keys else guest for guest in cluster.guests)
+        loose = [guest for guest in freed if guest.key in keys]
         mended = _best(replace(cluster, guests=freed), nodes, loose, room)
     stuck = {
         guest.key: choose.nowhere(each.board, guest, found) for each in (best, mended) for guest, found in each.stuck

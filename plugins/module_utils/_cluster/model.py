@@ -138,12 +138,16 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Plan:
-    """What shall be done: moves in an order in which each is possible, or where new guests go; and what hinders."""
+    """What shall be done: moves in an order in which each is possible, or where new guests go; and what hinders.
+
+    `emptied` are the nodes that guests leave, and `leaving` the names of those that do (None: all).
+    """
 
     moves: tuple[Move, ...] = ()
     blockers: tuple[Blocker, ...] = ()
     placements: Mapping[str, str] = field(default_factory=dict)
     emptied: frozenset[str] = frozenset()
+    leaving: frozenset[str] | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -58,6 +58,7 @@ FIELDS = (
     Field("unreachable", type="list", elements="str", default=[]),
     Field("fenced", type="list", elements="str", default=[]),
     Field("node", type="list", elements="str", default=[]),
+    Field("names", type="list", elements="str"),
     Field("vms", type="list", elements="dict", default=[]),
     Field("anti_affinity", type="list", elements="str", default=[]),
     Field("pins", type="dict", default={}, check=_pins),

@@ -50,6 +50,8 @@ def _rules(params: Mapping[str, Any]) -> Rules:
 
 def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
     operation, nodes = params["operation"], params["node"]
+    if params["names"] is not None and operation != "drain":
+        raise Invalid(f"names: operation {operation} has no use for it, only drain", option="names")
     if operation == "place":
         if not params["vms"]:
             raise Invalid("vms is missing: operation place wants the sheets of the VMs", option="vms")
@@ -57,7 +59,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
     if not nodes:
         raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
     if operation == "drain":
-        return now, drain(now, nodes, params["make_room"])
+        return now, drain(now, nodes, params["make_room"], params["names"])
     if len(nodes) > 1:
         raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
     return now, undrain(now, nodes[0])

@@ -110,8 +110,14 @@ def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> li
     left = [
         f"{guest.name} stays on {where[guest.key]} without a word"
         for guest in cluster.guests
-        if where[guest.key] in plan.emptied and guest.key not in named and ("", guest.node) not in named
+        if where[guest.key] in plan.emptied
+        and (plan.leaving is None or guest.name in plan.leaving)
+        and guest.key not in named
+        and ("", guest.node) not in named
     ]
+    if plan.leaving is not None:
+        others = [move for move in plan.moves if move.source in plan.emptied and move.vm not in plan.leaving]
+        left += [f"{move.vm} was to stay on {move.source}" for move in others]
     trips = [(move.vm, move.source) for move in plan.moves]
     return left + sorted({f"{vm} travels twice" for vm, source in trips if trips.count((vm, source)) > 1})
 

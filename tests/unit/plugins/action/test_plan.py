@@ -85,6 +85,7 @@ WRONG = {
     "vcpus": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": 1, "vcpus": "two"}]}, "vms[0].vcpus"),
     "bad name": ({"operation": "place", "nodes": [], "vms": [{"name": "../a", "memory": 1}]}, "vms[0].name"),
     "twice": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": 1}] * 2}, "name given twice: a"),
+    "names": ({"operation": "undrain", "node": "hv1", "nodes": [], "names": ["a"]}, "names: operation undrain has"),
     "reserve": ({"operation": "drain", "node": "hv1", "nodes": [], "memory_reserve": "-1"}, "memory_reserve"),
     "pins": ({"operation": "drain", "node": "hv1", "nodes": [], "pins": {"a": 3}}, "pins: a: write one node"),
     "not facts": ({"operation": "drain", "node": "hv1", "nodes": [{"msg": "x"}]}, "not a result of node_info"),

@@ -96,6 +96,16 @@ def test_check_mode_predicts_and_a_second_run_changes_nothing(capsys):
     assert not again["changed"] and again["actions"] == []
 
 
+def test_the_diff_holds_what_differs_and_nothing_else(capsys):
+    module(capsys, name="a", size=4096, secret="one")
+    same = module(capsys, name="a", size=4096)["diff"]
+    assert same["before"] == same["after"] == {}
+    bigger = module(capsys, name="a", size=8192)["diff"]
+    assert (bigger["before"], bigger["after"]) == ({"size": 4096}, {"size": 8192})
+    other = module(capsys, name="a", size=8192, secret="two")["diff"]
+    assert other["before"] == other["after"] == {"secret": "********"}
+
+
 def test_an_option_without_effect_is_an_error(capsys):
     BROKEN.add("a")
     result = module(capsys, name="a")

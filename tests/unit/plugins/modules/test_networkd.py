@@ -22,7 +22,7 @@ def machine():
 
 
 def good(result):
-    assert not result.get("failed"), result
+    assert not result.get("failed"), result["msg"]
     return result
 
 

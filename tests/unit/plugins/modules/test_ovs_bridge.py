@@ -30,12 +30,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ovs_server.private_switch() as running:
-        yield running
-
-
 @pytest.fixture
 def ovs(server, tmp_path, monkeypatch):
     """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
@@ -267,6 +261,7 @@ OPTIONS |= {
         ("Interface", "eth0", "ingress_policing_burst"),
         "800",
     ),
+    "ports.lldp": (UP, port(lldp=True), ("Interface", "eth0", "lldp"), '{enable="true"}'),
     "ports.stp_enable": config("stp_enable", False, "stp-enable", kind=port),
     "ports.stp_path_cost": config("stp_path_cost", 19, "stp-path-cost", kind=port),
     "ports.stp_port_priority": config("stp_port_priority", 16, "stp-port-priority", kind=port),
@@ -274,6 +269,7 @@ OPTIONS |= {
     "ports.rstp_path_cost": config("rstp_path_cost", 2000, "rstp-path-cost", kind=port),
     "ports.rstp_port_priority": config("rstp_port_priority", 16, "rstp-port-priority", kind=port),
     "ports.rstp_admin_edge": config("rstp_admin_edge", True, "rstp-port-admin-edge", kind=port),
+    "bonds.lldp": (bond(), bond(lldp=True), ("Interface", "eth1", "lldp"), '{enable="true"}'),
     "bonds.fallback_ab": (
         bond(lacp="active"),
         bond(lacp="active", fallback_ab=True),
@@ -641,6 +637,49 @@ def test_a_member_moves_between_bonds(module, converge, ovs):
     assert ovs.get("Interface", "eth2", "_uuid") in ids
 
 
+@pytest.mark.parametrize("lldp", [True, False])
+def test_members_of_which_only_one_speaks_lldp(module, converge, ovs, lldp):
+    module(**bond())
+    ovs.vsctl("set", "Interface", "eth0", "lldp:enable=true")
+    assert converge(changed=False, **bond())["resource"]["bonds"]["bond0"]["lldp"] is None
+    converge(**bond(members=["eth0", "eth1", "eth2"], tag=5))
+    assert [ovs.get("Interface", nic, "lldp") for nic in ("eth0", "eth1", "eth2")] == ['{enable="true"}', "{}", "{}"]
+    converge(**bond(lldp=lldp))
+    assert [ovs.get("Interface", nic, "lldp") for nic in ("eth0", "eth1")] == ['{enable="true"}' if lldp else "{}"] * 2
+
+
+@pytest.mark.parametrize(
+    "staying,left", [(["eth0", "eth1"], "1400"), (["eth2", "eth3"], "1500"), (["eth3", "eth4"], "[]")]
+)
+def test_what_members_differed_in_goes_with_the_odd_one(module, converge, ovs, staying, left):
+    module(**bond(members=["eth0", "eth1", "eth2"]))
+    for nic, mtu in (("eth0", 1400), ("eth1", 1400), ("eth2", 1500)):
+        ovs.vsctl("set", "Interface", nic, f"mtu_request={mtu}")
+    converge(**bond(members=staying))
+    assert [ovs.get("Interface", nic, "mtu_request") for nic in staying] == [left] * 2
+
+
+def test_lldp_is_as_the_bond_says(module, converge, ovs):
+    module(**port(lldp=True))
+    converge(ports=[], **bond())
+    assert ovs.get("Interface", "eth0", "lldp") == "{}"
+    module(**bond(lldp=True))
+    converge(**bond(members=["eth0", "eth1", "eth2"]))
+    assert ovs.get("Interface", "eth2", "lldp") == '{enable="true"}'
+
+
+@pytest.mark.parametrize("kind", [port, bond])
+def test_lldp_stays_until_it_is_switched_off(module, converge, ovs, kind):
+    converge(**kind(lldp=True))
+    ovs.vsctl("set", "Interface", "eth0", "lldp:of=others")
+    converge(**kind(tag=5))
+    assert ovs.get("Interface", "eth0", "lldp") == '{enable="true", of=others}'
+    converge(**kind(lldp=False))
+    assert ovs.get("Interface", "eth0", "lldp") == "{of=others}"
+    ovs.vsctl("set", "Interface", "eth0", "lldp:enable=false")
+    converge(changed=False, **kind(lldp=False))
+
+
 def test_a_single_port_of_others_is_not_taken_into_a_bond_unasked(module, converge, ovs):
     module()
     ovs.vsctl("add-port", "br0", "eth0")
@@ -922,6 +961,19 @@ def test_an_error_of_the_switch_is_an_error_of_the_task(module, ovs):
     # It is loud as long as it lasts, also when there is nothing to change.
     refused(module(**port(tag=5)), "eth0 on bridge br0")
     assert not module(ports=[]).get("failed")
+
+
+def test_a_new_bridge_names_the_machines_that_are_in_none(module, ovs, tmp_path):
+    module(name="br9")
+    ovs.vsctl("add-port", "br9", "vnet2")
+    for name in ("vnet0", "vnet1", "vnet2", "vnet3/brport", "tap0"):
+        (tmp_path / name).mkdir(parents=True)
+    made = module()
+    assert made["changed"] and not made.get("failed")
+    assert made["warnings"] == [
+        "vnet0, vnet1 of virtual machines are in no bridge: module drover.kvm.vm_ports plugs them again"
+    ]
+    assert module()["warnings"] == []
 
 
 def test_a_tunnel_that_the_switch_refuses_is_an_error_of_the_task(module, ovs):

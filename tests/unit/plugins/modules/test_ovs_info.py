@@ -23,12 +23,6 @@ UUID = "0f3b0e3c-7a77-5d55-8f56-5f9f1f4a2c10"
 BONDED = ["add-bond", "br0", "bond0", "eth0", "eth1", "lacp=active", "bond_mode=balance-tcp"]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ovs_server.private_switch() as running:
-        yield running
-
-
 @pytest.fixture
 def ovs(server, tmp_path, monkeypatch):
     """The private switch without bridges, on a machine without bonds of the kernel and without lldpd."""

@@ -19,12 +19,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ovs_server.private_switch() as running:
-        yield running
-
-
 @pytest.fixture
 def module(server, capsys):
     def run(**args):

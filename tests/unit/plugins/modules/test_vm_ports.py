@@ -101,12 +101,6 @@ class Kernel:
         (self.folder / name / "brport/bridge").unlink()
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ovs_server.private_switch() as running:
-        yield running
-
-
 @pytest.fixture
 def ovs(server):
     """The private switch with one bridge."""

@@ -35,6 +35,17 @@ def test_every_drain_holds_and_leaves_nothing_without_a_word(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_every_drain_of_some_vms_holds_and_leaves_the_others(seed):
+    cluster = some_cluster(seed)
+    there = [guest.name for guest in cluster.guests if guest.node == "hv01"]
+    chosen = set(random.Random(seed).sample(there, len(there) // 2))
+    plan = drain(cluster, ["hv01"], only=chosen)
+    assert proof.violations(cluster, plan, stages(cluster, plan.moves)) == []
+    assert {move.vm for move in plan.moves if move.source == "hv01"} <= chosen
+    assert {blocker.vm for blocker in plan.blockers} <= chosen | {""}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_every_return_holds_and_moves_only_those_at_home_there(seed):
     cluster = some_cluster(seed)
     plan = undrain(cluster, "hv01")
