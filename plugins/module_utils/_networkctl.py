@@ -61,8 +61,9 @@ class Networkd:
         run(["networkctl", "reload"], timeout=60)
 
     def reconfigure(self, links: Iterable[str]) -> None:
-        """Set links up anew, though their files are as before."""
-        there = [name for name in links if (DEVICES / name).exists()]
+        """Set links up anew, though their files are as before; networkd sets up by itself one that is new to it."""
+        known = self.managed()
+        there = [name for name in links if name in known and (DEVICES / name).exists()]
         if there:
             run(["networkctl", "reconfigure", *there], timeout=60)
 
