@@ -8,7 +8,6 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +43,8 @@ printf '#!/bin/sh\nfor word; do shift; case $word in --*) ;; *) echo "$word" "$@
     >/run/bin/systemd-run
 chmod +x /run/bin/systemd-run
 dbus-daemon --system --fork --nopidfile
-exec {DAEMON} >/run/networkd.log 2>&1
+# networkd gives up root, and with it the signal that ends it with its parent; this shell keeps it, and is the namespace's first.
+{DAEMON} >/run/networkd.log 2>&1
 """
 
 
@@ -52,7 +52,7 @@ def missing() -> str:
     """Why it can't run here; empty when it can."""
     if os.geteuid() != 0:
         return "namespaces need root"
-    for program in ("unshare", "nsenter", "ip", "networkctl", "dbus-daemon", DAEMON):
+    for program in ("setpriv", "unshare", "nsenter", "ip", "networkctl", "dbus-daemon", DAEMON):
         if shutil.which(program) is None:
             return f"not installed: {program}"
     try_bridge = ["unshare", "-n", "ip", "link", "add", "br0", "type", "bridge"]
@@ -140,12 +140,26 @@ class Machine:
 @contextmanager
 def private_networkd() -> Iterator[Machine]:
     """One such machine; it is gone with all that it had at the end."""
-    argv = ["unshare", "-n", "-m", "-p", "-f", "--kill-child", "--propagation", "private", "sh", "-c", START]
+    argv = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "-n",
+        "-m",
+        "-p",
+        "-f",
+        "--kill-child",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        START,
+    ]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
             yield _ready(process)
         finally:
-            process.send_signal(signal.SIGTERM)
             process.kill()
 
 
