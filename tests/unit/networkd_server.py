@@ -43,7 +43,7 @@ printf '#!/bin/sh\nfor word; do shift; case $word in --*) ;; *) echo "$word" "$@
     >/run/bin/systemd-run
 chmod +x /run/bin/systemd-run
 dbus-daemon --system --fork --nopidfile
-# networkd gives up root, and with it the signal that ends it with its parent; this shell keeps it, and is the namespace's first.
+# networkd gives up root, and with it the signal that ends it with its parent; this shell keeps it.
 {DAEMON} >/run/networkd.log 2>&1
 """
 
