@@ -49,7 +49,7 @@ def missing() -> str | None:
     """Why there can be no private libvirtd here."""
     if os.geteuid() != 0:
         return "needs root"
-    lacking = [program for program in ("libvirtd", "unshare") if shutil.which(program) is None]
+    lacking = [program for program in ("libvirtd", "setpriv", "unshare") if shutil.which(program) is None]
     if lacking:
         return f"not installed: {', '.join(lacking)}"
     probe = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
@@ -86,7 +86,9 @@ def private_libvirtd() -> Iterator[Daemon]:
         (folder / "qemu.conf").write_text(QEMU, encoding="utf-8")
         script = START.format(own=" ".join(OWN), folder=folder)
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(["unshare", "-m", "sh", "-ec", script], stdout=log, stderr=log)
+            # It dies with the tests, also when those are killed.
+            argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "sh", "-ec", script]
+            process = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
             end = time.monotonic() + 30
             while not (folder / "libvirt-sock").exists():
