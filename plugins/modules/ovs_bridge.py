@@ -473,6 +473,7 @@ EXAMPLES = r"""
         trunks: [20, 30]
         vlan_mode: native-untagged
         rstp_path_cost: 2000
+        lldp: true
 
 - name: Two bridges joined by a patch cable, this end
   drover.kvm.ovs_bridge:
