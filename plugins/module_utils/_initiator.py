@@ -108,7 +108,7 @@ class Initiator:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root
-        self.nodes = root / "etc/iscsi/nodes"
+        self.database = root / _database(root / "usr/sbin/iscsiadm")
         self.lock = root / "run/lock/iscsi"
 
     def name(self) -> str:
@@ -126,7 +126,7 @@ class Initiator:
     def records(self, target: str) -> list[Record]:
         """The node records of a target."""
         found = []
-        for folder in sorted((self.nodes / target).glob("*")):
+        for folder in sorted((self.database / "nodes" / target).glob("*")):
             files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
             found += [_record(target, folder.name, path) for path in files]
         return found
@@ -162,7 +162,7 @@ class Initiator:
         """Write a record, and the interface that it is bound to."""
         with self._locked():
             if record.nic:
-                iface = self.root / "etc/iscsi/ifaces" / record.nic
+                iface = self.database / "ifaces" / record.nic
                 iface.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 replace_file(iface, _text(_interface(record.nic)))
             folder = self._folder(record)
@@ -200,7 +200,7 @@ class Initiator:
             raise Failed(f"multipathd did not resize {multipath}: {answer}", map=multipath)
 
     def _folder(self, record: Record) -> Path:
-        return self.nodes / record.target / f"{record.portal.address},{record.portal.port},{record.tpgt}"
+        return self.database / "nodes" / record.target / f"{record.portal.address},{record.portal.port},{record.tpgt}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -235,6 +235,17 @@ def new_values(target: str, portal: Portal, tpgt: int, nic: str) -> dict[str, st
         "node.discovery_type": "send_targets",
         **(_interface(nic) if nic else {"iface.iscsi_ifacename": "default", "iface.transport_name": "tcp"}),
     }
+
+
+def _database(program: Path) -> str:
+    """Where iscsiadm keeps its records: Debian 13 and Enterprise Linux below /var, Debian 12 below /etc.
+
+    That is compiled in and can't be asked for; a record in the other folder would be none.
+    """
+    try:
+        return "var/lib/iscsi" if b"/var/lib/iscsi/nodes" in program.read_bytes() else "etc/iscsi"
+    except OSError:
+        return "etc/iscsi"
 
 
 def _interface(nic: str) -> dict[str, str]:

@@ -40,8 +40,10 @@ class Node:
         self.deaf: set[str] = set()
         self.calls: list[list[str]] = []
         self.next = 1
+        # As Debian 13 has it.
+        self.write("usr/sbin/iscsiadm", "\0/var/lib/iscsi/nodes\0")
         for folder in (
-            "etc/iscsi/nodes",
+            "var/lib/iscsi/nodes",
             "sys/class/iscsi_session",
             "sys/class/block",
             "dev",
@@ -95,7 +97,7 @@ class Node:
     def record(self, target: str, portal: str, nic: str = "default") -> Path:
         """The file of a node record; the portal with its group."""
         address, _colon, rest = portal.rpartition(":")
-        return self.root / f"etc/iscsi/nodes/{target}/{address.strip('[]')},{rest}/{nic}"
+        return self.root / f"var/lib/iscsi/nodes/{target}/{address.strip('[]')},{rest}/{nic}"
 
     def values(self, record: Path) -> dict[str, str]:
         """What a record says."""

@@ -172,7 +172,7 @@ def test_a_portal_is_bound_to_an_interface(run, node):
     assert bound["session"]["portals"][PORTAL_A]["interface"] == "nic1"
     values = node.values(node.record(IQN, f"{PORTAL_A},1", "nic1"))
     assert values["iface.net_ifacename"] == "nic1"
-    assert "iface.net_ifacename = nic1" in (node.root / "etc/iscsi/ifaces/nic1").read_text(encoding="utf-8")
+    assert "iface.net_ifacename = nic1" in (node.root / "var/lib/iscsi/ifaces/nic1").read_text(encoding="utf-8")
     assert both(run, **BOTH)["changed"] is False, "a portal that is not named stays bound"
 
 
@@ -275,7 +275,7 @@ def test_what_is_refused_before_anything_is_done(run, node, args, words):
     result = run(**given)
     assert result["failed"] and result["changed"] is False
     assert words is None or words in result["msg"], result["msg"]
-    assert node.sessions() == [] and not list((node.root / "etc/iscsi/nodes").iterdir())
+    assert node.sessions() == [] and not list((node.root / "var/lib/iscsi/nodes").iterdir())
 
 
 def test_a_portal_that_does_not_answer(run, node):
@@ -308,5 +308,11 @@ def test_two_records_at_one_portal_are_not_ours_to_choose_from(run, node):
     both(run, **BOTH)
     record = node.record(IQN, f"{PORTAL_A},1")
     other = record.read_text(encoding="utf-8").replace("ifacename = default", "ifacename = nic9")
-    node.write(f"etc/iscsi/nodes/{IQN}/10.231.5.10,3260,1/nic9", other)
+    node.write(f"var/lib/iscsi/nodes/{IQN}/10.231.5.10,3260,1/nic9", other)
     assert "more than one record or session" in run(**BOTH)["msg"]
+
+
+def test_the_records_of_debian_12_are_below_etc(run, node):
+    node.write("usr/sbin/iscsiadm", "\0/etc/iscsi/nodes\0")
+    run(**BOTH, state="logged_out")
+    assert list((node.root / "etc/iscsi/nodes" / IQN).iterdir())
