@@ -228,7 +228,7 @@ def _wwid(text: str) -> str:
 
 
 def _page(path: Path) -> str:
-    return _bytes(path)[4:].decode("ascii", "replace").strip()
+    return _bytes(path)[4:].decode("ascii", "replace").strip(" \0")
 
 
 def _number(path: Path) -> str:

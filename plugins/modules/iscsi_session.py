@@ -228,7 +228,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._initiator import Initi
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import check_secret, check_user
 
-DISK_SECONDS = 60
+DISK_SECONDS = 180
 FIELDS = (
     Field("target", required=True, aliases=("iqn",), check=check_iqn),
     Field("state", choices=("present", "logged_out", "absent"), default="present"),
