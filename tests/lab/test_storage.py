@@ -1,0 +1,108 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stories of disks: they grow as their VM runs, and local ones move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster
+from ansible_collections.drover.kvm.tests.lab.migration import MIB, Mover
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+VM = "web1"
+LOCAL = "local1"
+FOLDER = "/var/lib/libvirt/images"
+SYSTEM, DATA = f"{FOLDER}/drover-{LOCAL}-0.raw", f"{FOLDER}/drover-{LOCAL}-1.qcow2"
+SHEET: dict[str, Any] = {
+    "name": LOCAL,
+    "memory": "96MiB",
+    "vcpus": 1,
+    "disks": [
+        {"type": "file", "target": "vda", "format": "raw", "size": "32MiB"},
+        {"type": "file", "target": "vdb", "format": "qcow2", "size": "200MiB"},
+    ],
+    "nics": [{"bridge": "br0", "vlan": 100}],
+}
+
+
+def capacity(cluster: Cluster, node: str, vm: str, target: str = "vda") -> int:
+    """What QEMU takes the disk for, in bytes."""
+    words = cluster.ssh(node, "virsh", "-q", "domblkinfo", vm, target).split()
+    return int(words[words.index("Capacity:") + 1])
+
+
+def test_build_vms_grows_a_volume_of_the_san_as_its_vm_runs(cluster: Cluster) -> None:
+    node = cluster.where()[VM]
+    before = capacity(cluster, node, VM)
+    disks = [{**cluster.sheets()[VM]["vm_disks"][0], "size": before + 64 * MIB}]
+    with Observer(cluster.lab) as watch:
+        watch.wait_word(VM)
+        grown = cluster.play("build_vms", vms=VM, vm_disks=disks).good()
+        assert grown.changed == 2, grown.output
+        assert capacity(cluster, node, VM) == before + 64 * MIB
+        watch.wait_word(VM, after=time.monotonic())
+    assert cluster.play("build_vms", vms=VM, vm_disks=disks).good().changed == 0
+    smaller = [{**disks[0], "size": before}]
+    cluster.play("build_vms", vms=VM, vm_disks=smaller).refused("smaller")
+
+
+def digest(cluster: Cluster, node: str, path: str = DATA, image_format: str = "qcow2") -> str:
+    """The SHA-256 of what a guest sees of an image."""
+    command = f"qemu-img convert -U -f {image_format} -O raw {path} /tmp/seen.raw && sha256sum < /tmp/seen.raw"
+    return cluster.ssh(node, f"{command}; rm -f /tmp/seen.raw").split()[0]
+
+
+def files(cluster: Cluster, node: str) -> list[str]:
+    """What is in the folder of the images."""
+    return cluster.ssh(node, "ls", "-A", FOLDER).split()
+
+
+@pytest.fixture(scope="module")
+def homebody(cluster: Cluster) -> Iterator[Mover]:
+    """A VM on files of its node, which counts on one disk and has 200 MB of data on the other; gone at the end."""
+    home = "hv1"
+    assert not (made := cluster.task(home, "vm", **SHEET))["failed"], made
+    with Observer(cluster.lab) as watch:
+        image = Guests(cluster.lab.base)
+        place = cluster.lab.machine(home).path(f"{FOLDER}/image.img")
+        image.write_image(place, {"name": LOCAL, "ip": "10.231.100.40/24", "sink": SINK})
+        copy = f"cat {FOLDER}/image.img > {SYSTEM} && rm {FOLDER}/image.img"
+        fill = f"head -c 200M /dev/urandom > /tmp/data && qemu-img convert -n -f raw -O qcow2 /tmp/data {DATA}"
+        # What is written into a file leaves its mark as it is.
+        cluster.ssh(home, f"{copy} && {fill}; rm -f /tmp/data")
+        assert not (started := cluster.task(home, "vm", name=LOCAL, state="running"))["failed"], started
+        watch.wait_word(LOCAL, seconds=240)
+        yield Mover(cluster, LOCAL, watch)
+    node = next(node for node in ("hv1", "hv2", "hv3") if LOCAL in cluster.domains(node))
+    gone = cluster.task(node, "vm", name=LOCAL, state="absent", force=True, remove_disks=True)
+    assert not gone["failed"] and f"delete {DATA}" in gone["actions"], gone
+
+
+def test_a_local_disk_is_refused_unless_it_may_be_copied(homebody: Mover) -> None:
+    refused = homebody.move()
+    assert refused["failed"] and not refused["changed"]
+    assert [one["reason"] for one in refused["details"]["blockers"]] == ["local_disk", "local_disk"], refused
+    assert files(homebody.cluster, homebody.target) == []
+
+
+def test_a_vm_moves_with_its_files(homebody: Mover) -> None:
+    before = digest(homebody.cluster, homebody.source)
+    predicted = homebody.move(check=True, storage="copy")
+    assert not predicted["failed"] and files(homebody.cluster, homebody.target) == [], predicted
+    moved = homebody.move(storage="copy")
+    assert moved.get("verified") and moved["where"] == homebody.target, moved
+    homebody.counts()
+    assert digest(homebody.cluster, homebody.target) == before
+    assert files(homebody.cluster, homebody.source) == []
+    assert sorted(files(homebody.cluster, homebody.target)) == [f"drover-{LOCAL}-0.raw", f"drover-{LOCAL}-1.qcow2"]
+    mark = homebody.inside(homebody.target, "getfattr", "--only-values", "-n", "user.drover.vm", DATA)
+    assert mark == homebody.uuid
+    homebody.source, homebody.target = homebody.target, homebody.source
+    assert homebody.says() == {homebody.source: ("running", "yes")} and homebody.marked() == []
