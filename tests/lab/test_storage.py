@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,18 +45,22 @@ def test_build_vms_grows_a_volume_of_the_san_as_its_vm_runs(cluster: Cluster) ->
     disks = [{**cluster.sheets()[VM]["vm_disks"][0], "size": before + 64 * MIB}]
     with Observer(cluster.lab) as watch:
         watch.wait_word(VM)
+        begin = time.monotonic()
         grown = cluster.play("build_vms", vms=VM, vm_disks=disks).good()
         assert grown.changed == 2, grown.output
         assert capacity(cluster, node, VM) == before + 64 * MIB
         watch.wait_word(VM, after=time.monotonic())
+        # The target stands still for a moment when a volume grows.
+        assert watch.longest_gap(VM, begin) < 5
     assert cluster.play("build_vms", vms=VM, vm_disks=disks).good().changed == 0
     smaller = [{**disks[0], "size": before}]
     cluster.play("build_vms", vms=VM, vm_disks=smaller).refused("smaller")
 
 
-def digest(cluster: Cluster, node: str, path: str = DATA, image_format: str = "qcow2") -> str:
-    """The SHA-256 of what a guest sees of an image."""
-    command = f"qemu-img convert -U -f {image_format} -O raw {path} /tmp/seen.raw && sha256sum < /tmp/seen.raw"
+def digest(cluster: Cluster, node: str, path: str = DATA, image_format: str = "qcow2", size: int = 201 * MIB) -> str:
+    """The SHA-256 of what a guest sees of an image, of its first bytes."""
+    convert = f"qemu-img convert -U -f {image_format} -O raw {path} /tmp/seen.raw"
+    command = f"{convert} && head -c {size} /tmp/seen.raw | sha256sum"
     return cluster.ssh(node, f"{command}; rm -f /tmp/seen.raw").split()[0]
 
 
@@ -92,6 +97,36 @@ def test_a_local_disk_is_refused_unless_it_may_be_copied(homebody: Mover) -> Non
     assert files(homebody.cluster, homebody.target) == []
 
 
+def test_a_file_that_a_vm_has_open_grows(homebody: Mover) -> None:
+    before = digest(homebody.cluster, homebody.source, size=200 * MIB)
+    disks = [SHEET["disks"][0], {**SHEET["disks"][1], "size": "201MiB"}]
+    grown = homebody.cluster.task(homebody.source, "vm", name=LOCAL, disks=disks)
+    assert grown["actions"] == ["grow vdb as it runs to 201MiB"], grown
+    assert capacity(homebody.cluster, homebody.source, LOCAL, "vdb") == 201 * MIB
+    smaller = homebody.cluster.task(homebody.source, "vm", name=LOCAL, disks=SHEET["disks"])
+    assert smaller["failed"] and "cut off what is in it" in smaller["msg"], smaller
+    assert not homebody.cluster.task(homebody.source, "vm", name=LOCAL, disks=disks)["changed"]
+    assert digest(homebody.cluster, homebody.source, size=200 * MIB) == before
+
+
+def test_a_full_destination_leaves_the_vm_where_it_is_and_nothing_there(homebody: Mover) -> None:
+    node, there = homebody.target, homebody.cluster
+    there.ssh(node, f"mount -t tmpfs -o size=280M,mode=0711 none {FOLDER}")
+    try:
+        process = homebody.start(homebody.source, name=LOCAL, to=node, storage="copy", bandwidth="16MiB")
+        claim = f"{DATA}.drover-copy"
+        homebody.hits("the copy", lambda: Path(claim).name in (seen := files(there, node)) or seen)
+        there.ssh(node, f"head -c 250M /dev/zero > {FOLDER}/filler", check=False)
+        result = homebody.end(process)
+        assert result["failed"] and result["where"] == homebody.source and "No space left" in result["msg"], result
+        assert files(there, node) == ["filler"]
+        homebody.counts()
+        refused = homebody.move(storage="copy")
+        assert [one["reason"] for one in refused["details"]["blockers"]] == ["room"], refused
+    finally:
+        there.ssh(node, f"umount {FOLDER}")
+
+
 def test_a_vm_moves_with_its_files(homebody: Mover) -> None:
     before = digest(homebody.cluster, homebody.source)
     predicted = homebody.move(check=True, storage="copy")
@@ -106,3 +141,19 @@ def test_a_vm_moves_with_its_files(homebody: Mover) -> None:
     assert mark == homebody.uuid
     homebody.source, homebody.target = homebody.target, homebody.source
     assert homebody.says() == {homebody.source: ("running", "yes")} and homebody.marked() == []
+
+
+def test_a_disk_moves_to_another_folder_and_format(homebody: Mover) -> None:
+    there, node = homebody.cluster, homebody.source
+    before = digest(there, node)
+    there.ssh(node, "mkdir -p /srv/fast")
+    disks = [{"target": "vdb", "path": f"/srv/fast/{LOCAL}.raw", "format": "raw"}]
+    moved = there.task(node, "vm_storage", name=LOCAL, disks=disks, remove_source=True)
+    assert len(moved["actions"]) == 3, moved
+    assert digest(there, node, f"/srv/fast/{LOCAL}.raw", "raw") == before
+    assert files(there, node) == [f"drover-{LOCAL}-0.raw"]
+    homebody.counts()
+    assert not there.task(node, "vm_storage", name=LOCAL, disks=disks)["changed"]
+    back = [{"target": "vdb", "path": DATA, "format": "qcow2"}]
+    assert there.task(node, "vm_storage", name=LOCAL, disks=back, remove_source=True)["changed"]
+    assert digest(there, node) == before and there.ssh(node, "ls /srv/fast") == ""

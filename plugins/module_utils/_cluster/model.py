@@ -74,7 +74,11 @@ class Guest:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the site asks for; `copy_storage`: files of a node may be copied to another. `reserve` is kept for the node itself, `overhead` is added to each running guest."""
+    """What the site asks for.
+
+    `reserve` is kept for the node itself, `overhead` is added to each running guest. With `copy_storage` files of a
+    node may be copied to another.
+    """
 
     reserve: int = 2 * GIB
     overhead: int = GIB // 8
