@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster
 from ansible_collections.drover.kvm.tests.lab.migration import MIB, Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
-VM = "web1"
+GROWING = "grow1"
 LOCAL = "local1"
 FOLDER = "/var/lib/libvirt/images"
 SYSTEM, DATA = f"{FOLDER}/drover-{LOCAL}-0.raw", f"{FOLDER}/drover-{LOCAL}-1.qcow2"
@@ -39,22 +39,35 @@ def capacity(cluster: Cluster, node: str, vm: str, target: str = "vda") -> int:
     return int(words[words.index("Capacity:") + 1])
 
 
-def test_build_vms_grows_a_volume_of_the_san_as_its_vm_runs(cluster: Cluster) -> None:
-    node = cluster.where()[VM]
-    before = capacity(cluster, node, VM)
-    disks = [{**cluster.sheets()[VM]["vm_disks"][0], "size": before + 64 * MIB}]
+@pytest.fixture
+def newcomer(cluster: Cluster, tmp_path: Path) -> Iterator[list[str]]:
+    """The options that add a VM on the SAN to the inventory; at the end it is gone, and its volume too."""
+    guests = Guests(cluster.lab.base)
+    image = {"name": GROWING, "ip": "10.231.100.41/24", "sink": SINK}
+    guests.write_image(cluster.lab.machine("san1").path(f"{IMAGES}/{GROWING}.img"), image)
+    path = tmp_path / "newcomer.yml"
+    path.write_text(f"vms:\n  hosts:\n    {GROWING}:\n", encoding="utf-8")
+    yield ["-i", str(path)]
+    cluster.play("remove_vms", "-i", str(path), vms=GROWING, confirm=GROWING, remove_disks=True, force=True).good()
+
+
+def test_build_vms_grows_a_volume_of_the_san_as_its_vm_runs(cluster: Cluster, newcomer: list[str]) -> None:
+    disk = {"type": "iscsi", "size": "32MiB", "source": f"{IMAGES}/{GROWING}.img"}
+    cluster.play("build_vms", *newcomer, vms=GROWING, vm_disks=[disk]).good()
+    node = cluster.where()[GROWING]
+    bigger = {**disk, "size": "96MiB"}
     with Observer(cluster.lab) as watch:
-        watch.wait_word(VM)
+        watch.wait_word(GROWING, seconds=240)
         begin = time.monotonic()
-        grown = cluster.play("build_vms", vms=VM, vm_disks=disks).good()
+        grown = cluster.play("build_vms", *newcomer, vms=GROWING, vm_disks=[bigger]).good()
         assert grown.changed == 2, grown.output
-        assert capacity(cluster, node, VM) == before + 64 * MIB
-        watch.wait_word(VM, after=time.monotonic())
-        # The target stands still for a moment when a volume grows.
-        assert watch.longest_gap(VM, begin) < 5
-    assert cluster.play("build_vms", vms=VM, vm_disks=disks).good().changed == 0
-    smaller = [{**disks[0], "size": before}]
-    cluster.play("build_vms", vms=VM, vm_disks=smaller).refused("smaller")
+        assert capacity(cluster, node, GROWING) == 96 * MIB
+        watch.wait_word(GROWING, after=time.monotonic())
+        gap = watch.longest_gap(GROWING, begin)
+    # The target stands still for a moment when a volume grows.
+    assert gap < 5, gap
+    assert cluster.play("build_vms", *newcomer, vms=GROWING, vm_disks=[bigger]).good().changed == 0
+    cluster.play("build_vms", *newcomer, vms=GROWING, vm_disks=[disk]).refused("smaller")
 
 
 def digest(cluster: Cluster, node: str, path: str = DATA, image_format: str = "qcow2", size: int = 201 * MIB) -> str:
