@@ -265,6 +265,7 @@ class Case:
 
         Where it is not `certain` by itself which copy is the VM, no file is deleted.
         """
+        certain = certain and copy.persistent is not False
         actions = self.files(copy) if certain and self.marker.copies else []
         if self.marker.autostart and copy.persistent is not False:
             actions.append(Action(copy.node, "set_autostart", f"switch autostart on again on {copy.node}", True))
