@@ -24,7 +24,8 @@ SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
 
 
-def _check_target(value: str) -> str:
+def check_target(value: str) -> str:
+    """The name of a disk on its bus."""
     if not TARGET.fullmatch(value):
         raise ValueError(f"{value!r} is not the name of a guest's disk; write vda, vdb, sda ...")
     return value
@@ -43,7 +44,7 @@ def _check_size(value: int) -> int:
 
 
 COMMON = (
-    Field("target", check=_check_target, place=Property("target/@dev")),
+    Field("target", check=check_target, place=Property("target/@dev")),
     Field("device", choices=("disk", "cdrom"), place=Property("@device")),
     Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
