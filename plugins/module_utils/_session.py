@@ -27,12 +27,12 @@ SETTINGS = {
     "login_timeout": "node.conn[0].timeo.login_timeout",
     "chap_user": f"{AUTH}username",
     "chap_password": f"{AUTH}password",
-    "mutual_user": f"{AUTH}username_in",
-    "mutual_password": f"{AUTH}password_in",
+    "mutual_chap_user": f"{AUTH}username_in",
+    "mutual_chap_password": f"{AUTH}password_in",
 }
 NUMBERS = ("replacement_timeout", "noop_interval", "noop_timeout", "login_timeout")
 # multipathd writes its own fast_io_fail_tmo over the session's timeout, so a difference there says nothing.
-COMPARED = ("noop_interval", "noop_timeout", "chap_user", "chap_password", "mutual_user", "mutual_password")
+COMPARED = ("noop_interval", "noop_timeout", "chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password")
 # What iscsiadm takes when neither a record nor iscsid.conf says it.
 BUILT_IN = {
     "node.startup": "manual",
@@ -80,7 +80,7 @@ def settings(values: Mapping[str, str]) -> dict[str, Any]:
         text = values.get(key, BUILT_IN.get(key, ""))
         found[option] = int(text) if option in NUMBERS and text.isdecimal() else text
     if values.get(f"{AUTH}authmethod", "None") != "CHAP":
-        found.update(chap_user="", chap_password="", mutual_user="", mutual_password="")
+        found.update(chap_user="", chap_password="", mutual_chap_user="", mutual_chap_password="")
     return found
 
 
@@ -104,9 +104,9 @@ def wanted_state(have: PortalState, params: Mapping[str, Any], nic: str, default
     given = {name: params[name] for name in SETTINGS if params[name] is not None}
     after = {**base, **given, "interface": nic, "record": True, "logged_in": params["state"] == "present"}
     if not after["chap_user"]:
-        after.update(chap_password="", mutual_user="", mutual_password="")
-    if not after["mutual_user"]:
-        after["mutual_password"] = ""
+        after.update(chap_password="", mutual_chap_user="", mutual_chap_password="")
+    if not after["mutual_chap_user"]:
+        after["mutual_chap_password"] = ""
     return after
 
 
@@ -149,13 +149,13 @@ def logs_out(name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> bo
 
 def check_chap(target: str, after: Mapping[str, Any]) -> None:
     """The rules of CHAP (RFC 7143, 9.2.1) over all options together. Raises Invalid."""
-    for user, password in (("chap_user", "chap_password"), ("mutual_user", "mutual_password")):
+    for user, password in (("chap_user", "chap_password"), ("mutual_chap_user", "mutual_chap_password")):
         if after[user] and not after[password]:
             raise Invalid(f"{target}: {user} is given without {password}", option=password)
-    if after["mutual_user"] and after["mutual_password"] == after["chap_password"]:
+    if after["mutual_chap_user"] and after["mutual_chap_password"] == after["chap_password"]:
         raise Invalid(
-            f"{target}: chap_password and mutual_password are the same; whoever learns the one could then play the SAN",
-            option="mutual_password",
+            f"{target}: chap_password and mutual_chap_password are the same; who has the one could play the SAN",
+            option="mutual_chap_password",
         )
 
 

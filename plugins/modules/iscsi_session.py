@@ -60,11 +60,11 @@ options:
     description:
       - Its secret. 12 to 16 letters, digits, dots, underscores, colons, commas, hyphens, C(@), C(+) and C(/).
     type: str
-  mutual_user: &mutual_user
+  mutual_chap_user: &mutual_chap_user
     description:
       - Name that the SAN must give in return (mutual CHAP). An empty string asks for none.
     type: str
-  mutual_password: &mutual_password
+  mutual_chap_password: &mutual_chap_password
     description:
       - Its secret, another one than O(chap_password).
     type: str
@@ -110,8 +110,8 @@ options:
       interfaces: *interfaces
       chap_user: *chap_user
       chap_password: *chap_password
-      mutual_user: *mutual_user
-      mutual_password: *mutual_password
+      mutual_chap_user: *mutual_chap_user
+      mutual_chap_password: *mutual_chap_password
       startup: *startup
       replacement_timeout: *replacement_timeout
       noop_interval: *noop_interval
@@ -236,8 +236,8 @@ FIELDS = (
     Field("interfaces", type="dict", check=rules.check_interfaces),
     Field("chap_user", check=check_user),
     Field("chap_password", no_log=True, check=check_secret),
-    Field("mutual_user", check=check_user),
-    Field("mutual_password", no_log=True, check=check_secret),
+    Field("mutual_chap_user", check=check_user),
+    Field("mutual_chap_password", no_log=True, check=check_secret),
     Field("startup", choices=("automatic", "manual", "onboot")),
     Field("replacement_timeout", type="int", check=between(0, 86400)),
     Field("noop_interval", type="int", check=between(0, 3600)),

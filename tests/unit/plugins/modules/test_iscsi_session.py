@@ -128,11 +128,11 @@ def test_chap_is_compared_and_never_shown(run, node):
     assert changed["actions"] == [f"write the record at {portal} (chap_password)" for portal in (PORTAL_A, PORTAL_B)]
     assert changed["session"]["pending"] == {PORTAL_A: ["chap_password"], PORTAL_B: ["chap_password"]}
     assert len(node.sessions()) == 2, "sessions go on"
-    mutual = both(run, target=IQN, mutual_user="san", mutual_password="MutualSecret1")
-    assert mutual["actions"][0] == f"write the record at {PORTAL_A} (mutual_password, mutual_user)"
+    mutual = both(run, target=IQN, mutual_chap_user="san", mutual_chap_password="MutualSecret1")
+    assert mutual["actions"][0] == f"write the record at {PORTAL_A} (mutual_chap_password, mutual_chap_user)"
     values = node.values(node.record(IQN, f"{PORTAL_A},1"))
     assert values["node.session.auth.username_in"] == "san" and values["node.session.auth.authmethod"] == "CHAP"
-    assert "mutual_user" in both(run, target=IQN, mutual_user="")["actions"][0]
+    assert "mutual_chap_user" in both(run, target=IQN, mutual_chap_user="")["actions"][0]
     off = both(run, target=IQN, chap_user="")
     assert off["actions"][0] == f"write the record at {PORTAL_A} (chap_password, chap_user)"
     assert not [key for key in node.values(node.record(IQN, f"{PORTAL_A},1")) if "auth.password" in key]
@@ -263,8 +263,8 @@ def test_a_broken_path_is_not_counted_on(run, node):
         ({"portals": None}, "portals is missing"),
         ({"chap_password": "elevenchars"}, "12 to 16"),
         ({"chap_password": None}, "chap_user is given without chap_password"),
-        ({"mutual_user": "san"}, "mutual_user is given without mutual_password"),
-        ({"mutual_user": "san", "mutual_password": SECRET}, "are the same"),
+        ({"mutual_chap_user": "san"}, "mutual_chap_user is given without mutual_chap_password"),
+        ({"mutual_chap_user": "san", "mutual_chap_password": SECRET}, "are the same"),
         ({"interfaces": {"10.231.9.9": "nic1"}}, "none of its portals"),
         ({"interfaces": {PORTAL_A: "../x"}}, "not the name of a network interface"),
         ({"target": "iqn.2026-11.org.example:other"}, "does not offer iqn.2026-11.org.example:other to iqn."),
