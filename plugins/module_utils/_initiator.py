@@ -116,7 +116,7 @@ class Initiator:
         for line in _lines(self.root / "etc/iscsi/initiatorname.iscsi"):
             if line[0] == "InitiatorName":
                 return line[1]
-        raise NotFound("there is no /etc/iscsi/initiatorname.iscsi; is open-iscsi installed (role san_initiator)?")
+        raise NotFound("there is no /etc/iscsi/initiatorname.iscsi; is open-iscsi installed?")
 
     def defaults(self) -> dict[str, str]:
         """What iscsid.conf says of nodes: a record begins with it."""

@@ -125,7 +125,7 @@ requirements:
   - open-iscsi 2.1 or later
   - multipath-tools, for O(multipath) and for maps that grow
 notes:
-  - Role P(drover.kvm.san_initiator#role) installs what is needed and sets C(iscsid.conf) and C(multipath.conf).
+  - The packages and C(multipath.conf) are set up before; new records begin with what C(iscsid.conf) says.
   - The manuals are C(iscsiadm(8\)), C(iscsid(8\)) and the comments in C(/etc/iscsi/iscsid.conf).
   - A session goes on with the settings of its login; RV(session.pending) tells which will change at the next one.
     After a CHAP secret was changed on the SAN, log out and in again, one portal after the other, before a path breaks;
