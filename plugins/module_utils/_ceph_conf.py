@@ -13,6 +13,7 @@ from typing import Any
 
 FOLDER = Path("/etc/ceph")
 PORT = 6789
+UNKNOWN = "?"
 # v1:10.0.0.1:6789/0, v2:[fd00::1]:3300/0, 10.0.0.1 or mon1.example.org:6789
 ADDRESS = re.compile(r"(?:(v1|v2|any):)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,5}))?(?:/\d+)?", re.ASCII)
 
@@ -98,3 +99,20 @@ def cluster_of(hosts: Iterable[str], known: Iterable[Conf]) -> Conf | None:
     """The cluster that has one of these monitors (addresses without ports)."""
     wanted = set(hosts)
     return next((conf for conf in known if wanted & {host_of(monitor) for monitor in conf.monitors}), None)
+
+
+def identity(name: str, hosts: Iterable[str], known: Iterable[Conf] | None = None) -> str:
+    """The name by which an image (`POOL/IMAGE`) is the same on every node: by the UUID of its cluster.
+
+    The cluster is that of the monitors (`hosts`, without ports); a question mark when the node's files don't tell.
+    """
+    conf = cluster_of(hosts, clusters() if known is None else known)
+    return f"rbd:{(conf.fsid if conf else None) or UNKNOWN}/{name}"
+
+
+def may_be(name: str, known: Iterable[Conf] | None = None) -> list[str]:
+    """All that a disk of this identity may be: an image of an unknown cluster may be in each that the node knows."""
+    kind, _colon, rest = name.partition(f":{UNKNOWN}/")
+    if kind != "rbd" or not rest:
+        return [name]
+    return [name, *(f"rbd:{conf.fsid}/{rest}" for conf in (clusters() if known is None else known) if conf.fsid)]

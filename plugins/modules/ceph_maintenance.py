@@ -183,7 +183,7 @@ class Maintenance(Resource):
         found = before or {}
         if self.params["state"] == "ended":
             return {host: {**one, "noout": one["noout"] and not one["mark"], "mark": None} for host, one in found.items()}
-        if any(one["up"] and not one["noout"] for one in found.values()):
+        if any(one["up"] for one in found.values()):
             self._ask_to_stop(sorted(osd for one in found.values() for osd in one["osds"]))
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         mark = {"since": now, "by": self.params["by"], "reason": self.params["reason"]}

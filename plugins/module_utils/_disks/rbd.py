@@ -9,7 +9,7 @@ The mark is the image's metadata `drover.vm` with the VM's UUID. See https://doc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
 from .. import _ceph
-from .._ceph_conf import Conf, check_monitor, cluster_of, clusters, host_of
+from .._ceph_conf import Conf, check_monitor, cluster_of, clusters, host_of, identity
 from .._errors import Invalid, NotFound, Refused
 from .._fields import Field, check_name, normalise
 from .._identity import volume_name
@@ -27,7 +27,6 @@ from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
 USER = "libvirt"
-UNKNOWN = "?"
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
 
 
@@ -135,19 +134,6 @@ def _complaint(options: Options) -> str | None:
     return None
 
 
-def fsid_of(hosts: Iterable[str]) -> str:
-    """The UUID of the cluster that has one of these monitors; a question mark when the node's files don't tell."""
-    conf = cluster_of(hosts, clusters())
-    return (conf.fsid if conf else None) or UNKNOWN
-
-
-def identities(name: str, hosts: Iterable[str]) -> list[str]:
-    """All that an image with this `POOL/IMAGE` may be: of monitors that the node does not know, in each cluster."""
-    fsid = fsid_of(hosts)
-    others = [conf.fsid for conf in clusters() if conf.fsid] if fsid == UNKNOWN else []
-    return [f"rbd:{one}/{name}" for one in [fsid, *others]]
-
-
 def _name(options: Options) -> str:
     return "/".join(part for part in (options["pool"], options.get("namespace"), options["image"]) if part)
 
@@ -155,7 +141,7 @@ def _name(options: Options) -> str:
 def _identity(options: Options) -> str | None:
     if not options.get("pool") or not options.get("image"):
         return None
-    return f"rbd:{fsid_of(host_of(monitor) for monitor in options.get('monitors') or [])}/{_name(options)}"
+    return identity(_name(options), map(host_of, options.get("monitors") or []))
 
 
 @contextmanager
