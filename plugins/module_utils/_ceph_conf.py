@@ -15,7 +15,9 @@ FOLDER = Path("/etc/ceph")
 PORT = 6789
 UNKNOWN = "?"
 # v1:10.0.0.1:6789/0, v2:[fd00::1]:3300/0, 10.0.0.1 or mon1.example.org:6789
-ADDRESS = re.compile(r"(?:(v1|v2|any):)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,5}))?(?:/\d+)?", re.ASCII)
+ADDRESS = re.compile(
+    r"(?:(v1|v2|any):)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,5}))?(?:/\d+)?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ def settings(text: str) -> dict[str, str]:
     return found
 
 
-def clusters(folder: Path = FOLDER) -> list[Conf]:
+def clusters() -> list[Conf]:
     """All clusters that the node knows, that with Ceph's own default name first."""
     found = []
-    for path in sorted(folder.glob("*.conf"), key=lambda path: (path.stem != "ceph", path.stem)):
+    for path in sorted(FOLDER.glob("*.conf"), key=lambda path: (path.stem != "ceph", path.stem)):
         try:
             known = settings(path.read_text(encoding="utf-8", errors="replace"))
         except OSError:

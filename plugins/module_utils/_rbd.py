@@ -53,34 +53,21 @@ class Images:
             return sorted(rbd.RBD().list(self.ioctx))
 
     def info(self, image: str, key: str) -> dict[str, Any] | None:
-        """Size in bytes, metadata of the name `key`, watchers (`address`) and parent; None when there is no image."""
+        """Size in bytes, metadata of the name `key`, and watchers (addresses); None when there is no image."""
         try:
             with translated(f"look at {self._name(image)}"), rbd.Image(self.ioctx, image, read_only=True) as opened:
                 return {
                     "size": opened.size(),
-                    "mark": self._metadata(opened).get(key),
-                    "watchers": sorted({one["addr"].split("/")[0] for one in opened.watchers_list()}),
-                    "parent": self._parent(opened),
+                    "mark": dict(opened.metadata_list()).get(key),
+                    "watchers": sorted({one["addr"].rpartition(":")[0] for one in opened.watchers_list()}),
                 }
-        except NotFound as error:
+        except NotFound:
             if rbd is None:
-                raise error
+                raise
             return None
-
-    @staticmethod
-    def _metadata(opened: Any) -> dict[str, str]:
-        return dict(opened.metadata_list())
-
-    @staticmethod
-    def _parent(opened: Any) -> str | None:
-        try:
-            pool, image, snapshot = opened.parent_info()
-        except rbd.ImageNotFound:
-            return None
-        return f"{pool}/{image}@{snapshot}"
 
     def create(self, image: str, size: int, marks: Mapping[str, str], source: tuple[Images, str, str] | None) -> None:
-        """Make an image with these metadata, empty or as a clone of a protected snapshot (`source`: where, image, name).
+        """Make an image with these metadata, empty or as a clone of a snapshot (`source`: where, image, name).
 
         It is made under another name first: what is there under its own name is whole and carries its marks.
         """
@@ -115,9 +102,9 @@ class Images:
             with translated(f"look at {self._name(image)}"), rbd.Image(self.ioctx, image, read_only=True) as opened:
                 found = next((one for one in opened.list_snaps() if one["name"] == name), None)
                 return {"size": found["size"], "protected": opened.is_protected_snap(name)} if found else None
-        except NotFound as error:
+        except NotFound:
             if rbd is None:
-                raise error
+                raise
             return None
 
     def trash(self, image: str) -> None:

@@ -182,7 +182,9 @@ class Maintenance(Resource):
         """All hosts with or without the flag. Raises Refused when the OSDs may not stop."""
         found = before or {}
         if self.params["state"] == "ended":
-            return {host: {**one, "noout": one["noout"] and not one["mark"], "mark": None} for host, one in found.items()}
+            return {
+                host: {**one, "noout": one["noout"] and not one["mark"], "mark": None} for host, one in found.items()
+            }
         if any(one["up"] for one in found.values()):
             self._ask_to_stop(sorted(osd for one in found.values() for osd in one["osds"]))
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -204,8 +206,8 @@ class Maintenance(Resource):
             if time.monotonic() > end:
                 names = ", ".join(f"osd.{osd}" for osd in osds)
                 raise Refused(
-                    f"{names} of {self.name} may not stop now: {words.message}. Bring back what is down, and wait until "
-                    "Ceph has healed (ceph -s)",
+                    f"{names} of {self.name} may not stop now: {words.message}. Bring back what is down, and wait "
+                    "until Ceph has healed (ceph -s)",
                     osds=osds,
                 )
             time.sleep(1)
@@ -219,8 +221,8 @@ class Maintenance(Resource):
             if after["noout"] and not now["noout"]:
                 steps.append(Step(f"set noout for {host} ({osds})", partial(self._begin, host, after["mark"])))
             elif now["mark"] and not after["mark"]:
-                wait = self.params["wait"]
-                steps.append(Step(f"end the maintenance of {host} ({osds})", partial(self._end, host), self._all_up, wait))
+                words = f"end the maintenance of {host} ({osds})"
+                steps.append(Step(words, partial(self._end, host), self._all_up, self.params["wait"]))
         return steps
 
     def _begin(self, host: str, mark: Mapping[str, Any]) -> None:

@@ -188,12 +188,12 @@ class User(Resource):
 
     def read(self) -> State:
         """The user as the monitors know it; its key is kept apart, so that no diff can show it."""
-        self.key: str | None = None
+        self.found_key: str | None = None
         try:
             found = self.client.ask("auth get", entity=self.name)[0]
         except NotFound:
             return None
-        self.key = found["key"]
+        self.found_key = found["key"]
         return {"name": self.name, "caps": dict(found["caps"])}
 
     def wanted(self, before: State) -> State:
@@ -222,7 +222,7 @@ class User(Resource):
         """The user, what a client must know, and the key only when it was asked for."""
         monitors = self.client.ask("mon dump")
         cluster = {"fsid": monitors["fsid"], "monitors": addresses(monitors)}
-        shown = {"key": self.key} if self.params["show_key"] else {}
+        shown = {"key": self.found_key} if self.params["show_key"] else {}
         return {"user": state, "cluster": cluster, **shown}
 
 

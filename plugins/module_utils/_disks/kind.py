@@ -32,6 +32,10 @@ class Volume(NamedTuple):
         return self.identity.partition(":")[2]
 
 
+def _nothing(_options: Options) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
@@ -43,6 +47,7 @@ class Store:
     - `grow` (options, size): makes it bigger.
     - `marked` (VM, UUID, disks): the volumes that carry this VM's mark, of the disks given and of its usual names.
     - `remove` (identity, UUID): deletes one; looks at the mark, and at who has it open, once more.
+    - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
     - `canonical`: the one spelling of an identity that has several.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
     """
@@ -55,10 +60,7 @@ class Store:
     remove: Callable[[str, str], None]
     canonical: Callable[[str], str] = str
     grows_open: bool = False
-
-
-def _nothing(_options: Options) -> str | None:
-    return None
+    check_free: Callable[[Options], object] = _nothing
 
 
 @dataclass(frozen=True)

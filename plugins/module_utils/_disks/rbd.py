@@ -23,6 +23,7 @@ from .._fields import Field, check_name, normalise
 from .._identity import volume_name
 from .._rbd import Images
 from .._xml import Property, drop, find, make
+from .iscsi import check_word
 from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
@@ -97,9 +98,9 @@ FIELDS = (
     Field("namespace", check=check_name, place=Part("namespace")),
     Field("image", check=lambda value: check_name(value, 95), place=Part("image")),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
-    Field("user", check=check_name, place=Auth("/@username")),
+    Field("user", check=check_word, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.
-    Field("secret", no_log=False, check=check_name, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
+    Field("secret", no_log=False, check=check_word, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
 )
 
 
@@ -170,8 +171,8 @@ def _opened(options: Options) -> Iterator[Images]:
     conf = cluster_of(hosts, clusters())
     if conf is None:
         raise NotFound(
-            f"{_name(options)}: no file in /etc/ceph of this node has the monitors {', '.join(hosts) or 'of the image'}; "
-            "apply role ceph_client to the node"
+            f"{_name(options)}: no file in /etc/ceph of this node has its monitors ({', '.join(hosts)}); apply role "
+            "ceph_client to the node"
         )
     with _images(conf, options.get("user"), options["pool"], options.get("namespace")) as images:
         yield images
@@ -301,5 +302,5 @@ RBD = Kind(
     _fill,
     _identity,
     _complaint,
-    Store(_inspect, _check_new, _create, _grow, _marked, _remove),
+    Store(_inspect, _check_new, _create, _grow, _marked, _remove, check_free=check_free),
 )
