@@ -33,9 +33,8 @@ class Pool(dict[str, Any]):
         self.trash: list[str] = []
         self.shut = False
 
-    def add(self, name: str, size: int, **more: Any) -> dict[str, Any]:
+    def add(self, name: str, size: int, **more: Any) -> None:
         self[name] = {"size": size, "meta": {}, "watchers": [], "snaps": {}, "parent": None, **more}
-        return self[name]
 
 
 class Image:
@@ -52,7 +51,7 @@ class Image:
     def __exit__(self, *_error: object) -> None:
         return None
 
-    def size(self) -> int:
+    def size(self) -> Any:
         return self.data["size"]
 
     def metadata_list(self) -> Any:
@@ -71,7 +70,7 @@ class Image:
     def list_snaps(self) -> Any:
         return iter([{"name": name, "size": snap["size"]} for name, snap in self.data["snaps"].items()])
 
-    def is_protected_snap(self, name: str) -> bool:
+    def is_protected_snap(self, name: str) -> Any:
         return self.data["snaps"][name]["protected"]
 
 

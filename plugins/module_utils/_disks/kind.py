@@ -41,7 +41,8 @@ class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
 
     - `inspect`: the volume, or None when there is none. Raises Refused for what must not become a disk.
-    - `check_new`: raises Invalid when no volume could be made there (a folder that is missing).
+    - `check_new`: raises Invalid when no volume could be made there (a folder that is missing). Returns the size of
+      `options["source"]` where it can tell.
     - `create` (options, size, UUID): makes it with our mark, never over one that is there; False when it can't be
       marked. `options["source"]` is what it starts as; without one it is empty. `size` None means that of the source.
     - `grow` (options, size): makes it bigger.
@@ -53,7 +54,7 @@ class Store:
     """
 
     inspect: Callable[[Options], Volume | None]
-    check_new: Callable[[Options], None]
+    check_new: Callable[[Options], int | None]
     create: Callable[[Options, int | None, str], bool]
     grow: Callable[[Options, int], None]
     marked: Callable[[str, str, list[Options]], list[Volume]]

@@ -95,8 +95,8 @@ def check_monitors(value: list[str]) -> list[str]:
 
 FIELDS = (
     Field("pool", check=check_name, place=Part("pool")),
-    Field("namespace", check=check_name, place=Part("namespace")),
     Field("image", check=lambda value: check_name(value, 95), place=Part("image")),
+    Field("namespace", check=check_name, place=Part("namespace")),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
     Field("user", check=check_word, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.
@@ -192,10 +192,10 @@ def _snapshot(options: Options) -> tuple[str, str | None, str, str] | None:
     return pool, namespace or None, match[2], match[3]
 
 
-def _check_new(options: Options) -> None:
+def _check_new(options: Options) -> int | None:
     source = _snapshot(options)
     if source is None:
-        return
+        return None
     pool, namespace, image, name = source
     with _opened({**options, "pool": pool, "namespace": namespace}) as images:
         found = images.snapshot(image, name)
@@ -205,6 +205,7 @@ def _check_new(options: Options) -> None:
         raise Refused(f"snapshot {options['source']} is not protected; protect it with rbd snap protect first")
     if options.get("size") and options["size"] < found["size"]:
         raise Refused(f"{_name(options)}: {options['source']} has {found['size']} bytes, more than {options['size']}")
+    return int(found["size"])
 
 
 def _create(options: Options, size: int | None, uuid: str) -> bool:
