@@ -27,8 +27,8 @@ except ImportError:
 OPTIONS = (
     Field("cluster", default="ceph", check=check_name),
     Field("user", default="client.admin"),
-    Field("keyring"),
-    Field("conf"),
+    Field("keyring", type="path"),
+    Field("conf", type="path"),
     Field("timeout", type="int", default=5, check=between(1, 60)),
 )
 EPERM, ENOENT, EACCES, EBUSY, EOPNOTSUPP, ETIMEDOUT = 1, 2, 13, 16, 95, 110
