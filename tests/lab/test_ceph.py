@@ -138,7 +138,7 @@ def test_a_running_vm_gets_more_room(quorum):
         watch.wait_word(name)
         done = quorum.task(node, "vm", name=name, disks=disks)
         assert done["actions"] == ["grow vda as it runs to 48MiB"], done
-        watch.wait_word(name, after=time.time())
+        watch.wait_word(name, after=time.monotonic())
     assert "50331648" in quorum.ssh(node, "virsh", "domblkinfo", name, "vda")
     assert json.loads(quorum.ssh("q1", f"rbd info --format json vms/drover-{name}-0"))["size"] == 48 << 20
     smaller = quorum.task(node, "vm", name=name, disks=[{**disks[0], "size": "40MiB"}])
@@ -153,7 +153,9 @@ def test_an_image_that_is_open_keeps_its_vm_from_starting(quorum):
     assert told["failed"] and "made for another VM" in told["msg"]
     # Here nobody but Ceph knows of the client.
     quorum.ssh("q1", "rbd create --size 8M vms/open", check=False)
-    quorum.ssh("q1", "nohup", "timeout", "120", "python3", "-c", shlex.quote(HOLDER), ">/dev/null", "2>&1", "</dev/null", "&")
+    quorum.ssh(
+        "q1", "nohup", "timeout", "120", "python3", "-c", shlex.quote(HOLDER), ">/dev/null", "2>&1", "</dev/null", "&"
+    )
     wait_until(lambda: "watcher=" in quorum.ssh("q1", "rbd status vms/open"), 60, "a client that has it open")
     told = quorum.task(other, "vm", **THIEF, disks=[{**disk, "image": "open"}], state="running")
     assert told["failed"] and "10.231.5.13 has it open" in told["msg"], told
@@ -164,7 +166,7 @@ def test_a_node_with_osds_is_drained_and_comes_back(quorum):
     with Observer(quorum.lab) as watch:
         for name in quorum.sheets():
             watch.wait_word(name)
-        begin = time.time()
+        begin = time.monotonic()
         quorum.play("drain_node", node="hv1").good()
         assert flags(quorum) == {"hv1": ["noout"]}
         assert ceph(quorum, "status")["osdmap"]["num_up_osds"] == 2
@@ -201,7 +203,7 @@ def test_a_drain_that_ceph_does_not_allow_changes_nothing_and_ends_what_was_left
 
 
 def test_a_removed_vm_leaves_its_image_in_the_trash(quorum):
-    name, node = sorted(quorum.where().items())[-1]
+    name, node = max(quorum.where().items())
     done = quorum.task(node, "vm", name=name, state="absent", force=True, remove_disks=True)
     assert not done["failed"] and len(done["actions"]) == 3, done
     assert f"drover-{name}-0" in quorum.ssh("q1", "rbd trash ls vms")
