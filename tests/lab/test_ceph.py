@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -41,7 +41,7 @@ cmp /run/probe /run/probe.read
 @pytest.fixture(scope="module")
 def quorum() -> Iterator[Cluster]:
     """The example on a lab of its own, with its VMs counting."""
-    with example_lab(os.environ.get("DROVER_CEPH_LAB", "drover-ceph"), EXAMPLE) as found:
+    with example_lab("drover-ceph", EXAMPLE) as found:
         found.play(str(EXAMPLE / "site.yml")).good()
         write_images(found)
         found.play("build_vms").good()
@@ -65,9 +65,9 @@ def write_images(quorum: Cluster) -> None:
             quorum.ssh("q1", "; ".join(words).replace("protect --no-progress", "protect"))
 
 
-def ceph(quorum: Cluster, command: str) -> dict:
+def ceph(quorum: Cluster, command: str) -> dict[str, Any]:
     """What Ceph answers."""
-    return json.loads(quorum.ssh("q1", f"ceph --connect-timeout 10 {command} -f json"))
+    return dict[str, Any](json.loads(quorum.ssh("q1", f"ceph --connect-timeout 10 {command} -f json")))
 
 
 def watchers(quorum: Cluster, name: str) -> list[str]:
@@ -76,7 +76,7 @@ def watchers(quorum: Cluster, name: str) -> list[str]:
     return [one["address"].split(":")[0] for one in found["watchers"]]
 
 
-def flags(quorum: Cluster) -> dict:
+def flags(quorum: Cluster) -> dict[str, Any]:
     """Host → flags of its OSDs."""
     return {host: found for host, found in ceph(quorum, "osd dump")["crush_node_flags"].items() if found}
 
