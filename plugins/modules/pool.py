@@ -175,11 +175,11 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._ceph_conf import check_monitor
+from ansible_collections.drover.kvm.plugins.module_utils._disks.pools import BUILT, NEEDS, described, filled, pool_xml
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._identity import NAMESPACE
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
-from ansible_collections.drover.kvm.plugins.module_utils._pools import BUILT, NEEDS, described, filled, pool_xml
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, find, parse
 

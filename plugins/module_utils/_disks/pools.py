@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from ._ceph_conf import check_monitor, clusters, host_of
-from ._errors import Invalid
-from ._xml import find, parse
+from .._ceph_conf import check_monitor, clusters, host_of
+from .._errors import Invalid
+from .._xml import find, parse
 
 # What a new pool of a kind can't be without.
 NEEDS = {"dir": ("path",), "netfs": ("path", "source", "hosts"), "logical": ("source",), "rbd": ("source", "hosts")}
