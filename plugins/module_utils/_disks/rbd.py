@@ -9,8 +9,9 @@ The mark is the image's metadata `drover.vm` with the VM's UUID. See https://doc
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .. import _ceph
 from .._ceph_conf import Conf, check_monitor, cluster_of, clusters, host_of, identity
-from .._errors import Invalid, NotFound, Refused
+from .._errors import Invalid, NotFound, Refused, Unreachable
 from .._fields import Field, check_name, normalise
 from .._identity import volume_name
 from .._rbd import Images
@@ -28,7 +29,10 @@ from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
 USER = "libvirt"
+SILENT_SECONDS = 15.0
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
+
+_silent: dict[str, tuple[float, Unreachable | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,23 @@ def _identity(options: Options) -> str | None:
 def _images(conf: Conf, user: str | None, pool: str, namespace: str | None) -> Iterator[Images]:
     """The images of a pool or namespace, with the user's own key. Raises Unreachable within seconds."""
     name = "/".join(part for part in (pool, namespace) if part)
-    with _ceph.connect(_as_user(conf, user)) as cluster, cluster.pool(pool, namespace or "") as ioctx:
+    with _connected(conf, user) as cluster, cluster.pool(pool, namespace or "") as ioctx:
         yield Images(ioctx, name)
+
+
+@contextmanager
+def _connected(conf: Conf, user: str | None) -> Iterator[Any]:
+    """A cluster that gave no answer a moment ago is not waited for again: a task may have a hundred images on it."""
+    told, error = _silent.get(conf.path, (0.0, None))
+    if error and time.monotonic() - told < SILENT_SECONDS:
+        raise error
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(_ceph.connect(_as_user(conf, user)))
+        except Unreachable as silence:
+            _silent[conf.path] = time.monotonic(), silence
+            raise
+        yield cluster
 
 
 def _as_user(conf: Conf, user: str | None) -> dict[str, Any]:
@@ -242,7 +261,7 @@ def _marked(vm: str, uuid: str, disks: list[Options]) -> list[Volume]:
 
 
 def _named_after(conf: Conf, vm: str) -> Iterator[Volume]:
-    with _ceph.connect(_as_user(conf, None)) as cluster:
+    with _connected(conf, None) as cluster:
         for pool in cluster.ask("osd dump")["pools"]:
             if "rbd" in pool["application_metadata"]:
                 with cluster.pool(pool["pool_name"]) as ioctx:

@@ -421,6 +421,18 @@ def test_a_vm_whose_image_a_client_has_open_does_not_start(lab, ceph):
     assert lab.both(**CEPH_VM, state="running")["changed"] is False
 
 
+def test_a_cluster_that_gives_no_answer_is_waited_for_once(lab, ceph, monkeypatch):
+    asked = []
+
+    def connect(options):
+        asked.append(options["user"])
+        raise Unreachable("Ceph cluster ceph gives no answer")
+
+    monkeypatch.setattr(_ceph, "connect", connect)
+    result = lab.run(vms=[CEPH_VM, {**CEPH_VM, "name": "web2"}])
+    assert result["failed"] and result["error"] == "Unreachable" and asked == ["client.libvirt"]
+
+
 def test_an_image_of_another_vm_is_refused_also_through_another_monitor(lab, ceph):
     lab.run(**CEPH_VM)
     ceph.pools["vms"]["drover-web1-0"]["meta"].clear()
