@@ -94,16 +94,19 @@ def test_a_pool_is_made_changed_and_renamed(pools: Pools) -> None:
         "flags": {"add": ["nodelete"]},
     }
     # The mode and the number in one run, and the number that the pool is on its way to is compared.
-    split = {"name": name, "pg_autoscale_mode": "off", "pg_num": 16, "pg_num_min": 16, "pg_num_max": 16}
+    split = {"name": name, "pg_autoscale_mode": "off", "pg_num": 16, "pg_num_min": 16, "pg_num_max": 16, "min_size": 2}
     resized = {"name": name, "size": 3, "applications": ["rbd"], "target_size_ratio": 0.2}
     made, fixed, changed, renamed = pools.settle(
         declared, split, resized, {"name": f"{PREFIX}disks", "rename_from": name, "size": 2}
     )
     assert any("one copy left" in words for words in made["warnings"]), made
-    assert fixed["pool"]["pg_num"] == 16
-    assert (changed["pool"]["min_size"], changed["pool"]["applications"]) == (1, ["rbd"])
+    assert (fixed["pool"]["pg_num"], fixed["pool"]["min_size"]) == (16, 2)
+    # With the size the monitors would change min_size; what is not given stays.
+    assert (changed["pool"]["min_size"], changed["pool"]["applications"]) == (2, ["rbd"])
     assert renamed["pool"]["id"] == made["pool"]["id"]
-    assert (renamed["pool"]["min_size"], renamed["pool"]["flags"]) == (1, ["nodelete"])
+    kept = {"size": 2, "min_size": 2, "flags": ["nodelete"], "pg_autoscale_mode": "off", "quota_objects": 10000}
+    assert {key: renamed["pool"][key] for key in kept} == kept
+    refused(pools.run({"name": f"{PREFIX}disks", "type": "erasure"}), "can't become erasure")
 
 
 def test_an_erasure_coded_pool_takes_overwrites(pools: Pools) -> None:

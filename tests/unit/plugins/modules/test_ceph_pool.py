@@ -328,16 +328,44 @@ def test_risks_are_said(run):
     assert "wants 3 copies or parts, each on another host; there is 2" in json.dumps(short["warnings"])
 
 
-def test_the_monitors_own_words_are_kept(run, monitor, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (22, "Failed", "osd pool set: bad today"),
+        (1, "Refused", "osd pool set: bad today"),
+        (2, "NotFound", "osd pool set: bad today"),
+        (13, "Failed", "client.admin may not do this (bad today)"),
+        (110, "Unreachable", "osd pool set: Ceph cluster ceph gives no answer"),
+    ],
+)
+def test_the_monitors_own_words_are_kept(run, monitor, monkeypatch, number, error, words):
     run(size=3, min_size=1, accept_risk=True)
 
     def broken(_given):
-        raise Refusal(22, "pool size is bad today")
+        raise Refusal(number, "bad today")
 
     monkeypatch.setattr(monitor, "osd_pool_set", broken)
     result = run(size=2)
-    assert (result["error"], result["changed"]) == ("Failed", False)
-    assert "pool size is bad today" in result["msg"]
+    assert (result["error"], result["changed"]) == (error, False)
+    assert words in result["msg"]
+
+
+def test_a_user_who_may_not_ask_the_monitors_for_a_setting_learns_it_from_their_refusal(run, monitor, monkeypatch):
+    run()
+
+    def denied(_given):
+        raise Refusal(13, "access denied")
+
+    def disabled(_given):
+        raise Refusal(
+            1, "pool deletion is disabled; you must first set the mon_allow_pool_delete config option to true"
+        )
+
+    monkeypatch.setattr(monitor, "config_get", denied)
+    monkeypatch.setattr(monitor, "osd_pool_delete", disabled)
+    result = run(state="absent", confirm_name="vms")
+    assert (result["error"], result["changed"]) == ("Refused", False)
+    assert "pool deletion is disabled" in result["msg"]
 
 
 CONNECTIONS = [
