@@ -151,6 +151,7 @@ options:
     type: raw
 notes:
   - This module never empties a pool. To remove one with content, remove its images or objects first.
+  - CRUSH rules and erasure code profiles stay when a pool is removed, because other pools may use them.
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm

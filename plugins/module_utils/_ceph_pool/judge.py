@@ -41,7 +41,7 @@ def find_pool(pools: Iterable[Mapping[str, Any]], params: Mapping[str, Any]) -> 
     Raises Refused when both are there or it has another id than it should have, NotFound when neither is.
     """
     known = {raw["pool_name"]: raw for raw in pools}
-    name, old = params["name"], params["rename_from"]
+    name, old = params["name"], params["rename_from"] if params["state"] == "present" else None
     if old and name in known and old in known:
         raise Refused(f"pool {old} can't become {name}: both are there", ids={old: known[old]["pool_id"]})
     found = known.get(name) or known.get(old)

@@ -89,6 +89,8 @@ def test_a_pool_from_nothing_to_nothing(both, monitor):
 
 def test_a_missing_pool_is_absent_already(both):
     assert both(state="absent")["actions"] == []
+    both()
+    assert both(name="other", rename_from="vms", state="absent", confirm_name="vms")["actions"] == []
 
 
 def test_an_empty_list_of_options_makes_the_clusters_default(both):
