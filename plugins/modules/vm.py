@@ -147,8 +147,9 @@ options:
       size:
         description:
           - Size of a file, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is no file.
-          - A bigger size grows the file, at once in a running machine too. A smaller one is refused.
-          - The size of an iSCSI volume is the matter of M(drover.kvm.iscsi_volume).
+          - A bigger size grows the file, and a running machine has it at once. A smaller one is refused.
+          - An iSCSI volume is made and grown by M(drover.kvm.iscsi_volume). With the new size here, a running machine
+            is told of it; one that is off finds it when it starts.
         type: str
       source:
         description:
@@ -500,7 +501,7 @@ vm:
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}
     disks:
-      description: Its disks, with the suboptions of O(disks); C(size) in bytes where files were looked at.
+      description: Its disks, with the suboptions of O(disks); C(size) in bytes, null where it is not known.
       type: list
       elements: dict
       returned: always
@@ -528,7 +529,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
+from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
+from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
 from ansible_collections.drover.kvm.plugins.module_utils._domain import power
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
@@ -574,13 +576,13 @@ class Vm(Resource):
             yield Site(node)
 
     def read(self) -> State:
-        """The VM's sheet, power state, and what waits for the next start; or the files that it left."""
+        """The VM's sheet, power state, and what waits for the next start; or the volumes that it left."""
         self.domain = self.site.domain(self.name)
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        files = self._files()
-        return {"name": self.name, "state": "absent", "files": files} if files else None
+        volumes = [volume.name for _store, volume in self._volumes()]
+        return {"name": self.name, "state": "absent", "volumes": volumes} if volumes else None
 
     def wanted(self, before: State) -> State:
         """The definition edited in place. Asks the node and its peers whether it may be, and may start."""
@@ -599,12 +601,12 @@ class Vm(Resource):
         return state
 
     def steps(self, before: State, wanted: State) -> list[Step]:
-        """Power off, files, definition, live changes, power on; or the removal."""
+        """Power off, volumes, definition, live changes, power on; or the removal."""
         steps = self._power_off()
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self._make_files() + self._define(wanted) + self._change_live()
+            steps += self._make_volumes() + self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
         if steps and self.draft.facts:
@@ -633,22 +635,23 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        return steps + [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
+        return steps + [
+            Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
+            for store, volume in self._volumes()
+        ]
 
-    def _files(self) -> list[str]:
+    def _volumes(self) -> list[tuple[Store, Volume]]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
             return []
         others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
-        return plan.removable(self.name, self.draft.uuid, self.draft.paths(), others)
+        return self.draft.removable(others)
 
-    def _make_files(self) -> list[Step]:
-        return [Step(change.words, partial(self._make_file, change)) for change in self.draft.files]
+    def _make_volumes(self) -> list[Step]:
+        return [Step(change.words, partial(self._make_volume, change)) for change in self.draft.volumes]
 
-    def _make_file(self, change: plan.Change) -> None:
-        if self.draft.uses(change.target):
-            self.site.node.block_resize(self.name, change.target, change.size)
-        elif not change.apply(self.draft.uuid):
-            self.warnings.append(f"{change.path} could not be marked as ours; remove_disks will not remove it")
+    def _make_volume(self, change: Change) -> None:
+        if not change.apply(self.draft.uuid, partial(self.site.node.block_resize, self.name)):
+            self.warnings.append(f"{change.name} could not be marked as ours; remove_disks will not remove it")
 
     def _define(self, wanted: Mapping[str, Any]) -> list[Step]:
         node, steps = self.site.node, []

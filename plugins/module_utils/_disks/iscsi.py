@@ -128,4 +128,8 @@ def _identity(options: dict[str, Any]) -> str | None:
     return f"iscsi:{options['iqn']}/{1 if lun is None else lun}@{options['portal']}"
 
 
-ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity)
+def _complaint(options: dict[str, Any]) -> str | None:
+    return None if options["format"] == "raw" else "a disk of type iscsi has the format raw"
+
+
+ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity, _complaint)

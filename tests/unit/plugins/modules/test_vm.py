@@ -261,6 +261,50 @@ def test_files_are_made_grown_and_removed_only_when_asked(lab, tmp_path, kind):
     assert not image.exists()
 
 
+@pytest.fixture
+def live(lab, monkeypatch):
+    """What a running QEMU takes its disks for, by target; the test driver has no block devices."""
+    sizes: dict[str, int] = {}
+    monkeypatch.setattr(lab.node, "block_sizes", lambda name, target: {"capacity": sizes[target]})
+    monkeypatch.setattr(lab.node, "block_resize", lambda name, target, size: sizes.update({target: size}))
+    return sizes
+
+
+def test_a_running_vm_learns_that_its_volume_on_the_san_has_grown(lab, live):
+    live["vda"] = 1024 * MIB
+    disks = [{**SAN, "size": "1GiB"}]
+    lab.run(**{**WEB, "disks": disks}, state="running")
+    assert lab.run(name="web1", disks=disks)["actions"] == []
+    disks[0]["size"] = "2GiB"
+    result = lab.both(name="web1", disks=disks)
+    assert result["actions"] == ["grow vda as it runs to 2GiB"] and live == {"vda": 2048 * MIB}
+    assert result["vm"]["disks"][0]["size"] == 2048 * MIB and result["pending_restart"] == []
+    disks[0]["size"] = "1GiB"
+    assert "cut off what is in it" in lab.run(name="web1", disks=disks)["msg"]
+    lab.run(name="web1", state="stopped", force=True)
+    assert lab.run(name="web1", disks=[{**SAN, "size": "4GiB"}])["actions"] == []
+
+
+@NEEDS_QEMU_IMG
+def test_qemu_itself_grows_a_file_that_it_has_open(lab, live, tmp_path):
+    image = tmp_path / "drover-web1-0.raw"
+    disks = [{"type": "file", "format": "raw", "size": "2MiB"}]
+    lab.run(**{**WEB, "disks": disks}, state="running")
+    live["vda"] = 2 * MIB
+    lab.node.block_resize = lambda name, target, size: (live.update({target: size}), os.truncate(image, size))
+    disks[0]["size"] = "4MiB"
+    assert lab.both(name="web1", disks=disks)["actions"] == ["grow vda as it runs to 4MiB"]
+    assert image.stat().st_size == 4 * MIB
+
+
+def test_a_disk_that_did_not_grow_is_an_error(lab, live):
+    live["vda"] = 1024 * MIB
+    lab.run(**{**WEB, "disks": [{**SAN, "size": "1GiB"}]}, state="running")
+    lab.node.block_resize = lambda name, target, size: None
+    result = lab.run(name="web1", disks=[{**SAN, "size": "2GiB"}])
+    assert result["error"] == "NotConverged" and "grow vda" in result["msg"]
+
+
 @NEEDS_QEMU_IMG
 def test_removal_undefines_first_and_spares_what_is_not_ours(lab, tmp_path):
     mine, foreign = tmp_path / "drover-web1-0.raw", tmp_path / "somebody.iso"
