@@ -106,11 +106,12 @@ def _status(path: str, cdrom: bool) -> os.stat_result | None:
     return status
 
 
-def check_new(options: Mapping[str, Any]) -> None:
-    """Raise Invalid where no file can be made."""
+def check_new(options: Mapping[str, Any]) -> int | None:
+    """Raise Invalid where no file can be made. It has no source that could tell a size."""
     folder = Path(options["path"]).parent
     if not folder.is_dir():
         raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    return None
 
 
 def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:

@@ -82,7 +82,8 @@ def _check_lun(value: int) -> int:
     return value
 
 
-def _check_word(value: str) -> str:
+def check_word(value: str) -> str:
+    """The name of a user or a secret."""
     if not WORD.fullmatch(value):
         raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
     return value
@@ -93,12 +94,12 @@ FIELDS = (
     Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
     Field("portal", check=check_portal, place=Portal()),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
-    Field("user", check=_check_word, place=Property("source/auth/@username")),
+    Field("user", check=check_word, place=Property("source/auth/@username")),
     Field(
         "secret",
         # The name of a libvirt secret; what it holds never comes here.
         no_log=False,
-        check=_check_word,
+        check=check_word,
         place=Property("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
     ),
 )

@@ -13,12 +13,13 @@ from xml.etree.ElementTree import Element
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
 from .._disks.kind import Kind
+from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20

@@ -65,6 +65,13 @@ class Draft:
         declared = disks.filled(self.params["disks"] or [], self.params["name"])
         return storage.removable(disks.KINDS, self.params["name"], self.uuid, [*defined, *declared], others)
 
+    def check_free(self) -> None:
+        """Raise Refused when the store itself says that somebody has one of the VM's disks open."""
+        for disk in disks.read_all(self.after):
+            store = disks.KINDS[disk["type"]].store
+            if store and not disk["readonly"]:
+                store.check_free(disk)
+
     @property
     def uuid(self) -> str:
         """The UUID that the VM has or will have."""
