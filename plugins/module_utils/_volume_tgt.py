@@ -2,24 +2,24 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing.
-
-Another kind of SAN is another class with `iqn`, `path`, `saved`, `others`, `file`, `look`, `changes` and `removal`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 from . import _volume_file as files
+from . import _volume_rules as rules
+from ._errors import Refused
 from ._target_tgt import LUN, Target, megabytes
 from ._target_tgt_conf import Store, render
-from ._volume_rules import refuse_changed_identity, refuse_foreign
 
 Volume = Mapping[str, Any]
 Change = tuple[str, Callable[[], object]]
 MARKS = ("name", "owner", "vm_uuid")
+LIO_ONLY = ("store", "vg", "thin_pool", "clone_of", "snapshot_of", "readonly", "mutual_chap_user")
 KEPT = ("serial", "chap_user", "chap_password")
 
 
@@ -45,11 +45,13 @@ class TgtVolume:
         self.file = files.look(files.inside(self.path, self.asked["directory"]))
         self.target = self.tgt.targets().get(self.iqn)
         mark = (self.file and self.file["mark"]) or saved
-        refuse_changed_identity(self.name, self.asked, {**mark, **saved})
+        rules.refuse_changed_identity(self.name, self.asked, {**mark, **saved})
         stays = self.asked["state"] == "absent" and not self.asked["remove_data"]
         if not saved and self.target is None and (self.file is None or stays):
             return None
-        refuse_foreign(self.name, self.path, self.target, bool(saved), self.file)
+        rules.refuse_foreign_data(self.name, self.path, self.file, bool(saved))
+        served = self.target.luns[LUN].path if self.target and LUN in self.target.luns else None
+        rules.refuse_foreign_target(self.name, self.iqn, bool(saved) or self.target is None or served == self.path)
         return {
             "name": self.name,
             "iqn": self.iqn,
@@ -58,13 +60,56 @@ class TgtVolume:
             "size": self.file and self.file["size"],
             "owner": mark.get("owner"),
             "vm_uuid": mark.get("vm_uuid"),
+            "portals": self.portals(),
+            "readonly": False,
+            "mutual_chap_user": "",
+            "mutual_chap_password": None,
             **(self._served() or self._not_served()),
         }
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is a file already."""
+        return self.file is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the volume was made and its file is gone."""
+        return bool(self.saved) and self.file is None
+
+    def portals(self) -> list[str]:
+        """Where tgtd answers: the same for all its targets."""
+        return self.store.portals()
+
+    def size(self, have: int, size: int | None) -> int:
+        """The size that the volume will have for the size that is asked for."""
+        return size or 0
+
+    def complete(self, wanted: dict[str, Any]) -> None:
+        """Fill in what follows from the rest, and what is the default of a new volume."""
+        # A run that was cut off while access was closed leaves nobody allowed; what was saved is meant then.
+        if not wanted["initiators"] and self.asked["initiators"] is None:
+            wanted["initiators"] = list(self.saved.get("initiators", []))
+        wanted["serial"] = wanted["serial"] or rules.serial_of(self.iqn)
+        wanted.update(wwid=rules.tgt_wwid(wanted["serial"]), readonly=False)
+        if not self.asked["portals"]:
+            wanted["portals"] = self.portals()
+
+    def check(self, wanted: Volume, have: Volume, batch: Sequence[Volume]) -> None:
+        """What tgtd can't do, or what would lose something. Raises Invalid or Refused."""
+        asked, targets = self.asked, self.tgt.targets().values()
+        rules.refuse_options(self.name, {**asked, "store": asked["store"] != "file"}, "backend tgt", LIO_ONLY)
+        rules.refuse_other_portals(self.name, wanted["portals"], self.portals())
+        rules.refuse_same_serial(wanted, targets)
+        rules.refuse_stolen_account(wanted, batch, self.others.values(), targets)
+        if have.get("sessions") and wanted["serial"] != have["serial"]:
+            users = ", ".join(item["initiator"] for item in have["sessions"])
+            raise Refused(f"{self.name} is in use by {users}; its serial can't be changed", sessions=have["sessions"])
 
     def _not_served(self) -> dict[str, Any]:
         kept = {key: self.saved.get(key) for key in KEPT}
         rules = list(self.saved.get("initiators", []))
-        return {**kept, "exported": False, "online": False, "initiators": rules, "sessions": []}
+        return {**kept, "wwid": None, "exported": False, "online": False, "initiators": rules, "sessions": []}
 
     def _served(self) -> dict[str, Any] | None:
         target = self.target
@@ -75,6 +120,7 @@ class TgtVolume:
             "exported": True,
             "online": target.online,
             "serial": lun.serial,
+            "wwid": rules.tgt_wwid(lun.serial),
             "initiators": target.initiators,
             "chap_user": user,
             "chap_password": self.saved.get("chap_password") if self.saved.get("chap_user") == user else None,
