@@ -22,8 +22,8 @@ from ._target_tgt import LUN, NOBODY, Tgt
 
 DIRECTORY = "/etc/tgt/conf.d"
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
-MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "owner", "vm_uuid")
-PASSWORD = re.compile(r"^ +incominguser \S+ (\S+)$", re.MULTILINE)
+MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "mutual_chap_user", "owner", "vm_uuid")
+PASSWORD = re.compile(r"^ +(incoming|outgoing)user \S+ (\S+)$", re.MULTILINE)
 TARGET_LINE = re.compile(r"^<target (\S+)>$", re.MULTILINE)
 
 
@@ -37,12 +37,15 @@ def render(volume: Mapping[str, Any]) -> str:
         f"        lun {LUN}",
         f"        scsi_id {volume['serial']}",
         f"        scsi_sn {volume['serial']}",
+        f"        readonly {int(volume['readonly'])}",
         "    </backing-store>",
         # Otherwise the volume is missing after a restart when something, a backup for instance, reads its file.
         "    allow-in-use yes",
     ]
     if volume["chap_user"]:
         lines.append(f"    incominguser {volume['chap_user']} {volume['chap_password']}")
+    if volume["mutual_chap_user"]:
+        lines.append(f"    outgoinguser {volume['mutual_chap_user']} {volume['mutual_chap_password']}")
     lines += [f"    initiator-address {address}" for address in addresses or [NOBODY]]
     lines += [f"    initiator-name {rule}" for rule in volume["initiators"] if rule not in addresses]
     return "\n".join([*lines, "</target>", ""])
@@ -57,8 +60,9 @@ def parse(text: str) -> dict[str, Any] | None:
         volume = json.loads(text[len(HEAD) :].partition("\n")[0])
     except ValueError:
         return None
-    password = PASSWORD.search(text)
-    return {**volume, "iqn": target.group(1), "chap_password": password.group(1) if password else None}
+    passwords = dict(PASSWORD.findall(text))
+    found = {"chap_password": passwords.get("incoming"), "mutual_chap_password": passwords.get("outgoing")}
+    return {"mutual_chap_user": "", **volume, "iqn": target.group(1), **found}
 
 
 class Store:

@@ -107,8 +107,8 @@ def lio_wwid(serial: str) -> str:
 
 
 def tgt_wwid(serial: str) -> str:
-    """The WWID of a volume of tgtd: 3, NAA type 3 (local), and the last 15 digits of the serial as a number."""
-    return f"33{int(serial, 16) & (2**60 - 1):015x}"
+    """The WWID of a volume of tgtd: 3, NAA type 6, and the serial as a number of 31 hexadecimal digits."""
+    return "36" + serial.rjust(31, "0")
 
 
 def refuse_other_portals(name: str, wanted: Sequence[str], have: Sequence[str]) -> None:
@@ -162,21 +162,26 @@ def refuse_stolen_account(
 
     `batch` are the options of all volumes of the task, `saved` our volumes, `targets` what tgtd has.
     """
-    user, password = volume["chap_user"], volume["chap_password"]
-    ours = {}
-    together = {item["name"] for item in batch if item["state"] == "absent" or item["chap_password"] == password}
-    for other in saved:
-        ours[other["iqn"]] = other
-        same = other["chap_user"] == user and other["chap_password"] == password
-        if user and other["chap_user"] == user and not same and other["name"] not in together:
-            raise Refused(
-                f"the CHAP user {user} is shared with volume {other['name']}, which has another secret; "
-                "change both in one task, or use another user",
-                volume=other["name"],
-            )
-    for target in targets:
-        if user and user in target.accounts and target.iqn not in (volume["iqn"], *ours):
-            raise Refused(f"the CHAP user {user} is of target {target.iqn}, which is not ours; use another user")
+    ours = {other["iqn"]: other for other in saved}
+    for kind, other_kind in (("", "mutual_"), ("mutual_", "")):
+        user, password = volume[f"{kind}chap_user"], volume[f"{kind}chap_password"]
+        if not user:
+            continue
+        same_now = [item for item in batch if item["state"] == "absent" or item[f"{kind}chap_password"] == password]
+        together = {item["name"] for item in same_now}
+        for other in ours.values():
+            same = other[f"{kind}chap_user"] == user and other[f"{kind}chap_password"] == password
+            if other[f"{kind}chap_user"] == user and not same and other["name"] not in together:
+                raise Refused(
+                    f"the CHAP user {user} is shared with volume {other['name']}, which has another secret; "
+                    "change both in one task, or use another user",
+                    volume=other["name"],
+                )
+        if user in [other[f"{other_kind}chap_user"] for other in (volume, *ours.values())]:
+            raise Refused(f"the CHAP user {user} is used in the other direction; tgtd has one secret for a user")
+        for target in targets:
+            if user in (*target.accounts, target.outgoing) and target.iqn not in (volume["iqn"], *ours):
+                raise Refused(f"the CHAP user {user} is of target {target.iqn}, which is not ours; use another user")
 
 
 def lets_in(rules: Iterable[str], initiator: str, address: str) -> bool:

@@ -119,7 +119,7 @@ options:
     description:
       - The name of a volume in the same O(thin_pool), of which a new volume is a copy. It is made in a moment, shares
         the blocks that neither has changed, and is independent of it afterwards.
-      - The copy of a volume that is in use is what a guest finds after a power cut. It has a serial and WWID of its own.
+      - The copy of a volume that is in use is what a guest finds after a power cut. Its serial and WWID are its own.
       - Used only when the volume is made.
     type: str
   snapshot_of: &snapshot_of
@@ -177,8 +177,8 @@ options:
   serial: &serial
     description:
       - Serial number of the logical unit, 8 to 31 hexadecimal digits or a UUID. RV(volume.wwid) follows from it, by
-        which initiators recognise the volume, so two volumes with the same one are refused. LIO uses 25 digits of it,
-        tgtd 15.
+        which initiators recognise the volume, so two volumes with the same one are refused. LIO uses its first 25
+        digits; tgtd takes no UUID.
       - It is not changed while somebody is logged in, and on LIO not while the volume is exported.
       - The default is made from the IQN and is always the same for it.
     type: str
@@ -251,7 +251,7 @@ requirements:
 notes:
   - The manuals are on U(https://github.com/open-iscsi/rtslib-fb) and U(https://github.com/fujita/tgt), in
     C(targetcli(8\)), C(tgtd(8\)), C(targets.conf(5\)) and C(lvmthin(7\)).
-  - On LIO our mark is with the data, as an extended attribute of the file or as tags of the logical volume that begin with
+  - On LIO our mark is with the data, an extended attribute of the file or tags of the logical volume that begin with
     C(drover.). Of C(saveconfig.json) only the volume's own parts are written.
   - LIO serves files and logical volumes without a write cache of its own. What was confirmed is on the disk.
   - The environment variable E(TGT_IPC_SOCKET) names another tgtd's socket, as it does for C(tgtadm).
@@ -388,7 +388,7 @@ results:
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Union
+from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as files
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_rules as rules
@@ -401,9 +401,12 @@ from ansible_collections.drover.kvm.plugins.module_utils._volume_lio import LioV
 from ansible_collections.drover.kvm.plugins.module_utils._volume_lvm import check_lvm_name
 from ansible_collections.drover.kvm.plugins.module_utils._volume_tgt import TgtVolume
 
+# The client, open and locked for one run, and what one volume is there. docs/storage.md tells how to add another one.
+BACKENDS: dict[str, tuple[Any, Any]] = {"tgt": (Store, TgtVolume), "lio": (Server, LioVolume)}
+
 FIELDS = (
     Field("name", required=True, check=check_name),
-    Field("backend", choices=("tgt", "lio"), default="tgt"),
+    Field("backend", choices=tuple(BACKENDS), default="tgt"),
     Field("state", choices=("present", "absent"), default="present"),
     Field("iqn", check=check_iqn),
     Field("iqn_prefix", check=check_iqn),
@@ -439,23 +442,20 @@ GIVEN = ("size", *CHAP, "serial", "owner", "vm_uuid", "readonly")
 INNER = ("chap_password", "mutual_chap_password", "saved", "even")
 
 
-San = Union[Store, Server]
-
-
 class IscsiVolume(Resource):
     """A volume of the SAN; what the back end has of it is `volume`."""
 
-    def __init__(self, params: dict[str, Any], client: San) -> None:
+    def __init__(self, params: dict[str, Any], client: Any) -> None:
         super().__init__(params, client)
-        self.volume = LioVolume(client, params) if isinstance(client, Server) else TgtVolume(client, params)
+        self.volume = BACKENDS[params["backend"]][1](client, params)
         self.batch: Sequence[Mapping[str, Any]] = [params]
         self.rescan = False
 
     @classmethod
-    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[San]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """The SAN, locked against other runs."""
-        kind = Server if params["backend"] == "lio" else Store
-        return kind.locked(params["config_directory"])
+        client: AbstractContextManager[Any] = BACKENDS[params["backend"]][0].locked(params["config_directory"])
+        return client
 
     @classmethod
     def review(cls, resources: Sequence[Resource]) -> None:
