@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -232,7 +233,7 @@ class TgtVolume:
             changes.append((f"remove the target {self.iqn}", lambda: self.tgt.delete_target(self.iqn)))
         for user in filter(None, (before["chap_user"], before["mutual_chap_user"])):
             text = f"remove the CHAP user {user} unless another volume has it"
-            changes.append((text, lambda user=user: self.tgt.delete_account(user)))
+            changes.append((text, partial(self.tgt.delete_account, user)))
         if self.asked["remove_data"] and self.file is not None:
             changes.append((f"delete {self.path} and what is in it", Path(self.path).unlink))
         if self.saved:

@@ -470,7 +470,8 @@ class IscsiVolume(Resource):
 
     def read(self) -> State:
         """What is served, and what was saved of it."""
-        return self.volume.look()
+        state: State = self.volume.look()
+        return state
 
     def wanted(self, before: State) -> State:
         """The volume as asked for; what was not given stays."""
