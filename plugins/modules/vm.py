@@ -528,8 +528,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
-from ansible_collections.drover.kvm.plugins.module_utils._domain import power
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -549,6 +550,7 @@ FIELDS = (
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
     Field("tags", type="names", check=check_tags),
+    Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
     Field("autostart", type="bool"),
     Field("force", type="bool", default=False),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),
@@ -579,7 +581,7 @@ class Vm(Resource):
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        files = self._files()
+        files = [] if self.params["state"] != "absent" else self._files() + seeding.left(self.name, self.draft.uuid)
         return {"name": self.name, "state": "absent", "files": files} if files else None
 
     def wanted(self, before: State) -> State:
@@ -604,9 +606,11 @@ class Vm(Resource):
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self._make_files() + self._define(wanted) + self._change_live()
+            steps += self.draft.seeding.make(wanted["uuid"]) + self._make_files()
+            steps += self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
+            steps += self.draft.seeding.eject(self.site.node, self.name, wanted["uuid"])
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps
@@ -633,10 +637,12 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        return steps + [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
+        made = dict.fromkeys(self._files(), file.remove)
+        made.update(dict.fromkeys(seeding.left(self.name, self.draft.uuid), _seed.remove))
+        return steps + [Step(f"delete {path}", partial(call, path, self.draft.uuid)) for path, call in made.items()]
 
     def _files(self) -> list[str]:
-        if self.params["state"] != "absent" or not self.params["remove_disks"]:
+        if not self.params["remove_disks"]:
             return []
         others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
         return plan.removable(self.name, self.draft.uuid, self.draft.paths(), others)
@@ -680,7 +686,9 @@ class Vm(Resource):
 
 def main() -> None:
     """Run the module."""
-    run_module(Vm, FIELDS, items="vms", required_one_of=[("name", "vms")], mutually_exclusive=[("name", "vms")])
+    # Texts of several lines, such as user data, could not be blotted out of the line in the system's log.
+    one = [("name", "vms")]
+    run_module(Vm, FIELDS, items="vms", no_log=True, required_one_of=one, mutually_exclusive=one)
 
 
 if __name__ == "__main__":

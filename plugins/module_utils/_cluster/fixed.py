@@ -73,6 +73,8 @@ def _disks(domain: Mapping[str, Any]) -> list[Obstacle]:
         if disk.get("shared_storage") or not identity:
             continue
         if disk.get("device") in ("cdrom", "floppy"):
+            if disk.get("optional"):
+                continue
             mend = f"eject it (virsh change-media {name} {target} --eject), or put the image on shared storage"
             found.append(Obstacle("local_iso", f"{name} has {identity} of its node in drive {target}", mend))
         else:

@@ -19,6 +19,7 @@ from .._xml import parse, text_of
 from . import disks, live, metadata, power, sheet
 from .declare import declare
 from .facts import domain_facts
+from .seeding import Seeding
 from .site import Site
 
 
@@ -37,6 +38,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
+        self.seeding = Seeding(None, None, self.after)
 
     @property
     def redefined(self) -> bool:
@@ -105,6 +107,8 @@ class Draft:
         if self.params["disks"] is not None:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
+        self.seeding = Seeding(self.params["cloud_init"], self.before, self.after)
+        self.seeding.plan(state, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
