@@ -178,8 +178,9 @@ def run_module(
     if items is not None:
         options = argument_spec(fields, defaults=False)
         spec[items] = {"type": "list", "elements": "dict", "options": options}
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
     secrets = secret_names(fields)
+    # Ansible writes the options to the system's log with the secrets blotted out, but not one of several lines in a list.
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, no_log=bool(secrets), **rules)
     try:
         wanted = _item_params(module.params, fields, items)
         with resource_class.connect(wanted[0] if wanted else module.params) as client:

@@ -284,6 +284,75 @@ options:
         type: list
         elements: str
         version_added: "0.1.0"
+      addresses:
+        description:
+          - The NIC's own addresses, IPv4, IPv6 or only one of them, each with the length of its prefix, such as
+            V(192.0.2.21/24) and V(2001:db8::21/64).
+          - They are told to the guest by O(cloud_init), and kept in the machine's metadata. The node sets nothing, and
+            a guest without cloud-init takes no notice.
+        type: list
+        elements: str
+        version_added: "0.1.0"
+      gateway:
+        description:
+          - The router, or one for IPv4 and one for IPv6. It must be in the network of one of O(nics[].addresses), or
+            link-local such as V(fe80::1).
+        type: list
+        elements: str
+        version_added: "0.1.0"
+      nameservers:
+        description: Addresses of DNS servers, in the order in which the guest asks them.
+        type: list
+        elements: str
+        version_added: "0.1.0"
+  cloud_init: &cloud_init
+    description:
+      - What cloud-init in the guest is given at its first boot, on a small ISO with the label C(CIDATA) in a drive of
+        its own (data source NoCloud). V({}) gives it the name, the identity and the network of the machine.
+      - The network is made of O(nics[].addresses), O(nics[].gateway) and O(nics[].nameservers), each NIC found by its
+        MAC address. Where one NIC has addresses, NICs without them are left alone; where none has, cloud-init does
+        what the image says, mostly DHCP.
+      - The ISO is C(/var/lib/libvirt/images/drover-NAME-seed.iso), for root and the machine's QEMU only. It goes with
+        O(state=absent), with or without O(remove_disks). The machine's metadata has a hash of what is in it, by which
+        a change is seen.
+      - What is changed here reaches the guest at its next start, and only when cloud-init takes it for another machine,
+        that is with a new O(cloud_init.instance_id).
+      - The drive hinders no migration. Where the ISO is missing, libvirt starts the machine with an empty drive; a
+        running guest has read it. The ISO stays on no node that the machine left.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      user_data:
+        description:
+          - Text with a header that cloud-init knows, such as C(#cloud-config) or C(#!/bin/sh).
+          - It is not shown in results, differences and logs. The guest keeps it readable for its root; passwords in it
+            are better hashed.
+        type: str
+      hostname:
+        description:
+          - Name that the guest gives itself.
+          - The default is O(name).
+        type: str
+      instance_id:
+        description:
+          - By it cloud-init knows whether it has been in this guest before. Another one makes it start afresh, new host
+            keys of ssh included.
+          - The default is the UUID of the machine.
+        type: str
+      eject:
+        description:
+          - Whether to take the ISO out of the drive and delete it after the first boot. The module then waits for the
+            guest, which opens the tray when cloud-init is done (by a script among the vendor data, with C(python3),
+            which cloud-init itself needs).
+          - An ISO that was made without it is taken out at once when the machine runs.
+          - A machine that is off keeps it until it was started.
+        type: bool
+        default: false
+      eject_timeout:
+        description:
+          - How long to wait for that, in seconds. When they are over, the module fails, and the ISO stays.
+        type: int
+        default: 900
   tags: &tags
     description:
       - Words kept with the machine, by which it can be chosen and placed.
@@ -345,6 +414,7 @@ options:
       description: *description
       disks: *disks
       nics: *nics
+      cloud_init: *cloud_init
       tags: *tags
       autostart: *autostart
       force: *force
@@ -358,9 +428,11 @@ requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img) for disks of type C(file)
   - C(qemu-block-extra) for disks of type C(iscsi)
+  - C(xorriso) or C(genisoimage) for O(cloud_init)
 notes:
   - The definitions are described on U(https://libvirt.org/formatdomain.html), secrets for CHAP on
-    U(https://libvirt.org/formatsecret.html).
+    U(https://libvirt.org/formatsecret.html), user data on
+    U(https://cloudinit.readthedocs.io/en/latest/explanation/format.html).
   - Files on a file system without extended attributes can't be marked, and are never deleted.
 seealso:
   - module: drover.kvm.iscsi_volume
@@ -452,6 +524,29 @@ EXAMPLES = r"""
         vlan: 400
         anti_spoof: false
 
+- name: A machine with IPv6 only, set up by cloud-init at its first boot
+  drover.kvm.vm:
+    name: wiki1
+    state: running
+    memory: 2GiB
+    vcpus: 2
+    disks:
+      - type: file
+        format: qcow2
+        path: /srv/vms/wiki1.qcow2
+    nics:
+      - bridge: br-int
+        vlan: 100
+        addresses: ["2001:db8:100::21/64"]
+        gateway: fe80::1
+        nameservers: ["2001:db8:100::53"]
+    cloud_init:
+      eject: true
+      user_data: |
+        #cloud-config
+        disable_root: false
+        ssh_authorized_keys: [{{ lookup('file', '~/.ssh/id_ed25519.pub') | to_json }}]
+
 - name: Remove a machine and the files that were made for it
   drover.kvm.vm:
     name: test7
@@ -505,6 +600,12 @@ vm:
       elements: dict
       returned: always
     nics: {description: Its NICs with the suboptions of O(nics)., type: list, elements: dict, returned: always}
+    seed:
+      description:
+        - C(digest), the hash of what O(cloud_init) gave the guest last, and C(medium), the path of the ISO, null when
+          it is out of the drive. Null where nothing was given.
+      type: dict
+      returned: always
 results:
   description: One item per machine, with RV(vm), RV(pending_restart), RV(actions) and C(changed).
   returned: when O(vms) is given
@@ -528,7 +629,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
 from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
@@ -581,7 +681,7 @@ class Vm(Resource):
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        files = [] if self.params["state"] != "absent" else self._files() + seeding.left(self.name, self.draft.uuid)
+        files = self._files() + self.draft.left()
         return {"name": self.name, "state": "absent", "files": files} if files else None
 
     def wanted(self, before: State) -> State:
@@ -606,11 +706,10 @@ class Vm(Resource):
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self.draft.seeding.make(wanted["uuid"]) + self._make_files()
-            steps += self._define(wanted) + self._change_live()
+            steps += self.draft.seeding.make() + self._make_files() + self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
-            steps += self.draft.seeding.eject(self.site.node, self.name, wanted["uuid"])
+            steps += self.draft.seeding.eject(self.site.node)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps
@@ -637,12 +736,11 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        made = dict.fromkeys(self._files(), file.remove)
-        made.update(dict.fromkeys(seeding.left(self.name, self.draft.uuid), _seed.remove))
-        return steps + [Step(f"delete {path}", partial(call, path, self.draft.uuid)) for path, call in made.items()]
+        steps += [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
+        return steps + seeding.removal(self.name, self.draft.uuid)
 
     def _files(self) -> list[str]:
-        if not self.params["remove_disks"]:
+        if self.params["state"] != "absent" or not self.params["remove_disks"]:
             return []
         others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
         return plan.removable(self.name, self.draft.uuid, self.draft.paths(), others)
@@ -686,9 +784,7 @@ class Vm(Resource):
 
 def main() -> None:
     """Run the module."""
-    # Texts of several lines, such as user data, could not be blotted out of the line in the system's log.
-    one = [("name", "vms")]
-    run_module(Vm, FIELDS, items="vms", no_log=True, required_one_of=one, mutually_exclusive=one)
+    run_module(Vm, FIELDS, items="vms", required_one_of=[("name", "vms")], mutually_exclusive=[("name", "vms")])
 
 
 if __name__ == "__main__":

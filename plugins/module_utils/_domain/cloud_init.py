@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._disks.file import seed_path
 from .._fields import Field, between, check_name
-from .._identity import seed_name
 from .._xml import Property, add, add_device, devices, drop, find
 from . import addresses, disks, metadata, nics
 
@@ -115,7 +115,7 @@ def is_out(live: Element) -> bool:
     return found is None or find(found, "source") is None or Property("target/@tray").get(found) == "open"
 
 
-def write(root: Element, options: Mapping[str, Any], directory: str) -> None:
+def write(root: Element, options: Mapping[str, Any]) -> None:
     """Put a seed in its drive when what the VM is told is not what the record says."""
     files = texts(root, options)
     told, before = digest(files), read(root)
@@ -128,7 +128,7 @@ def write(root: Element, options: Mapping[str, Any], directory: str) -> None:
     # Without the file the VM starts all the same, and so it does at the far end of a migration: the drive is empty.
     source = find(found, "source")
     source = add(found, "source") if source is None else source
-    source.attrib.update({"file": f"{directory}/{seed_name(Property('name').get(root))}", "startupPolicy": "optional"})
+    source.attrib.update({"file": seed_path(Property("name").get(root)), "startupPolicy": "optional"})
 
 
 def _drive(root: Element) -> Element:

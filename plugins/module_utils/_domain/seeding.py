@@ -13,10 +13,9 @@ from xml.etree.ElementTree import Element
 from .. import _seed
 from .._disks import file
 from .._errors import Failed
-from .._identity import seed_name
 from .._libvirt import Domain, Node
 from .._resource import Step
-from .._xml import parse, text_of
+from .._xml import Property, parse, text_of
 from . import cloud_init
 
 
@@ -47,17 +46,23 @@ class Seeding:
         if self.leaves:
             told["medium"] = None
 
-    def make(self, uuid: str) -> list[Step]:
+    @property
+    def vm(self) -> tuple[str, str]:
+        """Its name and UUID."""
+        return Property("name").get(self.after), Property("uuid").get(self.after)
+
+    def make(self) -> list[Step]:
         """The step that writes the file."""
         told = cloud_init.read(self.after)
         if self.files is None or told is None:
             return []
-        return [Step(f"make the seed {told['medium']}", partial(_seed.make, told["medium"], uuid, self.files))]
+        return [Step(f"make the seed {told['medium']}", partial(_seed.make, told["medium"], self.vm[1], self.files))]
 
-    def eject(self, node: Node, name: str, uuid: str) -> list[Step]:
+    def eject(self, node: Node) -> list[Step]:
         """The steps that wait for the guest, and take the seed away."""
         if self.options is None or not self.leaves:
             return []
+        name, uuid = self.vm
         steps = [Step(f"take the seed out of {name} and delete it", partial(_take_out, node, name, uuid))]
         if cloud_init.opens(self.after):
             limit = self.options["eject_timeout"]
@@ -67,8 +72,12 @@ class Seeding:
 
 def left(name: str, uuid: str) -> list[str]:
     """The file of this VM's seed, if there is one."""
-    path = f"{file.DIRECTORY}/{seed_name(name)}"
-    return [path] if _seed.mark(path) == uuid else []
+    return _seed.left(file.seed_path(name), uuid)
+
+
+def removal(name: str, uuid: str) -> list[Step]:
+    """The step that deletes it."""
+    return [Step(f"delete {path}", partial(_seed.remove, path, uuid)) for path in left(name, uuid)]
 
 
 def _nothing() -> None:

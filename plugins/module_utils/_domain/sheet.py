@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .._disks import file
 from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
@@ -71,7 +70,7 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
         boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
         nics.write(root, params["nics"], name, bridges, boot)
     if params["cloud_init"] is not None:
-        cloud_init.write(root, params["cloud_init"], file.DIRECTORY)
+        cloud_init.write(root, params["cloud_init"])
     return sizes
 
 
