@@ -179,7 +179,7 @@ def run_module(
         options = argument_spec(fields, defaults=False)
         spec[items] = {"type": "list", "elements": "dict", "options": options}
     secrets = secret_names(fields)
-    # Ansible writes the options to the system's log with the secrets blotted out, but not one of several lines in a list.
+    # Ansible blots secrets out of the options in the system's log, but not those of several lines in a list.
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, no_log=bool(secrets), **rules)
     try:
         wanted = _item_params(module.params, fields, items)
