@@ -40,22 +40,24 @@ SECTOR = 512
 PARTITION_TABLE, LINUX = 446, 0x83
 COMMAND_LINE = (
     "root=/dev/vda1 console=ttyS0 panic=1 no_timer_check nokaslr mitigations=off lpj=4000000 audit=0 nowatchdog "
-    "cryptomgr.notests random.trust_cpu=on systemd.show_status=0 quiet"
+    "cryptomgr.notests random.trust_cpu=on loglevel=4"
 )
 INIT = b"""#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
-$b insmod /virtio_blk.ko
+for module in virtio_blk scsi_common scsi_mod libata libahci ahci cdrom sr_mod; do $b insmod /$module.ko; done
 while [ ! -b /dev/vda1 ]; do $b sleep 0.1; done
 $b mount -t ext4 -o noatime /dev/vda1 /root
 $b mount -o move /dev /root/dev
 exec $b switch_root /root /sbin/init
 """
+# What an initial RAM disk of Debian's own would have loaded too: cloud-init looks for the seed early.
+LOADED = ["virtio_blk", "scsi_common", "scsi_mod", "libata", "libahci", "ahci", "cdrom", "sr_mod"]
 # What cloud-init looks for first; a host key of each kind would take an emulated CPU minutes.
 CLOUD = "datasource_list: [NoCloud, None]\nssh_genkeytypes: [ed25519]\ndisable_root: false\n"
 ENABLED = ["systemd-networkd.service", "ssh.service"]
 MASKED = ["systemd-networkd-wait-online.service", "e2scrub_all.timer", "fstrim.timer", "getty@tty1.service"]
-MODULES = "virtio_net\nahci\nsr_mod\nisofs\n"
+MODULES = "virtio_net\nisofs\n"
 
 
 class CloudGuest:
@@ -111,9 +113,10 @@ class CloudGuest:
     def _disk(self, build: Path, boot: bytes) -> None:
         root, disk = build / "root", build / "disk.raw"
         kernel = bytearray(next((root / "boot").glob("vmlinuz-*")).read_bytes())
-        module = next(root.glob("usr/lib/modules/*/kernel/drivers/block/virtio_blk.ko.xz"))
         files = {"init": INIT, "bin/busybox": (root / "usr/bin/busybox").read_bytes()}
-        files["virtio_blk.ko"] = unsigned(lzma.decompress(module.read_bytes()))
+        for name in LOADED:
+            module = next(root.glob(f"usr/lib/modules/*/kernel/drivers/**/{name}.ko.xz"))
+            files[f"{name}.ko"] = unsigned(lzma.decompress(module.read_bytes()))
         initrd = archive(files, ["sh"], ["dev", "root"])
         run(["truncate", "-s", str(IMAGE_SIZE + SYSTEM_SIZE), str(disk)])
         mkfs = ["mkfs.ext4", "-q", "-F", "-L", "root", "-b", str(BLOCK), "-d", str(root)]
