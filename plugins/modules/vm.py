@@ -317,8 +317,8 @@ options:
         a change is seen.
       - What is changed here reaches the guest at its next start, and only when cloud-init takes it for another machine,
         that is with a new O(cloud_init.instance_id).
-      - A guest that was set up in another way, and has cloud-init, is set up afresh at its next start when this is given
-        for the first time, host keys of ssh included.
+      - A guest that was set up in another way, and has cloud-init, is set up afresh at its next start when this is
+        given for the first time, host keys of ssh included.
       - The drive hinders no migration. Where the ISO is missing, libvirt starts the machine with an empty drive; a
         running guest has read it. The ISO stays on no node that the machine left.
     type: dict

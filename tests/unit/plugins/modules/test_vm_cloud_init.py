@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, facts
@@ -111,13 +112,17 @@ def test_a_seed_is_made_seen_changed_and_deleted_with_its_vm(lab, iso, seed):
     no_secret(result, changed, gone, lab.run(name="web1", state="absent"), iso.said)
 
 
-def test_nothing_shows_what_is_in_it(lab, iso, capsys):
+def test_nothing_shows_what_is_in_it(lab, iso, monkeypatch):
+    logged: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "log", lambda _self, message, log_args=None: logged.append(message))
     items = [{**WEB, "cloud_init": {"user_data": DATA}}, {"name": "web2", "cloud_init": {"user_data": SECRET}}]
     bad = lab.run(vms=items, memory="64MiB", vcpus=1)
     assert "user data begins with #cloud-config" in bad["msg"]
     good = lab.run(vms=items[:1])
     assert good["changed"] and good["invocation"]["module_args"]["vms"][0]["cloud_init"]["user_data"] != DATA
-    no_secret(bad, good, iso.said, lab.node.domain("web1").xml)
+    one = lab.run(**items[0])
+    assert len(logged) == 3
+    no_secret(bad, good, one, logged, iso.said, lab.node.domain("web1").xml)
 
 
 def test_addresses_change_it(lab, iso, seed):
