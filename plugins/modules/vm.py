@@ -784,9 +784,8 @@ class Vm(Resource):
         return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
-        steps = []
-        if self.domain is not None and self.domain.persistent:
-            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
+        defined = self.domain is not None and self.domain.persistent
+        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
         steps += [
             Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
             for store, volume in self._volumes()
@@ -820,8 +819,9 @@ class Vm(Resource):
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
         if self.draft.noted:
-            words = f"change the {' and '.join(self.draft.noted)} of {name} as it runs"
-            steps.append(Step(words, self.draft.write_record))
+            steps.append(
+                Step(f"change the {' and '.join(self.draft.noted)} of {name} as it runs", self.draft.write_record)
+            )
         return steps
 
     def _start(self, uuid: str) -> Step:
