@@ -818,10 +818,8 @@ class Vm(Resource):
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if self.draft.noted:
-            steps.append(
-                Step(f"change the {' and '.join(self.draft.noted)} of {name} as it runs", self.draft.write_record)
-            )
+        if notes := " and ".join(self.draft.noted):
+            steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
 
     def _start(self, uuid: str) -> Step:
