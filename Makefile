@@ -98,10 +98,13 @@ lab-down: install ## Take the lab away
 demo: install ## From bare servers to a drained node, in the lab
 	$(STORIES) env -C ../../.. python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
+# All of them in two lanes, each with a lab (tests/lab/conftest.py); what ARGS choose in one, so that -s shows what they print.
+LANES = $(if $(ARGS),,-n 2 --dist loadgroup)
+
 # The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
 stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
 	$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true
-	$(STORIES) pytest tests/lab --durations=15 $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
+	$(STORIES) pytest tests/lab --durations=15 $(LANES) $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
 		$(LAB) -e lab_name=$(STORY_LAB) -e lab_state=absent >/dev/null || exit; exit $$status
 
 # A run that was killed leaves molecule's note that the nodes exist; destroy takes away both.
@@ -118,10 +121,10 @@ soak: install ## Stories that take long: long limits, nodes that are full VMs; d
 	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure
-	.ci/steps check install docs dist sanity-main units-oldest sanity-newest stories
+	.ci/steps check install docs dist stories --beside sanity-main units-oldest sanity-newest
 
 test-all: ## What test runs, on all Pythons, then molecule
-	.ci/steps check install docs dist sanity-main units sanity-newest stories molecule
+	.ci/steps check install docs dist molecule stories --beside sanity-main units sanity-newest
 
 clean: ## Remove what was built here and this checkout's staged copy; the cache stays
 	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"

@@ -35,10 +35,13 @@ def same(one: Path, other: Path) -> bool:
 
 
 def mirror(checkout: Path, folder: Path) -> None:
-    """Make the folder hold the listed files and nothing else."""
+    """Make the folder hold the listed files and nothing else, but what ansible-test is writing there meanwhile."""
     wanted = listed(checkout)
     kept = {folder / parent for name in wanted for parent in name.parents}
+    output = folder / "tests/output"
     for path in sorted(folder.rglob("*"), reverse=True):
+        if path == output or output in path.parents:
+            continue
         if path.is_dir() and not path.is_symlink():
             if path not in kept:
                 path.rmdir()

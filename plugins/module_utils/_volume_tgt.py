@@ -1,8 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing.
-"""
+"""A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing."""
 
 from __future__ import annotations
 

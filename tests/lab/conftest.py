@@ -6,6 +6,10 @@
 DROVER_LAB_NAME=NAME     which lab (default: drover-test)
 DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
+DROVER_CEPH_LAB=NAME     which lab the stories about Ceph have to themselves (default: drover-ceph)
+
+In two lanes (pytest -n 2 --dist loadgroup) the stories on the site that is set up share one lab, in their order; those
+that begin with bare nodes or bring a lab of their own are in the other lane, whose lab is called NAME-gw1 or so.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
@@ -25,12 +29,26 @@ CANARY = "DROVER-CANARY-7f3a"
 TRAVELLER = "web1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which stories have to follow one another."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        together = next((name for name in ("site", "quorum") if name in names), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
+def lab_name() -> str:
+    """The lab of this lane; the first lane has the name as it was given."""
+    name, lane = os.environ.get("DROVER_LAB_NAME", "drover-test"), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    return name if lane == "gw0" else f"{name}-{lane}"
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A lab that is up. What a killed session left of it is repaired, or taken down when it is of another kind."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
-    found = Lab(os.environ.get("DROVER_LAB_NAME", "drover-test"))
+    found = Lab(lab_name())
     prepared = os.environ.get("DROVER_LAB_PREPARED", "1") != "0"
     if found.settings and found.settings["prepared"] != prepared:
         found.down()
@@ -42,6 +60,13 @@ def lab() -> Iterator[Lab]:
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()
+
+
+@pytest.fixture(scope="session")
+def quorum() -> Iterator[Cluster]:
+    """The nodes of examples/ceph-quorum on a lab of its own: Ceph works, and nothing else is set up."""
+    with example_lab(os.environ.get("DROVER_CEPH_LAB", "drover-ceph"), ROOT / "examples/ceph-quorum") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,8 @@ def _check_lun(value: int) -> int:
     return value
 
 
-def _check_word(value: str) -> str:
+def check_word(value: str) -> str:
+    """The name of a user or a secret."""
     if not WORD.fullmatch(value):
         raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
     return value
@@ -74,12 +75,12 @@ FIELDS = (
     Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
     Field("portal", check=check_portal, place=Portal()),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
-    Field("user", check=_check_word, place=Property("source/auth/@username")),
+    Field("user", check=check_word, place=Property("source/auth/@username")),
     Field(
         "secret",
         # The name of a libvirt secret; what it holds never comes here.
         no_log=False,
-        check=_check_word,
+        check=check_word,
         place=Property("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
     ),
 )
@@ -109,4 +110,8 @@ def _identity(options: dict[str, Any]) -> str | None:
     return f"iscsi:{options['iqn']}/{1 if lun is None else lun}@{options['portal']}"
 
 
-ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity)
+def _complaint(options: dict[str, Any]) -> str | None:
+    return None if options["format"] == "raw" else "a disk of type iscsi has the format raw"
+
+
+ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity, _complaint)
