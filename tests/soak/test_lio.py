@@ -122,7 +122,8 @@ def test_the_initiator_sees_them_by_the_wwid_that_was_told(san: Cluster) -> None
 
 def test_what_is_in_use_is_refused_and_the_rest_does_not_disturb(san: Cluster) -> None:
     removal: dict[str, Any] = {"state": "absent", "remove_data": True}
-    for args in (removal, {"initiators": []}, {"readonly": True}):
+    away: dict[str, Any] = {"initiators": []}
+    for args in (removal, away, {"readonly": True}):
         result = ask(san, args, name="lf")
         assert result["failed"] and HOST in result["msg"] and not result["changed"]
     grown = ask(san, LATER, volumes=VOLUMES, size="96MiB", portals=PORTALS[:1])
