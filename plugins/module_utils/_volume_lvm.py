@@ -58,6 +58,7 @@ class Lvm:
 
     def __init__(self) -> None:
         self._volumes: dict[tuple[str, str], Logical] | None = None
+        self._groups: dict[str, tuple[int, int]] | None = None
 
     def volumes(self) -> dict[tuple[str, str], Logical]:
         """All logical volumes by group and name, as they were after the last change that was made here."""
@@ -68,10 +69,12 @@ class Lvm:
 
     def group(self, name: str) -> tuple[int, int]:
         """Size of an extent, and free space, in bytes. Raises NotFound."""
-        for row in _report("vgs", "vg_name,vg_extent_size,vg_free"):
-            if row["vg_name"] == name:
-                return int(row["vg_extent_size"]), int(row["vg_free"])
-        raise NotFound(f"there is no volume group {name} on this machine", vg=name)
+        if self._groups is None:
+            rows = _report("vgs", "vg_name,vg_extent_size,vg_free")
+            self._groups = {row["vg_name"]: (int(row["vg_extent_size"]), int(row["vg_free"])) for row in rows}
+        if name not in self._groups:
+            raise NotFound(f"there is no volume group {name} on this machine", vg=name)
+        return self._groups[name]
 
     def create(self, vg: str, name: str, size: int, mark: Mapping[str, Any], pool: str | None = None) -> None:
         """A new volume of so many bytes, thin when a pool is given."""
@@ -117,7 +120,7 @@ class Lvm:
         try:
             run(argv, timeout=300)
         finally:
-            self._volumes = None
+            self._volumes = self._groups = None
 
 
 def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
