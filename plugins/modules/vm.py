@@ -346,6 +346,8 @@ options:
           - Whether to take the ISO out of the drive and delete it after the first boot. The module then waits for the
             guest, which opens the tray when cloud-init is done (by a script among the vendor data, with C(python3),
             which cloud-init itself needs).
+          - The same script makes C(/etc/cloud/cloud-init.disabled) in the guest, so that later boots, which find no
+            ISO, leave everything as it is. Remove that file in the guest to have another ISO read.
           - An ISO that was made without it is taken out at once when the machine runs.
           - A machine that is off keeps it until it was started.
         type: bool
