@@ -109,8 +109,11 @@ options:
         description:
           - V(iscsi) is a logical unit of an iSCSI target, to which QEMU itself logs in. The node needs no session.
           - V(file) is a file on the node.
+          - V(rbd) is an image of a Ceph cluster, which QEMU itself opens. It is made by this module with the rights
+            that role P(drover.kvm.ceph_client#role) gives the node. A machine is not started while a client has its
+            image open, as Ceph itself would let both write.
         type: str
-        choices: [iscsi, file]
+        choices: [iscsi, file, rbd]
         required: true
       target:
         description:
@@ -132,7 +135,7 @@ options:
       format:
         description:
           - Format of a file; it is never guessed. Required for a new disk of O(disks[].type=file) that is no cdrom.
-          - It is V(raw) for iSCSI.
+          - It is V(raw) for iSCSI and RBD.
         type: str
         choices: [raw, qcow2]
       serial:
@@ -146,13 +149,17 @@ options:
         type: bool
       size:
         description:
-          - Size of a file, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is no file.
-          - A bigger size grows the file, at once in a running machine too. A smaller one is refused.
-          - The size of an iSCSI volume is the matter of M(drover.kvm.iscsi_volume).
+          - Size of a file or image, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is
+            none, unless O(disks[].source) tells it.
+          - A bigger size grows it, and a running machine has it at once. A smaller one is refused.
+          - An iSCSI volume is made and grown by M(drover.kvm.iscsi_volume). With the new size here, a running machine
+            is told of it; one that is off finds it when it starts.
         type: str
       source:
         description:
-          - Image on the SAN from which the volume is made. It is for filter P(drover.kvm.iscsi_volumes#filter), which
+          - What a new volume starts as. It says nothing about one that is there.
+          - With O(disks[].type=rbd) a protected snapshot, V(POOL/IMAGE@SNAPSHOT). The image is a clone of it.
+          - With O(disks[].type=iscsi) an image on the SAN. It is for filter P(drover.kvm.iscsi_volumes#filter), which
             runs before; this module does not use it. With O(disks[].type=file) it is refused.
         type: path
       iqn:
@@ -178,12 +185,34 @@ options:
       user:
         description:
           - CHAP user. It goes with O(disks[].secret).
+          - With O(disks[].type=rbd) the user of Ceph, without C(client.). The default is V(libvirt).
         type: str
       secret:
         description:
           - Usage name of the libvirt secret (of type C(iscsi)) with the CHAP password. Each node that runs the machine
             needs it.
+          - With O(disks[].type=rbd) that of the secret (of type C(ceph)) with the user's key. The default is C(client.)
+            and the user.
         type: str
+      pool:
+        description:
+          - Pool of Ceph. Required for a new disk of O(disks[].type=rbd).
+        type: str
+      namespace:
+        description:
+          - Namespace in the pool. By default there is none.
+        type: str
+      image:
+        description:
+          - Name of the image. One that is there already is used as it is.
+          - The default is C(drover-NAME-NUMBER), with the place in the list, from 0, as number.
+        type: str
+      monitors:
+        description:
+          - Addresses of the cluster's monitors, with the port unless it is 6789, such as V(10.231.5.21).
+          - The default are those in C(/etc/ceph/ceph.conf) of the node, or in the first other file C(*.conf) there.
+        type: list
+        elements: str
       path:
         description:
           - Path of the file, in a folder that exists. It must not be one of the operating system's.
@@ -381,9 +410,10 @@ options:
     type: int
   remove_disks: &remove_disks
     description:
-      - With O(state=absent), also delete the files of its disks, after the definition is gone.
-      - Only files that this module made are deleted (they carry the UUID in the extended attribute C(user.drover.vm)),
-        and only those that no other machine has, here or on a peer.
+      - With O(state=absent), also delete the files of its disks, after the definition is gone. Images of Ceph that
+        nobody has open are moved to the trash of their pool, from where C(rbd trash restore) brings them back.
+      - Only what this module made is deleted (it carries the UUID in the extended attribute C(user.drover.vm), or in
+        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer.
       - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
       - The default is V(false).
     type: bool
@@ -431,7 +461,8 @@ extends_documentation_fragment:
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img) for disks of type C(file)
-  - C(qemu-block-extra) for disks of type C(iscsi)
+  - C(qemu-block-extra) for disks of type C(iscsi) and C(rbd)
+  - C(python3-rados) and C(python3-rbd) for disks of type C(rbd)
   - C(xorriso) or C(genisoimage) for O(cloud_init)
 notes:
   - The definitions are described on U(https://libvirt.org/formatdomain.html), secrets for CHAP on
@@ -440,6 +471,8 @@ notes:
   - Files on a file system without extended attributes can't be marked, and are never deleted.
 seealso:
   - module: drover.kvm.iscsi_volume
+  - module: drover.kvm.ceph_pool
+  - module: drover.kvm.ceph_user
   - module: drover.kvm.migrate
   - module: drover.kvm.vm_info
   - plugin: drover.kvm.vm_sheet
@@ -481,6 +514,21 @@ EXAMPLES = r"""
         format: qcow2
         size: 100GiB
   register: db1
+
+- name: A machine on Ceph, as a clone of a template
+  drover.kvm.vm:
+    name: web2
+    state: running
+    memory: 4GiB
+    vcpus: 4
+    disks:
+      - type: rbd
+        pool: vms
+        source: vms/debian-13@base
+        size: 40GiB
+    nics:
+      - bridge: br-int
+        vlan: 100
 
 - name: Restart it in the night, when something waits for that
   drover.kvm.vm:
@@ -599,7 +647,7 @@ vm:
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}
     disks:
-      description: Its disks, with the suboptions of O(disks); C(size) in bytes where files were looked at.
+      description: Its disks, with the suboptions of O(disks); C(size) in bytes, null where it is not known.
       type: list
       elements: dict
       returned: always
@@ -633,7 +681,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks import file, plan
+from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
+from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
 from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
@@ -680,13 +729,13 @@ class Vm(Resource):
             yield Site(node)
 
     def read(self) -> State:
-        """The VM's sheet, power state, and what waits for the next start; or the files that it left."""
+        """The VM's sheet, power state, and what waits for the next start; or the volumes that it left."""
         self.domain = self.site.domain(self.name)
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        files = self._files() + self.draft.left()
-        return {"name": self.name, "state": "absent", "files": files} if files else None
+        volumes = [volume.name for _store, volume in self._volumes()] + self.draft.left()
+        return {"name": self.name, "state": "absent", "volumes": volumes} if volumes else None
 
     def wanted(self, before: State) -> State:
         """The definition edited in place. Asks the node and its peers whether it may be, and may start."""
@@ -699,18 +748,18 @@ class Vm(Resource):
             old = set() if self.draft.before is None else claims_of(self.draft.before)
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
             if self.act == "start":
-                self.admission.start(held, state["uuid"])
+                self.admission.start(held, state["uuid"], self.draft.check_free)
             self.admission.plan(held, runs=state["state"] == "running")
             self.planned = True
         return state
 
     def steps(self, before: State, wanted: State) -> list[Step]:
-        """Power off, files, definition, live changes, power on; or the removal."""
+        """Power off, volumes, definition, live changes, power on; or the removal."""
         steps = self._power_off()
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self.draft.seeding.make() + self._make_files() + self._define(wanted) + self._change_live()
+            steps += self.draft.seeding.make() + self._make_volumes() + self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
             steps += self.draft.seeding.eject(self.site.node)
@@ -740,23 +789,24 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        steps += [Step(f"delete {path}", partial(file.remove, path, self.draft.uuid)) for path in self._files()]
+        steps += [
+            Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
+            for store, volume in self._volumes()
+        ]
         return steps + seeding.removal(self.name, self.draft.uuid)
 
-    def _files(self) -> list[str]:
+    def _volumes(self) -> list[tuple[Store, Volume]]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
             return []
         others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
-        return plan.removable(self.name, self.draft.uuid, self.draft.paths(), others)
+        return self.draft.removable(others)
 
-    def _make_files(self) -> list[Step]:
-        return [Step(change.words, partial(self._make_file, change)) for change in self.draft.files]
+    def _make_volumes(self) -> list[Step]:
+        return [Step(change.words, partial(self._make_volume, change)) for change in self.draft.volumes]
 
-    def _make_file(self, change: plan.Change) -> None:
-        if self.draft.uses(change.target):
-            self.site.node.block_resize(self.name, change.target, change.size)
-        elif not change.apply(self.draft.uuid):
-            self.warnings.append(f"{change.path} could not be marked as ours; remove_disks will not remove it")
+    def _make_volume(self, change: Change) -> None:
+        if not change.apply(self.draft.uuid, partial(self.site.node.block_resize, self.name)):
+            self.warnings.append(f"{change.name} could not be marked as ours; remove_disks will not remove it")
 
     def _define(self, wanted: Mapping[str, Any]) -> list[Step]:
         node, steps = self.site.node, []
@@ -782,7 +832,7 @@ class Vm(Resource):
 
     def _really_start(self, uuid: str) -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.
-        self.admission.start(claims_of(self.draft.after), uuid)
+        self.admission.start(claims_of(self.draft.after), uuid, self.draft.check_free)
         self.site.node.start(self.name)
 
 

@@ -9,8 +9,10 @@ domain is gone; where a file system has no such attributes, a file has no mark a
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -20,9 +22,11 @@ from .._fields import Field
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
-from .kind import Kind
+from .kind import Kind, Store, Volume
 
 MARK = "user.drover.vm"
+# Beside the mark: the file is a copy that no VM uses yet.
+UNFINISHED = "user.drover.copy"
 DIRECTORY = "/var/lib/libvirt/images"
 SYSTEM = ("", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 
@@ -66,15 +70,32 @@ def _identity(options: dict[str, Any]) -> str | None:
     return f"file:{options['path']}" if options.get("path") else None
 
 
-FILE = Kind("file", FIELDS, ("format", "path"), _recognises, _source, _fill, _identity)
+def _complaint(options: dict[str, Any]) -> str | None:
+    return "a file can't be made from a source yet; put the image at its path" if options.get("source") else None
 
 
-def inspect(path: str, image_format: str, cdrom: bool = False) -> dict[str, Any] | None:
-    """Size in bytes, backing file and mark of an image; None when there is no file.
+def inspect(options: Mapping[str, Any]) -> Volume | None:
+    """The image behind a disk; None when there is no file.
 
     Raises Refused for what must not become a disk: devices, the operating system's files. The format is never guessed:
     a guest can write any header into a raw disk.
     """
+    path, image_format = options.get("path"), options.get("format") or "raw"
+    if not path:
+        return None
+    status = _status(path, options.get("device") == "cdrom")
+    if status is None:
+        return None
+    identity, mark = f"file:{path}", read_mark(path)
+    if image_format == "raw":
+        return Volume(identity, status.st_size, mark)
+    facts = run_json(["qemu-img", "info", "--force-share", "-f", image_format, "--output=json", path])
+    data = facts.get("format-specific", {}).get("data", {})
+    backing = facts.get("backing-filename") or data.get("data-file")
+    return Volume(identity, int(facts["virtual-size"]), mark, backing)
+
+
+def _status(path: str, cdrom: bool) -> os.stat_result | None:
     real = Path(path).resolve()
     # Images of installation media come with packages, below /usr.
     if (real.parts[1:2] or ("",))[0] in [name for name in SYSTEM if not (cdrom and name == "usr")]:
@@ -87,24 +108,27 @@ def inspect(path: str, image_format: str, cdrom: bool = False) -> dict[str, Any]
         raise Failed(f"{path} can't be looked at: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"{path} is not a regular file")
-    if image_format == "raw":
-        return {"size": status.st_size, "backing": None, "mark": read_mark(path)}
-    facts = run_json(["qemu-img", "info", "--force-share", "-f", image_format, "--output=json", path])
-    data = facts.get("format-specific", {}).get("data", {})
-    backing = facts.get("backing-filename") or data.get("data-file")
-    return {"size": facts["virtual-size"], "backing": backing, "mark": read_mark(path)}
+    return status
 
 
-def create(path: str, image_format: str, size: int, uuid: str) -> bool:
+def check_new(options: Mapping[str, Any]) -> int | None:
+    """Raise Invalid where no file can be made. It has no source that could tell a size."""
+    folder = Path(options["path"]).parent
+    if not folder.is_dir():
+        raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    return None
+
+
+def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:
     """Make an empty image that carries our mark; never over a file that is there. False when it can't be marked."""
+    path = options["path"]
     part = f"{path}.part"
-    if not Path(path).parent.is_dir():
-        raise Invalid(f"the folder {Path(path).parent} does not exist; make it, or mount what belongs there")
+    check_new(options)
     Path(part).unlink(missing_ok=True)
-    run(["qemu-img", "create", "-q", "-f", image_format, part, str(size)])
+    run(["qemu-img", "create", "-q", "-f", options["format"], part, str(size)])
     # libvirt gives the file to QEMU's user when the VM starts; nobody else has to read a guest's data.
     Path(part).chmod(0o600)
-    marked = _write_mark(part, uuid)
+    marked = _write_mark(part, MARK, uuid) and (not unfinished or _write_mark(part, UNFINISHED, "1"))
     try:
         # A hard link fails where a file appeared meanwhile; a rename would replace it.
         os.link(part, path)
@@ -115,9 +139,9 @@ def create(path: str, image_format: str, size: int, uuid: str) -> bool:
     return marked
 
 
-def grow(path: str, image_format: str, size: int) -> None:
+def grow(options: Mapping[str, Any], size: int) -> None:
     """Make an image bigger that no guest uses."""
-    run(["qemu-img", "resize", "-q", "-f", image_format, path, str(size)])
+    run(["qemu-img", "resize", "-q", "-f", options["format"], options["path"], str(size)])
 
 
 def read_mark(path: str) -> str | None:
@@ -128,23 +152,58 @@ def read_mark(path: str) -> str | None:
         return None
 
 
-def _write_mark(path: str, uuid: str) -> bool:
+def is_unfinished(path: str, uuid: str) -> bool:
+    """Whether the file is a copy for this VM that was begun and not finished."""
     try:
-        os.setxattr(path, MARK, uuid.encode())
+        return read_mark(path) == uuid and bool(os.getxattr(path, UNFINISHED))
+    except OSError:
+        return False
+
+
+def finish(path: str) -> None:
+    """The copy is a VM's disk now. Raises Failed."""
+    try:
+        os.removexattr(path, UNFINISHED)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise Failed(f"{path} can't be marked as finished: {error.strerror}") from None
+
+
+def room(path: str) -> int:
+    """The bytes that are free where the file lies, or would lie. Raises Invalid."""
+    check_new({"path": path})
+    found = os.statvfs(Path(path).parent)
+    return found.f_bavail * found.f_frsize
+
+
+def _write_mark(path: str, name: str, text: str) -> bool:
+    try:
+        os.setxattr(path, name, text.encode())
     except OSError:
         return False
     return True
 
 
-def marked_files(vm: str, uuid: str, paths: list[str]) -> list[str]:
-    """The files with this VM's mark: of the paths given, and those named after the VM in our own folder."""
+def marked(vm: str, uuid: str, disks: Iterable[Mapping[str, Any]]) -> list[Volume]:
+    """The files with this VM's mark: of the disks given, and those named after the VM in our own folder."""
+    paths = [str(disk["path"]) for disk in disks if disk.get("path")]
     named = [str(path) for path in Path(DIRECTORY).glob(f"{volume_name(vm, 0)[:-1]}*")]
     real = {str(Path(path).resolve()) for path in [*paths, *named]}
-    return sorted(path for path in real if read_mark(path) == uuid)
+    return [Volume(f"file:{path}", Path(path).stat().st_size, uuid) for path in sorted(real) if read_mark(path) == uuid]
 
 
-def remove(path: str, uuid: str) -> None:
+def remove(identity: str, uuid: str) -> None:
     """Delete a file; looks at the mark once more."""
+    path = identity[len("file:") :]
     if read_mark(path) != uuid:
         raise Refused(f"{path} no longer carries the mark of this VM; it was left as it is")
     Path(path).unlink()
+
+
+def canonical(identity: str) -> str:
+    """The file itself, whatever links lead to it."""
+    return f"file:{Path(identity[len('file:') :]).resolve()}"
+
+
+STORE = Store(inspect, check_new, create, grow, marked, remove, canonical)
+FILE = Kind("file", FIELDS, ("format", "path"), _recognises, _source, _fill, _identity, _complaint, STORE)

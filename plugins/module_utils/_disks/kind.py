@@ -6,10 +6,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._fields import Field
+
+Options = dict[str, Any]
+
+
+class Volume(NamedTuple):
+    """What a store holds for one disk.
+
+    `identity` is the disk's, `size` in bytes, `mark` the UUID of the VM for which we made it, `backing` what it is
+    based on.
+    """
+
+    identity: str
+    size: int
+    mark: str | None = None
+    backing: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The volume for people: its identity without the kind."""
+        return self.identity.partition(":")[2]
+
+
+def _nothing(_options: Options) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Store:
+    """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
+
+    - `inspect`: the volume, or None when there is none. Raises Refused for what must not become a disk.
+    - `check_new`: raises Invalid when no volume could be made there (a folder that is missing). Returns the size of
+      `options["source"]` where it can tell.
+    - `create` (options, size, UUID): makes it with our mark, never over one that is there; False when it can't be
+      marked. `options["source"]` is what it starts as; without one it is empty. `size` None means that of the source.
+    - `grow` (options, size): makes it bigger.
+    - `marked` (VM, UUID, disks): the volumes that carry this VM's mark, of the disks given and of its usual names.
+    - `remove` (identity, UUID): deletes one; looks at the mark, and at who has it open, once more.
+    - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
+    - `canonical`: the one spelling of an identity that has several.
+    - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
+    """
+
+    inspect: Callable[[Options], Volume | None]
+    check_new: Callable[[Options], int | None]
+    create: Callable[[Options, int | None, str], bool]
+    grow: Callable[[Options, int], None]
+    marked: Callable[[str, str, list[Options]], list[Volume]]
+    remove: Callable[[str, str], None]
+    canonical: Callable[[str], str] = str
+    grows_open: bool = False
+    check_free: Callable[[Options], object] = _nothing
 
 
 @dataclass(frozen=True)
@@ -18,7 +70,9 @@ class Kind:
 
     `fields` are its own options, `needs` those without which a new disk can't be. `recognises` tells its disks in
     domain XML, `source` makes the empty XML of a new one, `fill` (options, VM's name, the disk's number) completes the
-    options of a new one, and `identity` is the name by which the storage is the same on every node.
+    options of a new one, and `identity` is the name by which the storage is the same on every node. `complaint` says
+    what speaks against the options of a new disk. A kind without a `store` has volumes that another module makes; a
+    running VM is still told when one of them has grown.
     """
 
     name: str
@@ -26,5 +80,11 @@ class Kind:
     needs: tuple[str, ...]
     recognises: Callable[[Element], bool]
     source: Callable[[], Element]
-    fill: Callable[[dict[str, Any], str, int], dict[str, Any]]
-    identity: Callable[[dict[str, Any]], str | None]
+    fill: Callable[[Options, str, int], Options]
+    identity: Callable[[Options], str | None]
+    complaint: Callable[[Options], str | None] = _nothing
+    store: Store | None = None
+
+    def volume_name(self, options: Options) -> str:
+        """The volume of a disk, for people."""
+        return str(self.identity(options)).partition(":")[2]

@@ -1,107 +1,169 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is to do with the files behind a VM's disks: make, grow, remove. Looks at the node's files, changes nothing."""
+"""What is to do with the volumes behind a VM's disks: make, grow, remove. Looks at them, changes nothing.
+
+`kinds` are the kinds of storage by name; `capacity` tells how big a running VM's QEMU takes a disk for, in bytes, by
+its target, and None for a disk that no QEMU has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from .._errors import Invalid, Refused
 from .._fields import size_text
-from . import file
+from .kind import Kind, Options, Store, Volume
+
+Kinds = Mapping[str, Kind]
+Capacity = Callable[[str], "int | None"]
+# What makes volumes of another kind may round them up to whole extents of LVM.
+EXTENT = 4 * 2**20
 
 
 class Change(NamedTuple):
-    """A file to `create` or to `grow`, for the disk `target`; `size` in bytes."""
+    """A volume to `create` or to `grow`, or a running VM's disk to `resize`; `size` in bytes."""
 
     verb: str
-    target: str
-    path: str
-    format: str
-    size: int
+    kind: Kind
+    disk: Options
+    size: int | None
+
+    @property
+    def name(self) -> str:
+        """The volume, for people."""
+        return self.kind.volume_name(self.disk)
 
     @property
     def words(self) -> str:
         """The change in words."""
-        return f"{self.verb} {self.path} ({self.format}, {size_text(self.size)})"
+        size = "the size of its source" if self.size is None else size_text(self.size)
+        if self.verb == "resize":
+            return f"grow {self.disk['target']} as it runs to {size}"
+        return f"{self.verb} {self.name} ({self.disk['format']}, {size})"
 
-    def apply(self, uuid: str) -> bool:
-        """Make or grow the file, which no running VM uses; False when a new one could not be marked."""
-        if self.verb == "create":
-            return file.create(self.path, self.format, self.size, uuid)
-        file.grow(self.path, self.format, self.size)
+    def apply(self, uuid: str, resize: Callable[[str, int], None]) -> bool:
+        """Do it, with `resize` for a running VM's disk; False when a new volume could not be marked."""
+        store = self.kind.store
+        if self.verb == "create" and store:
+            return store.create(self.disk, self.size, uuid)
+        if self.verb == "grow" and store and self.size:
+            store.grow(self.disk, self.size)
+        elif self.size:
+            resize(self.disk["target"], self.size)
         return True
 
 
-def measure(disks: Iterable[dict[str, Any]]) -> None:
-    """Write the size, in bytes, of each disk that is a file into its options; None where there is no file."""
+def measure(kinds: Kinds, disks: Iterable[Options], capacity: Capacity) -> None:
+    """Write the size of each disk, in bytes, into its options; None where nobody here can tell."""
     for disk in disks:
-        if disk["type"] == "file":
-            found = _inspect(disk)
-            disk["size"] = found["size"] if found else None
+        store = kinds[disk["type"]].store
+        volume = store.inspect(disk) if store else None
+        disk["size"] = volume.size if volume else None if store else capacity(disk["target"])
 
 
-def plan(disks: Iterable[dict[str, Any]], present: set[str], sizes: Mapping[str, int], uuid: str) -> list[Change]:
-    """The changes that give each disk its declared size (`sizes` by target), which is written into its options.
+def plan(
+    kinds: Kinds,
+    disks: Iterable[Options],
+    declared: Mapping[str, Mapping[str, Any]],
+    present: set[str],
+    uuid: str,
+    capacity: Capacity,
+) -> list[Change]:
+    """The changes that give each disk its declared size (`declared` by target), which is written into its options.
 
     `present` are the targets that the VM already has. Raises Invalid and Refused.
     """
     changes = []
     for disk in disks:
-        if disk["type"] == "file" and disk["path"]:
-            disk["size"] = _size(disk, present, sizes.get(disk["target"]), uuid)
-            found = _inspect(disk)
-            verb = "create" if found is None else "grow"
-            if found is None or found["size"] < disk["size"]:
-                changes.append(Change(verb, disk["target"], disk["path"], disk["format"], disk["size"]))
+        kind, given = kinds[disk["type"]], declared.get(disk["target"], {})
+        wanted = given.get("size")
+        seen = capacity(disk["target"]) if wanted else None
+        if kind.store is None:
+            changes += _told(kind, disk, wanted, seen)
+        elif kind.identity(disk):
+            source = {"source": given.get("source")}
+            volume, disk["size"] = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
+            changes += _changes(kind, {**disk, **source}, volume, seen)
     return changes
 
 
-def _inspect(disk: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not disk["path"]:
-        return None
-    return file.inspect(disk["path"], disk["format"] or "raw", disk["device"] == "cdrom")
+def _told(kind: Kind, disk: Options, wanted: int | None, seen: int | None) -> list[Change]:
+    """A running VM learns how big the volume has become that another module grew."""
+    if not wanted or seen is None:
+        return []
+    if seen - wanted >= EXTENT:
+        raise Refused(_cut(f"{disk['target']}, {kind.identity(disk)},", seen, wanted))
+    disk["size"] = max(seen, wanted)
+    return [Change("resize", kind, disk, wanted)] if wanted > seen else []
 
 
-def _size(disk: Mapping[str, Any], present: set[str], wanted: int | None, uuid: str) -> int:
-    path, found = disk["path"], _inspect(disk)
-    if found is None:
-        return _size_of_new(disk, present, wanted)
-    if disk["target"] not in present:
-        if found["backing"]:
-            raise Refused(f"{path} is based on {found['backing']}; such a file can't be added to a VM yet")
-        if found["mark"] not in (None, uuid):
-            raise Refused(f"{path} was made for another VM, with the UUID {found['mark']}")
-    if wanted is not None and wanted < found["size"]:
-        raise Refused(f"{path} has {found['size']} bytes; to make it smaller ({wanted}) would cut off what is in it")
-    return int(found["size"] if wanted is None else wanted)
+def _cut(name: str, size: int, wanted: int) -> str:
+    return f"{name} has {size} bytes; to make it smaller ({wanted}) would cut off what is in it"
 
 
-def _size_of_new(disk: Mapping[str, Any], present: set[str], wanted: int | None) -> int:
-    path = disk["path"]
-    if disk["target"] in present:
-        raise Refused(f"{path}, disk {disk['target']}, is missing; is the file system mounted on which it lies?")
+def _changes(kind: Kind, disk: Options, volume: Volume | None, seen: int | None) -> list[Change]:
+    size = disk["size"]
+    if volume is None:
+        return [Change("create", kind, disk, size)]
+    verbs = []
+    if size and volume.size < size and (seen is None or (kind.store and kind.store.grows_open)):
+        verbs.append("grow")
+    if size and seen is not None and seen < size:
+        verbs.append("resize")
+    return [Change(verb, kind, disk, size) for verb in verbs]
+
+
+def _checked(
+    kind: Kind, disk: Options, present: bool, wanted: int | None, uuid: str
+) -> tuple[Volume | None, int | None]:
+    """The volume that may become or stay the VM's disk, None where a new one can be made; and its size then."""
+    volume = kind.store.inspect(disk) if kind.store else None
+    if volume is None:
+        return None, _check_new(kind, disk, present, wanted)
+    if not present and volume.backing:
+        raise Refused(f"{volume.name} is based on {volume.backing}; such a file can't be added to a VM yet")
+    if not present and volume.mark not in (None, uuid):
+        raise Refused(f"{volume.name} was made for another VM, with the UUID {volume.mark}")
+    if wanted is not None and wanted < volume.size:
+        raise Refused(_cut(volume.name, volume.size, wanted))
+    return volume, volume.size if wanted is None else wanted
+
+
+def _check_new(kind: Kind, disk: Options, present: bool, wanted: int | None) -> int | None:
+    name = kind.volume_name(disk)
+    if present:
+        raise Refused(f"{name}, disk {disk['target']}, is missing; is the file system mounted on which it lies?")
     if disk["device"] == "cdrom":
-        raise Invalid(f"{path} does not exist; a cdrom needs an image")
-    if wanted is None:
-        raise Invalid(f"{path} does not exist, and without size it can't be made", option="disks")
-    if not Path(path).parent.is_dir():
-        raise Invalid(f"the folder {Path(path).parent} does not exist; make it, or mount what belongs there")
-    return wanted
+        raise Invalid(f"{name} does not exist; a cdrom needs an image")
+    if wanted is None and not disk["source"]:
+        raise Invalid(f"{name} does not exist, and without size it can't be made", option="disks")
+    told = kind.store.check_new({**disk, "size": wanted}) if kind.store else None
+    return told if wanted is None else wanted
 
 
-def removable(vm: str, uuid: str, paths: Iterable[str], others: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """The files that we made for this VM. Raises Refused when another domain (`others`: surveys by node) has one."""
-    files = file.marked_files(vm, uuid, list(paths))
+def removable(
+    kinds: Kinds, vm: str, uuid: str, disks: Iterable[Options], others: Mapping[str, list[dict[str, Any]]]
+) -> list[tuple[Store, Volume]]:
+    """The volumes that we made for this VM, each with its store.
+
+    Raises Refused when another domain (`others`: surveys by node) has one.
+    """
+    known = list(disks)
+    found: list[tuple[Store, Volume]] = []
+    for kind in kinds.values():
+        if kind.store:
+            own = [disk for disk in known if disk["type"] == kind.name]
+            for volume in kind.store.marked(vm, uuid, own):
+                _check_unused(kind, vm, volume, others)
+                found.append((kind.store, volume))
+    return found
+
+
+def _check_unused(kind: Kind, vm: str, volume: Volume, others: Mapping[str, list[dict[str, Any]]]) -> None:
     for node, domains in others.items():
         for other in domains:
-            held = {
-                str(Path(name[len("file:") :]).resolve()) for kind, name in other["claims"] if name.startswith("file:")
-            }
-            shared = sorted(held & set(files))
-            if shared and other["name"] != vm:
-                raise Refused(f"{shared[0]} is also a disk of {other['name']} on {node}; it is not removed")
-    return files
+            held = [str(name) for _kind, name in other["claims"] if name.startswith(f"{kind.name}:")]
+            if other["name"] != vm and kind.store and volume.identity in map(kind.store.canonical, held):
+                raise Refused(f"{volume.name} is also a disk of {other['name']} on {node}; it is not removed")

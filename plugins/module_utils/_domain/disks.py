@@ -13,19 +13,21 @@ from xml.etree.ElementTree import Element
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
 from .._disks.kind import Kind
+from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
 SEED = "ua-drover-seed"  # libvirt keeps names that begin with ua- for us
 
 
-def _check_target(value: str) -> str:
+def check_target(value: str) -> str:
+    """The name of a disk on its bus."""
     if not TARGET.fullmatch(value):
         raise ValueError(f"{value!r} is not the name of a guest's disk; write vda, vdb, sda ...")
     return value
@@ -44,7 +46,7 @@ def _check_size(value: int) -> int:
 
 
 COMMON = (
-    Field("target", check=_check_target, place=Property("target/@dev")),
+    Field("target", check=check_target, place=Property("target/@dev")),
     Field("device", choices=("disk", "cdrom"), place=Property("@device")),
     Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
@@ -96,10 +98,11 @@ def filled(wanted: Sequence[Mapping[str, Any]], vm: str) -> list[dict[str, Any]]
     return result
 
 
-def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, int]:
+def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, Mapping[str, Any]]:
     """Make the disks of the definition exactly these; kinds that this module does not know stay.
 
-    A disk is found by its target, else by its storage. Returns the declared sizes by target. Raises Invalid, Refused.
+    A disk is found by its target, else by its storage. Returns the disks as declared, by target: size and source are
+    no part of a definition. Raises Invalid, Refused.
     """
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
@@ -108,16 +111,15 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     for disk in present:
         if parent is not None and not any(disk is other for other in kept):
             drop(parent, disk)
-    sizes: dict[str, int] = {}
+    declared: dict[str, Mapping[str, Any]] = {}
     for place, (given, options, found) in enumerate(pairs):
         if found is None:
             _add(root, options, f"disks[{place}]")
         else:
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
-        if given.get("size"):
-            sizes[options["target"]] = given["size"]
-    return sizes
+        declared[options["target"]] = given
+    return declared
 
 
 def is_seed(disk: Element) -> bool:
@@ -170,10 +172,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     missing = [name for name in kind.needs if options.get(name) is None]
     if missing and not (options["device"] == "cdrom" and missing == ["path"]):
         raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
-    if kind.name == "file" and options.get("source"):
-        raise Invalid(f"{where}: a file can't be made from a source yet; put the image at its path", option=where)
-    if kind.name == "iscsi" and options["format"] != "raw":
-        raise Invalid(f"{where}: a disk of type iscsi has the format raw", option=where)
+    complaint = kind.complaint(options)
+    if complaint:
+        raise Invalid(f"{where}: {complaint}", option=where)
     if bool(options.get("user")) != bool(options.get("secret")):
         raise Invalid(f"{where}: user and secret go together", option=where)
     cdrom = options["device"] == "cdrom"

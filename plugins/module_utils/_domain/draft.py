@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks import plan as storage
+from .._disks.kind import Store, Volume
 from .._errors import Invalid, Refused
 from .._identity import vm_uuid
 from .._libvirt import Domain
@@ -33,7 +34,8 @@ class Draft:
         self.after: Element = Element("domain")
         self.before = parse(domain.xml) if domain else None
         self.running = parse(domain.live_xml) if domain and domain.live_xml else None
-        self.files: list[storage.Change] = []
+        self.volumes: list[storage.Change] = []
+        self.seen: dict[str, int | None] = {}
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
@@ -58,11 +60,18 @@ class Draft:
         texts = [f"{change} (from its next start)" if change in later else change for change in changes]
         return f"change {name}: {', '.join(texts) or 'keep its definition'}"
 
-    def paths(self) -> list[str]:
-        """The files of the VM's disks, as defined and as declared."""
+    def removable(self, others: Mapping[str, list[dict[str, Any]]]) -> list[tuple[Store, Volume]]:
+        """The volumes that were made for this VM, of its disks as defined and as declared. Raises Refused."""
         defined = [] if self.before is None else disks.read_all(self.before)
         declared = disks.filled(self.params["disks"] or [], self.params["name"])
-        return [disk["path"] for disk in [*defined, *declared] if disk["type"] == "file" and disk.get("path")]
+        return storage.removable(disks.KINDS, self.params["name"], self.uuid, [*defined, *declared], others)
+
+    def check_free(self) -> None:
+        """Raise Refused when the store itself says that somebody has one of the VM's disks open."""
+        for disk in disks.read_all(self.after):
+            store = disks.KINDS[disk["type"]].store
+            if store and not disk["readonly"]:
+                store.check_free(disk)
 
     @property
     def uuid(self) -> str:
@@ -73,24 +82,29 @@ class Draft:
         """The seed of a VM that shall be absent, if there is one."""
         return seeding.left(self.params["name"], self.uuid) if self.params["state"] == "absent" else []
 
-    def uses(self, target: str) -> bool:
-        """Whether the running VM has this disk."""
-        running = [] if self.running is None else disks.read_all(self.running)
-        return target in {disk["target"] for disk in running}
+    def capacity(self, target: str) -> int | None:
+        """How big, in bytes, the running VM takes a disk for; asked only where sizes are declared."""
+        if not any(disk["size"] for disk in self.params["disks"] or []) or self.running is None:
+            return None
+        if target not in self.seen:
+            uses = target in {disk["target"] for disk in disks.read_all(self.running)}
+            sizes = self.site.node.block_sizes(self.params["name"], target) if uses else {}
+            self.seen[target] = sizes.get("capacity")
+        return self.seen[target]
 
     def state(self, root: Element, power_state: str, autostart: bool) -> dict[str, Any]:
         """The sheet of a definition with the power state, autostart, and what waits for the next start."""
         options = sheet.read(root)
         pending = [] if self.running is None else sheet.pending(self.running, options)
         if self.params["disks"] is not None:
-            storage.measure(options["disks"])
+            storage.measure(disks.KINDS, options["disks"], self.capacity)
         name = self.params["name"]
         return {"name": name, "state": power_state, **options, "autostart": autostart, "pending_restart": pending}
 
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `files` and what changes live. Raises Invalid and Refused.
+        Returns the state that the VM will have; fills `volumes` and what changes live. Raises Invalid and Refused.
         """
         self._check_host()
         if self.before is None:
@@ -98,7 +112,7 @@ class Draft:
         else:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
-        sizes = sheet.edit(self.after, self.params, bridges)
+        declared = sheet.edit(self.after, self.params, bridges)
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
         options = sheet.read(self.after)
@@ -109,7 +123,7 @@ class Draft:
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
-            self.files = storage.plan(state["disks"], present, sizes, options["uuid"])
+            self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
         self.seeding = seeding.Seeding(self.params["cloud_init"], self.before, self.after)
         self.seeding.plan(state, self.running)
         return state

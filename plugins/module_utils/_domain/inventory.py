@@ -25,6 +25,8 @@ STATES = ("present", "running", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
+RBD = ["pool", "namespace", "user", "secret", "monitors"]
+STORAGE += [f"rbd_{key}" for key in RBD]
 
 
 def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
     disks = given.get("disks")
     if disks is None and profile and given.get("iscsi_portal"):
         disks = [{"type": "iscsi"}]
+    elif disks is None and profile and given.get("rbd_pool"):
+        disks = [{"type": "rbd"}]
     options: dict[str, Any] = {"vcpus": profile.get("vcpus"), "memory": profile.get("memory")}
     options.update({key: value for key, value in given.items() if key in OPTIONS})
     if disks is not None:
@@ -135,7 +139,8 @@ def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) ->
     for number, disk in _numbered(disks):
         if number == 0 and size is not None:
             disk.setdefault("size", size)
-        result.append(_iscsi(name, given, disk, number) if disk.get("type") == "iscsi" else disk)
+        complete = {"iscsi": _iscsi, "rbd": _rbd}.get(str(disk.get("type")))
+        result.append(complete(name, given, disk, number) if complete else disk)
     return result
 
 
@@ -148,6 +153,13 @@ def _iscsi(name: str, given: Mapping[str, Any], disk: dict[str, Any], number: in
         if not disk.get(key):
             raise Invalid(f"{name}: vm_disks: a disk of type iscsi needs {key}, or the variable {variable}")
     return disk
+
+
+def _rbd(name: str, given: Mapping[str, Any], disk: dict[str, Any], _number: int) -> dict[str, Any]:
+    found = {key: given[f"rbd_{key}"] for key in RBD if given.get(f"rbd_{key}")}
+    if not disk.get("pool") and "pool" not in found:
+        raise Invalid(f"{name}: vm_disks: a disk of type rbd needs pool, or the variable vm_rbd_pool")
+    return {**found, **disk}
 
 
 def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:

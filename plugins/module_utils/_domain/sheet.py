@@ -49,10 +49,10 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
     return root
 
 
-def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -> dict[str, int]:
+def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     """Write the options that were given into a definition, where they differ.
 
-    Returns the declared sizes of disks by target. Raises Invalid or Refused.
+    Returns the disks as declared, by target. Raises Invalid or Refused.
     """
     for field in HARDWARE:
         value, present = params[field.name], field.place.get(root)
@@ -65,13 +65,13 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
     if names_after(tags, params["tags"]) != tags:
         metadata.edit(root, {"tags": names_after(tags, params["tags"])})
     name = params["name"]
-    sizes = {} if params["disks"] is None else disks.write(root, params["disks"], name)
+    declared = {} if params["disks"] is None else disks.write(root, params["disks"], name)
     if params["nics"] is not None:
         boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
         nics.write(root, params["nics"], name, bridges, boot)
     if params["cloud_init"] is not None:
         cloud_init.write(root, params["cloud_init"])
-    return sizes
+    return declared
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

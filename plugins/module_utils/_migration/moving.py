@@ -50,10 +50,16 @@ class Moving:
         for task in tasks:
             task.client.site.stream(task.to)
             sight = sights[task.name]
+            task.choose(sight)
             here = client.site.here in sight.holders and task.to != client.site.here
             if here and task.to not in sight.on("running", "paused"):
                 moves.setdefault(task.to, []).append(str(sight.uuid))
         client.study(moves)
+
+    def choose(self, sight: Sight) -> None:
+        """Remember whether the VM's local disks may be copied."""
+        if self.params["storage"] == "copy":
+            self.client.copying.add(str(sight.uuid))
 
     def look(self, fresh: bool) -> None:
         """See what all nodes say now, and what the rules make of it. Raises NotFound, Refused, Unreachable."""
@@ -172,6 +178,10 @@ class Moving:
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep what was measured; raise Failed when the VM is not where it shall be."""
         times = {name: result.get(name) for name in ("downtime_ms", "proof_ms")}
+        left = result.get("left") or []
+        if left:
+            words = f"{', '.join(left)} of {self.name} stayed on {self.client.site.here}, where nobody uses it now"
+            self.warnings.append(f"{words}: it has no mark that it was made for this VM")
         self.measured = {"seconds": round(time.monotonic() - self.begun, 1), **times}
         if result["where"] != self.to or not result["complete"]:
             truth = self.truth()
@@ -192,7 +202,9 @@ class Moving:
     def order(self, kind: str) -> Order:
         """The helper's order."""
         site, params = self.client.site, self.params
-        memory = params["memory"] or self.client.needs.get(self.uuid, {}).get("memory", 0)
+        need = self.client.needs.get(self.uuid, {})
+        copies = need.get("copies", []) if kind == "live" else []
+        amount = (params["memory"] or need.get("memory", 0)) + sum(copy["size"] for copy in copies)
         return Order(
             id=str(uuids.uuid4()),
             kind=kind,
@@ -204,10 +216,11 @@ class Moving:
             nodes=site.uris,
             stream=site.stream(self.to),
             bandwidth=params["bandwidth"],
-            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * memory / 2**30),
+            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * amount / 2**30),
             stall_timeout=params["stall_timeout"],
             home=params["set_home"],
             early=params["early_resume"],
+            copies=copies,
         )
 
     def result(self, state: State) -> dict[str, Any]:

@@ -37,6 +37,8 @@ NEED = {
     "nvram": False,
     "snapshots": 0,
     "managed_save": False,
+    "copies": [],
+    "copying": False,
 }
 
 
@@ -153,7 +155,7 @@ def world(monkeypatch):
         return {**NEED, "name": name, "uuid": uuid, "running": world.nodes[end.node][name]["state"] != "shutoff"}
 
     def answer(end, needs):
-        return {"domains": end.names(), "free": world.free, "against": {}}
+        return {"domains": end.names(), "free": world.free, "against": {}, "room": {}}
 
     monkeypatch.setattr(Client, "of", of)
     monkeypatch.setattr(Client, "carry_out", carry_out)
