@@ -789,10 +789,8 @@ class Vm(Resource):
         steps = []
         if self.domain is not None and self.domain.persistent:
             steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        steps += [
-            Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
-            for store, volume in self._volumes()
-        ]
+        uuid, volumes = self.draft.uuid, self._volumes()
+        steps += [Step(f"delete {volume.name}", partial(store.remove, volume.identity, uuid)) for store, volume in volumes]
         return steps + seeding.removal(self.name, self.draft.uuid)
 
     def _volumes(self) -> list[tuple[Store, Volume]]:
