@@ -375,6 +375,8 @@ options:
           - Whether to take the ISO out of the drive and delete it after the first boot. The module then waits for the
             guest, which opens the tray when cloud-init is done (by a script among the vendor data, with C(python3),
             which cloud-init itself needs).
+          - The same script makes C(/etc/cloud/cloud-init.disabled) in the guest, so that later boots, which find no
+            ISO, leave everything as it is. Remove that file in the guest to have another ISO read.
           - An ISO that was made without it is taken out at once when the machine runs.
           - A machine that is off keeps it until it was started.
         type: bool
@@ -784,11 +786,12 @@ class Vm(Resource):
         return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
-        defined = self.domain is not None and self.domain.persistent
-        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
+        steps = []
+        if self.domain is not None and self.domain.persistent:
+            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
+        uuid, volumes = self.draft.uuid, self._volumes()
         steps += [
-            Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
-            for store, volume in self._volumes()
+            Step(f"delete {volume.name}", partial(store.remove, volume.identity, uuid)) for store, volume in volumes
         ]
         return steps + seeding.removal(self.name, self.draft.uuid)
 
