@@ -404,6 +404,29 @@ class Node:
         found = self._do(f"measure disk {target} of", name, lambda vm: vm.blockInfo(target, 0))
         return dict(zip(("capacity", "allocation", "physical"), found))
 
+    def start_block_copy(self, name: str, target: str, xml: str, rate: int = 0) -> None:
+        """Begin to copy a running VM's disk into what `xml` describes, which is there; bytes per second, 0: no limit.
+
+        The copy then follows the disk until `pivot` or `abort_block_job`.
+        """
+        flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+        params = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: rate} if rate else {}
+        self._do(f"copy disk {target} of", name, lambda vm: vm.blockCopy(target, xml, params, flags))
+
+    def block_job(self, name: str, target: str) -> dict[str, int]:
+        """Bytes of the job on a disk: `cur` of `end`; empty when there is none."""
+        job = self._do(f"read the job on disk {target} of", name, lambda vm: vm.blockJobInfo(target, 0))
+        return dict(job or {})
+
+    def pivot(self, name: str, target: str) -> None:
+        """Let the VM use the copy of its disk from now on."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        self._do(f"change to the copy of disk {target} of", name, lambda vm: vm.blockJobAbort(target, flags))
+
+    def abort_block_job(self, name: str, target: str) -> None:
+        """End the job on a disk; the VM keeps the disk that it has."""
+        self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
+
     # ---- storage pools
 
     def pools(self) -> dict[str, Pool]:

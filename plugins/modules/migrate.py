@@ -23,7 +23,8 @@ description:
     destination's facts tell (a cordon, a missing bridge) is in that list when O(destinations) is given. Otherwise, and
     for a medium that the destination can't open, the destination itself refuses, and the VM runs on undisturbed.
   - After an interruption O(state=recovered) decides from what all nodes say, by fixed rules. It never starts a VM that
-    was shut off, never resumes one that its user paused, and never removes a disk. Where no decision is safe it tells
+    was shut off, never resumes one that its user paused, and removes no disk but
+    what O(storage=copy) left on the node that does not have the VM. Where no decision is safe it tells
     what a person must look at.
   - See U(https://libvirt.org/migration.html) for the terms.
 options:
@@ -65,11 +66,24 @@ options:
     timeout:
       description:
         - After how many seconds a migration is aborted; the VM then runs on where it was.
-        - Default is 150 s for each GiB of memory, and at least 120 s.
+        - Default is 150 s for each GiB of memory and of disks that are copied, and at least 120 s.
       type: int
     stall_timeout:
       description: After how many seconds without progress a migration is aborted. Default is V(60).
       type: int
+    storage:
+      description:
+        - What becomes of disks that only the source has.
+        - V(shared) refuses the move before anything is changed.
+        - V(copy) copies them while the VM runs, to files of the same path. The folder must be there on O(to), with room
+          for 1.05 times the size of the disks, and no file of that name. Only raw and qcow2 files that are based on no
+          other file are copied, and only those of a running VM.
+        - When the VM runs on O(to), the source's files are deleted if they carry the mark that M(drover.kvm.vm) sets.
+          Others stay, with a warning. When the move fails, what was copied is deleted on O(to).
+        - Default is V(shared).
+      type: str
+      choices: [shared, copy]
+      version_added: "0.1.0"
     set_home:
       description:
         - What is remembered as the VM's home, the node that it goes back to.
@@ -116,6 +130,12 @@ EXAMPLES = r"""
     moves: "{{ plan.moves }}"
     parallel: 3
     set_home: source
+
+- name: Move a VM whose disks are files of its node, with them
+  drover.kvm.migrate:
+    name: build7
+    to: hv3
+    storage: copy
 
 - name: Show all that speaks against a move
   drover.kvm.migrate:
@@ -221,6 +241,7 @@ FIELDS = (
     Field("bandwidth", type="size"),
     Field("timeout", type="int", check=check_seconds),
     Field("stall_timeout", type="int", default=60, check=check_seconds),
+    Field("storage", choices=("shared", "copy"), default="shared"),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),
     Field("early_resume", type="bool", default=True),
     Field("keep"),

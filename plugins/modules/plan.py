@@ -119,6 +119,14 @@ options:
         for good.
     type: bool
     default: true
+  copy_storage:
+    description:
+      - Whether a VM may move whose disks are files of its node. Its moves then say so to M(drover.kvm.migrate)
+        (O(drover.kvm.migrate#module:storage=copy)), which refuses them where there is no room for the files.
+      - Otherwise, and where a disk can't be copied, it is a blocker.
+    type: bool
+    default: false
+    version_added: "0.1.0"
   make_room:
     description: Whether VMs of other nodes may move when a VM of an emptied node fits nowhere.
     type: bool

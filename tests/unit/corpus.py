@@ -115,3 +115,51 @@ def vlans(fields: Sequence[Any]) -> list[tuple[tuple[str, ...], list[Any]]]:
     names = {"vlan", "tag", "output_vlan"}, {"trunks", "cvlans", "select_vlans"}
     one = [(path, VLANS) for path, _field in options(fields) if path[-1] in names[0]]
     return one + [(path, VLAN_LISTS) for path, _field in options(fields) if path[-1] in names[1]]
+
+
+# Paths that must not become a disk: detours, protocols and options of QEMU, devices, the system's own files.
+PATHS = [
+    "",
+    "a.raw",
+    "../a.raw",
+    "/srv/../etc/a.raw",
+    "/srv//a.raw",
+    "/srv/./a.raw",
+    "/srv/a.raw/",
+    "/srv/a\nb.raw",
+    "/srv/a\x00b.raw",
+    "json:{}",
+    'json:{"driver":"file","filename":"/etc/shadow"}',
+    "nbd://10.0.0.1/export",
+    "nbd:unix:/run/x",
+    "file:/etc/shadow",
+    "fat:rw:/etc",
+    "-rf",
+    "--help",
+    f"$(touch {CANARY})",
+    "/" + "x" * 1001,
+]
+SYSTEM_PATHS = [
+    "/dev/sda",
+    "/dev/mem",
+    "/dev/mapper/vg0-root",
+    "/etc/shadow",
+    "/proc/kcore",
+    "/sys/kernel/x",
+    "/boot/vmlinuz",
+    "/root/.ssh/id_ed25519",
+    "/run/libvirt/x",
+    "/usr/bin/qemu-img",
+]
+# Harmless in an absolute path that is an argument of its own; they must mean this very file.
+ODD_PATHS = [
+    "a,b.raw",
+    "a:b.raw",
+    "json:a.raw",
+    "-a.raw",
+    "a b.raw",
+    "a'b\".raw",
+    "a,format=qcow2.raw",
+    "a%20b.raw",
+    "ä.raw",
+]

@@ -24,7 +24,7 @@ LAYERS = [
     {"plugin_utils"},
     {"_migration"},
     {"_domain", "_networkd"},
-    {"_disks", "_cluster", "_bridge", "_volume", "_peers"},
+    {"_disks", "_cluster", "_bridge", "_volume", "_session", "_peers"},
     {"_rollback"},
     {"_resource", "client"},
     {"_fields", "_files", "_run", "_hypervisor"},

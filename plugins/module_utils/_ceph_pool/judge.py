@@ -41,7 +41,7 @@ def find_pool(pools: Iterable[Mapping[str, Any]], params: Mapping[str, Any]) -> 
     Raises Refused when both are there or it has another id than it should have, NotFound when neither is.
     """
     known = {raw["pool_name"]: raw for raw in pools}
-    name, old = params["name"], params["rename_from"]
+    name, old = params["name"], params["rename_from"] if params["state"] == "present" else None
     if old and name in known and old in known:
         raise Refused(f"pool {old} can't become {name}: both are there", ids={old: known[old]["pool_id"]})
     found = known.get(name) or known.get(old)
@@ -102,12 +102,7 @@ def _judge_pgs(before: State, wanted: Mapping[str, Any]) -> None:
     if most and least > most:
         raise Invalid(f"pg_num_min {least} of pool {name} is more than pg_num_max {most}", option="pg_num_min")
     changed = any((before or {}).get(option) != wanted.get(option) for option in PGS)
-    if (
-        changed
-        and number is not None
-        and wanted.get("pg_autoscale_mode") == "off"
-        and not least <= number <= (most or number)
-    ):
+    if changed and number is not None and not least <= number <= (most or number):
         raise Invalid(f"pg_num {number} of pool {name} is not between pg_num_min and pg_num_max", option="pg_num")
 
 

@@ -61,7 +61,7 @@ class Attempt:
 def move(guest: Guest, target: str, why: str) -> Move:
     """The move of a guest from where the facts say it is."""
     mode = "live" if guest.active else "offline"
-    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why)
+    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why, guest.copies)
 
 
 def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Iterable[str] | None = None) -> Plan:

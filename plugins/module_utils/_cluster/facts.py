@@ -30,7 +30,7 @@ def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], ru
             raise ValueError(f"node {node['name']} is named twice, or both as seen and as unreachable")
         try:
             nodes[node["name"]] = _node(node)
-            guests += [_guest(domain, node["name"]) for domain in node.get("domains") or []]
+            guests += [_guest(domain, node["name"], rules.copy_storage) for domain in node.get("domains") or []]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{node['name']}: these are not the facts that node_info gives ({error!r})") from None
     busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
@@ -90,7 +90,7 @@ def _node(facts: Mapping[str, Any]) -> Node:
     )
 
 
-def _guest(domain: Mapping[str, Any], node: str) -> Guest:
+def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
     metadata = domain.get("metadata") or {}
     return Guest(
         name=domain["name"],
@@ -104,7 +104,8 @@ def _guest(domain: Mapping[str, Any], node: str) -> Guest:
         machine=domain.get("machine") or "",
         virt_type=domain.get("virt_type") or "",
         home=metadata.get("home"),
-        fixed=fixed.obstacles(domain),
+        fixed=fixed.obstacles(domain, copies),
+        copies=copies and fixed.copied(domain),
     )
 
 

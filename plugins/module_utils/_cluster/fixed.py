@@ -20,9 +20,23 @@ FAULTY = ("ioerror", "i/o error", "watchdog", "crashed", "postcopy", "post-copy"
 INTERRUPTED = ("migrating", "migration")
 
 
-def obstacles(domain: Mapping[str, Any]) -> tuple[Obstacle, ...]:
-    """All reasons why the domain (as node_info describes it) can't be moved."""
-    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain))
+def obstacles(domain: Mapping[str, Any], copies: bool = False) -> tuple[Obstacle, ...]:
+    """All reasons why the domain (as node_info describes it) can't be moved; `copies`: its local files may be."""
+    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies))
+
+
+def copied(domain: Mapping[str, Any]) -> bool:
+    """Whether the domain has disks that would have to be copied."""
+    return any(_is_local(disk) and _can_be_copied(domain, disk) for disk in domain.get("disks") or [])
+
+
+def _is_local(disk: Mapping[str, Any]) -> bool:
+    return bool(disk.get("identity")) and not disk.get("shared_storage")
+
+
+def _can_be_copied(domain: Mapping[str, Any], disk: Mapping[str, Any]) -> bool:
+    plain = disk.get("type") == "file" and disk.get("format") in ("raw", "qcow2") and disk.get("device") == "disk"
+    return plain and not disk.get("readonly") and domain.get("state") in ("running", "paused")
 
 
 def interrupted(domain: Mapping[str, Any]) -> bool:
@@ -66,17 +80,21 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     return found
 
 
-def _disks(domain: Mapping[str, Any]) -> list[Obstacle]:
+def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
     name, found = domain["name"], []
     for disk in domain.get("disks") or []:
         identity, target = disk.get("identity"), disk.get("target")
-        if disk.get("shared_storage") or not identity:
+        can = _can_be_copied(domain, disk)
+        if not _is_local(disk) or (copies and can):
             continue
         if disk.get("device") in ("cdrom", "floppy"):
+            if disk.get("optional"):
+                continue
             mend = f"eject it (virsh change-media {name} {target} --eject), or put the image on shared storage"
             found.append(Obstacle("local_iso", f"{name} has {identity} of its node in drive {target}", mend))
         else:
             mend = "copy it to shared storage (iSCSI, Ceph, NFS)"
+            mend += ", or allow it to be copied along (copy_storage)" if can else ""
             found.append(Obstacle("local_disk", f"{name} has disk {target} on its node only: {identity}", mend))
     return found
 

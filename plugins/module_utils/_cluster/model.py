@@ -47,7 +47,8 @@ class Node:
 class Guest:
     """A VM on the node that named it; `node` is empty for one that is still to be placed.
 
-    `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all.
+    `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
+    `copies` that its disks are files which move with it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Guest:
     home: str | None = None
     fixed: tuple[Obstacle, ...] = ()
     nics: tuple[Mapping[str, Any], ...] = ()
+    copies: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,7 +74,11 @@ class Guest:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the site asks for. `reserve` is kept for the node itself, `overhead` is added to each running guest."""
+    """What the site asks for.
+
+    `reserve` is kept for the node itself, `overhead` is added to each running guest. With `copy_storage` files of a
+    node may be copied to another.
+    """
 
     reserve: int = 2 * GIB
     overhead: int = GIB // 8
@@ -80,6 +86,7 @@ class Rules:
     pins: Mapping[str, frozenset[str]] = field(default_factory=dict)
     cpu: CpuMatrix = field(default_factory=dict)
     check_return: bool = True
+    copy_storage: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,13 @@ class Move:
     mode: str
     memory: int
     why: str = ""
+    copies: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As the module migrate takes it."""
         names = {"vm": self.vm, "uuid": self.uuid, "from": self.source, "to": self.target}
-        return {**names, "mode": self.mode, "memory": self.memory}
+        storage = {"storage": "copy"} if self.copies else {}
+        return {**names, "mode": self.mode, "memory": self.memory, **storage}
 
 
 @dataclass(frozen=True)

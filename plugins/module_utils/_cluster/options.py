@@ -64,6 +64,7 @@ FIELDS = (
     Field("pins", type="dict", default={}, check=_pins),
     Field("cpu_matrix", type="list", elements="dict", default=[], fields=CPU_FIELDS),
     Field("check_return", type="bool", default=True),
+    Field("copy_storage", type="bool", default=False),
     Field("make_room", type="bool", default=True),
     Field("memory_reserve", type="size", default="2GiB"),
     Field("memory_overhead", type="size", default="128MiB"),

@@ -45,6 +45,7 @@ def _rules(params: Mapping[str, Any]) -> Rules:
         pins=params["pins"],
         cpu=cpu,
         check_return=params["check_return"],
+        copy_storage=params["copy_storage"],
     )
 
 

@@ -36,7 +36,8 @@ def move_lines(stages: Sequence[Sequence[Move]]) -> list[str]:
     lines = []
     for number, stage in enumerate(stages, 1):
         for move in stage:
-            reason = "" if move.why == "drain" else f"  ({move.why})"
+            why = [*([] if move.why == "drain" else [move.why]), *(["with its disks"] if move.copies else [])]
+            reason = f"  ({', '.join(why)})" if why else ""
             size = size_text(move.memory)
             lines.append(f"{number}  {move.vm}  {move.source} -> {move.target}  {move.mode}  {size}{reason}")
     return lines

@@ -9,6 +9,7 @@ domain is gone; where a file system has no such attributes, a file has no mark a
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -18,12 +19,14 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Failed, Invalid, Refused
 from .._fields import Field
-from .._identity import volume_name
+from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
 from .kind import Kind, Store, Volume
 
 MARK = "user.drover.vm"
+# Beside the mark: the file is a copy that no VM uses yet.
+UNFINISHED = "user.drover.copy"
 DIRECTORY = "/var/lib/libvirt/images"
 SYSTEM = ("", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 
@@ -37,6 +40,11 @@ def check_path(value: str) -> str:
 
 
 FIELDS = (Field("path", type="path", check=check_path, place=Property("source/@file")),)
+
+
+def seed_path(vm: str) -> str:
+    """Where the seed of a VM lies, which is no disk of its sheet."""
+    return f"{DIRECTORY}/{seed_name(vm)}"
 
 
 def _recognises(disk: Element) -> bool:
@@ -111,7 +119,7 @@ def check_new(options: Mapping[str, Any]) -> int | None:
     return None
 
 
-def create(options: Mapping[str, Any], size: int | None, uuid: str) -> bool:
+def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:
     """Make an empty image that carries our mark; never over a file that is there. False when it can't be marked."""
     path = options["path"]
     part = f"{path}.part"
@@ -120,7 +128,7 @@ def create(options: Mapping[str, Any], size: int | None, uuid: str) -> bool:
     run(["qemu-img", "create", "-q", "-f", options["format"], part, str(size)])
     # libvirt gives the file to QEMU's user when the VM starts; nobody else has to read a guest's data.
     Path(part).chmod(0o600)
-    marked = _write_mark(part, uuid)
+    marked = _write_mark(part, MARK, uuid) and (not unfinished or _write_mark(part, UNFINISHED, "1"))
     try:
         # A hard link fails where a file appeared meanwhile; a rename would replace it.
         os.link(part, path)
@@ -144,9 +152,33 @@ def read_mark(path: str) -> str | None:
         return None
 
 
-def _write_mark(path: str, uuid: str) -> bool:
+def is_unfinished(path: str, uuid: str) -> bool:
+    """Whether the file is a copy for this VM that was begun and not finished."""
     try:
-        os.setxattr(path, MARK, uuid.encode())
+        return read_mark(path) == uuid and bool(os.getxattr(path, UNFINISHED))
+    except OSError:
+        return False
+
+
+def finish(path: str) -> None:
+    """The copy is a VM's disk now. Raises Failed."""
+    try:
+        os.removexattr(path, UNFINISHED)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise Failed(f"{path} can't be marked as finished: {error.strerror}") from None
+
+
+def room(path: str) -> int:
+    """The bytes that are free where the file lies, or would lie. Raises Invalid."""
+    check_new({"path": path})
+    found = os.statvfs(Path(path).parent)
+    return found.f_bavail * found.f_frsize
+
+
+def _write_mark(path: str, name: str, text: str) -> bool:
+    try:
+        os.setxattr(path, name, text.encode())
     except OSError:
         return False
     return True

@@ -23,9 +23,11 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
+SEED = "ua-drover-seed"  # libvirt keeps names that begin with ua- for us
 
 
-def _check_target(value: str) -> str:
+def check_target(value: str) -> str:
+    """The name of a disk on its bus."""
     if not TARGET.fullmatch(value):
         raise ValueError(f"{value!r} is not the name of a guest's disk; write vda, vdb, sda ...")
     return value
@@ -44,7 +46,7 @@ def _check_size(value: int) -> int:
 
 
 COMMON = (
-    Field("target", check=_check_target, place=Property("target/@dev")),
+    Field("target", check=check_target, place=Property("target/@dev")),
     Field("device", choices=("disk", "cdrom"), place=Property("@device")),
     Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
@@ -120,7 +122,14 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     return declared
 
 
+def is_seed(disk: Element) -> bool:
+    """Whether this is the drive with what cloud-init reads, which is no disk of the sheet."""
+    return bool(Property("alias/@name").get(disk) == SEED)
+
+
 def _kind(disk: Element) -> Kind | None:
+    if is_seed(disk):
+        return None
     return next((kind for kind in KINDS.values() if kind.recognises(disk)), None)
 
 
@@ -173,7 +182,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if cdrom and options["bus"] == "virtio":
         raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
     options["readonly"] = True if cdrom else options.get("readonly")
-    options["target"] = options.get("target") or _free_target(root, "vd" if options["bus"] == "virtio" else "sd")
+    options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
     if cdrom:
@@ -181,6 +190,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     add_device(root, disk)
 
 
-def _free_target(root: Element, prefix: str) -> str:
+def free_target(root: Element, prefix: str) -> str:
+    """The first name of a disk that the VM does not have yet (`prefix` is vd or sd)."""
     taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
     return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)

@@ -96,6 +96,8 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "size": None,
         "readonly": find(disk, "readonly") is not None,
         "shared_storage": kind in NETWORK_TYPES or (kind == "file" and _below(identity, shared_mounts)),
+        # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
+        "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
 
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from .._errors import DroverError, Invalid
 from .._fields import Field, normalise
-from .._identity import initiator_iqn, target_number, vm_uuid, volume_iqn, volume_name
+from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
 from .hardware import check_seconds
 
@@ -22,7 +23,7 @@ PROFILES: dict[str, dict[str, int]] = {
 }
 STATES = ("present", "running", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
-OTHERS = ["state", "autostart", "shutdown_timeout", "profile"]
+OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
 RBD = ["pool", "namespace", "user", "secret", "monitors"]
 STORAGE += [f"rbd_{key}" for key in RBD]
@@ -43,10 +44,22 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
     options.update({key: value for key, value in given.items() if key in OPTIONS})
     if disks is not None:
         options["disks"] = _disks(name, given, disks, profile.get("disk"))
+    if given.get("cloud_init") is not None:
+        options["cloud_init"] = _cloud_init(name, given["cloud_init"])
     sheet = {"name": name, **{key: value for key, value in options.items() if value is not None}}
     checked = _checked(name, sheet)
     sheet.update({key: checked[key] for key in ("memory",) if key in sheet})
     return {**sheet, **_others(name, given)}
+
+
+def declared_nics(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The NICs of one inventory host with all of their options, and with the MAC address that each will have.
+
+    A VM that has been there before keeps the addresses that it has. Raises Invalid naming the variable.
+    """
+    sheet = vm_sheet(variables)
+    found: list[dict[str, Any]] = _checked(sheet["name"], sheet)["nics"] or []
+    return [{**nic, "mac": nic["mac"] or vm_mac(sheet["name"], place)} for place, nic in enumerate(found)]
 
 
 def iscsi_volumes(
@@ -94,6 +107,17 @@ def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if "shutdown_timeout" in given:
         others["shutdown_timeout"] = check_seconds(given["shutdown_timeout"])
     return others
+
+
+def _cloud_init(name: str, given: Any) -> dict[str, Any]:
+    """With user data as the text that module vm takes."""
+    if not isinstance(given, Mapping):
+        raise Invalid(f"{name}: vm_cloud_init: write a dictionary", option="vm_cloud_init")
+    data = given.get("user_data")
+    if isinstance(data, Mapping):
+        # JSON is YAML too, and what reads it needs no rules for quotes.
+        return {**given, "user_data": f"#cloud-config\n{json.dumps(data, indent=1, default=str)}\n"}
+    return dict(given)
 
 
 def _numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -168,6 +192,8 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
             if isinstance(value, (Mapping, list, tuple)):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
             result[field.name] = str(value)
+        elif field.elements == "str" and isinstance(value, str):
+            result[field.name] = value.split(",")
         elif (field.fields or field.elements == "int") and value is not None:
             result[field.name] = _nested(field, value, path + field.name)
     return result

@@ -4,7 +4,8 @@
 """What we write into a domain's metadata: the VM's own record and the marker of a running migration. Pure.
 
 The record: `<drover:vm xmlns:drover="urn:drover:kvm:1" version="1">` with `tags/tag` and one child per other value.
-The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`.
+The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`,
+with a child `<copy path=/>` for each file that is copied to the other node.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def marker_xml(values: dict[str, Any]) -> str:
     """The marker as libvirt's metadata call wants it. `autostart` is a boolean, `started` seconds since the epoch."""
     texts = {**values, "autostart": "yes" if values.get("autostart") else "no"}
     names = ("id", "from", "to", "was", "autostart", "started")
-    return text_of(Element("migration", {name: str(texts[name]) for name in names if texts.get(name) is not None}))
+    element = Element("migration", {name: str(texts[name]) for name in names if texts.get(name) is not None})
+    for path in values.get("copies") or ():
+        add(element, "copy", {"path": path})
+    return text_of(element)
 
 
 def _marker(element: Element) -> dict[str, Any]:
@@ -113,7 +117,8 @@ def _marker(element: Element) -> dict[str, Any]:
     started = element.get("started") or ""
     values["autostart"] = element.get("autostart") == "yes"
     values["started"] = int(started) if started.isdecimal() else None
-    return values
+    copies = [child.get("path", "") for child in element if _local(child) == "copy"]
+    return {**values, "copies": copies} if copies else values
 
 
 def _local(element: Element) -> str:

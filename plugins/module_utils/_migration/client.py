@@ -37,6 +37,8 @@ class Client:
     needs: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
+    copying: set[str] = field(default_factory=set)
+    taken: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -72,20 +74,30 @@ class Client:
             own = self.site.ask(lambda end: {uuid: prechecks.traits(end, uuid) for uuid in uuids}, [here])[here]
             if isinstance(own, Unreachable):
                 raise own
-            self.needs.update(own)
+            for uuid, need in own.items():
+                copying = uuid in self.copying
+                self.needs[uuid] = {**need, "copying": copying, "copies": need["copies"] if copying else []}
         for target, wanted in moves.items():
             question = partial(prechecks.answer, needs=[self.needs[uuid] for uuid in wanted])
             self.answers[target] = self.site.ask(question, [target])[target]
 
     def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
-        """All that speaks against the move, counting the memory of those that were planned before it."""
+        """All that speaks against the move, counting the memory and the files of those that were planned before it."""
         need, said = self.needs[uuid], self.answers.get(target)
         if isinstance(said, Mapping):
-            said = {**said, "free": said["free"] - self.reserved.get(target, 0)}
+            room = {folder: self.room(target, folder, one) for folder, one in said["room"].items()}
+            said = {**said, "free": said["free"] - self.reserved.get(target, 0), "room": room}
         found = prechecks.blockers(need, target, said, self.facts.get(target))
         if not found and need["running"]:
             self.reserved[target] = self.reserved.get(target, 0) + need["memory"] + prechecks.OVERHEAD
+            for copy in need["copies"]:
+                place = (target, str(Path(copy["path"]).parent))
+                self.taken[place] = self.taken.get(place, 0) + prechecks.space(copy)
         return [blocker.as_dict() for blocker in found]
+
+    def room(self, target: str, folder: str, room: Mapping[str, Any]) -> dict[str, Any]:
+        """What a folder has free beside the copies that were planned before."""
+        return {**room, **({"free": room["free"] - self.taken.get((target, folder), 0)} if "free" in room else {})}
 
     def beating(self) -> bool:
         """Whether the controller is still there; without a heartbeat file nobody asked for it to be watched."""

@@ -37,6 +37,7 @@ class Marker:
     target: str
     was: str
     autostart: bool
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Action:
     node: str
     verb: str
     text: str
-    value: bool | None = None
+    value: bool | tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As data for a result."""
         data: dict[str, Any] = {"node": self.node, "verb": self.verb, "text": self.text}
-        return data if self.value is None else {**data, "value": self.value}
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return data if value is None else {**data, "value": value}
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def _marker(said: Mapping[str, Any] | None) -> Marker | None:
     if not said:
         return None
     autostart = str(said.get("autostart")).lower() in [str(word).lower() for word in YES]
-    return Marker(str(said["id"]), str(said["from"]), str(said["to"]), str(said.get("was") or ""), autostart)
+    names = (str(said["id"]), str(said["from"]), str(said["to"]), str(said.get("was") or ""))
+    return Marker(*names, autostart, tuple(said.get("copies") or ()))
 
 
 def report(rule: str, copies: Mapping[str, Copy], text: str, where: str = "unknown") -> Decision:

@@ -16,6 +16,7 @@ from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
 from .order import Order
+from .volumes import Volumes
 
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
 SUSPENDED = 3
@@ -28,6 +29,7 @@ class End:
     def __init__(self, node: Node) -> None:
         self.node = node.name
         self.connection = node.connection
+        self.volumes = Volumes(node)
 
     def _domain(self, uuid: str) -> Any:
         with translated(f"looking for {uuid} on {self.node}"):
@@ -169,6 +171,19 @@ class End:
         with translated(f"defining on {self.node}"):
             self.connection.defineXML(text)
 
+    def capacity(self, uuid: str, target: str) -> int:
+        """How big, in bytes, its QEMU takes a disk for."""
+        with translated(f"measuring {target} on {self.node}"):
+            return int(self._domain(uuid).blockInfo(target, 0)[0])
+
+    def uses(self, path: str) -> bool:
+        """Whether a domain of this node has the file as a disk."""
+        with translated(f"listing the disks of {self.node}"):
+            texts = [domain.XMLDesc(0) for domain in self.connection.listAllDomains()]
+        disks = [disk for text in texts for disk in xml.devices(xml.parse(text), "disk")]
+        files = {xml.Property("source/@file").get(disk) for disk in disks}
+        return Path(path).resolve() in {Path(name).resolve() for name in files if name}
+
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its memory was saved to this node's disk."""
         with translated(f"asking {self.node}"):
@@ -252,6 +267,9 @@ class End:
         for name in ("LIVE", "PEER2PEER", "PERSIST_DEST", "UNDEFINE_SOURCE", "ABORT_ON_ERROR", "TLS", "PAUSED"):
             flags |= getattr(libvirt, "VIR_MIGRATE_" + name)
         params: dict[str, Any] = {libvirt.VIR_MIGRATE_PARAM_URI: order.stream}
+        if order.copies:
+            flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
+            params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [copy["target"] for copy in order.copies]
         if order.bandwidth:
             params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
         domain = self._domain(order.uuid)

@@ -14,10 +14,12 @@ import os
 import select
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from .._errors import DroverError, Failed, Refused
 from .order import End, Journal, Order
+from .volumes import remove_originals
 
 TICK = 1.0
 ABORT_PATIENCE = 40.0
@@ -33,13 +35,25 @@ class Source(End, Protocol):
     def migrate(self, order: Order) -> None: ...
     def progress(self, uuid: str) -> dict[str, Any]: ...
     def abort(self, uuid: str) -> None: ...
+    def capacity(self, uuid: str, target: str) -> int: ...
+    def uses(self, path: str) -> bool: ...
+
+
+class Files(Protocol):
+    """The files of a node, where disks are copied to."""
+
+    def make(self, copies: Iterable[Mapping[str, Any]]) -> None: ...
+    def release(self, paths: Iterable[str]) -> None: ...
 
 
 class Target(End, Protocol):
     """What the live migration also needs of the node that the VM comes to."""
 
+    @property
+    def volumes(self) -> Files: ...
     def on_event(self, uuid: str, heard: Any) -> None: ...
     def resume(self, uuid: str) -> None: ...
+    def capacity(self, uuid: str, target: str) -> int: ...
 
 
 class LiveMove:
@@ -59,14 +73,17 @@ class LiveMove:
         self.target.on_event(self.order.uuid, self._heard_target)
         process = self.source.process(self.order.vm, self.order.uuid)
         self.mark()
+        if self.order.copies:
+            self.journal.phase("making room", copies=self.paths)
+            self.target.volumes.make(self.order.copies)
         self.journal.phase("migrating", was=self.marker["was"])
         self.perform(process)
         if self.error is not None:
             raise self.error
         self.prove()
-        self.complete()
+        left = self.complete()
         measured = {"downtime_ms": self.until_resume(self.stopped_at), "proof_ms": self.until_resume(self.finished_at)}
-        return {**measured, "resumed_early": self.early}
+        return {**measured, "resumed_early": self.early, "left": left}
 
     def until_resume(self, begin: float) -> float | None:
         """Milliseconds from a moment to the resume; None when one of both was not seen."""
@@ -87,6 +104,7 @@ class LiveMove:
             "was": seen[0],
             "autostart": self.source.autostart(uuid),
             "started": int(time.time()),
+            "copies": self.paths,
         }
         self.journal.phase("marking")
         self.source.set_marker(uuid, self.marker)
@@ -134,14 +152,36 @@ class LiveMove:
             self.source.undefine(uuid)
         self.journal.phase("resumed")
 
-    def complete(self) -> None:
-        """What the VM takes along; the marker goes last, for as long as it stands recovery finishes the rest."""
+    def complete(self) -> list[str]:
+        """What the VM takes along; the marker goes last, for as long as it stands recovery finishes the rest.
+
+        Returns the files of its disks that stay at the source.
+        """
         uuid, order = self.order.uuid, self.order
         if self.marker["autostart"]:
             self.target.set_autostart(uuid, True)
         if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
             self.target.set_home(uuid, order.target)
+        left = self.settle() if order.copies else []
         self.target.set_marker(uuid, None)
+        return left
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that go along."""
+        return [str(copy["path"]) for copy in self.order.copies]
+
+    def settle(self) -> list[str]:
+        """The copies are the VM's disks now: see that they are whole, and delete our own files at the source."""
+        uuid, order = self.order.uuid, self.order
+        for copy in order.copies:
+            size = self.target.capacity(uuid, copy["target"])
+            if size != copy["size"]:
+                where = f"{copy['target']} of {order.vm} has {size} bytes on {order.target}"
+                raise Failed(f"{where}, not {copy['size']}; its file on {order.source} stays")
+        left = remove_originals(self.paths, uuid, self.source.uses)
+        self.target.volumes.release(self.paths)
+        return left
 
     def _call(self) -> None:
         try:

@@ -10,6 +10,8 @@ import uuid as uuids
 from collections.abc import Sequence
 from typing import Any
 
+from .. import _seed
+from .._disks import file
 from .._errors import DroverError, Failed, NotFound, Refused
 from .._resource import State, Step
 from .client import Client
@@ -48,10 +50,16 @@ class Moving:
         for task in tasks:
             task.client.site.stream(task.to)
             sight = sights[task.name]
+            task.choose(sight)
             here = client.site.here in sight.holders and task.to != client.site.here
             if here and task.to not in sight.on("running", "paused"):
                 moves.setdefault(task.to, []).append(str(sight.uuid))
         client.study(moves)
+
+    def choose(self, sight: Sight) -> None:
+        """Remember whether the VM's local disks may be copied."""
+        if self.params["storage"] == "copy":
+            self.client.copying.add(str(sight.uuid))
 
     def look(self, fresh: bool) -> None:
         """See what all nodes say now, and what the rules make of it. Raises NotFound, Refused, Unreachable."""
@@ -170,11 +178,18 @@ class Moving:
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep what was measured; raise Failed when the VM is not where it shall be."""
         times = {name: result.get(name) for name in ("downtime_ms", "proof_ms")}
+        left = result.get("left") or []
+        if left:
+            words = f"{', '.join(left)} of {self.name} stayed on {self.client.site.here}, where nobody uses it now"
+            self.warnings.append(f"{words}: it has no mark that it was made for this VM")
         self.measured = {"seconds": round(time.monotonic() - self.begun, 1), **times}
         if result["where"] != self.to or not result["complete"]:
             truth = self.truth()
             words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
             raise Failed(f"{self.name} was not migrated to {self.to}: {words}", **truth, rule=result.get("rule"))
+        # A guest that runs has read it; what is in it should not stay where nobody looks for it.
+        for path in _seed.left(file.seed_path(self.name), self.uuid) if self.to != self.client.site.here else []:
+            _seed.remove(path, self.uuid)
 
     def truth(self) -> dict[str, Any]:
         """What the nodes say now, for a message: `vm_state` and `where`."""
@@ -187,7 +202,9 @@ class Moving:
     def order(self, kind: str) -> Order:
         """The helper's order."""
         site, params = self.client.site, self.params
-        memory = params["memory"] or self.client.needs.get(self.uuid, {}).get("memory", 0)
+        need = self.client.needs.get(self.uuid, {})
+        copies = need.get("copies", []) if kind == "live" else []
+        amount = (params["memory"] or need.get("memory", 0)) + sum(copy["size"] for copy in copies)
         return Order(
             id=str(uuids.uuid4()),
             kind=kind,
@@ -199,10 +216,11 @@ class Moving:
             nodes=site.uris,
             stream=site.stream(self.to),
             bandwidth=params["bandwidth"],
-            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * memory / 2**30),
+            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * amount / 2**30),
             stall_timeout=params["stall_timeout"],
             home=params["set_home"],
             early=params["early_resume"],
+            copies=copies,
         )
 
     def result(self, state: State) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Order:
     `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
     to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
-    home: keep, source or destination.
+    home: keep, source or destination. `copies` are the disks that only the source has and that go along: target, path,
+    format, size.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Order:
     home: str = "keep"
     early: bool = True
     keep: str | None = None
+    copies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def uri(self) -> str:

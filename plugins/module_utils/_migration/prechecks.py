@@ -18,6 +18,7 @@ from .._domain.facts import disk_facts, nic_facts, size_of
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
 from .ends import End
+from .volumes import CLAIM
 
 OVERHEAD = 128 * UNITS["M"]
 SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
@@ -46,7 +47,8 @@ def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
 def traits(end: End, uuid: str) -> dict[str, Any]:
     """What the VM is made of, as plain data, from the definition that libvirt would send to the other node."""
     root = parse(end.definition(uuid, live=True))
-    disks = [disk_facts(disk, shared_mounts()) for disk in devices(root, "disk")]
+    mounts = shared_mounts()
+    disks = [disk_facts(disk, mounts) for disk in devices(root, "disk")]
     kind = find(root, "os/type")
     cpu = find(root, "cpu")
     return {
@@ -61,6 +63,8 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
         "disks": disks,
+        "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
+        "copying": False,
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
         "hostdevs": len(devices(root, "hostdev")),
@@ -70,6 +74,20 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
     }
+
+
+def _copy(end: End, uuid: str, disk: Element, mounts: list[str]) -> list[dict[str, Any]]:
+    """What it takes to copy a disk to another node; nothing for one that is shared, or that can't be copied."""
+    facts = disk_facts(disk, mounts)
+    source, chain = find(disk, "source"), find(disk, "backingStore")
+    plain = facts["type"] == "file" and facts["device"] == "disk" and facts["format"] in ("raw", "qcow2")
+    based = chain is not None and find(chain, "source") is not None
+    if source is None or not plain or based or facts["readonly"] or facts["shared_storage"]:
+        return []
+    if (end.state(uuid) or ("stopped",))[0] == "stopped":
+        return []
+    size = end.capacity(uuid, facts["target"])
+    return [{"target": facts["target"], "path": source.get("file"), "format": facts["format"], "size": size}]
 
 
 def find_text(root: Element, path: str) -> str:
@@ -88,6 +106,7 @@ def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "domains": end.names(),
         "free": end.free_memory(),
+        "room": end.volumes.room(str(Path(copy["path"]).parent) for need in needs for copy in need["copies"]),
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
 
@@ -109,7 +128,7 @@ def blockers(need: Mapping[str, Any], target: str, said: Any, known: Mapping[str
     found = _own(need) + _storage(need)
     if not isinstance(said, Mapping):
         return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
-    return found + _there(need, target, said) + _known(need, target, known or {})
+    return found + _there(need, target, said) + _room(need, target, said) + _known(need, target, known or {})
 
 
 def _own(need: Mapping[str, Any]) -> list[Blocker]:
@@ -138,12 +157,50 @@ def _storage(need: Mapping[str, Any]) -> list[Blocker]:
         if disk["identity"] is None or disk["shared_storage"]:
             continue
         if disk["device"] in ("cdrom", "floppy"):
+            if disk.get("optional"):
+                continue
             text = f"{disk['target']} holds a medium that only this node has ({disk['identity']})"
             found.append(Blocker("local_medium", text, "eject it first"))
-        else:
+        elif disk["target"] not in {copy["target"] for copy in need["copies"]}:
             text = f"disk {disk['target']} is on storage of this node alone ({disk['identity']})"
-            found.append(Blocker("local_disk", text, "move it to shared storage first"))
+            found.append(Blocker("local_disk", text, _mend(need)))
     return found
+
+
+def _mend(need: Mapping[str, Any]) -> str:
+    if not need["copying"]:
+        return "move it to shared storage first, or have it copied with storage=copy"
+    if not need["running"]:
+        return "start it: only a running VM is copied"
+    return "move it to shared storage first: only a raw or qcow2 file that is based on no other is copied"
+
+
+def _room(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
+    """What the destination says to the files that would be copied to it."""
+    found: list[Blocker] = []
+    sizes: dict[str, int] = {}
+    for copy in need["copies"]:
+        path = Path(copy["path"])
+        room = said["room"][str(path.parent)]
+        names = room.get("names", ())
+        if "error" in room:
+            mend = f"make the folder {path.parent} there, or mount what belongs there"
+            found.append(Blocker("folder", f"{target} has no place for {path}: {room['error']}", mend))
+        elif path.name in names and path.name + CLAIM not in names:
+            text = f"{target} has a file {path} already"
+            found.append(Blocker("file_exists", text, "look whose it is, and move it out of the way"))
+        else:
+            sizes[str(path.parent)] = sizes.get(str(path.parent), 0) + space(copy)
+    for folder, size in sizes.items():
+        if size > (free := said["room"][folder]["free"]):
+            text = f"{folder} on {target} has {free >> 20} MiB free, the disks may take {size >> 20}"
+            found.append(Blocker("room", text, "make room there, or choose another node"))
+    return found
+
+
+def space(copy: Mapping[str, Any]) -> int:
+    """The bytes that a copy may take, with what a format adds."""
+    return int(copy["size"]) * 105 // 100
 
 
 def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .._peers import ask
 from .copies import Action, Decision
 from .ends import End
 from .rules import decide
+from .volumes import remove_originals
 
 LOOK_SECONDS = 10.0
 ACT_SECONDS = 45.0
@@ -24,6 +25,7 @@ ROUNDS = 8
 # How long a node may be silent before the decision is taken without it: a daemon that was killed is back by then.
 SILENCE = 15.0
 VERBS = {"destroy", "undefine", "resume", "set_autostart", "clear_marker", "abort_job"}
+VERBS |= {"remove_copies", "remove_originals", "release_copies"}  # disks that were copied
 
 
 class Nodes:
@@ -64,7 +66,11 @@ class Nodes:
             end = End(node)
             if isinstance(expected, dict) and standing(end.look(uuid)) != standing(expected):
                 raise Failed("the VM is not as it was when this was decided")
+            paths = action.value if isinstance(action.value, tuple) else ()
             verbs: dict[str, Callable[[], Any]] = {
+                "remove_copies": lambda: end.volumes.remove(paths),
+                "release_copies": lambda: end.volumes.release(paths),
+                "remove_originals": lambda: self.remove_originals(name, end, uuid, paths),
                 "destroy": lambda: end.destroy(uuid),
                 "undefine": lambda: end.undefine(uuid),
                 "resume": lambda: end.resume(uuid),
@@ -77,6 +83,12 @@ class Nodes:
         answer = ask({name: self.uris[name]}, call, ACT_SECONDS, readonly=False)[name]
         if isinstance(answer, Unreachable):
             raise answer
+
+    def remove_originals(self, node: str, end: End, uuid: str, paths: Iterable[str]) -> None:
+        """Delete the files of a VM that has left; their mark can be read on their own node only. Raises Failed."""
+        if node != self.here:
+            raise Failed(f"only a recovery on {node} itself can look at its files: run it there")
+        remove_originals(paths, uuid, end.uses)
 
 
 def qemu_alive(uuid: str, proc: Path = Path("/proc")) -> bool:

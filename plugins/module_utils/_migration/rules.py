@@ -129,7 +129,8 @@ class Case:
             return self.stop("12", "ALARM: the VM runs on both nodes; choose with keep which one is the VM")
         kept = ends.pop(str(self.keep))
         text = f"the VM ran on both nodes; {kept.node} was chosen"
-        return Decision("12", kept.node, text, (*drop(next(iter(ends.values())), kept), *self.close(kept)))
+        actions = (*drop(next(iter(ends.values())), kept), *self.close(kept, certain=False))
+        return Decision("12", kept.node, text, actions)
 
     def job(self) -> Decision | None:
         """Rule 1. A stalled job of the target alone holds nothing: the other rules apply then."""
@@ -176,7 +177,7 @@ class Case:
         source, target = self.source, self.target
         if target.kind == RUNS:
             text = f"{target.node} runs the VM; the copy on {source.node} is what the migration left"
-            return Decision("12", target.node, text, (*drop(source, target), *self.close(target)))
+            return Decision("12", target.node, text, (*drop(source, target), *self.close(target, certain=False)))
         if not source.marker:
             return self.stop("13", f"the pause on {source.node} is not by this migration: it carries no marker there")
         if target.kind == USER and target.marker:
@@ -248,7 +249,8 @@ class Case:
             return self.stop("13", "both nodes have it shut off; choose with keep which definition stays")
         kept = ends.pop(str(self.keep))
         text = f"both nodes had it shut off; {kept.node} was chosen"
-        return Decision("13", kept.node, text, (*drop(next(iter(ends.values())), kept), *self.close(kept)))
+        actions = (*drop(next(iter(ends.values())), kept), *self.close(kept, certain=False))
+        return Decision("13", kept.node, text, actions)
 
     def stop(self, rule: str, text: str, where: str = "unknown") -> Decision:
         """Do nothing but tell."""
@@ -258,11 +260,25 @@ class Case:
         """Let it run, unless its user had paused it before the migration."""
         return [Action(copy.node, "resume", f"resume it on {copy.node}")] if self.marker.was == "running" else []
 
-    def close(self, copy: Copy) -> list[Action]:
-        """The last steps: autostart as it was, then the marker, which keeps the case open until here."""
-        actions = []
+    def close(self, copy: Copy, certain: bool = True) -> list[Action]:
+        """The last steps: autostart as it was, files, then the marker, which keeps the case open until here.
+
+        Where it is not `certain` by itself which copy is the VM, no file is deleted.
+        """
+        certain = certain and copy.persistent is not False
+        actions = self.files(copy) if certain and self.marker.copies else []
         if self.marker.autostart and copy.persistent is not False:
             actions.append(Action(copy.node, "set_autostart", f"switch autostart on again on {copy.node}", True))
         if copy.marker:
             actions.append(Action(copy.node, "clear_marker", f"take the marker away on {copy.node}"))
         return actions
+
+    def files(self, kept: Copy) -> list[Action]:
+        """What becomes of disks that were copied: those of the copy that is not the VM go, if we made them."""
+        source, target, paths = self.marker.source, self.marker.target, self.marker.copies
+        if kept.node == source:
+            return [Action(target, "remove_copies", f"delete what was copied of its disks to {target}", paths)]
+        return [
+            Action(source, "remove_originals", f"delete the files of its disks that {source} has no use for", paths),
+            Action(target, "release_copies", f"the files on {target} are its disks now", paths),
+        ]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _files, _hypervisor, _libvirt, _peers, _program, _run, _xml
+from .. import _errors, _fields, _files, _hypervisor, _identity, _libvirt, _peers, _program, _run, _xml
+from .._disks import file, kind
 from .._domain import metadata
 from .._errors import TimedOut
-from . import copies, ends, foreign, helper, live, offline, order, recovery, rules
+from . import copies, ends, foreign, helper, live, offline, order, recovery, rules, volumes
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
@@ -24,11 +25,13 @@ PARTS = {
         "_fields": _fields,
         "_files": _files,
         "_hypervisor": _hypervisor,
+        "_identity": _identity,
         "_libvirt": _libvirt,
         "_peers": _peers,
         "_run": _run,
         "_xml": _xml,
     },
+    "_disks/": {"file": file, "kind": kind},
     "_domain/": {"metadata": metadata},
     "_migration/": {
         "copies": copies,
@@ -40,6 +43,7 @@ PARTS = {
         "order": order,
         "recovery": recovery,
         "rules": rules,
+        "volumes": volumes,
     },
 }
 POLL = 0.5

@@ -103,7 +103,7 @@ MISTAKES = [
     ({"vm_memory": "4GB"}, "web1: vm_memory: '4GB' is not a size"),
     ({"vm_vcpus": "many"}, "web1: vm_vcpus: 'many' is not a whole number"),
     ({"vm_nics": [{"bridge": "br0", "vlan": "x"}]}, "vm_nics.0..vlan: 'x' is not a whole number"),
-    ({"vm_boot": "disk"}, "vm_boot: write one or more of"),
+    ({"vm_boot": "floppy"}, "vm_boot: write one or more of"),
     ({"vm_uuid": 7}, "vm_uuid: '7' is not a UUID"),
     ({"vm_title": "two\nlines"}, "web1: vm_title: write one line"),
     ({"vm_cpu": ["Nehalem"]}, "vm_cpu: .'Nehalem'. is not a text"),

@@ -89,6 +89,8 @@ def test_a_pool_from_nothing_to_nothing(both, monitor):
 
 def test_a_missing_pool_is_absent_already(both):
     assert both(state="absent")["actions"] == []
+    both()
+    assert both(name="other", rename_from="vms", state="absent", confirm_name="vms")["actions"] == []
 
 
 def test_an_empty_list_of_options_makes_the_clusters_default(both):
@@ -168,6 +170,16 @@ def test_pg_num_and_its_bounds_change_in_an_order_that_is_accepted(both):
     both(pg_num=64, pg_num_min=32, pg_num_max=128)
     both(pg_num=4, pg_num_min=2, pg_num_max=4)
     both(pg_num=16, pg_num_min=0, pg_num_max=0)
+
+
+def test_bounds_that_the_present_number_breaks(both):
+    assert both(pg_num_min=8)["pool"]["pg_num"] == 8
+    assert both(pg_num_min=16)["actions"] == ["set pg_num of vms to 16", "set pg_num_min of vms to 16"]
+    assert both(pg_num_min=0, pg_num_max=4)["actions"] == [
+        "set pg_num_min of vms to 0",
+        "set pg_num of vms to 4",
+        "set pg_num_max of vms to 4",
+    ]
 
 
 def test_pg_num_is_the_autoscalers_while_it_is_on(both, run):
@@ -328,16 +340,44 @@ def test_risks_are_said(run):
     assert "wants 3 copies or parts, each on another host; there is 2" in json.dumps(short["warnings"])
 
 
-def test_the_monitors_own_words_are_kept(run, monitor, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (22, "Failed", "osd pool set: bad today"),
+        (1, "Refused", "osd pool set: bad today"),
+        (2, "NotFound", "osd pool set: bad today"),
+        (13, "Failed", "client.admin may not do this (bad today)"),
+        (110, "Unreachable", "osd pool set: Ceph cluster ceph gives no answer"),
+    ],
+)
+def test_the_monitors_own_words_are_kept(run, monitor, monkeypatch, number, error, words):
     run(size=3, min_size=1, accept_risk=True)
 
     def broken(_given):
-        raise Refusal(22, "pool size is bad today")
+        raise Refusal(number, "bad today")
 
     monkeypatch.setattr(monitor, "osd_pool_set", broken)
     result = run(size=2)
-    assert (result["error"], result["changed"]) == ("Failed", False)
-    assert "pool size is bad today" in result["msg"]
+    assert (result["error"], result["changed"]) == (error, False)
+    assert words in result["msg"]
+
+
+def test_a_user_who_may_not_ask_the_monitors_for_a_setting_learns_it_from_their_refusal(run, monitor, monkeypatch):
+    run()
+
+    def denied(_given):
+        raise Refusal(13, "access denied")
+
+    def disabled(_given):
+        raise Refusal(
+            1, "pool deletion is disabled; you must first set the mon_allow_pool_delete config option to true"
+        )
+
+    monkeypatch.setattr(monitor, "config_get", denied)
+    monkeypatch.setattr(monitor, "osd_pool_delete", disabled)
+    result = run(state="absent", confirm_name="vms")
+    assert (result["error"], result["changed"]) == ("Refused", False)
+    assert "pool deletion is disabled" in result["msg"]
 
 
 CONNECTIONS = [

@@ -103,6 +103,12 @@ NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {**NIC, "vlan": 100, "ips": ["fd00:0::21", "10.0.0.21/32"]},
         '<drover:nic mac="52:54:00:0e:19:98" ips="10.0.0.21,fd00::21"/>',
     ),
+    "addresses": (
+        {**NIC, "addresses": ["10.0.0.21/24", "FD00:0::21/64"]},
+        '<drover:nic mac="52:54:00:0e:19:98" addresses="10.0.0.21/24,fd00::21/64"/>',
+    ),
+    "gateway": ({**NIC, "addresses": ["10.0.0.21/24"], "gateway": ["10.0.0.1"]}, 'gateway="10.0.0.1"'),
+    "nameservers": ({**NIC, "nameservers": ["fd00:0::53", "10.0.0.53"]}, 'nameservers="fd00::53,10.0.0.53"'),
 }
 
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from ansible_collections.drover.kvm.plugins.module_utils._disks.file import MARK
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._migration import live, order
 
@@ -25,6 +26,7 @@ class World:
         self.nodes = {"hv1": {"state": (was, "user" if was == "paused" else "booted"), "autostart": autostart}}
         self.nodes["hv1"].update(marker=None, home=None)
         self.ears = {}
+        self.full, self.capacity = False, 7
         self.error = None
         self.finish = True
         self.stop_source = True
@@ -86,6 +88,24 @@ class Node:
 
     def progress(self, uuid):
         return {"sent": next(self.world.sent)}
+
+    @property
+    def volumes(self):
+        return self
+
+    def make(self, copies):
+        self.note(f"make {', '.join(copy['path'] for copy in copies)}")
+        if self.world.full:
+            raise Failed("No space left on device")
+
+    def release(self, paths):
+        self.note(f"release {', '.join(paths)}")
+
+    def capacity(self, uuid, target):
+        return self.world.capacity
+
+    def uses(self, path):
+        return False
 
     def abort(self, uuid):
         self.note("abort")
@@ -244,3 +264,39 @@ def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):
     with pytest.raises(DroverError, match="aborted"):
         move(world, tmp_path, timeout=0.2)
     assert "not done after" in (order.read(order.state_path(UUID, tmp_path)) or {})["reason"]
+
+
+@pytest.fixture
+def original(tmp_path):
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"data")
+    os.setxattr(path, MARK, UUID.encode())
+    return path
+
+
+def copies_of(path):
+    return [{"target": "vda", "path": str(path), "format": "raw", "size": 7}]
+
+
+def test_files_that_go_along_are_made_after_the_mark_and_deleted_at_the_end(tmp_path, original):
+    world = World(autostart=False)
+    measured = move(world, tmp_path, copies=copies_of(original))
+    assert world.log == [
+        "mark on hv1",
+        f"make {original} on hv2",
+        "migrate on hv1",
+        "resume on hv2",
+        "return on hv1",
+        f"release {original} on hv2",
+        "unmark on hv2",
+    ]
+    assert measured["left"] == [] and not original.exists()
+
+
+@pytest.mark.parametrize("fault", ["full", "capacity"])
+def test_a_file_stays_until_its_copy_is_whole(tmp_path, original, fault):
+    world = World(autostart=False)
+    setattr(world, fault, 6)
+    with pytest.raises(Failed):
+        move(world, tmp_path, copies=copies_of(original))
+    assert original.exists() and "unmark on hv2" not in world.log

@@ -25,8 +25,12 @@ NEED = {
     "nvram": False,
     "snapshots": 0,
     "managed_save": False,
+    "copies": [],
+    "copying": False,
 }
-SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}}
+ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
+SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
+COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
 
@@ -84,7 +88,14 @@ def test_all_at_once():
     assert found == ["hostdev", "local_disk", "local_medium", "exists", "memory", "cpu", "machine", "cordoned"]
 
 
-@pytest.mark.parametrize("disk", [{**DISK, "shared_storage": True}, {**DISK, "device": "cdrom", "identity": None}])
+@pytest.mark.parametrize(
+    "disk",
+    [
+        {**DISK, "shared_storage": True},
+        {**DISK, "device": "cdrom", "identity": None},
+        {**DISK, "device": "cdrom", "optional": True},
+    ],
+)
 def test_shared_and_empty_drives_are_fine(disk):
     assert reasons({"disks": [disk]}) == []
 
@@ -103,3 +114,30 @@ def test_file_systems_of_the_network_are_shared(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/vda / ext4 rw 0 0\nsan:/vms /vms nfs4 rw 0 0\n")
     assert prechecks.shared_mounts(mounts) == ["/vms"]
+
+
+@pytest.mark.parametrize(
+    "room,expected",
+    [
+        ({"free": 2 * GIB, "names": ["b.raw"]}, []),
+        ({"free": GIB, "names": []}, ["room"]),
+        ({"free": 2 * GIB, "names": ["a.raw"]}, ["file_exists"]),
+        # What an earlier copy left carries a claim, and is replaced.
+        ({"free": 2 * GIB, "names": ["a.raw", "a.raw.drover-copy"]}, []),
+        ({"error": "no such folder"}, ["folder"]),
+    ],
+)
+def test_what_is_copied_finds_its_place_there(room, expected):
+    need = {"disks": [DISK], "copies": [COPY], "copying": True}
+    assert reasons(need, {"room": {"/srv": room}}) == expected
+
+
+def test_two_disks_share_the_room_of_their_folder():
+    copies = [COPY, {**COPY, "target": "vdb", "path": "/srv/b.raw"}]
+    assert reasons({"copies": copies, "copying": True}) == ["room"]
+
+
+@pytest.mark.parametrize("need,mend", [({}, "storage=copy"), ({"copying": True, "running": False}, "start it")])
+def test_a_local_disk_says_how_it_could_move(need, mend):
+    found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None)
+    assert found[0].reason == "local_disk" and mend in found[0].mend

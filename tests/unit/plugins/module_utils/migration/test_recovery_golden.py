@@ -21,7 +21,7 @@ CASES = [
 
 
 def words(action):
-    value = {True: "true", False: "false"}.get(action.get("value"), "")
+    value = {"True": "true", "False": "false", "None": ""}.get(text := str(action.get("value")), text)
     return " ".join(word for word in (action["verb"], action["node"], value) if word)
 
 

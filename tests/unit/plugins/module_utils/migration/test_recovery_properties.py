@@ -28,11 +28,12 @@ STATES = (
 )
 ACTIVE = ("running", "paused", "crashed")
 TELLING = ("report", "wait")
+FILES = ("remove_copies", "remove_originals", "release_copies")
 
 
-def ends(was, jobs):
+def ends(was, jobs, copies=()):
     """Everything that one node can say."""
-    marker = {"id": "m1", "from": "hv1", "to": "hv2", "was": was, "autostart": True}
+    marker = {"id": "m1", "from": "hv1", "to": "hv2", "was": was, "autostart": True, "copies": list(copies)}
     for state, reason in STATES:
         if state in ("absent", "unreachable"):
             yield {"state": state}
@@ -52,12 +53,14 @@ class World:
         self.nodes = {name: dict(said) for name, said in nodes.items()}
         self.fenced = fenced
         self.marked = any(said.get("marker") for said in nodes.values())
+        self.files = {"hv1", "hv2"}
 
     def perform(self, action):
         if action.verb in TELLING:
             return
         said = self.nodes[action.node]
-        assert said["state"] not in ("unreachable", "absent"), f"{action.verb} where nothing is known"
+        assert said["state"] != "unreachable", f"{action.verb} where nothing is known"
+        assert said["state"] != "absent" or action.verb in FILES, f"{action.verb} where nothing is"
         getattr(self, action.verb)(action.node, said)
 
     def may_run(self, node):
@@ -107,6 +110,23 @@ class World:
         others = [o for name, o in self.nodes.items() if name != node and o["state"] == "running"]
         assert not others, "autostart beside a copy that runs"
 
+    def remove_copies(self, node, said):
+        assert node == "hv2", "only what was copied"
+        self.lose(node, "hv1")
+
+    def remove_originals(self, node, said):
+        assert node == "hv1", "only where it was copied from"
+        self.lose(node, "hv2")
+
+    def lose(self, node, other):
+        assert self.nodes[node]["state"] == "absent", "the files of a VM that is there"
+        assert self.nodes[other]["state"] not in ("absent", "unreachable"), "the VM is not seen on the other node"
+        assert self.nodes[other].get("reason") != "migrating" and other in self.files, "the last whole copy"
+        self.files.discard(node)
+
+    def release_copies(self, node, said):
+        assert node == "hv2" and node in self.files
+
     def clear_marker(self, node, said):
         assert said["marker"]
         said["marker"] = None
@@ -139,6 +159,13 @@ def test_two_nodes_nothing_forbidden_is_ever_asked_for(was, stalled):
             check({"hv1": first, "hv2": second}, fenced, stalled=stalled)
             count += 1
     assert count > 9000
+
+
+@pytest.mark.parametrize("was", ["running", "paused"])
+def test_of_disks_that_were_copied_a_whole_one_is_left(was):
+    said = list(ends(was, (None,), ("/srv/a.raw",)))
+    for first, second, keep in itertools.product(said, said, (None, "hv1", "hv2")):
+        check({"hv1": first, "hv2": second}, keep=keep)
 
 
 @pytest.mark.parametrize("keep", ["hv1", "hv2"])

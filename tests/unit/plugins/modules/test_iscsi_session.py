@@ -1,0 +1,318 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module iscsi_session on a node of files: records, sessions, disks, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils import _initiator
+from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
+from ansible_collections.drover.kvm.plugins.modules import iscsi_session
+from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
+    IQN,
+    MIB,
+    PORTAL_6,
+    PORTAL_A,
+    PORTAL_B,
+    SECRET,
+    USER,
+    Node,
+)
+
+CHAP = {"chap_user": USER, "chap_password": SECRET}
+BOTH = {"target": IQN, "portals": [PORTAL_A, PORTAL_B], **CHAP}
+LOGIN_A, LOGIN_B = f"log in at {PORTAL_A}", f"log in at {PORTAL_B}"
+NEW_A, NEW_B = f"write the record at {PORTAL_A}", f"write the record at {PORTAL_B}"
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    made = Node(tmp_path)
+    made.export(IQN, 1)
+    monkeypatch.setattr(_initiator, "run", made.run)
+    monkeypatch.setattr(_initiator.socket, "create_connection", made.connect)
+    monkeypatch.setattr(iscsi_session, "Initiator", partial(_initiator.Initiator, tmp_path))
+    monkeypatch.setattr(iscsi_session, "Blocks", partial(Blocks, tmp_path))
+    monkeypatch.setattr(Blocks, "capacity", lambda _self, name: made.capacity(name))
+    monkeypatch.setattr(Blocks, "rescan", lambda _self, name: made.rescan(name))
+    monkeypatch.setattr(iscsi_session, "DISK_SECONDS", 0.2)
+    return made
+
+
+@pytest.fixture
+def run(node, capsys):
+    def module(**args):
+        with patch_module_args(args), pytest.raises(SystemExit):
+            iscsi_session.main()
+        output = capsys.readouterr()
+        assert SECRET not in output.out + output.err and "AnotherSecret9" not in output.out + output.err
+        return json.loads(output.out)
+
+    return module
+
+
+def both(run, **args):
+    """The same call in check mode, for real, and again; returns the real result."""
+    predicted = run(**args, _ansible_check_mode=True)
+    real = run(**args)
+    assert not real.get("failed"), json.dumps(real)
+    for key in ("changed", "actions", "diff"):
+        assert predicted[key] == real[key]
+    again = run(**args)
+    assert (again["changed"], again["actions"]) == (False, []), again
+    return real
+
+
+def test_one_volume_over_two_paths_and_away_again(run, node):
+    made = both(run, **BOTH, multipath=True, replacement_timeout=5)
+    assert made["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B, "wait for the multipath maps"]
+    session = made["session"]
+    assert session["initiator"] == "iqn.2026-11.org.example:hv1" and session["pending"] == {}
+    assert session["portals"][PORTAL_A] == {"interface": "", "record": True, "state": "LOGGED_IN"}
+    (device,) = session["devices"]
+    wwid = node.san[IQN]["wwid"]
+    assert device["path"] == f"/dev/disk/by-id/dm-uuid-mpath-{wwid}" and device["multipath"] == wwid
+    assert (device["wwid"], device["serial"], device["size"], device["lun"]) == (wwid, wwid[8:], 64 * MIB, 1)
+    assert [path["portal"] for path in device["paths"]] == [PORTAL_A, PORTAL_B]
+    values = node.values(node.record(IQN, f"{PORTAL_A},1"))
+    assert values["node.session.timeo.replacement_timeout"] == "5" and values["node.startup"] == "automatic"
+    assert values["node.session.iscsi.FastAbort"] == "Yes", "iscsid.conf is the base of a record"
+    gone = both(run, target=IQN, state="absent")
+    assert gone["actions"] == [
+        f"{verb} at {p}" for p in (PORTAL_A, PORTAL_B) for verb in ("log out", "remove the record")
+    ]
+    assert gone["session"] is None and node.sessions() == []
+
+
+def test_thirty_volumes_take_one_discovery_for_each_portal(run, node):
+    names = [f"iqn.2026-11.org.example:drover-vm{number}-0" for number in range(30)]
+    for number, name in enumerate(names):
+        node.export(name, number + 2)
+    result = run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])
+    assert not result.get("failed"), result
+    assert len(node.sessions()) == 60 and len(result["results"]) == 30
+    assert len([words for words in node.calls if "discovery" in words]) == 2 and len(node.calls) == 62
+    node.calls.clear()
+    assert run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])["changed"] is False
+    assert node.calls == [], "a run without changes starts no process"
+
+
+def test_the_list_of_portals_means_exactly_these(run, node):
+    both(run, **BOTH)
+    less = both(run, target=IQN, portals=[PORTAL_B])
+    assert less["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}"]
+    assert node.sessions() == [(IQN, "10.231.7.10")]
+    assert both(run, target=IQN, state="absent", portals=[PORTAL_A])["changed"] is False
+    assert both(run, target=IQN, state="logged_out")["actions"] == [f"log out at {PORTAL_B}"]
+    assert both(run, target=IQN)["actions"] == [LOGIN_B], "the portals of the records are meant"
+
+
+def test_portals_are_compared_as_addresses_and_not_as_text(run, node):
+    node.san[IQN]["portals"] = [PORTAL_6, "10.231.5.1:3260", PORTAL_A]
+    both(run, target=IQN, portals=["[FD00:5:0::10]", "10.231.5.1"], **CHAP)
+    assert sorted(address for _iqn, address in node.sessions()) == ["10.231.5.1", "fd00:5::10"]
+    assert both(run, target=IQN, portals=[PORTAL_6, "10.231.5.1:3260", PORTAL_A])["actions"] == [NEW_A, LOGIN_A]
+
+
+def test_chap_is_compared_and_never_shown(run, node):
+    both(run, **BOTH)
+    node.san[IQN]["chap"] = (USER, "AnotherSecret9")
+    changed = both(run, **{**BOTH, "chap_password": "AnotherSecret9"})
+    assert changed["actions"] == [f"write the record at {portal} (chap_password)" for portal in (PORTAL_A, PORTAL_B)]
+    assert changed["session"]["pending"] == {PORTAL_A: ["chap_password"], PORTAL_B: ["chap_password"]}
+    assert len(node.sessions()) == 2, "sessions go on"
+    mutual = both(run, target=IQN, mutual_chap_user="san", mutual_chap_password="MutualSecret1")
+    assert mutual["actions"][0] == f"write the record at {PORTAL_A} (mutual_chap_password, mutual_chap_user)"
+    values = node.values(node.record(IQN, f"{PORTAL_A},1"))
+    assert values["node.session.auth.username_in"] == "san" and values["node.session.auth.authmethod"] == "CHAP"
+    assert "mutual_chap_user" in both(run, target=IQN, mutual_chap_user="")["actions"][0]
+    off = both(run, target=IQN, chap_user="")
+    assert off["actions"][0] == f"write the record at {PORTAL_A} (chap_password, chap_user)"
+    assert not [key for key in node.values(node.record(IQN, f"{PORTAL_A},1")) if "auth.password" in key]
+
+
+def test_a_record_that_others_may_read_is_written_anew(run, node):
+    both(run, **BOTH)
+    os.chmod(node.record(IQN, f"{PORTAL_A},1"), 0o644)
+    assert both(run, **BOTH)["actions"] == [f"{NEW_A} (file mode)"]
+    assert node.record(IQN, f"{PORTAL_A},1").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "option, key, value",
+    [
+        ("startup", "node.startup", "manual"),
+        ("startup", "node.startup", "onboot"),
+        ("replacement_timeout", "node.session.timeo.replacement_timeout", 7),
+        ("noop_interval", "node.conn[0].timeo.noop_out_interval", 2),
+        ("noop_timeout", "node.conn[0].timeo.noop_out_timeout", 3),
+        ("login_timeout", "node.conn[0].timeo.login_timeout", 9),
+    ],
+)
+def test_a_setting_goes_into_the_record(run, node, option, key, value):
+    both(run, **BOTH)
+    changed = both(run, **BOTH, **{option: value})
+    assert changed["actions"] == [f"{text} ({option})" for text in (NEW_A, NEW_B)]
+    assert node.values(node.record(IQN, f"{PORTAL_A},1"))[key] == str(value)
+    pending = {PORTAL_A: [option], PORTAL_B: [option]} if option.startswith("noop") else {}
+    assert changed["session"]["pending"] == pending
+
+
+def test_a_portal_is_bound_to_an_interface(run, node):
+    both(run, **BOTH)
+    bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1"})
+    assert bound["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}", NEW_A, LOGIN_A]
+    assert bound["session"]["portals"][PORTAL_A]["interface"] == "nic1"
+    values = node.values(node.record(IQN, f"{PORTAL_A},1", "nic1"))
+    assert values["iface.net_ifacename"] == "nic1"
+    assert "iface.net_ifacename = nic1" in (node.root / "var/lib/iscsi/ifaces/nic1").read_text(encoding="utf-8")
+    assert both(run, **BOTH)["changed"] is False, "a portal that is not named stays bound"
+
+
+def test_a_unit_that_grew_gets_its_new_size_everywhere(run, node):
+    both(run, **BOTH, multipath=True)
+    node.san[IQN]["size"] = 128 * MIB
+    grown = both(run, target=IQN)
+    assert grown["actions"] == ["take the new size of logical unit 1, 128MiB (64MiB before)"]
+    assert grown["session"]["devices"][0]["size"] == 128 * MIB
+    assert ["multipathd", "resize", "map", node.san[IQN]["wwid"]] in node.calls
+    node.san[IQN]["size"] = 192 * MIB
+    node.write("sys/class/iscsi_session/session1/state", "FAILED")
+    waits = both(run, target=IQN)
+    assert waits["changed"] is False and "taken when 10.231.5.10:3260 is back" in str(waits["warnings"])
+
+
+def test_a_map_that_did_not_follow_its_paths_is_resized(run, node):
+    both(run, **BOTH, multipath=True)
+    node.san[IQN]["size"] = 128 * MIB
+    for name in ("sdb", "sdc"):
+        node.rescan(name)
+    assert both(run, target=IQN)["actions"] == ["take the new size of logical unit 1, 128MiB (64MiB before)"]
+
+
+def mount(node, top):
+    number = node.text(node.root / f"sys/class/block/{top}/dev")
+    node.write("proc/self/mountinfo", f"36 35 {number} / /srv/data rw - ext4 /dev/{top} rw\n")
+
+
+def lvm(node, top):
+    node.write("sys/class/block/dm-9/dev", "254:9")
+    node.write("sys/class/block/dm-9/dm/uuid", "LVM-abc")
+    node.write("sys/class/block/dm-9/dm/name", "vgsan-disk1")
+    (node.root / f"sys/class/block/{top}/holders/dm-9").mkdir()
+
+
+def swap(node, top):
+    node.write("proc/swaps", f"Filename Type Size\n/dev/{top} partition 1\n")
+
+
+@pytest.mark.parametrize(
+    "use, words", [(mount, "the mount /srv/data"), (lvm, "the logical volume vgsan-disk1"), (swap, "swap")]
+)
+@pytest.mark.parametrize("multipath", [True, False])
+def test_a_disk_in_use_keeps_its_last_path(run, node, use, words, multipath):
+    node.multipathd = multipath
+    both(run, **(BOTH if multipath else {**BOTH, "portals": [PORTAL_A]}))
+    use(node, "dm-0" if multipath else node.disk(IQN))
+    for args in ({"state": "absent"}, {"state": "logged_out"}):
+        refused = run(target=IQN, **args)
+        assert refused["error"] == "Refused" and f"is used by {words}; stop that first" in refused["msg"], refused
+    if multipath:
+        assert run(target=IQN, portals=[PORTAL_B])["changed"] is True
+        assert run(target=IQN, state="absent")["error"] == "Refused"
+        assert both(run, **BOTH)["actions"] == [NEW_A, LOGIN_A]
+
+
+def test_a_disk_that_a_process_has_open_stays(run, node, monkeypatch):
+    both(run, **BOTH)
+    node.write("proc/4711/comm", "qemu-system-x86")
+    node.write("proc/4711/cmdline", "qemu-system-x86_64\0-name\0guest=web1,debug-threads=on\0")
+    node.write("proc/4711/fd/7", "")
+    node.write("proc/12/comm", "multipathd")
+    node.write("proc/12/fd/3", "")
+    monkeypatch.setattr("ansible_collections.drover.kvm.plugins.module_utils._blocks._number", lambda _path: "254:0")
+    refused = run(target=IQN, state="absent")
+    assert "is used by VM web1, process 4711 (qemu-system-x86); stop" in refused["msg"]
+
+
+def test_a_broken_path_is_not_counted_on(run, node):
+    both(run, **BOTH)
+    mount(node, "dm-0")
+    node.write("sys/class/iscsi_session/session2/state", "FAILED")
+    assert run(target=IQN, portals=[PORTAL_B])["error"] == "Refused"
+    node.deaf.add("10.231.7.10")
+    assert run(**BOTH)["changed"] is False, "a broken session is one that the kernel mends"
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ({"target": "iqn.x"}, "not an iSCSI qualified name"),
+        ({"portals": ["10.231.5.10:99999"]}, "a port is a number"),
+        ({"portals": ["san1:3260"]}, "is not a portal"),
+        ({"portals": ["fd00::10"]}, None),
+        ({"portals": [PORTAL_A, "10.231.5.10"]}, "listed twice"),
+        ({"portals": []}, "at least one"),
+        ({"portals": None}, "portals is missing"),
+        ({"chap_password": "elevenchars"}, "12 to 16"),
+        ({"chap_password": None}, "chap_user is given without chap_password"),
+        ({"mutual_chap_user": "san"}, "mutual_chap_user is given without mutual_chap_password"),
+        ({"mutual_chap_user": "san", "mutual_chap_password": SECRET}, "are the same"),
+        ({"interfaces": {"10.231.9.9": "nic1"}}, "none of its portals"),
+        ({"interfaces": {PORTAL_A: "../x"}}, "not the name of a network interface"),
+        ({"target": "iqn.2026-11.org.example:other"}, "does not offer iqn.2026-11.org.example:other to iqn."),
+    ],
+)
+def test_what_is_refused_before_anything_is_done(run, node, args, words):
+    given = {key: value for key, value in {**BOTH, **args}.items() if value is not None}
+    result = run(**given)
+    assert result["failed"] and result["changed"] is False
+    assert words is None or words in result["msg"], result["msg"]
+    assert node.sessions() == [] and not list((node.root / "var/lib/iscsi/nodes").iterdir())
+
+
+def test_a_portal_that_does_not_answer(run, node):
+    node.deaf.add("10.231.5.10")
+    result = run(**BOTH)
+    assert result["error"] == "Unreachable" and "10.231.5.10:3260 does not answer: Connection refused" in result["msg"]
+
+
+def test_a_wrong_secret_is_the_sans_word_and_the_next_run_mends_it(run, node):
+    node.san[IQN]["chap"] = (USER, "AnotherSecret9")
+    failed = run(**BOTH)
+    assert failed["error"] == "Failed" and "authorization failure" in failed["msg"]
+    mended = run(**{**BOTH, "chap_password": "AnotherSecret9"})
+    assert not mended.get("failed") and len(node.sessions()) == 2
+
+
+def test_a_path_without_a_map_is_an_error_where_maps_are_asked_for(run, node):
+    node.multipathd = False
+    assert "a path is in no multipath map" in run(**BOTH, multipath=True)["msg"]
+
+
+def test_a_lock_that_stays_is_named(run, node, monkeypatch):
+    monkeypatch.setattr(_initiator, "LOCK_SECONDS", 0.1)
+    node.write("run/lock/iscsi/lock.write", "")
+    result = run(**BOTH)
+    assert result["error"] == "TimedOut" and "lock.write" in result["msg"]
+
+
+def test_two_records_at_one_portal_are_not_ours_to_choose_from(run, node):
+    both(run, **BOTH)
+    record = node.record(IQN, f"{PORTAL_A},1")
+    other = record.read_text(encoding="utf-8").replace("ifacename = default", "ifacename = nic9")
+    node.write(f"var/lib/iscsi/nodes/{IQN}/10.231.5.10,3260,1/nic9", other)
+    assert "more than one record or session" in run(**BOTH)["msg"]
+
+
+def test_the_records_of_debian_12_are_below_etc(run, node):
+    node.write("usr/sbin/iscsiadm", "\0/etc/iscsi/nodes\0")
+    run(**BOTH, state="logged_out")
+    assert list((node.root / "etc/iscsi/nodes" / IQN).iterdir())
