@@ -786,14 +786,13 @@ class Vm(Resource):
         return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
-        steps = []
-        if self.domain is not None and self.domain.persistent:
-            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
+        defined = self.domain is not None and self.domain.persistent
+        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
         uuid, volumes = self.draft.uuid, self._volumes()
         steps += [
             Step(f"delete {volume.name}", partial(store.remove, volume.identity, uuid)) for store, volume in volumes
         ]
-        return steps + seeding.removal(self.name, self.draft.uuid)
+        return steps + seeding.removal(self.name, uuid)
 
     def _volumes(self) -> list[tuple[Store, Volume]]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
