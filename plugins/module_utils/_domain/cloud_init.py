@@ -24,9 +24,11 @@ from . import addresses, disks, metadata, nics
 RECORD = "seed"
 EJECTS = "ejects"
 HEADERS = ("#", "Content-Type:", "MIME-Version:")
-# The guest's own words that it is done: it opens the tray. Anything else (an agent, a time) would be a guess.
+# The guest's own words that it is done: it opens the tray. Anything else (an agent, a time) would be a guess. A later
+# boot finds no seed, and some images then take the guest for a new one without any network of its own; so none looks.
 EJECT = """\
 #!/bin/sh
+touch /etc/cloud/cloud-init.disabled
 exec python3 - <<'END'
 import fcntl, os
 CDROMEJECT = 0x5309
