@@ -346,6 +346,8 @@ class IscsiSession(Resource):
     def _enter(self, name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> list[Step]:
         initiator, portal, settings = self.client.initiator, parse_portal(name), after[name]
         at = None if rules.rebound(name, have, after) else have.get(name)
+        if at == settings:
+            return []
         known = self.records.get(portal) or next(iter(self.records.values()), None)
         base = known.values if known else self.client.defaults
         record = rules.record_of(self.name, portal, self.groups[name], settings, base)
