@@ -789,9 +789,7 @@ class Vm(Resource):
         defined = self.domain is not None and self.domain.persistent
         steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
         uuid, volumes = self.draft.uuid, self._volumes()
-        steps += [
-            Step(f"delete {volume.name}", partial(store.remove, volume.identity, uuid)) for store, volume in volumes
-        ]
+        steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
         return steps + seeding.removal(self.name, uuid)
 
     def _volumes(self) -> list[tuple[Store, Volume]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, SINK, Cluster, example_lab, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, SINK, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 EXAMPLE = ROOT / "examples/ceph-quorum"
@@ -38,17 +37,16 @@ cmp /run/probe /run/probe.read
 """
 
 
-@pytest.fixture(scope="module")
-def quorum() -> Iterator[Cluster]:
-    """The example on a lab of its own, with its VMs counting."""
-    with example_lab("drover-ceph", EXAMPLE) as found:
-        found.play(str(EXAMPLE / "site.yml")).good()
-        write_images(found)
-        found.play("build_vms").good()
-        with Observer(found.lab) as watch:
-            for name in found.sheets():
-                watch.wait_word(name, seconds=240)
-        yield found
+@pytest.fixture(scope="module", name="quorum")
+def the_site(quorum: Cluster) -> Cluster:
+    """The example, with its VMs counting."""
+    quorum.play(str(EXAMPLE / "site.yml")).good()
+    write_images(quorum)
+    quorum.play("build_vms").good()
+    with Observer(quorum.lab) as watch:
+        for name in quorum.sheets():
+            watch.wait_word(name, seconds=240)
+    return quorum
 
 
 def write_images(quorum: Cluster) -> None:
