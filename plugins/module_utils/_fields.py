@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASC
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
+PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 
 
@@ -174,6 +176,23 @@ def check_iqn(value: str) -> str:
             "such as iqn.2026-11.org.example:drover-web1-0"
         )
     return value
+
+
+def check_portal(value: str) -> str:
+    """An address with a port; a name is taken as it is."""
+    match = PORTAL.fullmatch(value)
+    if match and 1 <= int(match.group(2)) <= 65535:
+        address = match.group(1)
+        try:
+            if address.startswith("["):
+                address = f"[{ipaddress.IPv6Address(address.strip('[]'))}]"
+            elif address.replace(".", "").isdecimal():
+                address = str(ipaddress.IPv4Address(address))
+        except ValueError:
+            match = None
+        if match:
+            return f"{address}:{int(match.group(2))}"
+    raise ValueError(f"{value!r} is not a portal; write address and port, such as 10.231.5.10:3260 or [fd00::10]:3260")
 
 
 def check_mac(value: str) -> str:

@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from ._errors import Failed
+from ._errors import Failed, NotFound, TimedOut
+
+LOCK_SECONDS = 60
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -32,3 +37,32 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
                 os.unlink(new)
     except OSError as error:
         raise Failed(f"{path} could not be written: {error.strerror}", path=str(path)) from None
+
+
+@contextlib.contextmanager
+def locked(directory: Path, hint: str) -> Iterator[None]:
+    """One run at a time works on what the directory describes; `hint` asks for what is missing when it is not there.
+
+    Raises NotFound, or TimedOut when another run goes on.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise NotFound(f"{directory}: {error.strerror}; {hint}") from None
+    try:
+        _lock(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimedOut(f"another run has held {directory} for {LOCK_SECONDS} s") from None
+            time.sleep(0.1)

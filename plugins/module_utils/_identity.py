@@ -33,6 +33,11 @@ def volume_name(name: str, number: int) -> str:
     return f"drover-{name}-{number}"
 
 
+def seed_name(name: str) -> str:
+    """The name of the file with what cloud-init is given at the VM's first boot."""
+    return f"drover-{name}-seed.iso"
+
+
 def iqn_part(name: str) -> str:
     """The name in the letters that an iSCSI qualified name may have; different names stay different."""
     plain = re.sub(r"[^a-z0-9.-]", "-", name.lower())

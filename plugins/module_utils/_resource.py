@@ -162,6 +162,17 @@ def _failure(error: DroverError) -> dict[str, Any]:
     return {"failed": True, "msg": error.message, "error": type(error).__name__, "details": error.details}
 
 
+class _Discreet(AnsibleModule):
+    """A module with secrets among its options: it does not write them to the system's log.
+
+    Ansible blots secrets out there, but one of several lines, in a list or a dictionary, has its line ends escaped
+    there, and so it is not found.
+    """
+
+    def _log_invocation(self) -> None:
+        self.log("Invoked; its options may hold secrets")
+
+
 def run_module(
     resource_class: type[Resource],
     fields: Sequence[Field],
@@ -178,8 +189,8 @@ def run_module(
     if items is not None:
         options = argument_spec(fields, defaults=False)
         spec[items] = {"type": "list", "elements": "dict", "options": options}
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
     secrets = secret_names(fields)
+    module = (_Discreet if secrets else AnsibleModule)(argument_spec=spec, supports_check_mode=True, **rules)
     try:
         wanted = _item_params(module.params, fields, items)
         with resource_class.connect(wanted[0] if wanted else module.params) as client:

@@ -26,9 +26,11 @@ REQUEST = struct.Struct("=II64sIiQQIIIIII")
 ANSWER = struct.Struct("=II")
 ANSWER_SIZE = struct.calcsize("=II")
 SYSTEM, TARGET, DEVICE, PORTAL, CONNECTION, ACCOUNT = 0, 1, 2, 3, 6, 7
+OUTGOING_ACCOUNT = 0x100 + ACCOUNT  # what is above the mode itself is `ac_dir`
 NEW, DELETE, SHOW, BIND, UNBIND, UPDATE = range(6)
 ALL_TARGETS = -1
 LUN = 1
+OUTGOING = " (outgoing)"
 # tgt-admin opens a target that has no initiator-address to everybody, also when it has initiator names. No peer can
 # have this address, so the line that holds it says "nobody by address".
 NOBODY = "255.255.255.255"
@@ -79,6 +81,7 @@ class Lun:
     path: str
     serial: str
     megabytes: int
+    readonly: bool = False
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Target:
     luns: dict[int, Lun] = field(default_factory=dict)
     sessions: list[Session] = field(default_factory=list)
     accounts: list[str] = field(default_factory=list)
+    outgoing: str = ""
     initiators: list[str] = field(default_factory=list)
 
 
@@ -155,6 +159,10 @@ class Tgt:
         """
         self._update_lun(iqn, f"scsi_sn={serial},scsi_id={serial}", "set the serial")
 
+    def set_readonly(self, iqn: str, readonly: bool) -> None:
+        """Write-protect the logical unit, or not."""
+        self._update_lun(iqn, f"readonly={int(readonly)}", "set the write protection")
+
     def reopen_lun(self, iqn: str, path: str) -> None:
         """Let tgtd open the grown file again: it learns the size of a file only then.
 
@@ -205,6 +213,22 @@ class Tgt:
             for target in shared:
                 self._account(BIND, user, target)
 
+    def set_outgoing(self, iqn: str, user: str, password: str | None) -> None:
+        """The account with which the target proves who it is (mutual CHAP); without a user it does not.
+
+        Without a password an account that exists is bound as it is. Sessions that exist go on.
+        """
+        target = self.targets()[iqn]
+        sharing = [other for other in self.targets().values() if user and other.outgoing == user and other.iqn != iqn]
+        if target.outgoing:
+            self._account(UNBIND, target.outgoing, target, mode=OUTGOING_ACCOUNT)
+        if user and password is not None:
+            if user in self.accounts():
+                self._account(DELETE, user)
+            self._account(NEW, user, text=f"user={user},password={password}")
+        for other in [target, *(sharing if password is not None else [])] if user else []:
+            self._account(BIND, user, other, mode=OUTGOING_ACCOUNT)
+
     def bind_account(self, iqn: str, user: str) -> None:
         """Make an account that exists the target's only one; closed to new logins meanwhile, as in `set_account`."""
         target = self.targets()[iqn]
@@ -215,7 +239,7 @@ class Tgt:
 
     def delete_account(self, user: str) -> None:
         """Delete the account unless a target has it."""
-        used = any(user in target.accounts for target in self.targets().values())
+        used = any(user in (*target.accounts, target.outgoing) for target in self.targets().values())
         if not used and user in self.accounts():
             self._account(DELETE, user)
 
@@ -249,9 +273,11 @@ class Tgt:
     def _update_lun(self, iqn: str, changes: str, what: str) -> None:
         self._ask(DEVICE, UPDATE, f"{what} of {iqn}", self._tid(iqn), text=f"targetOps {changes},")
 
-    def _account(self, operation: int, user: str, target: Target | None = None, text: str = "") -> None:
+    def _account(
+        self, operation: int, user: str, target: Target | None = None, text: str = "", mode: int = ACCOUNT
+    ) -> None:
         tid = target.tid if target else 0
-        self._ask(ACCOUNT, operation, f"change the account {user}", tid, text=text or f"user={user}")
+        self._ask(mode, operation, f"change the account {user}", tid, text=text or f"user={user}")
 
     def _ask(
         self,
@@ -265,7 +291,9 @@ class Tgt:
         body = text.encode() + b"\0" if text else b""
         lun = LUN if mode == DEVICE else 0
         sid, cid = connection
-        head = REQUEST.pack(mode, operation, b"iscsi", REQUEST.size + len(body), tid, sid, lun, cid, 0, 0, 0, 0, 0)
+        direction, mode = divmod(mode, 0x100)
+        size = REQUEST.size + len(body)
+        head = REQUEST.pack(mode, operation, b"iscsi", size, tid, sid, lun, cid, 0, 0, direction, 0, 0)
         if operation != SHOW:
             self._targets = None
         error, answer = self._exchange(head + body)
@@ -314,6 +342,7 @@ def _target(block: str) -> Target:
             lines_of_part = parts.setdefault(line.strip(" :"), [])
         else:
             lines_of_part.append(line.strip())
+    accounts = parts.get("Account information", [])
     luns = [_lun(values) for values in _groups(parts.get("LUN information", []), "LUN")]
     return Target(
         tid=int(number),
@@ -321,7 +350,8 @@ def _target(block: str) -> Target:
         online="State: ready" in parts.get("System information", []),
         luns={lun.number: lun for lun in luns},
         sessions=[_session(values) for values in _groups(parts.get("I_T nexus information", []), "I_T nexus")],
-        accounts=[name for name in parts.get("Account information", []) if not name.endswith(" (outgoing)")],
+        accounts=[name for name in accounts if not name.endswith(OUTGOING)],
+        outgoing=next((name[: -len(OUTGOING)] for name in accounts if name.endswith(OUTGOING)), ""),
         initiators=sorted(rule for rule in parts.get("ACL information", []) if rule != NOBODY),
     )
 
@@ -341,7 +371,8 @@ def _groups(lines: Sequence[str], first: str) -> list[list[tuple[str, str]]]:
 def _lun(pairs: Sequence[tuple[str, str]]) -> Lun:
     values = dict(pairs)
     size = values.get("Size", "0 MB").split(" ", 1)[0]
-    return Lun(int(values["LUN"]), values.get("Backing store path", ""), values.get("SCSI SN", ""), int(size))
+    path, serial = values.get("Backing store path", ""), values.get("SCSI SN", "")
+    return Lun(int(values["LUN"]), path, serial, int(size), values.get("Readonly") == "Yes")
 
 
 def _session(pairs: Sequence[tuple[str, str]]) -> Session:

@@ -10,25 +10,21 @@ words of it through a shell.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._errors import NotFound, TimedOut
-from ._files import replace_file
+from ._files import locked, replace_file
 from ._target_tgt import LUN, NOBODY, Tgt
 
+DIRECTORY = "/etc/tgt/conf.d"
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
-MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "owner", "vm_uuid")
-PASSWORD = re.compile(r"^ +incominguser \S+ (\S+)$", re.MULTILINE)
+MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "mutual_chap_user", "owner", "vm_uuid")
+PASSWORD = re.compile(r"^ +(incoming|outgoing)user \S+ (\S+)$", re.MULTILINE)
 TARGET_LINE = re.compile(r"^<target (\S+)>$", re.MULTILINE)
-LOCK_SECONDS = 60
 
 
 def render(volume: Mapping[str, Any]) -> str:
@@ -41,12 +37,15 @@ def render(volume: Mapping[str, Any]) -> str:
         f"        lun {LUN}",
         f"        scsi_id {volume['serial']}",
         f"        scsi_sn {volume['serial']}",
+        f"        readonly {int(volume['readonly'])}",
         "    </backing-store>",
         # Otherwise the volume is missing after a restart when something, a backup for instance, reads its file.
         "    allow-in-use yes",
     ]
     if volume["chap_user"]:
         lines.append(f"    incominguser {volume['chap_user']} {volume['chap_password']}")
+    if volume["mutual_chap_user"]:
+        lines.append(f"    outgoinguser {volume['mutual_chap_user']} {volume['mutual_chap_password']}")
     lines += [f"    initiator-address {address}" for address in addresses or [NOBODY]]
     lines += [f"    initiator-name {rule}" for rule in volume["initiators"] if rule not in addresses]
     return "\n".join([*lines, "</target>", ""])
@@ -61,8 +60,9 @@ def parse(text: str) -> dict[str, Any] | None:
         volume = json.loads(text[len(HEAD) :].partition("\n")[0])
     except ValueError:
         return None
-    password = PASSWORD.search(text)
-    return {**volume, "iqn": target.group(1), "chap_password": password.group(1) if password else None}
+    passwords = dict(PASSWORD.findall(text))
+    found = {"chap_password": passwords.get("incoming"), "mutual_chap_password": passwords.get("outgoing")}
+    return {"mutual_chap_user": "", **volume, "iqn": target.group(1), **found}
 
 
 class Store:
@@ -72,30 +72,20 @@ class Store:
         self.directory = Path(directory)
         self.tgt = Tgt()
         self._volumes: dict[str, dict[str, Any]] | None = None
+        self._portals: list[str] | None = None
 
+    def portals(self) -> list[str]:
+        """Where tgtd answers; nothing of ours changes it while this runs."""
+        if self._portals is None:
+            self._portals = sorted(self.tgt.portals())
+        return list(self._portals)
+
+    @classmethod
     @contextmanager
-    def locked(self) -> Iterator[Store]:
+    def locked(cls, directory: str | None) -> Iterator[Store]:
         """One run at a time changes the volumes of a machine. Raises NotFound, or TimedOut when another run goes on."""
-        try:
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise NotFound(f"{self.directory}: {error.strerror}; is tgt installed (role san_target)?") from None
-        try:
-            self._lock(descriptor)
-            yield self
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimedOut(f"another run has held {self.directory} for {LOCK_SECONDS} s") from None
-                time.sleep(0.1)
+        with locked(Path(directory or DIRECTORY), "is tgt installed (role san_target)?"):
+            yield cls(directory or DIRECTORY)
 
     def path(self, name: str) -> Path:
         """The file of the volume of that name."""

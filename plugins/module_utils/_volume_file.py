@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, Invalid, NotFound, Refused
-from ._fields import check_iqn
+from ._fields import check_iqn, check_portal
 
 MIB = 2**20
 MARK = "user.drover.volume"
 PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+", re.ASCII)
 USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}", re.ASCII)
 SECRET = re.compile(r"[A-Za-z0-9._:@+/,-]{12,16}", re.ASCII)
-SERIAL = re.compile(r"[0-9a-f]{8,31}", re.ASCII)
+SERIAL = re.compile(r"[0-9a-f]{8,31}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 COPY_BYTES = 16 * MIB
 
@@ -84,10 +84,19 @@ def check_secret(value: str) -> str:
 
 
 def check_serial(value: str) -> str:
-    """Hexadecimal digits: tgt makes the binary device id (NAA) of them, and others would make equal ids."""
+    """Hexadecimal digits: the binary device id (NAA) is made of them, and others would make equal ids."""
     if not SERIAL.fullmatch(value.lower()):
-        raise ValueError(f"{value!r} is not a serial: 8 to 31 hexadecimal digits")
+        raise ValueError(f"{value!r} is not a serial: 8 to 31 hexadecimal digits, or a UUID")
     return value.lower()
+
+
+def check_portals(change: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Addresses with ports, in the form in which they are compared."""
+    portals = {key: [check_portal(item) for item in items] for key, items in change.items()}
+    for item in [item for items in portals.values() for item in items]:
+        if not item.startswith("[") and not item.rpartition(":")[0].replace(".", "").isdecimal():
+            raise ValueError(f"{item} has a name; a portal is an address of the SAN with its port")
+    return portals
 
 
 def check_uuid(value: str) -> str:
@@ -171,23 +180,38 @@ def make(path: str, size: int, mark: dict[str, Any], source: str | None = None) 
         raise Failed(f"{path} could not be made: {error.strerror}", path=path) from None
 
 
-def _copy(source: str, target: int) -> None:
+def copy_to_device(source: str, device: str, holes: bool) -> None:
+    """The source's content at the beginning of a block device; `holes`: zeroes are left out (it has been zeroed)."""
+    try:
+        descriptor = os.open(device, os.O_WRONLY)
+        try:
+            _copy(source, descriptor, holes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise Failed(f"{source} could not be copied to {device}: {error.strerror}", path=device) from None
+
+
+def _copy(source: str, target: int, holes: bool = True) -> None:
     with Path(source).open("rb") as stream:
         origin = stream.fileno()
         position = 0
         while True:
             try:
-                start = os.lseek(origin, position, os.SEEK_DATA)
+                start = os.lseek(origin, position, os.SEEK_DATA) if holes else position
+                position = os.lseek(origin, start, os.SEEK_HOLE) if holes else os.lseek(origin, 0, os.SEEK_END)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # only a hole is left
                     return
                 raise
-            position = os.lseek(origin, start, os.SEEK_HOLE)
+            if start == position:
+                return
             while start < position:
                 data = os.pread(origin, min(COPY_BYTES, position - start), start)
                 if not data:
                     raise OSError(errno.EIO, f"{source} became shorter while it was copied")
-                if data.count(0) != len(data):
+                if not holes or data.count(0) != len(data):
                     _write(target, data, start)
                 start += len(data)
 
@@ -206,6 +230,16 @@ def set_mark(path: str, mark: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EPERM):
             raise Failed(f"{path} could not be marked: {error.strerror}") from None
+
+
+def keeps_marks(path: str) -> bool:
+    """Whether the file system of the nearest directory that exists takes marks as ours."""
+    place = next(place for place in Path(path).parents if place.exists())
+    try:
+        os.getxattr(place, MARK)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return True
 
 
 def grow(path: str, size: int) -> None:

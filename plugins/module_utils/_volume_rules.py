@@ -12,7 +12,7 @@ from typing import Any
 
 from ._errors import Invalid, Refused
 from ._fields import check_iqn
-from ._target_tgt import LUN, Target
+from ._target_tgt import Target
 
 Volume = Mapping[str, Any]
 
@@ -52,16 +52,97 @@ def refuse_changed_identity(name: str, asked: Mapping[str, Any], known: Mapping[
             )
 
 
-def refuse_foreign(name: str, path: str, target: Target | None, ours: bool, file: Mapping[str, Any] | None) -> None:
-    """A target or file that we did not make is left alone. Raises Refused."""
-    file_ours = ours or (file is not None and (file["mark"] or {}).get("name") == name)
-    if file is not None and not file_ours:
+def refuse_foreign_data(name: str, path: str, data: Mapping[str, Any] | None, ours: bool) -> None:
+    """A file or logical volume that we did not make is left alone. Raises Refused."""
+    if data is not None and not ours and (data["mark"] or {}).get("name") != name:
         raise Refused(
-            f"{path} exists and is not the file of volume {name} (no mark of it); it is left alone", path=path
+            f"{path} exists and is not the data of volume {name} (no mark of it); it is left alone", path=path
         )
-    exported = target.luns[LUN].path if target and LUN in target.luns else None
-    if target and not ours and exported != path:
-        raise Refused(f"the target {target.iqn} was not made for volume {name}; it is left alone", iqn=target.iqn)
+
+
+def refuse_foreign_target(name: str, iqn: str, ours: bool) -> None:
+    """A target that we did not make is left alone. Raises Refused."""
+    if not ours:
+        raise Refused(f"the target {iqn} was not made for volume {name}; it is left alone", iqn=iqn)
+
+
+def refuse_options(name: str, asked: Mapping[str, Any], where: str, options: Iterable[str]) -> None:
+    """Options that can't have an effect. Raises Invalid."""
+    given = [option for option in options if asked[option]]
+    if given:
+        raise Invalid(f"{name}: {', '.join(given)} can't be had with {where}", option=given[0])
+
+
+def settle_chap(volume: dict[str, Any], asked: Mapping[str, Any]) -> None:
+    """Without a user there is no secret, and without CHAP none of the target's own.
+
+    Raises Invalid for half of an account, and for the same secret in both directions (RFC 7143, 12.1.3).
+    """
+    name = volume["name"]
+    if not volume["chap_user"] and asked["mutual_chap_user"]:
+        raise Invalid(f"{name}: mutual_chap_user needs a chap_user; CHAP is asked of the initiator first")
+    for kind in ("", "mutual_"):
+        user = volume[f"{kind}chap_user"] = (volume["chap_user"] and volume[f"{kind}chap_user"]) or ""
+        if not user:
+            volume[f"{kind}chap_password"] = None
+        elif volume[f"{kind}chap_password"] is None:
+            raise Invalid(f"{name}: {kind}chap_password is missing; the present secret of {user} is not known")
+    if volume["chap_user"] and volume["chap_password"] == volume["mutual_chap_password"]:
+        raise Invalid(f"{name}: chap_password and mutual_chap_password are the same; each would give away the other")
+
+
+def refuse_ending_sessions(name: str, wanted: Volume, have: Volume, kicks: bool) -> None:
+    """Nothing is taken from those who are logged in; `kicks`: an initiator that is taken away loses its session."""
+    users = [item["initiator"] for item in have.get("sessions", [])]
+    for user in users:
+        if kicks and user not in wanted["initiators"]:
+            raise Refused(f"{name} is in use by {user}, which would lose it; stop the VM first", initiator=user)
+    if users and wanted["readonly"] and not have["readonly"]:
+        raise Refused(f"{name} is in use by {', '.join(users)}; it is not write-protected now", initiator=users[0])
+
+
+def lio_wwid(serial: str) -> str:
+    """The WWID that multipath and /dev/disk/by-id show: 3, LIO's NAA prefix, the first 25 digits of the serial."""
+    return "36001405" + serial.replace("-", "")[:25].ljust(25, "0")
+
+
+def tgt_wwid(serial: str) -> str:
+    """The WWID of a volume of tgtd: 3, NAA type 6, and the serial as a number of 31 hexadecimal digits."""
+    return "36" + serial.rjust(31, "0")
+
+
+def refuse_other_portals(name: str, wanted: Sequence[str], have: Sequence[str]) -> None:
+    """All targets of tgtd have the same portals. Raises Refused."""
+    if list(wanted) != list(have):
+        raise Refused(
+            f"{name}: tgtd listens on {', '.join(have)} for all volumes, not on {', '.join(wanted)}; "
+            "the role san_target changes that",
+            portals=list(have),
+        )
+
+
+def refuse_same_wwid(volume: Volume, serials: Mapping[str, str]) -> None:
+    """Initiators take two volumes with one WWID for two paths to one disk. Raises Refused naming both."""
+    for other, serial in serials.items():
+        if lio_wwid(serial) == volume["wwid"]:
+            raise Refused(
+                f"{volume['name']} and {other} would have the same WWID {volume['wwid']}; give one its own serial",
+                wwid=volume["wwid"],
+            )
+
+
+def refuse_on_lio(volume: Volume) -> None:
+    """What LIO can't do or takes for something else. Raises Invalid."""
+    name = volume["name"]
+    for initiator in volume["initiators"]:
+        if not initiator.startswith("iqn."):
+            raise Invalid(f"{name}: initiators: LIO knows initiators by their IQN only, not {initiator}")
+    for iqn in (volume["iqn"], *volume["initiators"]):
+        if "." not in iqn[len("iqn.2026-11.") :]:
+            raise Invalid(f"{name}: {iqn}: LIO takes an IQN only with a dot in it after the date, as in org.example")
+    for key in ("chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password"):
+        if str(volume[key]).startswith("NULL"):
+            raise Invalid(f"{name}: {key} begins with NULL, which LIO takes for none")
 
 
 def refuse_same_serial(volume: Volume, targets: Iterable[Target]) -> None:
@@ -77,27 +158,30 @@ def refuse_same_serial(volume: Volume, targets: Iterable[Target]) -> None:
 def refuse_stolen_account(
     volume: Volume, batch: Sequence[Volume], saved: Iterable[Volume], targets: Iterable[Target]
 ) -> None:
-    """A CHAP user has one secret in tgtd: all volumes that share it change together. Raises Refused or Invalid.
+    """A CHAP user has one secret in tgtd: all volumes that share it change together. Raises Refused.
 
     `batch` are the options of all volumes of the task, `saved` our volumes, `targets` what tgtd has.
     """
-    user, password = volume["chap_user"], volume["chap_password"]
-    if user and password is None:
-        raise Invalid(f"{volume['name']}: chap_password is missing; the present secret of {user} is not known")
-    ours = {}
-    together = {item["name"] for item in batch if item["state"] == "absent" or item["chap_password"] == password}
-    for other in saved:
-        ours[other["iqn"]] = other
-        same = other["chap_user"] == user and other["chap_password"] == password
-        if user and other["chap_user"] == user and not same and other["name"] not in together:
-            raise Refused(
-                f"the CHAP user {user} is shared with volume {other['name']}, which has another secret; "
-                "change both in one task, or use another user",
-                volume=other["name"],
-            )
-    for target in targets:
-        if user and user in target.accounts and target.iqn not in (volume["iqn"], *ours):
-            raise Refused(f"the CHAP user {user} is of target {target.iqn}, which is not ours; use another user")
+    ours = {other["iqn"]: other for other in saved}
+    for kind, other_kind in (("", "mutual_"), ("mutual_", "")):
+        user, password = volume[f"{kind}chap_user"], volume[f"{kind}chap_password"]
+        if not user:
+            continue
+        same_now = [item for item in batch if item["state"] == "absent" or item[f"{kind}chap_password"] == password]
+        together = {item["name"] for item in same_now}
+        for other in ours.values():
+            same = other[f"{kind}chap_user"] == user and other[f"{kind}chap_password"] == password
+            if other[f"{kind}chap_user"] == user and not same and other["name"] not in together:
+                raise Refused(
+                    f"the CHAP user {user} is shared with volume {other['name']}, which has another secret; "
+                    "change both in one task, or use another user",
+                    volume=other["name"],
+                )
+        if user in [other[f"{other_kind}chap_user"] for other in (volume, *ours.values())]:
+            raise Refused(f"the CHAP user {user} is used in the other direction; tgtd has one secret for a user")
+        for target in targets:
+            if user in (*target.accounts, target.outgoing) and target.iqn not in (volume["iqn"], *ours):
+                raise Refused(f"the CHAP user {user} is of target {target.iqn}, which is not ours; use another user")
 
 
 def lets_in(rules: Iterable[str], initiator: str, address: str) -> bool:

@@ -1,26 +1,28 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing.
-
-Another kind of SAN is another class with `iqn`, `path`, `saved`, `others`, `file`, `look`, `changes` and `removal`.
-"""
+"""A volume on tgt: its file, its target in tgtd, and its file in tgt's configuration, seen as one thing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 from . import _volume_file as files
+from . import _volume_rules as rules
+from ._errors import Invalid, Refused
 from ._target_tgt import LUN, Target, megabytes
 from ._target_tgt_conf import Store, render
-from ._volume_rules import refuse_changed_identity, refuse_foreign
 
 Volume = Mapping[str, Any]
 Change = tuple[str, Callable[[], object]]
+FRESH = {"serial": None, "online": True, "readonly": False, **dict.fromkeys(("chap_user", "mutual_chap_user"), "")}
+FRESH = {**FRESH, **dict.fromkeys(("chap_password", "mutual_chap_password"))}
 MARKS = ("name", "owner", "vm_uuid")
-KEPT = ("serial", "chap_user", "chap_password")
+LIO_ONLY = ("store", "vg", "thin_pool", "clone_of", "snapshot_of")
+KEPT = ("serial", "chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password")
 
 
 class TgtVolume:
@@ -45,11 +47,13 @@ class TgtVolume:
         self.file = files.look(files.inside(self.path, self.asked["directory"]))
         self.target = self.tgt.targets().get(self.iqn)
         mark = (self.file and self.file["mark"]) or saved
-        refuse_changed_identity(self.name, self.asked, {**mark, **saved})
+        rules.refuse_changed_identity(self.name, self.asked, {**mark, **saved})
         stays = self.asked["state"] == "absent" and not self.asked["remove_data"]
         if not saved and self.target is None and (self.file is None or stays):
             return None
-        refuse_foreign(self.name, self.path, self.target, bool(saved), self.file)
+        rules.refuse_foreign_data(self.name, self.path, self.file, bool(saved))
+        served = self.target.luns[LUN].path if self.target and LUN in self.target.luns else None
+        rules.refuse_foreign_target(self.name, self.iqn, bool(saved) or self.target is None or served == self.path)
         return {
             "name": self.name,
             "iqn": self.iqn,
@@ -58,13 +62,55 @@ class TgtVolume:
             "size": self.file and self.file["size"],
             "owner": mark.get("owner"),
             "vm_uuid": mark.get("vm_uuid"),
+            "portals": self.portals(),
             **(self._served() or self._not_served()),
         }
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there is a file already."""
+        return self.file is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the volume was made and its file is gone."""
+        return bool(self.saved) and self.file is None
+
+    def portals(self) -> list[str]:
+        """Where tgtd answers: the same for all its targets."""
+        return self.store.portals()
+
+    def size(self, have: int, size: int | None) -> int:
+        """The size that the volume will have for the size that is asked for."""
+        return size or 0
+
+    def complete(self, wanted: dict[str, Any]) -> None:
+        """Fill in what follows from the rest, and what is the default of a new volume."""
+        # A run that was cut off while access was closed leaves nobody allowed; what was saved is meant then.
+        if not wanted["initiators"] and self.asked["initiators"] is None:
+            wanted["initiators"] = list(self.saved.get("initiators", []))
+        wanted["serial"] = wanted["serial"] or rules.serial_of(self.iqn)
+        wanted.update(wwid=rules.tgt_wwid(wanted["serial"]), readonly=bool(wanted["readonly"]))
+        wanted["portals"] = wanted["portals"] or self.portals()
+
+    def check(self, wanted: Volume, have: Volume, batch: Sequence[Volume]) -> None:
+        """What tgtd can't do, or what would lose something. Raises Invalid or Refused."""
+        asked, targets = self.asked, self.tgt.targets().values()
+        rules.refuse_options(self.name, {**asked, "store": asked["store"] != "file"}, "backend tgt", LIO_ONLY)
+        rules.refuse_other_portals(self.name, wanted["portals"], self.portals())
+        if "-" in wanted["serial"]:
+            raise Invalid(f"{self.name}: serial: tgtd takes hexadecimal digits without hyphens", option="serial")
+        rules.refuse_same_serial(wanted, targets)
+        rules.refuse_stolen_account(wanted, batch, self.others.values(), targets)
+        if have.get("sessions") and wanted["serial"] != have["serial"]:
+            users = ", ".join(item["initiator"] for item in have["sessions"])
+            raise Refused(f"{self.name} is in use by {users}; its serial can't be changed", sessions=have["sessions"])
+        rules.refuse_ending_sessions(self.name, wanted, have, kicks=False)
+
     def _not_served(self) -> dict[str, Any]:
         kept = {key: self.saved.get(key) for key in KEPT}
-        rules = list(self.saved.get("initiators", []))
-        return {**kept, "exported": False, "online": False, "initiators": rules, "sessions": []}
+        kept.update(wwid=None, readonly=None, initiators=list(self.saved.get("initiators", [])))
+        return {**kept, "exported": False, "online": False, "sessions": []}
 
     def _served(self) -> dict[str, Any] | None:
         target = self.target
@@ -75,9 +121,15 @@ class TgtVolume:
             "exported": True,
             "online": target.online,
             "serial": lun.serial,
+            "wwid": rules.tgt_wwid(lun.serial),
             "initiators": target.initiators,
             "chap_user": user,
             "chap_password": self.saved.get("chap_password") if self.saved.get("chap_user") == user else None,
+            "mutual_chap_user": target.outgoing,
+            "mutual_chap_password": self.saved.get("mutual_chap_password")
+            if self.saved.get("mutual_chap_user") == target.outgoing
+            else None,
+            "readonly": lun.readonly,
             "sessions": [{"initiator": item.initiator, "address": item.address} for item in target.sessions],
         }
         # What tgtd serves counts, not what the file has: a growth may have been interrupted between the two.
@@ -96,7 +148,7 @@ class TgtVolume:
             # Saved first: a target that tgtd has and we did not save would not be known as ours.
             changes += [save] if unsaved else []
             changes.append((f"export it as {self.iqn}", lambda: self.tgt.export(self.iqn, self.path)))
-        fresh: Volume = {"serial": None, "initiators": [], "chap_user": "", "chap_password": None, "online": True}
+        fresh: Volume = {**FRESH, "initiators": []}
         changes += self._target_changes(fresh if new else before or {}, wanted)
         return changes + ([save] if unsaved and not new else [])
 
@@ -126,12 +178,29 @@ class TgtVolume:
         if user != old or before["chap_password"] != wanted["chap_password"]:
             text = f"set the CHAP secret of {user}" if user == old else f"ask for CHAP of {user or 'nobody'}"
             changes.append((text, lambda: self._set_account(old, wanted)))
+        changes += self._mutual_changes(before, wanted)
+        if before["readonly"] != wanted["readonly"]:
+            text = "write-protect it" if wanted["readonly"] else "allow writing"
+            changes.append((text, lambda: self.tgt.set_readonly(self.iqn, wanted["readonly"])))
         if before["initiators"] != wanted["initiators"]:
             text = f"let in {', '.join(wanted['initiators']) or 'nobody'}"
             changes.append((text, lambda: self.tgt.set_initiators(self.iqn, wanted["initiators"])))
         if not before["online"]:
             changes.append(("put it online", lambda: self.tgt.set_online(self.iqn, True)))
         return changes
+
+    def _mutual_changes(self, before: Volume, wanted: Volume) -> list[Change]:
+        user, old = wanted["mutual_chap_user"], before["mutual_chap_user"]
+        if user == old and before["mutual_chap_password"] == wanted["mutual_chap_password"]:
+            return []
+        text = f"set its own CHAP secret of {user}" if user == old else f"answer to CHAP as {user or 'nobody'}"
+        return [(text, lambda: self._set_outgoing(old, wanted))]
+
+    def _set_outgoing(self, old: str, wanted: Volume) -> None:
+        user, password = wanted["mutual_chap_user"], wanted["mutual_chap_password"]
+        known = user and self._has_account(user, password, "mutual_")
+        self.tgt.set_outgoing(self.iqn, user, None if known else password)
+        self.tgt.delete_account(old)
 
     def _grow(self, size: int) -> None:
         files.grow(self.path, size)
@@ -147,23 +216,23 @@ class TgtVolume:
         for user in old.split(","):
             self.tgt.delete_account(user)
 
-    def _has_account(self, user: str, password: str) -> bool:
+    def _has_account(self, user: str, password: str, kind: str = "") -> bool:
         """Whether tgtd has the account with this secret, as another volume of ours has it."""
         volumes = [item for name, item in self.store.volumes().items() if name != self.name]
-        sharing = [item for item in volumes if item["chap_user"] == user]
-        targets = [target for target in self.tgt.targets().values() if user in target.accounts]
+        sharing = [item for item in volumes if item[f"{kind}chap_user"] == user]
+        targets = [item for item in self.tgt.targets().values() if user in (*item.accounts, item.outgoing)]
         known = {item["iqn"] for item in sharing} & {target.iqn for target in targets}
-        return bool(known) and all(item["chap_password"] == password for item in sharing)
+        return bool(known) and all(item[f"{kind}chap_password"] == password for item in sharing)
 
     def removal(self, before: Volume) -> list[Change]:
         """The changes that take it away; the data only when asked for."""
-        user, conf = before["chap_user"], self.store.path(self.name)
+        conf = self.store.path(self.name)
         changes: list[Change] = []
         if self.target is not None:
             changes.append((f"remove the target {self.iqn}", lambda: self.tgt.delete_target(self.iqn)))
-        if user:
+        for user in filter(None, (before["chap_user"], before["mutual_chap_user"])):
             text = f"remove the CHAP user {user} unless another volume has it"
-            changes.append((text, lambda: self.tgt.delete_account(user)))
+            changes.append((text, partial(self.tgt.delete_account, user)))
         if self.asked["remove_data"] and self.file is not None:
             changes.append((f"delete {self.path} and what is in it", Path(self.path).unlink))
         if self.saved:

@@ -11,9 +11,10 @@ module: pool
 short_description: Manage libvirt's storage pools
 version_added: "0.1.0"
 description:
-  - Defines a folder of a node as a storage pool of libvirt, where other tools and M(drover.kvm.node_info) see what is
-    in it and how much room is left.
-  - It never deletes data. A pool that is removed is forgotten by libvirt; the folder and the files in it stay.
+  - Defines a folder of a node, an NFS export, a volume group of LVM or a pool of Ceph as a storage pool of libvirt,
+    where other tools and M(drover.kvm.node_info) see what is in it and how much room is left.
+  - It never deletes data. A pool that is removed is forgotten by libvirt; what is in it stays. It makes no file system
+    and no volume group.
   - A pool that disks of VMs refer to by its name is not removed and not deactivated. Disks that are named by their path
     don't need the pool.
   - See U(https://libvirt.org/storage.html).
@@ -25,13 +26,33 @@ options:
   type:
     description:
       - What the pool is made of. Pools of other types that are there can be activated, deactivated and removed.
+      - V(dir) is a folder, V(netfs) a folder of an NFS server that libvirt mounts, V(logical) a volume group of LVM,
+        V(rbd) a pool of Ceph.
     type: str
-    choices: [dir]
+    choices: [dir, netfs, logical, rbd]
     default: dir
   path:
     description:
-      - The folder, as an absolute path. It is made when it is missing, with mode 0711.
-      - Needed for a new pool; the path of a pool that is there can't be changed.
+      - The folder, or where the export is mounted, as an absolute path. It is made when it is missing, with mode 0711.
+      - Needed for a new pool of O(type=dir) and O(type=netfs); the path of a pool that is there can't be changed.
+    type: str
+  source:
+    description:
+      - The exported folder, the volume group, or the pool of Ceph. Needed for a new pool that is no folder; it can't be
+        changed.
+    type: str
+  hosts:
+    description:
+      - The NFS server, one; or the monitors of Ceph, whose default are those in C(/etc/ceph) of the node.
+    type: list
+    elements: str
+  user:
+    description: User of Ceph, without C(client.). The default for a new pool of O(type=rbd) is V(libvirt).
+    type: str
+  secret:
+    description:
+      - Usage name of the libvirt secret with the key of O(user). The default for a new pool of O(type=rbd) is
+        C(client.) and the user.
     type: str
   autostart:
     description: Whether it is activated with the node. Without it, a new pool is, and one that is there stays as it is.
@@ -67,6 +88,20 @@ EXAMPLES = r"""
         autostart: false
         state: inactive
 
+    - name: The images of a Ceph cluster, with the user of role ceph_client
+      drover.kvm.pool:
+        name: ceph-vms
+        type: rbd
+        source: vms
+
+    - name: Installation media of the whole site
+      drover.kvm.pool:
+        name: media
+        type: netfs
+        hosts: [nas1.example.org]
+        source: /export/media
+        path: /srv/media
+
     - name: Forget the pool that the distribution made; its files stay
       drover.kvm.pool:
         name: default
@@ -92,9 +127,26 @@ pool:
       type: str
       sample: dir
     path:
-      description: Where it is.
+      description: Where it is; null for one that is in no folder.
       type: str
       sample: /srv/media
+    source:
+      description: The exported folder, volume group or pool of Ceph; null for a folder.
+      type: str
+      sample: vms
+    hosts:
+      description: The NFS server or the monitors.
+      type: list
+      elements: str
+      sample: ["10.231.5.13:6789"]
+    user:
+      description: User of Ceph, or null.
+      type: str
+      sample: libvirt
+    secret:
+      description: Usage name of the secret, or null.
+      type: str
+      sample: client.libvirt
     autostart:
       description: Whether it is activated with the node.
       type: bool
@@ -121,9 +173,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
-from xml.etree.ElementTree import Element, SubElement, tostring
 
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._ceph_conf import check_monitor
+from ansible_collections.drover.kvm.plugins.module_utils._disks.pools import BUILT, NEEDS, described, filled, pool_xml
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._identity import NAMESPACE
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
@@ -139,10 +192,27 @@ def check_path(value: str) -> str:
     return path
 
 
+def check_source(value: str) -> str:
+    """A folder of a server, or a name."""
+    return check_path(value) if value.startswith("/") else check_name(value)
+
+
+def check_hosts(value: list[str]) -> list[str]:
+    """Addresses, with or without a port."""
+    for host in value:
+        check_monitor(host)
+    return value
+
+
 FIELDS = (
     Field("name", required=True, check=check_name),
-    Field("type", choices=("dir",), default="dir"),
+    Field("type", choices=tuple(NEEDS), default="dir"),
     Field("path", check=check_path),
+    Field("source", check=check_source),
+    Field("hosts", type="list", elements="str", check=check_hosts),
+    Field("user", check=check_name),
+    # The name of a libvirt secret; what it holds never comes here.
+    Field("secret", no_log=False, check=check_name),
     Field("autostart", type="bool"),
     Field("state", choices=("active", "inactive", "absent"), default="active"),
     URI,
@@ -163,25 +233,25 @@ class PoolResource(Resource):
         if pool is None:
             return None
         names = ("name", "uuid", "type", "path", "autostart", "persistent", "state")
-        return {name: getattr(pool, name) for name in names}
+        return {**{name: getattr(pool, name) for name in names}, **described(pool.xml)}
 
     def wanted(self, before: State) -> State:
         """The pool with what was given."""
-        state, path, autostart = (self.params[name] for name in ("state", "path", "autostart"))
+        state, autostart = self.params["state"], self.params["autostart"]
         if before is not None and before["state"] != state and state != "active":
             self._refuse_in_use()
         if state == "absent":
             return None
         if before is None:
-            if path is None:
-                raise Invalid(f"path is missing; pool {self.name} is not there yet", option="path")
-            made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}")), "type": "dir"}
-            return {**made, "path": path, "autostart": autostart is not False, "persistent": True, "state": state}
-        if path is not None and path != before["path"]:
-            raise Refused(
-                f"pool {self.name} is at {before['path']} and can't become {path}: what refers to its volumes would "
-                "lose them. Make a pool of another name, or remove this one first (its files stay)"
-            )
+            made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}"))}
+            made.update(type=self.params["type"], **filled(self.params["type"], self.params))
+            return {**made, "autostart": autostart is not False, "persistent": True, "state": state}
+        for name in ("path", "source"):
+            if self.params[name] is not None and self.params[name] != before[name]:
+                raise Refused(
+                    f"pool {self.name} is at {before[name]} and can't become {self.params[name]}: what refers to its "
+                    "volumes would lose them. Make a pool of another name, or remove this one first (its files stay)"
+                )
         # A pool whose storage is degraded works; to stop and start it would not mend it.
         state = before["state"] if state == "active" and before["state"] == "degraded" else state
         after = {**before, "state": state, "persistent": True}
@@ -205,9 +275,10 @@ class PoolResource(Resource):
             return self._removal(before)
         steps = []
         if before is None:
-            xml = pool_xml(wanted)
-            steps.append(Step(f"define pool {name} at {wanted['path']}", partial(node.define_pool, xml)))
-            steps.append(Step("make its folder if it is missing", partial(node.build_pool, name)))
+            words = f"define pool {name} at {wanted['path'] or wanted['source']}"
+            steps.append(Step(words, partial(node.define_pool, pool_xml(wanted))))
+            if wanted["type"] in BUILT:
+                steps.append(Step("make its folder if it is missing", partial(node.build_pool, name)))
         elif not before["persistent"]:
             steps.append(Step(f"keep the definition of pool {name}", partial(node.keep_pool, name)))
         if wanted["autostart"] != (before or {"autostart": False})["autostart"]:
@@ -232,15 +303,6 @@ class PoolResource(Resource):
     def result(self, state: State) -> dict[str, Any]:
         """The pool."""
         return {"pool": state}
-
-
-def pool_xml(state: Mapping[str, Any]) -> str:
-    """The definition of a new pool."""
-    root = Element("pool", {"type": state["type"]})
-    SubElement(root, "name").text = state["name"]
-    SubElement(root, "uuid").text = state["uuid"]
-    SubElement(SubElement(root, "target"), "path").text = state["path"]
-    return tostring(root, encoding="unicode")
 
 
 def main() -> None:

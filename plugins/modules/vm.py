@@ -109,8 +109,11 @@ options:
         description:
           - V(iscsi) is a logical unit of an iSCSI target, to which QEMU itself logs in. The node needs no session.
           - V(file) is a file on the node.
+          - V(rbd) is an image of a Ceph cluster, which QEMU itself opens. It is made by this module with the rights
+            that role P(drover.kvm.ceph_client#role) gives the node. A machine is not started while a client has its
+            image open, as Ceph itself would let both write.
         type: str
-        choices: [iscsi, file]
+        choices: [iscsi, file, rbd]
         required: true
       target:
         description:
@@ -132,7 +135,7 @@ options:
       format:
         description:
           - Format of a file; it is never guessed. Required for a new disk of O(disks[].type=file) that is no cdrom.
-          - It is V(raw) for iSCSI.
+          - It is V(raw) for iSCSI and RBD.
         type: str
         choices: [raw, qcow2]
       serial:
@@ -146,14 +149,17 @@ options:
         type: bool
       size:
         description:
-          - Size of a file, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is no file.
-          - A bigger size grows the file, and a running machine has it at once. A smaller one is refused.
+          - Size of a file or image, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is
+            none, unless O(disks[].source) tells it.
+          - A bigger size grows it, and a running machine has it at once. A smaller one is refused.
           - An iSCSI volume is made and grown by M(drover.kvm.iscsi_volume). With the new size here, a running machine
             is told of it; one that is off finds it when it starts.
         type: str
       source:
         description:
-          - Image on the SAN from which the volume is made. It is for filter P(drover.kvm.iscsi_volumes#filter), which
+          - What a new volume starts as. It says nothing about one that is there.
+          - With O(disks[].type=rbd) a protected snapshot, V(POOL/IMAGE@SNAPSHOT). The image is a clone of it.
+          - With O(disks[].type=iscsi) an image on the SAN. It is for filter P(drover.kvm.iscsi_volumes#filter), which
             runs before; this module does not use it. With O(disks[].type=file) it is refused.
         type: path
       iqn:
@@ -179,12 +185,34 @@ options:
       user:
         description:
           - CHAP user. It goes with O(disks[].secret).
+          - With O(disks[].type=rbd) the user of Ceph, without C(client.). The default is V(libvirt).
         type: str
       secret:
         description:
           - Usage name of the libvirt secret (of type C(iscsi)) with the CHAP password. Each node that runs the machine
             needs it.
+          - With O(disks[].type=rbd) that of the secret (of type C(ceph)) with the user's key. The default is C(client.)
+            and the user.
         type: str
+      pool:
+        description:
+          - Pool of Ceph. Required for a new disk of O(disks[].type=rbd).
+        type: str
+      namespace:
+        description:
+          - Namespace in the pool. By default there is none.
+        type: str
+      image:
+        description:
+          - Name of the image. One that is there already is used as it is.
+          - The default is C(drover-NAME-NUMBER), with the place in the list, from 0, as number.
+        type: str
+      monitors:
+        description:
+          - Addresses of the cluster's monitors, with the port unless it is 6789, such as V(10.231.5.21).
+          - The default are those in C(/etc/ceph/ceph.conf) of the node, or in the first other file C(*.conf) there.
+        type: list
+        elements: str
       path:
         description:
           - Path of the file, in a folder that exists. It must not be one of the operating system's.
@@ -285,6 +313,79 @@ options:
         type: list
         elements: str
         version_added: "0.1.0"
+      addresses:
+        description:
+          - The NIC's own addresses, IPv4, IPv6 or only one of them, each with the length of its prefix, such as
+            V(192.0.2.21/24) and V(2001:db8::21/64).
+          - They are told to the guest by O(cloud_init), and kept in the machine's metadata. The node sets nothing, and
+            a guest without cloud-init takes no notice.
+        type: list
+        elements: str
+        version_added: "0.1.0"
+      gateway:
+        description:
+          - The router, or one for IPv4 and one for IPv6. It must be in the network of one of O(nics[].addresses), or
+            link-local such as V(fe80::1).
+        type: list
+        elements: str
+        version_added: "0.1.0"
+      nameservers:
+        description: Addresses of DNS servers, in the order in which the guest asks them.
+        type: list
+        elements: str
+        version_added: "0.1.0"
+  cloud_init: &cloud_init
+    description:
+      - What cloud-init in the guest is given at its first boot, on a small ISO with the label C(CIDATA) in a drive of
+        its own (data source NoCloud). V({}) gives it the name, the identity and the network of the machine.
+      - The network is made of O(nics[].addresses), O(nics[].gateway) and O(nics[].nameservers), each NIC found by its
+        MAC address. Where one NIC has addresses, NICs without them are left alone; where none has, cloud-init does
+        what the image says, mostly DHCP.
+      - The ISO is C(/var/lib/libvirt/images/drover-NAME-seed.iso), for root and the machine's QEMU only. It goes with
+        O(state=absent), with or without O(remove_disks). The machine's metadata has a hash of what is in it, by which
+        a change is seen.
+      - What is changed here reaches the guest at its next start, and only when cloud-init takes it for another machine,
+        that is with a new O(cloud_init.instance_id).
+      - A guest that was set up in another way, and has cloud-init, is set up afresh at its next start when this is
+        given for the first time, host keys of ssh included.
+      - The drive hinders no migration. Where the ISO is missing, libvirt starts the machine with an empty drive; a
+        running guest has read it. The ISO stays on no node that the machine left.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      user_data:
+        description:
+          - Text with a header that cloud-init knows, such as C(#cloud-config) or C(#!/bin/sh).
+          - It is not shown in results, differences and logs. The guest keeps it readable for its root; passwords in it
+            are better hashed.
+        type: str
+      hostname:
+        description:
+          - Name that the guest gives itself.
+          - The default is O(name).
+        type: str
+      instance_id:
+        description:
+          - By it cloud-init knows whether it has been in this guest before. Another one makes it start afresh, new host
+            keys of ssh included.
+          - The default is the UUID of the machine.
+        type: str
+      eject:
+        description:
+          - Whether to take the ISO out of the drive and delete it after the first boot. The module then waits for the
+            guest, which opens the tray when cloud-init is done (by a script among the vendor data, with C(python3),
+            which cloud-init itself needs).
+          - The same script makes C(/etc/cloud/cloud-init.disabled) in the guest, so that later boots, which find no
+            ISO, leave everything as it is. Remove that file in the guest to have another ISO read.
+          - An ISO that was made without it is taken out at once when the machine runs.
+          - A machine that is off keeps it until it was started.
+        type: bool
+        default: false
+      eject_timeout:
+        description:
+          - How long to wait for that, in seconds. When they are over, the module fails, and the ISO stays.
+        type: int
+        default: 900
   tags: &tags
     description:
       - Words kept with the machine, by which it can be chosen and placed.
@@ -309,9 +410,10 @@ options:
     type: int
   remove_disks: &remove_disks
     description:
-      - With O(state=absent), also delete the files of its disks, after the definition is gone.
-      - Only files that this module made are deleted (they carry the UUID in the extended attribute C(user.drover.vm)),
-        and only those that no other machine has, here or on a peer.
+      - With O(state=absent), also delete the files of its disks, after the definition is gone. Images of Ceph that
+        nobody has open are moved to the trash of their pool, from where C(rbd trash restore) brings them back.
+      - Only what this module made is deleted (it carries the UUID in the extended attribute C(user.drover.vm), or in
+        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer.
       - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
       - The default is V(false).
     type: bool
@@ -346,6 +448,7 @@ options:
       description: *description
       disks: *disks
       nics: *nics
+      cloud_init: *cloud_init
       tags: *tags
       autostart: *autostart
       force: *force
@@ -358,13 +461,18 @@ extends_documentation_fragment:
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img) for disks of type C(file)
-  - C(qemu-block-extra) for disks of type C(iscsi)
+  - C(qemu-block-extra) for disks of type C(iscsi) and C(rbd)
+  - C(python3-rados) and C(python3-rbd) for disks of type C(rbd)
+  - C(xorriso) or C(genisoimage) for O(cloud_init)
 notes:
   - The definitions are described on U(https://libvirt.org/formatdomain.html), secrets for CHAP on
-    U(https://libvirt.org/formatsecret.html).
+    U(https://libvirt.org/formatsecret.html), user data on
+    U(https://cloudinit.readthedocs.io/en/latest/explanation/format.html).
   - Files on a file system without extended attributes can't be marked, and are never deleted.
 seealso:
   - module: drover.kvm.iscsi_volume
+  - module: drover.kvm.ceph_pool
+  - module: drover.kvm.ceph_user
   - module: drover.kvm.migrate
   - module: drover.kvm.vm_info
   - plugin: drover.kvm.vm_sheet
@@ -406,6 +514,21 @@ EXAMPLES = r"""
         format: qcow2
         size: 100GiB
   register: db1
+
+- name: A machine on Ceph, as a clone of a template
+  drover.kvm.vm:
+    name: web2
+    state: running
+    memory: 4GiB
+    vcpus: 4
+    disks:
+      - type: rbd
+        pool: vms
+        source: vms/debian-13@base
+        size: 40GiB
+    nics:
+      - bridge: br-int
+        vlan: 100
 
 - name: Restart it in the night, when something waits for that
   drover.kvm.vm:
@@ -452,6 +575,29 @@ EXAMPLES = r"""
       - bridge: br-int
         vlan: 400
         anti_spoof: false
+
+- name: A machine with IPv6 only, set up by cloud-init at its first boot
+  drover.kvm.vm:
+    name: wiki1
+    state: running
+    memory: 2GiB
+    vcpus: 2
+    disks:
+      - type: file
+        format: qcow2
+        path: /srv/vms/wiki1.qcow2
+    nics:
+      - bridge: br-int
+        vlan: 100
+        addresses: ["2001:db8:100::21/64"]
+        gateway: fe80::1
+        nameservers: ["2001:db8:100::53"]
+    cloud_init:
+      eject: true
+      user_data: |
+        #cloud-config
+        disable_root: false
+        ssh_authorized_keys: [{{ lookup('file', '~/.ssh/id_ed25519.pub') | to_json }}]
 
 - name: Remove a machine and the files that were made for it
   drover.kvm.vm:
@@ -506,6 +652,12 @@ vm:
       elements: dict
       returned: always
     nics: {description: Its NICs with the suboptions of O(nics)., type: list, elements: dict, returned: always}
+    seed:
+      description:
+        - C(digest), the hash of what O(cloud_init) gave the guest last, and C(medium), the path of the ISO, null when
+          it is out of the drive. Null where nothing was given.
+      type: dict
+      returned: always
 results:
   description: One item per machine, with RV(vm), RV(pending_restart), RV(actions) and C(changed).
   returned: when O(vms) is given
@@ -531,7 +683,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import power
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -551,6 +703,7 @@ FIELDS = (
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
     Field("tags", type="names", check=check_tags),
+    Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
     Field("autostart", type="bool"),
     Field("force", type="bool", default=False),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),
@@ -581,7 +734,7 @@ class Vm(Resource):
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        volumes = [volume.name for _store, volume in self._volumes()]
+        volumes = [volume.name for _store, volume in self._volumes()] + self.draft.left()
         return {"name": self.name, "state": "absent", "volumes": volumes} if volumes else None
 
     def wanted(self, before: State) -> State:
@@ -595,7 +748,7 @@ class Vm(Resource):
             old = set() if self.draft.before is None else claims_of(self.draft.before)
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
             if self.act == "start":
-                self.admission.start(held, state["uuid"])
+                self.admission.start(held, state["uuid"], self.draft.check_free)
             self.admission.plan(held, runs=state["state"] == "running")
             self.planned = True
         return state
@@ -606,9 +759,10 @@ class Vm(Resource):
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self._make_volumes() + self._define(wanted) + self._change_live()
+            steps += self.draft.seeding.make() + self._make_volumes() + self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
+            steps += self.draft.seeding.eject(self.site.node)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps
@@ -632,13 +786,11 @@ class Vm(Resource):
         return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
-        steps = []
-        if self.domain is not None and self.domain.persistent:
-            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
-        return steps + [
-            Step(f"delete {volume.name}", partial(store.remove, volume.identity, self.draft.uuid))
-            for store, volume in self._volumes()
-        ]
+        defined = self.domain is not None and self.domain.persistent
+        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
+        uuid, volumes = self.draft.uuid, self._volumes()
+        steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
+        return steps + seeding.removal(self.name, uuid)
 
     def _volumes(self) -> list[tuple[Store, Volume]]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
@@ -666,9 +818,8 @@ class Vm(Resource):
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if self.draft.noted:
-            words = f"change the {' and '.join(self.draft.noted)} of {name} as it runs"
-            steps.append(Step(words, self.draft.write_record))
+        if notes := " and ".join(self.draft.noted):
+            steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
 
     def _start(self, uuid: str) -> Step:
@@ -677,7 +828,7 @@ class Vm(Resource):
 
     def _really_start(self, uuid: str) -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.
-        self.admission.start(claims_of(self.draft.after), uuid)
+        self.admission.start(claims_of(self.draft.after), uuid, self.draft.check_free)
         self.site.node.start(self.name)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,29 @@ def example_lab(name: str, example: Path) -> Iterator[Cluster]:
     finally:
         if not keep:
             lab.down()
+
+
+def tasks(cluster: Cluster, hosts: str, each: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of some tasks on one node, in one play; `seconds` is how long each took."""
+    variables = {"ansible_ssh_pipelining": True}
+    play = {"name": "Tasks of a story", "hosts": hosts, "gather_facts": False, "vars": variables, "tasks": each}
+    book = cluster.lab.state / "tasks.json"
+    book.write_text(json.dumps([play]), encoding="utf-8")
+    done = subprocess.run(
+        cluster.command(str(book)),
+        env={**cluster.environment, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PLAY_SECONDS,
+        check=False,
+    )
+    found = []
+    for task in json.loads(done.stdout)["plays"][0]["tasks"]:
+        start, end = (datetime.fromisoformat(task["task"]["duration"][key].rstrip("Z")) for key in ("start", "end"))
+        found.append({**task["hosts"][hosts], "seconds": (end - start).total_seconds()})
+    assert len(found) == len(each), done.stdout + done.stderr
+    return found
 
 
 def wait_until(see: Any, seconds: float, what: str) -> None:

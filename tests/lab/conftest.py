@@ -6,6 +6,7 @@
 DROVER_LAB_NAME=NAME     which lab (default: drover-test)
 DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
+DROVER_CEPH_LAB=NAME     which lab the stories about Ceph have to themselves (default: drover-ceph)
 
 In two lanes (pytest -n 2 --dist loadgroup) the stories on the site that is set up share one lab, in their order; those
 that begin with bare nodes or bring a lab of their own are in the other lane, whose lab is called NAME-gw1 or so.
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
@@ -31,7 +32,8 @@ TRAVELLER = "web1"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which stories have to follow one another."""
     for item in items:
-        together = "site" if "site" in getattr(item, "fixturenames", ()) else item.path.stem
+        names = getattr(item, "fixturenames", ())
+        together = next((name for name in ("site", "quorum") if name in names), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(together))
 
 
@@ -58,6 +60,13 @@ def lab() -> Iterator[Lab]:
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()
+
+
+@pytest.fixture(scope="session")
+def quorum() -> Iterator[Cluster]:
+    """The nodes of examples/ceph-quorum on a lab of its own: Ceph works, and nothing else is set up."""
+    with example_lab(os.environ.get("DROVER_CEPH_LAB", "drover-ceph"), ROOT / "examples/ceph-quorum") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

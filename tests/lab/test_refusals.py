@@ -44,6 +44,10 @@ def test_a_drain_when_the_rest_has_no_memory(cluster: Cluster) -> None:
     [
         ({"vm_nics": [{"bridge": "br0", "vlan": 4095}]}, ["4095", "1 to 4094"]),
         ({"vm_nics": [{"bridge": "br0", "mac": "52:54:00:zz:00:01"}]}, ["52:54:00:zz:00:01", "MAC"]),
+        (
+            {"vm_nics": [{"bridge": "br0", "addresses": ["10.231.100.77/24"], "gateway": "10.231.7.1"}]},
+            ["gateway 10.231.7.1 is outside of 10.231.100.0/24", "10.231.100.77 is given to vm_nics[0] of", "of web1"],
+        ),
         ({"vm_memory": "4GB"}, ["4GB", "4GiB"]),
         ({"vm_memroy": "4GiB"}, ["vm_memroy", "vm_memory"]),
     ],

@@ -35,6 +35,7 @@ DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
 PURE = {"_fields", "_hypervisor", "_cluster", "filter"}
 ENGINE = {"module_utils/_resource.py", "plugin_utils/_action.py"}
 ENGINE_WORDS = {"check_mode", "fail_json", "exit_json"}
+LIBRARIES = {"libvirt": "_libvirt.py", "rados": "_ceph.py", "rbd": "_rbd.py"}
 PROCESS = {"subprocess", "multiprocessing", "pty"}
 PROCESS_CALLS = re.compile(r"(os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*)|.*\.run_command)$")
 DISCOVERY = {"importlib", "pkgutil", "__import__"}
@@ -78,8 +79,8 @@ def import_problems(tree: ast.Module, parts: tuple[str, ...]) -> Iterator[str]:
         top = name.split(".")[0]
         if top == "ansible" and own in PURE:
             yield f"{own} is pure, it imports {name}"
-        elif top.startswith("libvirt") and parts[-1] != "_libvirt.py":
-            yield "only _libvirt.py imports libvirt"
+        elif parts[-1] != LIBRARIES.get(top.split("_")[0], parts[-1]):
+            yield f"only {LIBRARIES[top.split('_')[0]]} imports {top}"
         elif top in PROCESS and parts[-1] != "_run.py":
             yield f"only _run.py starts processes, this imports {top}"
         elif top in DISCOVERY:
@@ -167,6 +168,7 @@ BAD = [
     ("plugins/action/plan.py", f"from {PREFIX}plugins.modules import plan", "one way"),
     ("plugins/modules/vm.py", "import libvirt", "only _libvirt.py"),
     ("plugins/modules/vm.py", "from libvirt_qemu import x", "only _libvirt.py"),
+    ("plugins/modules/vm.py", "import rados", "only _ceph.py"),
     ("plugins/modules/vm.py", "import subprocess", "only _run.py"),
     ("plugins/modules/vm.py", "import os\nos.execv('x', [])", "only _run.py"),
     ("plugins/modules/vm.py", "module.run_command('x')", "only _run.py"),

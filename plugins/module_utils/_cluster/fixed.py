@@ -88,6 +88,8 @@ def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
         if not _is_local(disk) or (copies and can):
             continue
         if disk.get("device") in ("cdrom", "floppy"):
+            if disk.get("optional"):
+                continue
             mend = f"eject it (virsh change-media {name} {target} --eject), or put the image on shared storage"
             found.append(Obstacle("local_iso", f"{name} has {identity} of its node in drive {target}", mend))
         else:

@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Failed, Invalid, Refused
 from .._fields import Field
-from .._identity import volume_name
+from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
 from .kind import Kind, Store, Volume
@@ -40,6 +40,11 @@ def check_path(value: str) -> str:
 
 
 FIELDS = (Field("path", type="path", check=check_path, place=Property("source/@file")),)
+
+
+def seed_path(vm: str) -> str:
+    """Where the seed of a VM lies, which is no disk of its sheet."""
+    return f"{DIRECTORY}/{seed_name(vm)}"
 
 
 def _recognises(disk: Element) -> bool:
@@ -106,11 +111,12 @@ def _status(path: str, cdrom: bool) -> os.stat_result | None:
     return status
 
 
-def check_new(options: Mapping[str, Any]) -> None:
-    """Raise Invalid where no file can be made."""
+def check_new(options: Mapping[str, Any]) -> int | None:
+    """Raise Invalid where no file can be made. It has no source that could tell a size."""
     folder = Path(options["path"]).parent
     if not folder.is_dir():
         raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    return None
 
 
 def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:

@@ -8,18 +8,16 @@ See https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms and ht
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .._fields import Field, check_iqn
+from .._fields import Field, check_iqn, check_portal
 from .._identity import initiator_iqn
 from .._xml import Property, find, make
 from .kind import Kind
 
-PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
 
 
@@ -59,30 +57,14 @@ class Portal:
         make(disk, "source/host").attrib.update({"name": address.strip("[]"), "port": port})
 
 
-def check_portal(value: str) -> str:
-    """An address with a port; a name is taken as it is."""
-    match = PORTAL.fullmatch(value)
-    if match and 1 <= int(match.group(2)) <= 65535:
-        address = match.group(1)
-        try:
-            if address.startswith("["):
-                address = f"[{ipaddress.IPv6Address(address.strip('[]'))}]"
-            elif address.replace(".", "").isdecimal():
-                address = str(ipaddress.IPv4Address(address))
-        except ValueError:
-            match = None
-        if match:
-            return f"{address}:{int(match.group(2))}"
-    raise ValueError(f"{value!r} is not a portal; write address and port, such as 10.231.5.10:3260 or [fd00::10]:3260")
-
-
 def _check_lun(value: int) -> int:
     if not 0 <= value <= 16383:
         raise ValueError(f"{value} is not a logical unit; write a number from 0 to 16383")
     return value
 
 
-def _check_word(value: str) -> str:
+def check_word(value: str) -> str:
+    """The name of a user or a secret."""
     if not WORD.fullmatch(value):
         raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
     return value
@@ -93,12 +75,12 @@ FIELDS = (
     Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
     Field("portal", check=check_portal, place=Portal()),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
-    Field("user", check=_check_word, place=Property("source/auth/@username")),
+    Field("user", check=check_word, place=Property("source/auth/@username")),
     Field(
         "secret",
         # The name of a libvirt secret; what it holds never comes here.
         no_log=False,
-        check=_check_word,
+        check=check_word,
         place=Property("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
     ),
 )

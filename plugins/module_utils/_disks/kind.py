@@ -32,33 +32,36 @@ class Volume(NamedTuple):
         return self.identity.partition(":")[2]
 
 
+def _nothing(_options: Options) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
 
     - `inspect`: the volume, or None when there is none. Raises Refused for what must not become a disk.
-    - `check_new`: raises Invalid when no volume could be made there (a folder that is missing).
+    - `check_new`: raises Invalid when no volume could be made there (a folder that is missing). Returns the size of
+      `options["source"]` where it can tell.
     - `create` (options, size, UUID): makes it with our mark, never over one that is there; False when it can't be
       marked. `options["source"]` is what it starts as; without one it is empty. `size` None means that of the source.
     - `grow` (options, size): makes it bigger.
     - `marked` (VM, UUID, disks): the volumes that carry this VM's mark, of the disks given and of its usual names.
     - `remove` (identity, UUID): deletes one; looks at the mark, and at who has it open, once more.
+    - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
     - `canonical`: the one spelling of an identity that has several.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
     """
 
     inspect: Callable[[Options], Volume | None]
-    check_new: Callable[[Options], None]
+    check_new: Callable[[Options], int | None]
     create: Callable[[Options, int | None, str], bool]
     grow: Callable[[Options, int], None]
     marked: Callable[[str, str, list[Options]], list[Volume]]
     remove: Callable[[str, str], None]
     canonical: Callable[[str], str] = str
     grows_open: bool = False
-
-
-def _nothing(_options: Options) -> str | None:
-    return None
+    check_free: Callable[[Options], object] = _nothing
 
 
 @dataclass(frozen=True)

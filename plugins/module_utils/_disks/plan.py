@@ -84,8 +84,7 @@ def plan(
             changes += _told(kind, disk, wanted, seen)
         elif kind.identity(disk):
             source = {"source": given.get("source")}
-            volume = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
-            disk["size"] = volume.size if volume and wanted is None else wanted
+            volume, disk["size"] = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
             changes += _changes(kind, {**disk, **source}, volume, seen)
     return changes
 
@@ -116,22 +115,23 @@ def _changes(kind: Kind, disk: Options, volume: Volume | None, seen: int | None)
     return [Change(verb, kind, disk, size) for verb in verbs]
 
 
-def _checked(kind: Kind, disk: Options, present: bool, wanted: int | None, uuid: str) -> Volume | None:
-    """The volume that may become or stay the VM's disk; None where a new one can be made."""
+def _checked(
+    kind: Kind, disk: Options, present: bool, wanted: int | None, uuid: str
+) -> tuple[Volume | None, int | None]:
+    """The volume that may become or stay the VM's disk, None where a new one can be made; and its size then."""
     volume = kind.store.inspect(disk) if kind.store else None
     if volume is None:
-        _check_new(kind, disk, present, wanted)
-        return None
+        return None, _check_new(kind, disk, present, wanted)
     if not present and volume.backing:
         raise Refused(f"{volume.name} is based on {volume.backing}; such a file can't be added to a VM yet")
     if not present and volume.mark not in (None, uuid):
         raise Refused(f"{volume.name} was made for another VM, with the UUID {volume.mark}")
     if wanted is not None and wanted < volume.size:
         raise Refused(_cut(volume.name, volume.size, wanted))
-    return volume
+    return volume, volume.size if wanted is None else wanted
 
 
-def _check_new(kind: Kind, disk: Options, present: bool, wanted: int | None) -> None:
+def _check_new(kind: Kind, disk: Options, present: bool, wanted: int | None) -> int | None:
     name = kind.volume_name(disk)
     if present:
         raise Refused(f"{name}, disk {disk['target']}, is missing; is the file system mounted on which it lies?")
@@ -139,8 +139,8 @@ def _check_new(kind: Kind, disk: Options, present: bool, wanted: int | None) -> 
         raise Invalid(f"{name} does not exist; a cdrom needs an image")
     if wanted is None and not disk["source"]:
         raise Invalid(f"{name} does not exist, and without size it can't be made", option="disks")
-    if kind.store:
-        kind.store.check_new(disk)
+    told = kind.store.check_new({**disk, "size": wanted}) if kind.store else None
+    return told if wanted is None else wanted
 
 
 def removable(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from .._errors import Refused
 from .neighbours import Claim, check_definition, check_elsewhere, check_start
@@ -31,11 +31,12 @@ class Admission:
             check_elsewhere(self.name, uuid, peers)
         check_definition(self.name, after - before, {HERE: self.site.surveyed, **peers})
 
-    def start(self, held: set[Claim], uuid: str, seconds: float = FRESH_SECONDS) -> None:
-        """Raise Refused when the VM may exist elsewhere, or another one uses what it holds."""
+    def start(self, held: set[Claim], uuid: str, check: Callable[[], object], seconds: float = FRESH_SECONDS) -> None:
+        """Raise Refused when the VM may exist elsewhere, or another one uses what it holds; `check` asks its stores."""
         peers = self.answers("started", seconds)
         check_elsewhere(self.name, uuid, peers)
         check_start(self.name, held, {HERE: self.site.surveyed, **peers})
+        check()
 
     def answers(self, act: str, seconds: float = FRESH_SECONDS) -> dict[str, list[dict[str, Any]]]:
         """What the peers hold. Raises Refused when one gave no answer and is not known to be off."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import Invalid
 from .._fields import Field, check_name, normalise
 from .._xml import parse
-from . import power, sheet
+from . import cloud_init, power, sheet
 from .disks import DISKS
 from .facts import domain_facts
 from .hardware import HARDWARE, check_tags
@@ -26,16 +26,21 @@ FIELDS = (
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
     Field("tags", type="names", check=check_tags),
+    Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
 )
 
 
 def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
     """The options, and in words what the VM has that module vm has no option for (it leaves that as it is)."""
-    options: dict[str, Any] = {"name": domain.name, **sheet.read(parse(domain.xml))}
+    root = parse(domain.xml)
+    options: dict[str, Any] = {"name": domain.name, **sheet.read(root)}
     kept: dict[str, Any] = {}
-    words = _foreign(domain_facts(domain), options)
+    facts = domain_facts(domain)
+    # The seed's drive belongs to cloud_init, of which nothing can be read back.
+    facts["disks"] = [disk for disk in facts["disks"] if disk["target"] != cloud_init.target(root)]
+    words = _foreign(facts, options)
     for field in FIELDS:
-        value = _given(options[field.name])
+        value = _given(options.get(field.name))
         try:
             _check_choices(field, value)
             normalise((field,), {field.name: value})

@@ -13,15 +13,17 @@ from xml.etree.ElementTree import Element
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
 from .._disks.kind import Kind
+from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
+SEED = "ua-drover-seed"  # libvirt keeps names that begin with ua- for us
 
 
 def check_target(value: str) -> str:
@@ -120,7 +122,14 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     return declared
 
 
+def is_seed(disk: Element) -> bool:
+    """Whether this is the drive with what cloud-init reads, which is no disk of the sheet."""
+    return bool(Property("alias/@name").get(disk) == SEED)
+
+
 def _kind(disk: Element) -> Kind | None:
+    if is_seed(disk):
+        return None
     return next((kind for kind in KINDS.values() if kind.recognises(disk)), None)
 
 
@@ -173,7 +182,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if cdrom and options["bus"] == "virtio":
         raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
     options["readonly"] = True if cdrom else options.get("readonly")
-    options["target"] = options.get("target") or _free_target(root, "vd" if options["bus"] == "virtio" else "sd")
+    options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
     if cdrom:
@@ -181,6 +190,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     add_device(root, disk)
 
 
-def _free_target(root: Element, prefix: str) -> str:
+def free_target(root: Element, prefix: str) -> str:
+    """The first name of a disk that the VM does not have yet (`prefix` is vd or sd)."""
     taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
     return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)

@@ -17,7 +17,7 @@ from .._identity import vm_uuid
 from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._xml import parse, text_of
-from . import disks, live, metadata, power, sheet
+from . import disks, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .site import Site
@@ -39,6 +39,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
+        self.seeding = seeding.Seeding(None, None, self.after)
 
     @property
     def redefined(self) -> bool:
@@ -65,10 +66,21 @@ class Draft:
         declared = disks.filled(self.params["disks"] or [], self.params["name"])
         return storage.removable(disks.KINDS, self.params["name"], self.uuid, [*defined, *declared], others)
 
+    def check_free(self) -> None:
+        """Raise Refused when the store itself says that somebody has one of the VM's disks open."""
+        for disk in disks.read_all(self.after):
+            store = disks.KINDS[disk["type"]].store
+            if store and not disk["readonly"]:
+                store.check_free(disk)
+
     @property
     def uuid(self) -> str:
         """The UUID that the VM has or will have."""
         return self.domain.uuid if self.domain else self.params["uuid"] or vm_uuid(self.params["name"])
+
+    def left(self) -> list[str]:
+        """The seed of a VM that shall be absent, if there is one."""
+        return seeding.left(self.params["name"], self.uuid) if self.params["state"] == "absent" else []
 
     def capacity(self, target: str) -> int | None:
         """How big, in bytes, the running VM takes a disk for; asked only where sizes are declared."""
@@ -112,6 +124,8 @@ class Draft:
         if self.params["disks"] is not None:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
+        self.seeding = seeding.Seeding(self.params["cloud_init"], self.before, self.after)
+        self.seeding.plan(state, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:

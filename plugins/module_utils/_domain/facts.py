@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
+from .._ceph_conf import identity as identity_of_image
 from .._xml import devices, find, parse, text_of
 from . import metadata
 
@@ -95,6 +96,8 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "size": None,
         "readonly": find(disk, "readonly") is not None,
         "shared_storage": kind in NETWORK_TYPES or (kind == "file" and _below(identity, shared_mounts)),
+        # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
+        "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
 
 
@@ -126,12 +129,14 @@ def _network_identity(source: Element) -> tuple[str, str]:
     host = find(source, "host")
     address = (host.get("name") or host.get("socket") or "") if host is not None else ""
     if protocol == "iscsi":
-        # A monitor of Ceph is only a way to the image; a portal is a part of what an IQN means.
+        # A portal is a part of what an IQN means; a monitor of Ceph is only a way to the image.
         if "/" not in name:
             name += "/0"
         port = (host.get("port") if host is not None else None) or "3260"
         return protocol, f"iscsi:{name}@{f'[{address}]' if ':' in address else address}:{port}"
-    return protocol, f"{protocol}:{name}" + (f"@{address}" if address and protocol != "rbd" else "")
+    if protocol == "rbd":
+        return protocol, identity_of_image(name, [child.get("name") or "" for child in source if child.tag == "host"])
+    return protocol, f"{protocol}:{name}" + (f"@{address}" if address else "")
 
 
 def _is_lvm(path: str) -> bool:

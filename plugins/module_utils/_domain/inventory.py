@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from .._errors import DroverError, Invalid
 from .._fields import Field, normalise
-from .._identity import initiator_iqn, target_number, vm_uuid, volume_iqn, volume_name
+from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
 from .hardware import check_seconds
 
@@ -22,8 +23,10 @@ PROFILES: dict[str, dict[str, int]] = {
 }
 STATES = ("present", "running", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
-OTHERS = ["state", "autostart", "shutdown_timeout", "profile"]
+OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
+RBD = ["pool", "namespace", "user", "secret", "monitors"]
+STORAGE += [f"rbd_{key}" for key in RBD]
 
 
 def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,14 +38,28 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
     disks = given.get("disks")
     if disks is None and profile and given.get("iscsi_portal"):
         disks = [{"type": "iscsi"}]
+    elif disks is None and profile and given.get("rbd_pool"):
+        disks = [{"type": "rbd"}]
     options: dict[str, Any] = {"vcpus": profile.get("vcpus"), "memory": profile.get("memory")}
     options.update({key: value for key, value in given.items() if key in OPTIONS})
     if disks is not None:
         options["disks"] = _disks(name, given, disks, profile.get("disk"))
+    if given.get("cloud_init") is not None:
+        options["cloud_init"] = _cloud_init(name, given["cloud_init"])
     sheet = {"name": name, **{key: value for key, value in options.items() if value is not None}}
     checked = _checked(name, sheet)
     sheet.update({key: checked[key] for key in ("memory",) if key in sheet})
     return {**sheet, **_others(name, given)}
+
+
+def declared_nics(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The NICs of one inventory host with all of their options, and with the MAC address that each will have.
+
+    A VM that has been there before keeps the addresses that it has. Raises Invalid naming the variable.
+    """
+    sheet = vm_sheet(variables)
+    found: list[dict[str, Any]] = _checked(sheet["name"], sheet)["nics"] or []
+    return [{**nic, "mac": nic["mac"] or vm_mac(sheet["name"], place)} for place, nic in enumerate(found)]
 
 
 def iscsi_volumes(
@@ -92,6 +109,17 @@ def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return others
 
 
+def _cloud_init(name: str, given: Any) -> dict[str, Any]:
+    """With user data as the text that module vm takes."""
+    if not isinstance(given, Mapping):
+        raise Invalid(f"{name}: vm_cloud_init: write a dictionary", option="vm_cloud_init")
+    data = given.get("user_data")
+    if isinstance(data, Mapping):
+        # JSON is YAML too, and what reads it needs no rules for quotes.
+        return {**given, "user_data": f"#cloud-config\n{json.dumps(data, indent=1, default=str)}\n"}
+    return dict(given)
+
+
 def _numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
     """The disks with their numbers: the place in the list, or what their target says."""
     number = 0
@@ -111,7 +139,8 @@ def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) ->
     for number, disk in _numbered(disks):
         if number == 0 and size is not None:
             disk.setdefault("size", size)
-        result.append(_iscsi(name, given, disk, number) if disk.get("type") == "iscsi" else disk)
+        complete = {"iscsi": _iscsi, "rbd": _rbd}.get(str(disk.get("type")))
+        result.append(complete(name, given, disk, number) if complete else disk)
     return result
 
 
@@ -124,6 +153,13 @@ def _iscsi(name: str, given: Mapping[str, Any], disk: dict[str, Any], number: in
         if not disk.get(key):
             raise Invalid(f"{name}: vm_disks: a disk of type iscsi needs {key}, or the variable {variable}")
     return disk
+
+
+def _rbd(name: str, given: Mapping[str, Any], disk: dict[str, Any], _number: int) -> dict[str, Any]:
+    found = {key: given[f"rbd_{key}"] for key in RBD if given.get(f"rbd_{key}")}
+    if not disk.get("pool") and "pool" not in found:
+        raise Invalid(f"{name}: vm_disks: a disk of type rbd needs pool, or the variable vm_rbd_pool")
+    return {**found, **disk}
 
 
 def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +192,8 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
             if isinstance(value, (Mapping, list, tuple)):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
             result[field.name] = str(value)
+        elif field.elements == "str" and isinstance(value, str):
+            result[field.name] = value.split(",")
         elif (field.fields or field.elements == "int") and value is not None:
             result[field.name] = _nested(field, value, path + field.name)
     return result

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._xml import devices, text_of
-from . import bandwidth, metadata, nics
+from . import bandwidth, metadata, nics, spoofing
 
 CHECKS = "address checks"
 
@@ -65,8 +65,14 @@ def tags(live: Element, definition: Element) -> str | None:
 
 def checks(live: Element, definition: Element) -> str | None:
     """The words for what is said of its NICs, in the same way."""
-    wanted = metadata.nics(definition)
-    if metadata.nics(live) == wanted:
+    before, wanted = metadata.nics(live), metadata.nics(definition)
+    if before == wanted:
         return None
     metadata.set_nics(live, wanted)
-    return CHECKS
+    return CHECKS if _checked(before) != _checked(wanted) else "declared addresses"
+
+
+def _checked(said: Mapping[str, Mapping[str, str]]) -> dict[str, list[str | None]]:
+    """What the guard of the ports reads of it."""
+    found = {mac: [words.get(name) for name in spoofing.RECORD] for mac, words in said.items()}
+    return {mac: words for mac, words in found.items() if any(words)}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._ceph_conf import may_be
 from .._errors import Refused
 from .._xml import Property, devices
 from .facts import disk_facts, nic_facts
@@ -22,7 +23,7 @@ def claims(facts: Mapping[str, Any]) -> set[Claim]:
     found |= {("MAC address", nic["mac"].lower()) for nic in facts["nics"] if nic["mac"]}
     for disk in facts["disks"]:
         if disk["identity"] and not disk["readonly"] and disk["device"] == "disk":
-            found.add(("disk", disk["identity"]))
+            found |= {("disk", name) for name in may_be(disk["identity"])}
     return found
 
 

@@ -14,7 +14,7 @@ from .._errors import Invalid, Refused
 from .._fields import Field, check_mac, check_vlan
 from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find
-from . import bandwidth, metadata, spoofing
+from . import addresses, bandwidth, metadata, spoofing
 
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 
@@ -86,6 +86,9 @@ NICS: tuple[Field, ...] = (
     Field("bandwidth", type="dict", fields=bandwidth.FIELDS, check=bandwidth.check_limits, place=bandwidth.BANDWIDTH),
     Field("anti_spoof", type="bool"),
     Field("ips", type="list", elements="str", check=spoofing.check_ips),
+    Field("addresses", type="list", elements="str", check=addresses.check_addresses),
+    Field("gateway", type="list", elements="str", check=addresses.check_gateway),
+    Field("nameservers", type="list", elements="str", check=addresses.check_nameservers),
 )
 PLACED = {field.name: field for field in NICS if field.place}
 # What can be changed in a running machine.
@@ -100,7 +103,7 @@ def known(nic: Element) -> bool:
 def read(nic: Element, said: spoofing.Said | None = None) -> dict[str, Any]:
     """The options of one NIC, None for those without a value; `said` is what the VM's record says of it."""
     options = {name: field.place.get(nic) or None for name, field in PLACED.items()}
-    return {**options, **spoofing.read(nic, options["vlan"] is not None, said or {})}
+    return {**options, **spoofing.read(nic, options["vlan"] is not None, said or {}), **addresses.read(said or {})}
 
 
 def read_all(root: Element) -> list[dict[str, Any]]:
@@ -132,7 +135,8 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: 
         else:
             _change(nic, options, bridges, f"nics[{place}]")
         address = nic_mac(nic) or ""
-        own[address] = _spoofing(nic, options, said.get(address, {}), f"nics[{place}]")
+        before, where = said.get(address, {}), f"nics[{place}]"
+        own[address] = {**_spoofing(nic, options, before, where), **addresses.write(options, before, where)}
     for nic in rest:
         if parent is not None:
             drop(parent, nic)
@@ -151,10 +155,8 @@ def _spoofing(nic: Element, options: Mapping[str, Any], said: spoofing.Said, whe
     wanted = {name: given.get(name, before[name]) for name in ("anti_spoof", "ips")}
     if not wanted["anti_spoof"] and "ips" not in given:
         wanted["ips"] = None
-    if not given:
-        return dict(said)
-    if (wanted["anti_spoof"], wanted["ips"] or None) == (before["anti_spoof"], before["ips"]):
-        return dict(said)
+    if not given or (wanted["anti_spoof"], wanted["ips"] or None) == (before["anti_spoof"], before["ips"]):
+        return {name: said[name] for name in spoofing.RECORD if name in said}
     return spoofing.write(nic, access, wanted, where)
 
 

@@ -13,7 +13,7 @@ from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
-from . import bandwidth, disks, metadata, nics
+from . import bandwidth, cloud_init, disks, metadata, nics
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
@@ -27,6 +27,7 @@ def read(root: Element) -> dict[str, Any]:
         "tags": metadata.read(root)["tags"],
         "disks": disks.read_all(root),
         "nics": nics.read_all(root),
+        "seed": cloud_init.read(root),
     }
 
 
@@ -68,6 +69,8 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
     if params["nics"] is not None:
         boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
         nics.write(root, params["nics"], name, bridges, boot)
+    if params["cloud_init"] is not None:
+        cloud_init.write(root, params["cloud_init"])
     return declared
 
 
@@ -78,6 +81,9 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for name in [*(field.name for field in HARDWARE), "tags"]
         if before[name] != after[name]
     ]
+    told = [(sheet["seed"] or {}).get("digest") for sheet in (before, after)]
+    if told[0] != told[1]:
+        words.append(f"cloud-init data {shown('seed', told[0])} -> {shown('seed', told[1])}")
     for kind, key in (("disk", "target"), ("nic", "mac")):
         old = {device[key]: device for device in before[f"{kind}s"]}
         new = {device[key]: device for device in after[f"{kind}s"]}

@@ -20,6 +20,7 @@ from .._xml import add, drop, find
 
 # libvirt's stock filters: for any address of the NIC's MAC, and for declared addresses of IPv4.
 FILTERS = ("no-mac-spoofing", "clean-traffic")
+RECORD = ("anti_spoof", "ips")
 Said = Mapping[str, str]
 
 

@@ -10,6 +10,8 @@ import uuid as uuids
 from collections.abc import Sequence
 from typing import Any
 
+from .. import _seed
+from .._disks import file
 from .._errors import DroverError, Failed, NotFound, Refused
 from .._resource import State, Step
 from .client import Client
@@ -185,6 +187,9 @@ class Moving:
             truth = self.truth()
             words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
             raise Failed(f"{self.name} was not migrated to {self.to}: {words}", **truth, rule=result.get("rule"))
+        # A guest that runs has read it; what is in it should not stay where nobody looks for it.
+        for path in _seed.left(file.seed_path(self.name), self.uuid) if self.to != self.client.site.here else []:
+            _seed.remove(path, self.uuid)
 
     def truth(self) -> dict[str, Any]:
         """What the nodes say now, for a message: `vm_state` and `where`."""

@@ -157,6 +157,8 @@ def _storage(need: Mapping[str, Any]) -> list[Blocker]:
         if disk["identity"] is None or disk["shared_storage"]:
             continue
         if disk["device"] in ("cdrom", "floppy"):
+            if disk.get("optional"):
+                continue
             text = f"{disk['target']} holds a medium that only this node has ({disk['identity']})"
             found.append(Blocker("local_medium", text, "eject it first"))
         elif disk["target"] not in {copy["target"] for copy in need["copies"]}:

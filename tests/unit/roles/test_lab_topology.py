@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab import controller_files, guest, topology
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab import ceph, controller_files, guest, topology
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
 
-FILES = Path(__file__).resolve().parents[3] / "roles/lab/files"
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ROOT / "roles/lab/files"
 
 
 @pytest.fixture
@@ -156,3 +157,82 @@ def test_a_topology_without_software_has_the_defaults(data: dict[str, Any]) -> N
     assert topology.parse(json.dumps(own), json.dumps(data)) == parsed(data)
     with pytest.raises(topology.TopologyError, match="suite"):
         parsed(own)
+
+
+@pytest.fixture
+def quorum() -> dict[str, Any]:
+    """The example with Ceph, its software that of the default topology."""
+    default = json.loads((FILES / "topology.json").read_text(encoding="utf-8"))
+    example = json.loads((ROOT / "examples/ceph-quorum/topology.json").read_text(encoding="utf-8"))
+    return {**{key: default[key] for key in topology.SOFTWARE}, **example}
+
+
+def test_only_a_topology_with_ceph_has_its_packages(data: dict[str, Any], quorum: dict[str, Any]) -> None:
+    assert "ceph-osd" not in parsed(data).packages
+    assert parsed(data).ceph is None
+    made = parsed(quorum)
+    assert made.packages == (*quorum["packages"], *topology.CEPH_PACKAGES)
+    again = parsed(json.loads(made.text))
+    assert (again.packages, again.ceph) == (made.packages, made.ceph)
+
+
+def test_the_osds_are_counted_through_the_nodes_and_copies_are_on_different_ones(quorum: dict[str, Any]) -> None:
+    quorum["ceph"]["settings"] = {"osd": {"osd_heartbeat_grace": 5}}
+    made = parsed(quorum)
+    assert made.ceph
+    assert made.ceph.numbers() == {"hv1": [0, 1], "hv2": [2, 3]}
+    text = ceph.conf(made, made.ceph, "1234")
+    for line in ("mon_host = 10.231.5.13", "osd_crush_chooseleaf_type = 1", "osd_pool_default_size = 2"):
+        assert f"{line}\n" in text
+    assert "bluestore_block_size = 2147483648\n" in text.split("[osd]")[1]
+    assert "osd_heartbeat_grace = 5\n" in text.split("[osd]")[1]
+    assert "[osd]" not in ceph.conf(made, made.ceph, "1234", daemons=False)
+
+
+def test_one_node_has_all_copies_when_there_is_no_other(quorum: dict[str, Any]) -> None:
+    quorum["ceph"]["osds"] = {"hv1": 1}
+    made = parsed(quorum)
+    assert made.ceph
+    text = ceph.conf(made, made.ceph, "1234")
+    assert "osd_crush_chooseleaf_type = 0\n" in text
+    assert "osd_pool_default_size = 1\n" in text
+
+
+def test_keys_are_on_the_monitors_only(quorum: dict[str, Any]) -> None:
+    made = parsed(quorum)
+    assert made.ceph
+    keys = {name: ceph.new_key() for name in ("mon.", "client.admin", "mgr.q1")}
+    assert len(set(keys.values())) == 3
+    on_monitor = ceph.files(made, made.ceph, "q1", "1234", keys)
+    assert f"[client.admin]\n\tkey = {keys['client.admin']}\n" in on_monitor["/etc/ceph/ceph.client.admin.keyring"]
+    elsewhere = ceph.files(made, made.ceph, "hv1", "1234", keys)
+    assert "/etc/ceph/ceph.conf" not in elsewhere
+    assert not any(key in text for key in keys.values() for text in elsewhere.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"monitors": []}, "at least one monitor"),
+        ({"osds": {"hv1": 0}}, "one OSD"),
+        ({"osds": {"hv9": 1}}, "no node 'hv9'"),
+        ({"size": "big"}, "size 'big'"),
+        ({"network": "guests"}, "no NIC with network 'guests'"),
+    ],
+)
+def test_a_broken_ceph_is_refused(quorum: dict[str, Any], change: dict[str, Any], text: str) -> None:
+    quorum["ceph"].update(change)
+    with pytest.raises(topology.TopologyError, match=text):
+        parsed(quorum)
+
+
+def test_ceph_is_not_for_emulated_nodes(quorum: dict[str, Any]) -> None:
+    quorum["nodes"]["q1"]["kind"] = "vm"
+    with pytest.raises(topology.TopologyError, match="q1 is no container"):
+        parsed(quorum)
+
+
+def test_the_inventory_says_how_to_reach_ceph(data: dict[str, Any], quorum: dict[str, Any]) -> None:
+    found = controller_files.inventory(parsed(quorum), "/state", "two", "tcg")["all"]["vars"]["lab_ceph"]
+    assert found == {"fsid": ceph.fsid("two"), "monitors": ["10.231.5.13"]}
+    assert "lab_ceph" not in controller_files.inventory(parsed(data), "/state", "two", "tcg")["all"]["vars"]

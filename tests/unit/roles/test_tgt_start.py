@@ -18,7 +18,7 @@ from ansible_collections.drover.kvm.tests.unit import tgt_server
 
 pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
 PROGRAM = Path(__file__).resolve().parents[3] / "roles/san_target/files/drover-tgt-start"
-SECRET = "hidden-Canary1"
+SECRET, MUTUAL = "hidden-Canary1", "hidden-Canary2"
 
 
 @pytest.fixture
@@ -61,6 +61,9 @@ def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch)
         "initiators": [],
         "chap_user": "u",
         "chap_password": SECRET,
+        "mutual_chap_user": "san",
+        "mutual_chap_password": MUTUAL,
+        "readonly": False,
         "owner": None,
         "vm_uuid": None,
     }
@@ -71,6 +74,9 @@ def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch)
     noted.unlink()
     Tgt().delete_target(iqn)
     Tgt().delete_account("u")
-    assert start(f"--accounts={san.conf}") == "make the account u\n" and start(f"--accounts={san.conf}") == ""
+    Tgt().delete_account("san")
+    assert start(f"--accounts={san.conf}") == "make the account u\nmake the account san\n"
+    assert start(f"--accounts={san.conf}") == ""
     assert san.ask("tgt-admin", "-e", "-c", main).returncode == 0
-    assert SECRET not in noted.read_text() and Tgt().targets()[iqn].accounts == ["u"]
+    words = noted.read_text()
+    assert SECRET not in words and MUTUAL not in words and Tgt().targets()[iqn].accounts == ["u"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .ceph import fsid
 from .topology import Topology
 
 # An emulated processor on a busy machine is slow to answer.
@@ -28,7 +29,7 @@ def inventory(topology: Topology, state: str, name: str, accelerator: str) -> di
             values["ansible_ssh_timeout"] = VM_SECONDS
         for group in node.groups:
             groups.setdefault(group, {"hosts": {}})["hosts"][node.name] = values
-    common = {
+    common: dict[str, Any] = {
         "ansible_user": "root",
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_common_args": f"-F {state}/ssh_config",
@@ -41,6 +42,10 @@ def inventory(topology: Topology, state: str, name: str, accelerator: str) -> di
         },
         "lab_controller_address": topology.networks["management"].address(1),
     }
+    if topology.ceph:
+        network = topology.networks[topology.ceph.network]
+        monitors = [network.address(topology.node(monitor).number) for monitor in topology.ceph.monitors]
+        common["lab_ceph"] = {"fsid": fsid(name), "monitors": monitors}
     return {"all": {"vars": common, "children": groups}}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import accelerator, cgroups, controller_files, vm_state
 from .base import Base
+from .ceph import Ceph
 from .container import Container
 from .network import RUN_NETNS, Network
 from .nodes import Machine, Parts
@@ -54,6 +55,9 @@ class Lab:
             node.name: KINDS[node.kind](name, self.topology, node, self.state) for node in self.topology.nodes.values()
         }
 
+        ceph = self.topology.ceph
+        self.ceph = Ceph(name, self.topology, ceph, self.state) if ceph else None
+
     @property
     def inventory(self) -> Path:
         """The inventory folder; other files may be laid beside ``hosts.yml``."""
@@ -87,7 +91,7 @@ class Lab:
             for name in self.machines:
                 changed |= self._start(name)
             self.wait_ssh()
-            return changed
+            return (self.ceph is not None and self.ceph.ensure(look=not changed)) or changed
 
     def _check_same(self, prepared: bool) -> None:
         settings = self.settings
@@ -210,7 +214,8 @@ class Lab:
         for name, machine in self.machines.items():
             pids = machine.pids()
             nodes[name] = {"power": "on" if machine.leader() else "off", "processes": len(pids), "cut": self.cuts(name)}
-        return {"name": self.name, "state": str(self.state), **self.settings, "nodes": nodes}
+        ceph = {"ceph": self.ceph.status()} if self.ceph and self.settings else {}
+        return {"name": self.name, "state": str(self.state), **self.settings, "nodes": nodes, **ceph}
 
     def power_off(self, node: str) -> bool:
         """Pull a node's plug."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -16,6 +16,12 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 INTERFACE_LENGTH = 15
 # What is installed; a topology that does not say it has what the default one has, and shares its base.
 SOFTWARE = ("suite", "base_packages", "packages", "more_packages")
+
+# Besides the packages of the topology, where there is a Ceph cluster in it.
+CEPH_PACKAGES = (
+    *("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-common", "python3-rados", "python3-rbd"),
+    "libvirt-daemon-driver-storage-rbd",
+)
 
 KINDS = ("container", "vm")
 SIZE = re.compile(r"[1-9][0-9]*[MG]")
@@ -103,6 +109,29 @@ class Cable:
 
 
 @dataclass(frozen=True)
+class CephCluster:
+    """A Ceph cluster on the nodes; its daemons talk in ``network``.
+
+    A node of ``monitors`` has a monitor and a manager; ``osds`` says how many OSDs a node has, each of ``size``;
+    ``settings`` are more of ceph.conf: section, then name and value.
+    """
+
+    network: str
+    monitors: tuple[str, ...]
+    osds: dict[str, int]
+    size: str = "1G"
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, list[int]]:
+        """Node → the ids of its OSDs, counted through all nodes by their names."""
+        found, first = {}, 0
+        for node, count in sorted(self.osds.items()):
+            found[node] = list(range(first, first + count))
+            first += count
+        return found
+
+
+@dataclass(frozen=True)
 class Topology:
     """The whole lab."""
 
@@ -115,6 +144,7 @@ class Topology:
     clients: dict[str, Client]
     nodes: dict[str, Node]
     shared: tuple[str, ...]
+    ceph: CephCluster | None
     text: str
 
     def places(self) -> list[str]:
@@ -149,6 +179,10 @@ def _node(name: str, data: dict[str, Any]) -> Node:
     )
 
 
+def _ceph(data: dict[str, Any]) -> CephCluster:
+    return CephCluster(**{**data, "monitors": tuple(data["monitors"])})
+
+
 def parse(text: str, default: str = "{}") -> Topology:
     """Read a topology from JSON text; TopologyError names what is wrong with it.
 
@@ -160,7 +194,7 @@ def parse(text: str, default: str = "{}") -> Topology:
         topology = Topology(
             suite=data["suite"],
             base_packages=tuple(data["base_packages"]),
-            packages=tuple(data["packages"]),
+            packages=(*data["packages"], *(CEPH_PACKAGES if "ceph" in data else ())),
             more_packages=tuple(tuple(group) for group in data.get("more_packages", [])),
             networks={name: Network(name=name, **options) for name, options in data["networks"].items()},
             switches={name: Switch(name=name, **options) for name, options in data["switches"].items()},
@@ -170,6 +204,7 @@ def parse(text: str, default: str = "{}") -> Topology:
             },
             nodes={name: _node(name, options) for name, options in data["nodes"].items()},
             shared=tuple(data.get("shared", [])),
+            ceph=_ceph(data["ceph"]) if "ceph" in data else None,
             text=json.dumps(data, indent=2, sort_keys=True),
         )
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -190,10 +225,11 @@ def _check(topology: Topology) -> None:
     for client in topology.clients.values():
         if client.switch not in topology.switches or not set(client.networks) <= set(topology.networks):
             raise TopologyError(f"client {client.name}: no such switch or network")
-    for cable in cables(topology):
-        for nic in (cable.left_nic, cable.right_nic):
-            if len(nic) > INTERFACE_LENGTH:
-                raise TopologyError(f"interface name {nic!r} has more than {INTERFACE_LENGTH} characters")
+    if topology.ceph:
+        _check_ceph(topology, topology.ceph)
+    for nic in (nic for cable in cables(topology) for nic in (cable.left_nic, cable.right_nic)):
+        if len(nic) > INTERFACE_LENGTH:
+            raise TopologyError(f"interface name {nic!r} has more than {INTERFACE_LENGTH} characters")
 
 
 def _check_node(topology: Topology, node: Node) -> None:
@@ -212,6 +248,19 @@ def _check_node(topology: Topology, node: Node) -> None:
     for size in (node.memory, *node.disks):
         if not SIZE.fullmatch(str(size)):
             raise TopologyError(f"node {node.name}: size {size!r} is no number with M or G")
+
+
+def _check_ceph(topology: Topology, ceph: CephCluster) -> None:
+    if not ceph.monitors or not sum(ceph.osds.values()):
+        raise TopologyError("ceph: at least one monitor and one OSD")
+    if not SIZE.fullmatch(str(ceph.size)):
+        raise TopologyError(f"ceph: size {ceph.size!r} is no number with M or G")
+    for name in dict.fromkeys((*ceph.monitors, *ceph.osds)):
+        node = topology.node(name)
+        if node.kind != "container":
+            raise TopologyError(f"ceph: node {name} is no container")
+        if ceph.network not in [nic.network for nic in node.nics]:
+            raise TopologyError(f"ceph: node {name} has no NIC with network {ceph.network!r}")
 
 
 def cables(topology: Topology) -> list[Cable]:

@@ -54,6 +54,18 @@ def test_what_is_given_wins_over_the_profile_and_nothing_is_shared():
     assert "iqn" not in disks[0], "the inventory's own data must stay as it is"
 
 
+def test_a_disk_on_ceph_takes_its_pool_from_the_variables():
+    ceph = {"inventory_hostname": "web1", "vm_rbd_pool": "vms", "vm_rbd_user": "kvm", "vm_rbd_monitors": ["10.0.0.1"]}
+    shared = {"type": "rbd", "pool": "vms", "user": "kvm", "monitors": ["10.0.0.1"]}
+    assert vm_sheet({**ceph, "vm_profile": "standard"})["disks"] == [{**shared, "size": 40 * GIB}]
+    disks = [{"type": "rbd", "pool": "fast"}, {"type": "rbd", "source": "vms/debian@base"}]
+    sheet = vm_sheet({**ceph, "vm_disks": disks})
+    assert sheet["disks"] == [{**shared, "pool": "fast"}, {**shared, "source": "vms/debian@base"}]
+    assert iscsi_volumes([sheet]) == []
+    with pytest.raises(Invalid, match="needs pool, or the variable vm_rbd_pool"):
+        vm_sheet({"inventory_hostname": "web1", "vm_disks": [{"type": "rbd"}]})
+
+
 def test_volumes_belong_to_their_vm():
     disks = [
         {"type": "iscsi", "size": "1GiB", "source": "/srv/drover/images/a.img"},
@@ -91,7 +103,7 @@ MISTAKES = [
     ({"vm_memory": "4GB"}, "web1: vm_memory: '4GB' is not a size"),
     ({"vm_vcpus": "many"}, "web1: vm_vcpus: 'many' is not a whole number"),
     ({"vm_nics": [{"bridge": "br0", "vlan": "x"}]}, "vm_nics.0..vlan: 'x' is not a whole number"),
-    ({"vm_boot": "disk"}, "vm_boot: write one or more of"),
+    ({"vm_boot": "floppy"}, "vm_boot: write one or more of"),
     ({"vm_uuid": 7}, "vm_uuid: '7' is not a UUID"),
     ({"vm_title": "two\nlines"}, "web1: vm_title: write one line"),
     ({"vm_cpu": ["Nehalem"]}, "vm_cpu: .'Nehalem'. is not a text"),

@@ -24,7 +24,7 @@ from ansible_collections.drover.kvm.tests.unit import tgt_server
 pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
 PREFIX = tgt_server.PREFIX
 IQN = f"{PREFIX}:a"
-SECRET = "hidden-Canary1"
+SECRET, MUTUAL = "hidden-Canary1", "hidden-Canary2"
 UUID = "7a1ee0a7-4b9c-5d8e-9d55-08a1b6cf3a52"
 OTHER_UUID = "11111111-4b9c-5d8e-9d55-08a1b6cf3a52"
 
@@ -43,6 +43,12 @@ class San(tgt_server.PrivateSan):
             iscsi_volume.main()
         self.text, self.errors = self.capsys.readouterr()
         return json.loads(self.text)
+
+    def logs_in(self, login, target):
+        """With CHAP in both directions; each is USER%SECRET."""
+        user, _percent, secret = target.partition("%")
+        url = f"{self.url(login=f'{login}@')}?target_user={user}&target_password={secret}"
+        return self.ask("iscsi-inq", url).returncode == 0
 
     def make(self, name="a", **args):
         args = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "", "initiators": ["127.0.0.1"], **args}
@@ -100,6 +106,18 @@ ROWS = {
         {"chap_password": SECRET},
         lambda san: san.ask("iscsi-inq", san.url(login=f"u%{SECRET}@")).returncode == 0,
     ),
+    "portals": ({}, {"portals": [], "size": "32MiB"}, lambda san: IQN in Tgt().targets()),
+    "mutual_chap_user": (
+        {"chap_user": "u", "chap_password": SECRET},
+        {"mutual_chap_user": "san", "mutual_chap_password": MUTUAL},
+        lambda san: san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}") and not san.logs_in(f"u%{SECRET}", f"san%{SECRET}"),
+    ),
+    "mutual_chap_password": (
+        {"chap_user": "u", "chap_password": SECRET, "mutual_chap_user": "san", "mutual_chap_password": "another-one1"},
+        {"mutual_chap_password": MUTUAL},
+        lambda san: san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}"),
+    ),
+    "readonly": ({}, {"readonly": True}, lambda san: lun(san).readonly),
     "serial": (
         {},
         {"serial": "00c0ffee00c0ffee"},
@@ -112,7 +130,11 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("option", [field.name for field in iscsi_volume.FIELDS])
+# What tgtd can't do is refused, see below; what follows from LVM has no meaning.
+LIO_ONLY = {"store", "vg", "thin_pool", "wipe", "clone_of", "snapshot_of"}
+
+
+@pytest.mark.parametrize("option", [field.name for field in iscsi_volume.FIELDS if field.name not in LIO_ONLY])
 def test_each_option_has_its_effect_and_check_mode_foretells_it(san, option):
     first, then, seen = ROWS[option]
     first = {key: value.replace("%s", str(san.data)) for key, value in first.items()}
@@ -339,6 +361,55 @@ def test_bad_values_are_refused_with_the_rule(san, option, value, word):
     result = refused(san(**args))
     assert word in result["msg"] and "hidden" not in san.text
     assert san.state() == before
+
+
+def test_what_tgt_cannot_do_is_refused(san):
+    before = san.state()
+    common = {"name": "a", "iqn_prefix": PREFIX, "size": "16MiB", "chap_user": ""}
+    for option, value in (("store", "lvm"), ("vg", "vg0"), ("thin_pool", "p"), ("clone_of", "b"), ("snapshot_of", "b")):
+        refused(san(**common, **{option: value}), option, "backend tgt")
+    refused(san(**common, portals=["127.0.0.9:3260"]), f"tgtd listens on 127.0.0.1:{san.port}", "san_target")
+    assert san.state() == before
+    assert not done(san(check=True, **common, portals=[f"127.0.0.1:{san.port}"])).get("failed")
+
+
+def test_the_targets_own_secret_is_shared_changed_and_given_up(san):
+    own = {"mutual_chap_user": "san", "mutual_chap_password": MUTUAL}
+    for name in "ab":
+        san.make(name, chap_user="u", chap_password=SECRET, **own)
+    assert san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}")
+    refused(san(name="a", mutual_chap_password="another-one1"), "shared with volume b")
+    refused(san(name="a", mutual_chap_password=SECRET), "the same")
+    refused(san(name="a", mutual_chap_user="u", mutual_chap_password="another-one1"), "other direction")
+    session = san.log_in(login=f"u%{SECRET}@")
+    done(san(volumes=[{"name": "a"}, {"name": "b"}], mutual_chap_password="another-one1"))
+    assert session.poll() is None and san.logs_in(f"u%{SECRET}", "san%another-one1")
+    san.restart()
+    assert not done(san(name="b", mutual_chap_password="another-one1"))["changed"]
+    assert san.logs_in(f"u%{SECRET}", "san%another-one1") and not san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}")
+    done(san(name="a", mutual_chap_user=""))
+    assert Tgt().targets()[IQN].outgoing == "" and Tgt().accounts() == {"u", "san"}
+    done(san(name="b", chap_user=""))
+    assert Tgt().accounts() == {"u"} and not done(san(name="b"))["changed"]
+
+
+def test_a_write_protected_volume_stays_so_when_it_grows_and_after_a_restart(san):
+    san.make(readonly=True)
+    done(san(name="a", size="32MiB"))
+    san.restart()
+    assert lun(san).readonly and not done(san(name="a"))["changed"]
+    done(san(name="a", readonly=False))
+    session = san.log_in()
+    refused(san(name="a", readonly=True), "in use by iqn.2026-11.test.vm:one")
+    san.log_out(session)
+
+
+def test_the_wwid_is_what_initiators_see(san):
+    # Binary, which iscsi-inq shows as characters: a serial whose digits are some.
+    made = san.make(serial="1" + "23" * 15)["volume"]
+    seen = san.ask("iscsi-inq", "-e", "1", "-c", str(0x83), san.url()).stdout
+    assert f"[a{'#' * 15}]" in seen and made["wwid"] == "361" + "23" * 15
+    refused(san(name="b", iqn_prefix=PREFIX, size="1MiB", chap_user="", serial=UUID), "hyphens")
 
 
 def test_ipv6_is_accepted(san):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.drover.kvm.plugins.module_utils import _ceph_conf
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.modules import pool
 
@@ -93,7 +94,7 @@ def test_a_vm_that_names_a_path_does_not_hold_the_pool(run, node):
 @pytest.mark.parametrize(
     "args, words",
     [
-        ({"name": "media"}, "path is missing; pool media is not there yet"),
+        ({"name": "media"}, "path is missing; a new pool of type dir needs it"),
         ({"name": "a/b", "path": "/srv/x"}, "name: 'a/b' is not a valid name"),
         ({"name": "media", "path": "srv"}, "path: 'srv' is not a folder"),
         ({"name": "media", "path": "/srv/../etc"}, "path: "),
@@ -111,3 +112,45 @@ def test_the_path_of_a_pool_stays(run, node):
     result = run(name="media", path="/srv/other")
     assert result["failed"] and "can't become /srv/other" in result["msg"]
     assert node.pool("media").path == "/srv/media"
+
+
+@pytest.fixture
+def monitors(tmp_path, monkeypatch):
+    (tmp_path / "ceph.conf").write_text("[global]\nmon_host = 10.231.5.13,[fd00::13]\n")
+    monkeypatch.setattr(_ceph_conf, "FOLDER", tmp_path)
+
+
+KINDS = {
+    "rbd": (
+        {"source": "vms"},
+        {"hosts": ["10.231.5.13:6789", "[fd00::13]:6789"], "user": "libvirt", "secret": "client.libvirt", "path": None},
+    ),
+    "netfs": ({"source": "/export/media", "hosts": ["nas1"], "path": "/srv/media"}, {"hosts": ["nas1"], "user": None}),
+    "logical": ({"source": "vg0"}, {"path": "/dev/vg0", "hosts": []}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pools_of_other_kinds(run, node, monitors, kind):
+    options, found = KINDS[kind]
+    made = both(run, name="more", type=kind, **options, state="inactive")
+    assert {name: made["pool"][name] for name in (*found, "source")} == {**found, "source": options["source"]}
+    assert ("make its folder if it is missing" in made["actions"]) == (kind == "netfs")
+    other = run(name="more", type=kind, **{**options, "source": options["source"] + "2"})
+    assert other["failed"] and "can't become" in other["msg"]
+    assert both(run, name="more", state="absent")["pool"] is None
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"type": "rbd"}, "source is missing"),
+        ({"type": "rbd", "source": "a b"}, "not a valid name"),
+        ({"type": "netfs", "source": "/x", "path": "/y"}, "hosts is missing"),
+        ({"type": "netfs", "source": "/x", "path": "/y", "hosts": ["-o"]}, "is not a monitor"),
+        ({"type": "logical"}, "source is missing"),
+    ],
+)
+def test_pools_that_lack_something(run, node, monitors, options, words):
+    result = run(name="more", **options)
+    assert result["failed"] and words in result["msg"] and node.pool("more") is None

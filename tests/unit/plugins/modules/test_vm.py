@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _reserved
+from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
@@ -26,6 +26,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreacha
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
 from ansible_collections.drover.kvm.plugins.modules import vm
+from ansible_collections.drover.kvm.tests.unit import rbd_library
 
 pytest.importorskip("libvirt")
 
@@ -333,6 +334,112 @@ def test_a_defined_disk_whose_file_is_gone_is_not_made_anew(lab, tmp_path):
     lab.run(**{**WEB, "disks": [disk]})
     (tmp_path / "a.raw").unlink()
     assert "is the file system mounted" in lab.run(name="web1", disks=[disk])["msg"]
+
+
+FSID = "5a1fb9a4-6a4c-4b0e-9f0c-0d7b1c9b8f11"
+IMAGE = {"type": "rbd", "pool": "vms", "size": "40MiB"}
+CEPH_VM: dict[str, Any] = {"name": "web1", "memory": "64MiB", "vcpus": 1, "disks": [IMAGE]}
+
+
+@pytest.fixture
+def ceph(tmp_path, monkeypatch):
+    """A Ceph cluster that the node knows, with a template in it."""
+    folder = tmp_path / "ceph"
+    folder.mkdir()
+    (folder / "ceph.conf").write_text(f"[global]\nfsid = {FSID}\nmon host = 10.231.5.13, 10.231.5.14\n")
+    (folder / "ceph.client.libvirt.keyring").write_text("")
+    found = rbd_library.Cluster()
+    found.pools["vms"].add("debian", 32 * MIB, snaps={"base": {"size": 32 * MIB, "protected": True}})
+    found.pools["other"].shut = True
+    monkeypatch.setattr(_ceph_conf, "FOLDER", folder)
+    monkeypatch.setattr(_ceph, "connect", found.connect)
+    monkeypatch.setattr(_rbd, "rbd", found.rbd)
+    return found
+
+
+def test_an_image_is_made_grown_and_goes_to_the_trash_only_when_asked(lab, ceph):
+    images = ceph.pools["vms"]
+    result = lab.both(**CEPH_VM, state="running")
+    assert result["actions"][0] == f"create {FSID}/vms/drover-web1-0 (raw, 40MiB)"
+    assert images["drover-web1-0"]["meta"] == {"drover.vm": vm_uuid("web1")}
+    disk = result["vm"]["disks"][0]
+    assert (disk["size"], disk["monitors"]) == (40 * MIB, ["10.231.5.13:6789", "10.231.5.14:6789"])
+    lab.run(name="web1", state="stopped", force=True)
+    assert lab.both(name="web1", disks=[{**IMAGE, "size": "60MiB"}])["vm"]["disks"][0]["size"] == 60 * MIB
+    assert "smaller" in lab.run(name="web1", disks=[IMAGE])["msg"]
+    images.add("drover-web1-1", MIB, meta={"drover.vm": "another"})
+    images.add("drover-web1-10", MIB, meta={"drover.vm": vm_uuid("web1")}, watchers=["10.231.5.99"])
+    busy = lab.run(name="web1", state="absent", remove_disks=True)
+    assert busy["failed"] and "10.231.5.99 has it open" in busy["msg"] and lab.node.domains() == {}
+    images["drover-web1-10"]["watchers"] = []
+    # The definition is gone: the marks alone tell what was made for it.
+    assert len(lab.both(name="web1", state="absent", remove_disks=True)["actions"]) == 1
+    assert images.trash == ["drover-web1-0", "drover-web1-10"] and "drover-web1-1" in images
+    assert set(ceph.users) == {"client.libvirt"}
+
+
+def test_an_image_is_cloned_from_a_protected_snapshot(lab, ceph):
+    images = ceph.pools["vms"]
+    images.add("drover-web1-0.part", 1)
+    disks = [{**IMAGE, "source": "vms/debian@base"}, {"type": "rbd", "pool": "vms", "source": "vms/debian@base"}]
+    lab.both(**{**CEPH_VM, "disks": disks})
+    assert images["drover-web1-0"]["parent"] == "debian@base" and images["drover-web1-0"]["size"] == 40 * MIB
+    assert images["drover-web1-1"]["size"] == 32 * MIB and "drover-web1-0.part" not in images
+
+
+@pytest.mark.parametrize(
+    "disk, words",
+    [
+        ({"source": "vms/debian@none"}, "there is no snapshot vms/debian@none"),
+        ({"source": "vms/none@base"}, "there is no snapshot vms/none@base"),
+        ({"source": "vms/debian@base", "size": "16MiB"}, "has 33554432 bytes, more than"),
+        ({"source": "vms/debian@draft"}, "not protected"),
+        ({"size": None}, "without size it can't be made"),
+        ({"image": "taken"}, "was made for another VM"),
+        ({"monitors": ["192.0.2.1"]}, "has its monitors (192.0.2.1)"),
+    ],
+)
+def test_images_that_can_not_be_had(lab, ceph, disk, words):
+    ceph.pools["vms"]["debian"]["snaps"]["draft"] = {"size": MIB, "protected": False}
+    ceph.pools["vms"].add("taken", 40 * MIB, meta={"drover.vm": "another"})
+    given = {name: value for name, value in {**IMAGE, **disk}.items() if value is not None}
+    result = lab.run(**{**CEPH_VM, "disks": [given]})
+    assert result["failed"] and words in result["msg"]
+    assert lab.node.domains() == {} and "drover-web1-0" not in ceph.pools["vms"]
+
+
+def test_a_vm_whose_image_a_client_has_open_does_not_start(lab, ceph):
+    lab.run(**CEPH_VM)
+    ceph.pools["vms"]["drover-web1-0"]["watchers"] = ["10.231.5.12"]
+    result = lab.run(name="web1", state="running")
+    assert result["failed"] and result["error"] == "Refused" and result["details"]["watchers"] == ["10.231.5.12"]
+    assert "the client at 10.231.5.12 has it open" in result["msg"] and "blocklist" in result["msg"]
+    ceph.pools["vms"]["drover-web1-0"]["watchers"] = []
+    assert lab.run(name="web1", state="running")["vm"]["state"] == "running"
+    # Now it is its own watcher.
+    ceph.pools["vms"]["drover-web1-0"]["watchers"] = ["10.231.5.11"]
+    assert lab.both(**CEPH_VM, state="running")["changed"] is False
+
+
+def test_a_cluster_that_gives_no_answer_is_waited_for_once(lab, ceph, monkeypatch):
+    asked = []
+
+    def connect(options):
+        asked.append(options["user"])
+        raise Unreachable("Ceph cluster ceph gives no answer")
+
+    monkeypatch.setattr(_ceph, "connect", connect)
+    result = lab.run(vms=[CEPH_VM, {**CEPH_VM, "name": "web2"}])
+    assert result["failed"] and result["error"] == "Unreachable" and asked == ["client.libvirt"]
+
+
+def test_an_image_of_another_vm_is_refused_also_through_another_monitor(lab, ceph):
+    lab.run(**CEPH_VM)
+    ceph.pools["vms"]["drover-web1-0"]["meta"].clear()
+    for monitor in ("10.231.5.14", "10.231.5.13:3300"):
+        disk = {**IMAGE, "image": "drover-web1-0", "monitors": [monitor]}
+        result = lab.run(name="db1", memory="64MiB", vcpus=1, disks=[disk])
+        assert f"disk rbd:{FSID}/vms/drover-web1-0 of db1 belongs to web1" in result["msg"]
 
 
 @pytest.mark.parametrize("path", ["/dev/sda", "/etc/shadow", "/proc/kcore", "{tmp}/link", "/dev/mem"])

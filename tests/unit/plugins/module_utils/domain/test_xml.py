@@ -108,7 +108,7 @@ def test_facts_of_a_running_domain():
     assert [(disk["type"], disk["identity"], disk["shared_storage"]) for disk in facts["disks"]] == [
         ("iscsi", "iscsi:iqn.2026-11.lab:h1/1@10.231.5.10:3260", True),
         ("file", "file:/srv/shared/data, & more.qcow2", True),
-        ("rbd", "rbd:vms/legacy", True),
+        ("rbd", "rbd:?/vms/legacy", True),
         ("lvm", "block:/dev/vg0/legacy", False),
         ("file", None, False),
     ]

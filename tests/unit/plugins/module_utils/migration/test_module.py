@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.drover.kvm.plugins.module_utils import _seed
+from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
@@ -184,6 +186,17 @@ def test_a_migration_is_a_state(world, run):
     assert result["changed"] and result["verified"] and result["where"] == "hv2" and result["downtime_ms"] == 50.0
     again = run(name="web1", to="hv2")
     assert not again["changed"] and again["verified"] and len(world.log) == 1
+
+
+def test_the_seed_of_cloud_init_does_not_stay_behind(world, run, tmp_path, monkeypatch):
+    world.add("web1", "hv1")
+    seed, other = (tmp_path / f"drover-{name}-seed.iso" for name in ("web1", "web2"))
+    for path, of in ((seed, "uuid-web1"), (other, "uuid-other")):
+        path.write_bytes(bytes(_seed.DESCRIPTOR + 574) + f"DROVER {of}".upper().encode().ljust(1474))
+    monkeypatch.setattr(file, "DIRECTORY", str(tmp_path))
+    run(name="web1", to="hv2", _ansible_check_mode=True)
+    assert seed.exists()
+    assert run(name="web1", to="hv2")["verified"] and not seed.exists() and other.exists()
 
 
 def test_a_vm_that_is_off_moves_by_definition(world, run):

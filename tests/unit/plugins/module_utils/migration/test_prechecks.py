@@ -88,7 +88,14 @@ def test_all_at_once():
     assert found == ["hostdev", "local_disk", "local_medium", "exists", "memory", "cpu", "machine", "cordoned"]
 
 
-@pytest.mark.parametrize("disk", [{**DISK, "shared_storage": True}, {**DISK, "device": "cdrom", "identity": None}])
+@pytest.mark.parametrize(
+    "disk",
+    [
+        {**DISK, "shared_storage": True},
+        {**DISK, "device": "cdrom", "identity": None},
+        {**DISK, "device": "cdrom", "optional": True},
+    ],
+)
 def test_shared_and_empty_drives_are_fine(disk):
     assert reasons({"disks": [disk]}) == []
 

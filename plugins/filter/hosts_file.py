@@ -1,0 +1,16 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filter hosts_file."""
+
+from __future__ import annotations
+
+from ansible_collections.drover.kvm.plugins.plugin_utils._addressing import hosts_file
+
+
+class FilterModule:
+    """The filter as Ansible finds it."""
+
+    def filters(self) -> dict[str, object]:
+        """Its name and its function."""
+        return {"hosts_file": hosts_file}

@@ -1,0 +1,88 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kinds of libvirt's storage pools: what each is made of, and its XML. Pure but for the monitors in /etc/ceph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from .._ceph_conf import check_monitor, clusters, host_of
+from .._errors import Invalid
+from .._xml import find, parse
+
+# What a new pool of a kind can't be without.
+NEEDS = {"dir": ("path",), "netfs": ("path", "source", "hosts"), "logical": ("source",), "rbd": ("source", "hosts")}
+# To build one of the others would make file systems or volume groups.
+BUILT = ("dir", "netfs")
+SOURCES = {"netfs": "dir/@path", "logical": "name", "rbd": "name"}
+
+
+def described(xml: str) -> dict[str, Any]:
+    """Source, hosts, user and secret of a pool; None or an empty list where it has none."""
+    root = parse(xml)
+    source = find(root, "source")
+    kind = root.get("type", "")
+    facts: dict[str, Any] = {"source": None, "hosts": [], "user": None, "secret": None}
+    if source is None or kind not in SOURCES:
+        return facts
+    path, _at, attribute = SOURCES[kind].partition("/@")
+    element, auth, secret = find(source, path), find(source, "auth"), find(source, "auth/secret")
+    if element is not None:
+        facts["source"] = element.get(attribute) if attribute else element.text
+    hosts = [(child.get("name", ""), child.get("port")) for child in source if child.tag == "host"]
+    facts["hosts"] = [_host(name, port, kind) for name, port in hosts]
+    facts["user"] = None if auth is None else auth.get("username")
+    facts["secret"] = None if secret is None else secret.get("usage")
+    return facts
+
+
+def _host(name: str, port: str | None, kind: str) -> str:
+    if kind != "rbd":
+        return name
+    return f"{f'[{name}]' if ':' in name else name}:{port or 6789}"
+
+
+def filled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a new pool, completed. Raises Invalid when something is missing, or does not belong to it."""
+    found = {name: given[name] for name in ("path", "source", "hosts", "user", "secret")}
+    if kind == "rbd":
+        known = clusters()
+        found["hosts"] = [check_monitor(host) for host in found["hosts"] or []] or (known and list(known[0].monitors))
+        found["user"] = found["user"] or "libvirt"
+        found["secret"] = found["secret"] or f"client.{found['user']}"
+    if kind == "logical":
+        found["path"] = f"/dev/{found['source']}"
+    missing = [name for name in NEEDS[kind] if not found[name]]
+    if missing:
+        raise Invalid(f"{missing[0]} is missing; a new pool of type {kind} needs it", option=missing[0])
+    return {**found, "hosts": found["hosts"] or []}
+
+
+def pool_xml(state: Mapping[str, Any]) -> str:
+    """The definition of a new pool."""
+    kind = state["type"]
+    root = Element("pool", {"type": kind})
+    SubElement(root, "name").text = state["name"]
+    SubElement(root, "uuid").text = state["uuid"]
+    if kind != "dir":
+        _write_source(SubElement(root, "source"), kind, state)
+    if state["path"]:
+        SubElement(SubElement(root, "target"), "path").text = state["path"]
+    return tostring(root, encoding="unicode")
+
+
+def _write_source(source: Element, kind: str, state: Mapping[str, Any]) -> None:
+    for host in state["hosts"]:
+        port = {"port": host.rpartition(":")[2]} if kind == "rbd" else {}
+        SubElement(source, "host", {"name": host_of(host) if port else host, **port})
+    path, _at, attribute = SOURCES[kind].partition("/@")
+    element = SubElement(source, path, {attribute: state["source"]} if attribute else {})
+    element.text = None if attribute else state["source"]
+    if kind == "netfs":
+        SubElement(source, "format", {"type": "nfs"})
+    if state["secret"]:
+        auth = SubElement(source, "auth", {"type": "ceph", "username": state["user"]})
+        SubElement(auth, "secret", {"usage": state["secret"]})

@@ -1,0 +1,156 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What cloud-init is given at a VM's first boot, the drive that carries it, and what the VM's record says of it. Pure.
+
+The seed is a small ISO with the label CIDATA (https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html).
+Its drive is found by its alias. The record holds a hash of what is in it, so that a change is seen without the secrets
+in it; when the seed was taken out, the hash stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._disks.file import seed_path
+from .._fields import Field, between, check_name
+from .._xml import Property, add, add_device, devices, drop, find
+from . import addresses, disks, metadata, nics
+
+RECORD = "seed"
+EJECTS = "ejects"
+HEADERS = ("#", "Content-Type:", "MIME-Version:")
+# The guest's own words that it is done: it opens the tray. Anything else (an agent, a time) would be a guess. A later
+# boot finds no seed, and some images then take the guest for a new one without any network of its own; so none looks.
+EJECT = """\
+#!/bin/sh
+touch /etc/cloud/cloud-init.disabled
+exec python3 - <<'END'
+import fcntl, os
+CDROMEJECT = 0x5309
+fcntl.ioctl(os.open("/dev/disk/by-label/CIDATA", os.O_RDONLY | os.O_NONBLOCK), CDROMEJECT)
+END
+"""
+
+
+def check_user_data(value: str) -> str:
+    """A text that cloud-init reads as user data; the message does not repeat it."""
+    if not value.startswith(HEADERS):
+        raise ValueError(
+            "user data begins with #cloud-config, #! or another header of cloud-init; make a text of a dictionary "
+            "with '#cloud-config\\n' ~ (data | to_json)"
+        )
+    return value if value.endswith("\n") else value + "\n"
+
+
+def check_instance_id(value: str) -> str:
+    """A name for this life of the VM."""
+    if not value or len(value) > 100 or not value.isprintable() or value != value.strip():
+        raise ValueError(f"{value!r} is not an instance id: 1 to 100 printable characters")
+    return value
+
+
+FIELDS = (
+    Field("user_data", no_log=True, check=check_user_data),
+    Field("hostname", check=check_name),
+    Field("instance_id", check=check_instance_id),
+    Field("eject", type="bool", default=False),
+    Field("eject_timeout", type="int", default=900, check=between(1, 86400)),
+)
+
+
+def texts(root: Element, options: Mapping[str, Any]) -> dict[str, str]:
+    """The files of the seed by name, for the VM as it is defined."""
+    name, uuid = Property("name").get(root), Property("uuid").get(root)
+    meta = {"instance-id": options["instance_id"] or uuid, "local-hostname": options["hostname"] or name}
+    found = {"meta-data": _json(meta), "user-data": options["user_data"] or "#cloud-config\n{}\n"}
+    network = addresses.network_config(nics.read_all(root))
+    if network is not None:
+        found["network-config"] = _json(network)
+    if options["eject"]:
+        found["vendor-data"] = EJECT
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """A hash of what the guest is told; how the seed leaves its drive is not among it."""
+    told = {name: text for name, text in files.items() if name != "vendor-data"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def drive(root: Element) -> Element | None:
+    """The drive of the seed."""
+    return next((disk for disk in devices(root, "disk") if disks.is_seed(disk)), None)
+
+
+def target(root: Element) -> str | None:
+    """The name of that drive, such as sda."""
+    found = drive(root)
+    return None if found is None else Property("target/@dev").get(found)
+
+
+def read(root: Element) -> dict[str, Any] | None:
+    """`digest`: of what was declared last; `medium`: the path of the seed that is in the drive, None when it is out."""
+    words = str(metadata.read(root).get(RECORD) or "").split()
+    if not words:
+        return None
+    found = drive(root)
+    return {"digest": words[0], "medium": None if found is None else Property("source/@file").get(found)}
+
+
+def opens(root: Element) -> bool:
+    """Whether the seed has the guest open the tray when it is done."""
+    return EJECTS in str(metadata.read(root).get(RECORD) or "").split()
+
+
+def is_out(live: Element) -> bool:
+    """Whether the guest opened the tray, or somebody took the seed out."""
+    found = drive(live)
+    return found is None or find(found, "source") is None or Property("target/@tray").get(found) == "open"
+
+
+def write(root: Element, options: Mapping[str, Any]) -> None:
+    """Put a seed in its drive when what the VM is told is not what the record says."""
+    files = texts(root, options)
+    told, before = digest(files), read(root)
+    if before is not None and before["digest"] == told:
+        return
+    metadata.edit(root, {RECORD: f"{told} {EJECTS}" if options["eject"] else told})
+    found = drive(root)
+    if found is None:
+        found = _drive(root)
+    # Without the file the VM starts all the same, and so it does at the far end of a migration: the drive is empty.
+    source = find(found, "source")
+    source = add(found, "source") if source is None else source
+    source.attrib.update({"file": seed_path(Property("name").get(root)), "startupPolicy": "optional"})
+
+
+def _drive(root: Element) -> Element:
+    found = Element("disk", {"type": "file", "device": "cdrom"})
+    add(found, "driver", {"name": "qemu", "type": "raw"})
+    add(found, "target", {"dev": disks.free_target(root, "sd"), "bus": "sata"})
+    add(found, "readonly")
+    add(found, "alias", {"name": disks.SEED})
+    add_device(root, found)
+    return found
+
+
+def without_medium(live: Element) -> Element | None:
+    """The drive of a running VM as it shall be: closed and empty; None when it has none."""
+    found = drive(live)
+    if found is None:
+        return None
+    for name in ("source", "backingStore"):
+        child = find(found, name)
+        if child is not None:
+            drop(found, child)
+    Property("target/@tray").put(found, None)
+    return found

@@ -1,0 +1,171 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A SAN on the kernel's own target, LIO: volumes on every store, with a login of open-iscsi from another machine.
+
+Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_KEEP=1 a lab of examples/san-multipath
+that is up already is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, wait_until
+
+PREFIX = "iqn.2026-11.org.example.lio"
+HOST = f"{PREFIX}:hv1"
+PORTALS = ["10.231.5.10:3260", "10.231.7.10:3260"]
+SECRETS = {"chap_password": "hidden-Canary1", "mutual_chap_password": "hidden-Canary2"}
+LATER = {"chap_password": "hidden-Canary3", "mutual_chap_password": "hidden-Canary4"}
+THIN = {"store": "lvm_thin", "vg": "lio0", "thin_pool": "pool0"}
+VOLUMES = [{"name": "lf"}, {"name": "lt", "store": "lvm", "vg": "lio0"}, {"name": "ln", **THIN}]
+COMMON = {"backend": "lio", "iqn_prefix": PREFIX}
+MIB = 2**20
+DISK = "/dev/disk/by-id/virtio-disk2"
+PLAY = "- hosts: san1\n  gather_facts: false\n  roles: [drover.kvm.san_target]\n"
+GROUP = f"vgs lio0 || {{ vgcreate -y lio0 {DISK} && lvcreate -y -L 1G -T lio0/pool0; }}"
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+# An interface of our own: the machine's initiator name and its other sessions are left alone.
+LOGIN = f"""set -e
+systemctl start iscsid
+iscsiadm -m iface -I lio -o new
+iscsiadm -m iface -I lio -o update -n iface.transport_name -v tcp
+iscsiadm -m iface -I lio -o update -n iface.initiatorname -v {HOST}
+for volume in lf lt ln; do
+    node="iscsiadm -m node -T {PREFIX}:$volume -p 10.231.5.10:3260 -I lio"
+    $node -o new
+    for pair in authmethod=CHAP username=drover username_in=san; do
+        $node -o update -n node.session.auth.${{pair%%=*}} -v ${{pair#*=}}
+    done
+    $node -o update -n node.session.auth.password -v {SECRETS["chap_password"]}
+    $node -o update -n node.session.auth.password_in -v {SECRETS["mutual_chap_password"]}
+    $node -l
+done
+udevadm settle"""
+SEE = """iscsiadm -m session --rescan >&2; udevadm settle
+for disk in /dev/disk/by-path/*example.lio*; do
+    echo $disk $(/usr/lib/udev/scsi_id -g -u $disk) $(blockdev --getsize64 $disk) $(dd if=$disk bs=16 count=1)
+done"""
+WRITE = "for disk in /dev/disk/by-path/*example.lio*; do echo canary | dd of=$disk bs=512 conv=sync oflag=direct; done"
+LOGOUT = """iscsiadm -m node -I lio -u; iscsiadm -m node -I lio -o delete; iscsiadm -m iface -I lio -o delete; true"""
+
+
+@pytest.fixture(scope="module")
+def san() -> Iterator[Cluster]:
+    """The machines, and san1 as the role leaves it."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    with example_lab(os.environ.get("DROVER_LAB_NAME", "drover-lio"), ROOT / "examples/san-multipath") as found:
+        yield found
+        found.ssh("hv1", LOGOUT, timeout=300)
+
+
+def play(san: Cluster, path: Any, **variables: Any) -> Any:
+    path.write_text(PLAY)
+    place = {"san_target_vg": "lio0", "san_target_thin_pool": "pool0", "san_target_store": "lvm_thin"}
+    return san.play(
+        str(path),
+        **place,
+        san_target_backend="lio",
+        san_target_portals=PORTALS,
+        san_target_storage_network="10.231.0.0/16",
+        **variables,
+    )
+
+
+def ask(san: Cluster, options: dict[str, Any], check: bool = False, **args: Any) -> dict[str, Any]:
+    """The result of the module on the SAN; it never shows a secret."""
+    found = san.task("san1", "iscsi_volume", check=check, **{**COMMON, **options, **args})
+    assert "hidden-Canary" not in json.dumps(found)
+    return found
+
+
+def seen(san: Cluster) -> dict[str, list[str]]:
+    """WWID, size and first word of each disk on the initiator, by the volume's name."""
+    lines = [line.split() for line in san.ssh("hv1", SEE, timeout=300).splitlines()]
+    return {line[0].partition("example.lio:")[2].partition("-")[0]: line[1:] for line in lines}
+
+
+def test_the_role_sets_it_up_once(san: Cluster, tmp_path: Any) -> None:
+    san.ssh("san1", GROUP, timeout=300)
+    play(san, tmp_path / "san.yml").good()
+    assert play(san, tmp_path / "san.yml").good().changed == 0
+
+
+def test_volumes_on_each_store_are_made_as_foretold(san: Cluster) -> None:
+    args: dict[str, Any] = {"volumes": VOLUMES, "size": "64MiB", "initiators": [HOST], "portals": PORTALS}
+    args = {**args, "chap_user": "drover", "mutual_chap_user": "san", **SECRETS}
+    predicted = ask(san, args, check=True)
+    made = ask(san, args)
+    assert not made["failed"], made
+    assert made["actions"] == predicted["actions"]
+    assert [item["volume"] for item in made["results"]] == [item["volume"] for item in predicted["results"]]
+    assert not ask(san, args)["changed"]
+
+
+def test_the_initiator_sees_them_by_the_wwid_that_was_told(san: Cluster) -> None:
+    san.ssh("hv1", LOGIN, timeout=300)
+    told = {item["name"]: item["volume"] for item in ask(san, {"volumes": VOLUMES})["results"]}
+    found = seen(san)
+    assert {name: disk[:2] for name, disk in found.items()} == {
+        name: [volume["wwid"], str(64 * MIB)] for name, volume in told.items()
+    }
+    assert all(volume["sessions"][0]["initiator"] == HOST for volume in told.values())
+    san.ssh("hv1", WRITE, timeout=300)
+
+
+def test_what_is_in_use_is_refused_and_the_rest_does_not_disturb(san: Cluster) -> None:
+    removal: dict[str, Any] = {"state": "absent", "remove_data": True}
+    away: dict[str, Any] = {"initiators": []}
+    for args in (removal, away, {"readonly": True}):
+        result = ask(san, args, name="lf")
+        assert result["failed"] and HOST in result["msg"] and not result["changed"]
+    grown = ask(san, LATER, volumes=VOLUMES, size="96MiB", portals=PORTALS[:1])
+    assert all(item["rescan_needed"] and item["volume"]["sessions"] for item in grown["results"]), grown
+    assert {name: disk[1:] for name, disk in seen(san).items()} == {
+        name: [str(96 * MIB), "canary"] for name in ("lf", "lt", "ln")
+    }
+
+
+def test_the_next_login_needs_the_new_secrets(san: Cluster) -> None:
+    node = f"iscsiadm -m node -T {PREFIX}:lf -p {PORTALS[0]} -I lio"
+    assert "24" in san.ssh("hv1", f"{node} -u >&2; {node} -l >&2; echo $?", timeout=300)
+    update = f"{node} -o update -n node.session.auth.password"
+    wrong = f"{update} -v {LATER['chap_password']}; {node} -l >&2; echo $?"
+    assert "24" in san.ssh("hv1", wrong, timeout=300), "the target did not prove itself, and was let in"
+    right = f"{update}_in -v {LATER['mutual_chap_password']}; {node} -l >&2; echo $?"
+    assert san.ssh("hv1", right, timeout=300) == "0\n"
+
+
+def test_copies_have_the_content_and_a_name_of_their_own(san: Cluster) -> None:
+    copies = [{"name": "lc", "clone_of": "ln", **THIN}, {"name": "ls", "snapshot_of": "ln", **THIN}]
+    made = ask(san, SECRETS, volumes=copies, initiators=[HOST], chap_user="drover")
+    assert [item["volume"]["readonly"] for item in made["results"]] == [False, True]
+    content = san.ssh("san1", "head -c 6 /dev/lio0/lc; head -c 6 /dev/lio0/ls", timeout=300)
+    assert content == "canarycanary"
+
+
+def test_all_of_it_is_back_after_a_reboot_and_sessions_go_on(san: Cluster) -> None:
+    before = san.ssh("san1", BOOT_ID, timeout=300)
+    san.ssh("san1", "reboot", check=False, timeout=300)
+    wait_until(lambda: san.ssh("san1", BOOT_ID, check=False, timeout=300) not in ("", before), 600, "san1 is up")
+    told = ask(san, {"volumes": [*VOLUMES, {"name": "lc", **THIN}, {"name": "ls", **THIN}]})
+    assert not told["changed"] and not told["failed"], told
+    assert seen(san)["lf"][1:] == [str(96 * MIB), "canary"]
+
+
+def test_nothing_is_left(san: Cluster) -> None:
+    san.ssh("hv1", LOGOUT, timeout=300)
+    volumes = [*VOLUMES, {"name": "lc", **THIN}, {"name": "ls", **THIN}]
+    removal = {"volumes": volumes, "state": "absent", "remove_data": True}
+    assert not ask(san, removal)["failed"]
+    assert not ask(san, removal)["changed"]
+    left = "ls /sys/kernel/config/target/iscsi /srv/drover; lvs lio0; cat /etc/rtslib-fb-target/saveconfig.json"
+    text = san.ssh("san1", left, timeout=300)
+    assert "example.lio" not in text and ".img" not in text and " ln " not in text
