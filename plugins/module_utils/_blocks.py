@@ -79,7 +79,7 @@ class Blocks:
         known, links = self._udev(number)
         uuid = _text(folder / "dm/uuid")
         wwid = uuid[len("mpath-") :] if uuid.startswith("mpath-") else known.get("ID_SERIAL", "")
-        serial = known.get("SCSI_IDENT_SERIAL") or known.get("ID_SCSI_SERIAL") or known.get("DM_SERIAL", "")
+        serial = known.get("SCSI_IDENT_SERIAL") or known.get("ID_SCSI_SERIAL", "")
         return Block(
             name=name,
             number=number,
