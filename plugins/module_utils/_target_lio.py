@@ -156,7 +156,8 @@ class Lio:
 
     def set_portals(self, iqn: str, portals: Sequence[str]) -> None:
         """Answer on these and no others. Sessions that exist go on."""
-        with self._changing(f"listen on {', '.join(portals)} (are the addresses on this machine?)", target=iqn):
+        # The kernel binds a port on all addresses, or on some of them: also not for different targets on both.
+        with self._changing(f"listen on {', '.join(portals)} (are they on this machine, and free?)", target=iqn):
             group = self._group(iqn)
             extra = [item for item in group.network_portals if _portal(item) not in portals]
             # All addresses and one of them can't be bound at the same time.

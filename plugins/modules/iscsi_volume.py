@@ -140,7 +140,8 @@ options:
     description:
       - Addresses and ports on which the volume's target answers, such as V(10.231.5.10:3260) or V([fd00:5::10]:3260).
         A list means exactly these; a dictionary with V(add) and V(remove) changes the present ones.
-      - An empty list, and the default for a new volume, is all IPv4 addresses.
+      - An empty list, and the default for a new volume, is all IPv4 addresses. On LIO that fails while another target
+        has a portal on a single address with the same port.
       - Sessions go on when a portal is taken away.
       - All targets of tgtd have the same portals, which role P(drover.kvm.san_target#role) sets; others are refused.
     type: raw

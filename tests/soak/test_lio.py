@@ -145,7 +145,8 @@ def test_the_next_login_needs_the_new_secrets(san: Cluster) -> None:
 
 def test_copies_have_the_content_and_a_name_of_their_own(san: Cluster) -> None:
     copies = [{"name": "lc", "clone_of": "ln", **THIN}, {"name": "ls", "snapshot_of": "ln", **THIN}]
-    made = ask(san, SECRETS, volumes=copies, initiators=[HOST], chap_user="drover")
+    chap = {**SECRETS, "chap_user": "drover", "mutual_chap_user": "san"}
+    made = ask(san, chap, volumes=copies, initiators=[HOST], portals=PORTALS)
     assert [item["volume"]["readonly"] for item in made["results"]] == [False, True]
     content = san.ssh("san1", "head -c 6 /dev/lio0/lc; head -c 6 /dev/lio0/ls", timeout=300)
     assert content == "canarycanary"

@@ -372,7 +372,7 @@ def test_names_that_lvm_keeps_for_itself_are_refused(san):
 def test_a_portal_on_an_address_that_is_not_here_fails_and_says_so(san):
     args = {"iqn_prefix": PREFIX, "size": "2MiB", "chap_user": "", "initiators": [HOST]}
     result = san(name="a", **args, portals=["10.1.1.1:3260"])
-    assert result["failed"] and "on this machine" in result["msg"] and "let in" not in str(result["actions"])
+    assert result["failed"] and "on this machine, and free" in result["msg"] and "let in" not in str(result["actions"])
     done(san(name="a", **args, portals=["127.0.0.1:3260"]))
     done(san(name="a", portals=["0.0.0.0:3260"]))
     done(san(name="a", portals={"set": ["127.0.0.1:3260"], "add": ["127.0.0.2:3260"]}))
