@@ -46,14 +46,18 @@ class Guest:
         return self.ssh(f"{SSH} {command!r}").strip()
 
     def vm(self, **options: Any) -> dict[str, Any]:
-        """Module vm, until the guest is done."""
+        """Module vm."""
         disk = {"type": "file", "format": "raw", "path": IMAGE}
         nic = {"bridge": "br-guests", "addresses": [f"{ADDRESS}/64"], "gateway": [ROUTER], "nameservers": [ROUTER]}
         files = f"write_files: [{{path: /root/told, content: {CANARY}}}]"
         data = f"#cloud-config\nssh_authorized_keys: ['{self.key}']\n{files}\n"
-        seed = {"user_data": data, "eject": True, "eject_timeout": BOOT_SECONDS}
+        seed = {"user_data": data, "eject": True, "eject_timeout": 60}
         sheet = {"memory": "512MiB", "vcpus": 1, "disks": [disk], "nics": [nic], "cloud_init": seed}
         return self.cluster.task(NODE, "vm", name=NAME, **{"state": "running", **sheet, **options})
+
+    def opened_the_tray(self) -> bool | str:
+        """Whether it is done with its first boot, as libvirt says."""
+        return "tray='open'" in self.ssh(f"virsh dumpxml {NAME}") or "it is closed"
 
     def reached(self) -> bool | str:
         """Whether it answers to ping."""
@@ -74,14 +78,14 @@ def guest(lab: Lab) -> Iterator[Guest]:
 
 def test_a_guest_with_ipv6_only_is_set_up_by_its_seed(guest: Guest) -> None:
     begin = time.monotonic()
+    made = guest.vm(state="present")
+    assert not made["failed"] and made["vm"]["seed"]["medium"] == SEED, made
+    # The module would wait as long; a task of the stories must not.
+    guest.ssh(f"virsh start {NAME}")
+    wait_until(guest.opened_the_tray, BOOT_SECONDS, "the guest opens the tray")
+    print(f"first boot: {time.monotonic() - begin:.0f} s")
     made = guest.vm()
-    assert not made["failed"], made
-    print(f"first boot, seed out: {time.monotonic() - begin:.0f} s")
-    assert made["actions"][-3:] == [
-        f"start {NAME}",
-        f"wait until cloud-init is done in {NAME}",
-        f"take the seed out of {NAME} and delete it",
-    ]
+    assert made["actions"] == [f"wait until cloud-init is done in {NAME}", f"take the seed out of {NAME} and delete it"]
     assert guest.ssh(f"ls {SEED}", check=False) == "" and made["vm"]["seed"]["medium"] is None
     assert made["pending_restart"] == [] and CANARY not in str(made)
     wait_until(guest.reached, 60, "the guest answers to ping")
