@@ -47,10 +47,16 @@ class Logical:
     """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only."""
 
     size: int
-    mark: dict[str, str]
+    tags: tuple[str, ...]
     layout: tuple[str, ...]
     pool: str
     zeroes: bool
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """Our mark; empty when there is none."""
+        words = [tag[len(TAG) :].partition("=") for tag in self.tags if tag.startswith(TAG)]
+        return {key: value for key, _equals, value in words}
 
 
 class Lvm:
@@ -58,6 +64,7 @@ class Lvm:
 
     def __init__(self) -> None:
         self._volumes: dict[tuple[str, str], Logical] | None = None
+        self._groups: dict[str, tuple[int, int]] | None = None
 
     def volumes(self) -> dict[tuple[str, str], Logical]:
         """All logical volumes by group and name, as they were after the last change that was made here."""
@@ -68,30 +75,32 @@ class Lvm:
 
     def group(self, name: str) -> tuple[int, int]:
         """Size of an extent, and free space, in bytes. Raises NotFound."""
-        for row in _report("vgs", "vg_name,vg_extent_size,vg_free"):
-            if row["vg_name"] == name:
-                return int(row["vg_extent_size"]), int(row["vg_free"])
-        raise NotFound(f"there is no volume group {name} on this machine", vg=name)
+        if self._groups is None:
+            rows = _report("vgs", "vg_name,vg_extent_size,vg_free")
+            self._groups = {row["vg_name"]: (int(row["vg_extent_size"]), int(row["vg_free"])) for row in rows}
+        if name not in self._groups:
+            raise NotFound(f"there is no volume group {name} on this machine", vg=name)
+        return self._groups[name]
 
     def create(self, vg: str, name: str, size: int, mark: Mapping[str, Any], pool: str | None = None) -> None:
         """A new volume of so many bytes, thin when a pool is given."""
         space = ["--virtualsize", f"{size}b", "--thinpool", pool] if pool else ["--size", f"{size}b"]
-        self._do("lvcreate", "--yes", *space, "--name", name, *_tags("--addtag", mark), vg)
+        self._do("lvcreate", "--yes", *space, "--name", name, *_adding(mark), vg)
 
     def snapshot(self, vg: str, origin: str, name: str, mark: Mapping[str, Any]) -> None:
         """A thin volume that begins as the other one is now. It does not depend on it."""
-        words = ["--snapshot", "--setactivationskip", "n", "--name", name, *_tags("--addtag", mark)]
+        words = ["--snapshot", "--setactivationskip", "n", "--name", name, *_adding(mark)]
         self._do("lvcreate", "--yes", *words, f"{vg}/{origin}")
-        # The origin's tags are inherited.
-        have = self.volumes()[vg, name].mark
-        self.tag(vg, name, have, mark)
+        # Whatever it has from the origin is not its own.
+        self.tag(vg, name, mark)
 
-    def tag(self, vg: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def tag(self, vg: str, name: str, mark: Mapping[str, Any]) -> None:
         """Our mark in the volume's tags; tags of others stay."""
-        before, after = _words(old), _words(new)
-        gone, come = dict(before.items() - after.items()), dict(after.items() - before.items())
+        have, new = self.volumes()[vg, name].tags, _tags(mark)
+        gone = [word for tag in have if tag.startswith(TAG) and tag not in new for word in ("--deltag", tag)]
+        come = [word for tag in new if tag not in have for word in ("--addtag", tag)]
         if gone or come:
-            self._do("lvchange", *_tags("--deltag", gone), *_tags("--addtag", come), f"{vg}/{name}")
+            self._do("lvchange", *gone, *come, f"{vg}/{name}")
 
     def extend(self, vg: str, name: str, size: int, ranges: str = "") -> None:
         """Make it bigger, on these extents if any are named."""
@@ -117,7 +126,7 @@ class Lvm:
         try:
             run(argv, timeout=300)
         finally:
-            self._volumes = None
+            self._volumes = self._groups = None
 
 
 def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
@@ -127,18 +136,17 @@ def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
 
 
 def _logical(row: Mapping[str, str]) -> Logical:
-    words = [tag[len(TAG) :].partition("=") for tag in row["lv_tags"].split(",") if tag.startswith(TAG)]
-    mark = {key: value for key, _equals, value in words}
+    tags = tuple(row["lv_tags"].split(",")) if row["lv_tags"] else ()
     layout = tuple(row["lv_layout"].split(","))
-    return Logical(int(row["lv_size"]), mark, layout, row["pool_lv"], row["zero"] == "1")
+    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1")
 
 
-def _words(mark: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in mark.items() if value}
+def _tags(mark: Mapping[str, Any]) -> list[str]:
+    return [f"{TAG}{key}={value}" for key, value in sorted(mark.items()) if value]
 
 
-def _tags(option: str, mark: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in sorted(_words(mark).items()) for word in (option, f"{TAG}{key}={value}")]
+def _adding(mark: Mapping[str, Any]) -> list[str]:
+    return [word for tag in _tags(mark) for word in ("--addtag", tag)]
 
 
 class LvmStore:
@@ -170,6 +178,8 @@ class LvmStore:
     def plan(self, have: int, size: int | None) -> int:
         """The size that it will have, in whole extents, for the size asked for. Raises NotFound, Invalid, Refused."""
         _check_volume_name(self.name)
+        if sum(bool(self.asked[option]) for option in ("source", "clone_of", "snapshot_of")) > 1:
+            raise Invalid(f"{self.name}: give one of source, clone_of and snapshot_of")
         extent, free = self.lvm.group(self.vg)
         least = self._origin_size() if self.origin and not have else 0
         if size is not None and size < least:
@@ -249,7 +259,7 @@ class LvmStore:
 
     def set_mark(self, mark: Mapping[str, Any]) -> None:
         """Whose it is."""
-        self.lvm.tag(self.vg, self.name, self.lvm.volumes()[self.vg, self.name].mark, mark)
+        self.lvm.tag(self.vg, self.name, mark)
 
     def remove(self) -> None:
         """The volume and what is in it."""

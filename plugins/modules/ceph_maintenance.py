@@ -183,7 +183,8 @@ class Maintenance(Resource):
         found = before or {}
         if self.params["state"] == "ended":
             return {
-                host: {**one, "noout": one["noout"] and not one["mark"], "mark": None} for host, one in found.items()
+                host: {**one, "noout": one["noout"] and one["mark"] is None, "mark": None}
+                for host, one in found.items()
             }
         if any(one["up"] for one in found.values()):
             self._ask_to_stop(sorted(osd for one in found.values() for osd in one["osds"]))
@@ -220,7 +221,7 @@ class Maintenance(Resource):
             osds = ", ".join(f"osd.{osd}" for osd in now["osds"])
             if after["noout"] and not now["noout"]:
                 steps.append(Step(f"set noout for {host} ({osds})", partial(self._begin, host, after["mark"])))
-            elif now["mark"] and not after["mark"]:
+            elif now["mark"] is not None and after["mark"] is None:
                 words = f"end the maintenance of {host} ({osds})"
                 steps.append(Step(words, partial(self._end, host), self._all_up, self.params["wait"]))
         return steps

@@ -101,10 +101,10 @@ options:
       - With O(pg_autoscale_mode=on) it counts for a new pool only, with a warning; Ceph would set it back.
     type: int
   pg_num_min:
-    description: Least number that the autoscaler may choose; 0 for none.
+    description: Least number that the autoscaler may choose; 0 for none. A smaller one is raised at once.
     type: int
   pg_num_max:
-    description: Largest number that the autoscaler may choose; 0 for none.
+    description: Largest number that the autoscaler may choose; 0 for none. A larger one is lowered at once.
     type: int
   target_size_ratio:
     description: Share of the cluster that the pool will fill, relative to the ratios of other pools; 0 for none.

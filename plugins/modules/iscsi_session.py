@@ -47,8 +47,8 @@ options:
     elements: str
   interfaces: &interfaces
     description:
-      - The network interface to which the session at a portal is bound, as a dictionary of portal and interface, such
-        as V({"10.231.5.10:3260": nic1}).
+      - The network interface to which the session at a portal is bound. A dictionary whose keys are portals, such as
+        V(10.231.5.10:3260), and whose values are interfaces, such as V(nic1).
       - A portal that is not named stays as it is; a new one is not bound, and the routes decide.
     type: dict
   chap_user: &chap_user
@@ -346,6 +346,8 @@ class IscsiSession(Resource):
     def _enter(self, name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> list[Step]:
         initiator, portal, settings = self.client.initiator, parse_portal(name), after[name]
         at = None if rules.rebound(name, have, after) else have.get(name)
+        if at == settings:
+            return []
         known = self.records.get(portal) or next(iter(self.records.values()), None)
         base = known.values if known else self.client.defaults
         record = rules.record_of(self.name, portal, self.groups[name], settings, base)
@@ -371,10 +373,8 @@ class IscsiSession(Resource):
         """The sessions without their secrets."""
         if state is None:
             return {"session": None}
-        facts = rules.describe(state["portals"], self.sessions)
-        return {
-            "session": {"target": self.name, "initiator": self.client.name, **facts, "devices": self.disks.describe()}
-        }
+        facts, devices = rules.describe(state["portals"], self.sessions), self.disks.describe()
+        return {"session": {"target": self.name, "initiator": self.client.name, **facts, "devices": devices}}
 
 
 def main() -> None:

@@ -438,6 +438,7 @@ FIELDS = (
 
 CHAP = ("chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password")
 GIVEN = ("size", *CHAP, "serial", "owner", "vm_uuid", "readonly")
+ONE_SAN = "backend and config_directory are the same for all volumes; give them beside the list"
 # What is planned with and not told.
 INNER = ("chap_password", "mutual_chap_password", "saved", "even")
 
@@ -447,7 +448,10 @@ class IscsiVolume(Resource):
 
     def __init__(self, params: dict[str, Any], client: Any) -> None:
         super().__init__(params, client)
-        self.volume = BACKENDS[params["backend"]][1](client, params)
+        kind, volume = BACKENDS[params["backend"]]
+        if not isinstance(client, kind):
+            raise Invalid(ONE_SAN)
+        self.volume = volume(client, params)
         self.batch: Sequence[Mapping[str, Any]] = [params]
         self.rescan = False
 
@@ -461,8 +465,8 @@ class IscsiVolume(Resource):
     def review(cls, resources: Sequence[Resource]) -> None:
         """Find twins among the items, and let each know of the others (they may share a CHAP user)."""
         items = [item for item in resources if isinstance(item, cls)]
-        if len({(item.params["backend"], item.params["config_directory"]) for item in items}) > 1:
-            raise Invalid("backend and config_directory are the same for all volumes; give them beside the list")
+        if len({item.params["config_directory"] for item in items}) > 1:
+            raise Invalid(ONE_SAN)
         present = [item for item in items if item.params["state"] == "present"]
         rules.refuse_twins([{**item.params, "iqn": item.volume.iqn, "path": item.volume.path} for item in present])
         for item in items:

@@ -26,9 +26,9 @@ options:
   type:
     description:
       - What the pool is made of. Pools of other types that are there can be activated, deactivated and removed.
-    type: str
       - V(dir) is a folder, V(netfs) a folder of an NFS server that libvirt mounts, V(logical) a volume group of LVM,
         V(rbd) a pool of Ceph.
+    type: str
     choices: [dir, netfs, logical, rbd]
     default: dir
   path:

@@ -786,12 +786,11 @@ class Vm(Resource):
         return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
-        steps = []
-        if self.domain is not None and self.domain.persistent:
-            steps.append(Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name)))
+        defined = self.domain is not None and self.domain.persistent
+        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
         uuid, volumes = self.draft.uuid, self._volumes()
         steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
-        return steps + seeding.removal(self.name, self.draft.uuid)
+        return steps + seeding.removal(self.name, uuid)
 
     def _volumes(self) -> list[tuple[Store, Volume]]:
         if self.params["state"] != "absent" or not self.params["remove_disks"]:
@@ -819,9 +818,8 @@ class Vm(Resource):
         node, name = self.site.node, self.name
         steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
         steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if self.draft.noted:
-            words = f"change the {' and '.join(self.draft.noted)} of {name} as it runs"
-            steps.append(Step(words, self.draft.write_record))
+        if notes := " and ".join(self.draft.noted):
+            steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
 
     def _start(self, uuid: str) -> Step:

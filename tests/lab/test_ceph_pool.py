@@ -162,9 +162,9 @@ def test_a_cluster_that_is_silent_or_does_not_know_us(pools: Pools) -> None:
     silent = {"conf": "/run/story.conf", "keyring": "/etc/ceph/ceph.client.admin.keyring"}
     pools.cluster.ssh(NODE, f"echo mon_host = 10.231.5.99 >{silent['conf']}")
     results = pools.run(
-        *({"name": f"{PREFIX}new", **options} for options in (silent, {"user": "client.nobody"}, {"cluster": "other"}))
+        *({"name": f"{PREFIX}new", **options} for options in ({"cluster": "other"}, {"user": "client.nobody"}, silent))
     )
-    assert [result["error"] for result in results] == ["Unreachable", "Refused", "NotFound"]
-    refused(results, "no monitor of 10.231.5.99 within 5 s", "no key of this user", "/etc/ceph/other.conf")
-    # The others fail at once: what they take is the way there.
-    assert results[0]["seconds"] - results[1]["seconds"] < 10
+    assert [result["error"] for result in results] == ["NotFound", "Refused", "Unreachable"]
+    refused(results, "/etc/ceph/other.conf", "no key of this user", "no monitor of 10.231.5.99 within 5 s")
+    # The one before fails at once: what it takes is the way there.
+    assert results[2]["seconds"] - results[1]["seconds"] < 10

@@ -79,9 +79,9 @@ def play(san: Cluster, path: Any, **variables: Any) -> Any:
     )
 
 
-def ask(san: Cluster, check: bool = False, **args: Any) -> dict[str, Any]:
+def ask(san: Cluster, options: dict[str, Any], check: bool = False, **args: Any) -> dict[str, Any]:
     """The result of the module on the SAN; it never shows a secret."""
-    found = san.task("san1", "iscsi_volume", check=check, **{**COMMON, **args})
+    found = san.task("san1", "iscsi_volume", check=check, **{**COMMON, **options, **args})
     assert "hidden-Canary" not in json.dumps(found)
     return found
 
@@ -99,19 +99,19 @@ def test_the_role_sets_it_up_once(san: Cluster, tmp_path: Any) -> None:
 
 
 def test_volumes_on_each_store_are_made_as_foretold(san: Cluster) -> None:
-    args = {"volumes": VOLUMES, "size": "64MiB", "initiators": [HOST], "portals": PORTALS}
+    args: dict[str, Any] = {"volumes": VOLUMES, "size": "64MiB", "initiators": [HOST], "portals": PORTALS}
     args = {**args, "chap_user": "drover", "mutual_chap_user": "san", **SECRETS}
-    predicted = ask(san, check=True, **args)
-    made = ask(san, **args)
+    predicted = ask(san, args, check=True)
+    made = ask(san, args)
     assert not made["failed"], made
     assert made["actions"] == predicted["actions"]
     assert [item["volume"] for item in made["results"]] == [item["volume"] for item in predicted["results"]]
-    assert not ask(san, **args)["changed"]
+    assert not ask(san, args)["changed"]
 
 
 def test_the_initiator_sees_them_by_the_wwid_that_was_told(san: Cluster) -> None:
     san.ssh("hv1", LOGIN, timeout=300)
-    told = {item["name"]: item["volume"] for item in ask(san, volumes=VOLUMES)["results"]}
+    told = {item["name"]: item["volume"] for item in ask(san, {"volumes": VOLUMES})["results"]}
     found = seen(san)
     assert {name: disk[:2] for name, disk in found.items()} == {
         name: [volume["wwid"], str(64 * MIB)] for name, volume in told.items()
@@ -121,10 +121,12 @@ def test_the_initiator_sees_them_by_the_wwid_that_was_told(san: Cluster) -> None
 
 
 def test_what_is_in_use_is_refused_and_the_rest_does_not_disturb(san: Cluster) -> None:
-    for args in ({"state": "absent", "remove_data": True}, {"initiators": []}, {"readonly": True}):
-        result = ask(san, name="lf", **args)
+    removal: dict[str, Any] = {"state": "absent", "remove_data": True}
+    away: dict[str, Any] = {"initiators": []}
+    for args in (removal, away, {"readonly": True}):
+        result = ask(san, args, name="lf")
         assert result["failed"] and HOST in result["msg"] and not result["changed"]
-    grown = ask(san, volumes=VOLUMES, size="96MiB", portals=PORTALS[:1], **LATER)
+    grown = ask(san, LATER, volumes=VOLUMES, size="96MiB", portals=PORTALS[:1])
     assert all(item["rescan_needed"] and item["volume"]["sessions"] for item in grown["results"]), grown
     assert {name: disk[1:] for name, disk in seen(san).items()} == {
         name: [str(96 * MIB), "canary"] for name in ("lf", "lt", "ln")
@@ -143,7 +145,7 @@ def test_the_next_login_needs_the_new_secrets(san: Cluster) -> None:
 
 def test_copies_have_the_content_and_a_name_of_their_own(san: Cluster) -> None:
     copies = [{"name": "lc", "clone_of": "ln", **THIN}, {"name": "ls", "snapshot_of": "ln", **THIN}]
-    made = ask(san, volumes=copies, initiators=[HOST], chap_user="drover", **SECRETS)
+    made = ask(san, SECRETS, volumes=copies, initiators=[HOST], chap_user="drover")
     assert [item["volume"]["readonly"] for item in made["results"]] == [False, True]
     content = san.ssh("san1", "head -c 6 /dev/lio0/lc; head -c 6 /dev/lio0/ls", timeout=300)
     assert content == "canarycanary"
@@ -153,7 +155,7 @@ def test_all_of_it_is_back_after_a_reboot_and_sessions_go_on(san: Cluster) -> No
     before = san.ssh("san1", BOOT_ID, timeout=300)
     san.ssh("san1", "reboot", check=False, timeout=300)
     wait_until(lambda: san.ssh("san1", BOOT_ID, check=False, timeout=300) not in ("", before), 600, "san1 is up")
-    told = ask(san, volumes=[*VOLUMES, {"name": "lc", **THIN}, {"name": "ls", **THIN}])
+    told = ask(san, {"volumes": [*VOLUMES, {"name": "lc", **THIN}, {"name": "ls", **THIN}]})
     assert not told["changed"] and not told["failed"], told
     assert seen(san)["lf"][1:] == [str(96 * MIB), "canary"]
 
@@ -161,8 +163,9 @@ def test_all_of_it_is_back_after_a_reboot_and_sessions_go_on(san: Cluster) -> No
 def test_nothing_is_left(san: Cluster) -> None:
     san.ssh("hv1", LOGOUT, timeout=300)
     volumes = [*VOLUMES, {"name": "lc", **THIN}, {"name": "ls", **THIN}]
-    gone = ask(san, volumes=volumes, state="absent", remove_data=True)
-    assert not gone["failed"] and not ask(san, volumes=volumes, state="absent", remove_data=True)["changed"]
+    removal = {"volumes": volumes, "state": "absent", "remove_data": True}
+    assert not ask(san, removal)["failed"]
+    assert not ask(san, removal)["changed"]
     left = "ls /sys/kernel/config/target/iscsi /srv/drover; lvs lio0; cat /etc/rtslib-fb-target/saveconfig.json"
     text = san.ssh("san1", left, timeout=300)
     assert "example.lio" not in text and ".img" not in text and " ln " not in text

@@ -163,8 +163,7 @@ class Monitor:
 
     def _set_pg_num(self, pool: dict[str, Any], number: int) -> None:
         self._check_pgs(number, pool["options"])
-        if pool["pg_autoscale_mode"] != "on":  # else it is set back soon, without a word
-            pool["pg_num_target"] = number
+        pool["pg_num_target"] = number
 
     @staticmethod
     def _check_pgs(number: int, options: dict[str, Any]) -> None:

@@ -137,6 +137,10 @@ def wish(before: State, params: Mapping[str, Any]) -> dict[str, Any]:
     for option in ("applications", "flags"):
         if params[option] is not None:
             state[option] = names_after(state.get(option, []), params[option])
+    # The monitors take no bound that the present number breaks.
+    least, most = state.get("pg_num_min") or 0, state.get("pg_num_max") or 0
     if before and state["pg_autoscale_mode"] == "on":
-        state["pg_num"] = before["pg_num"]
+        state["pg_num"] = max(least, min(before["pg_num"], most or before["pg_num"]))
+    elif not before and least:
+        state.setdefault("pg_num", least)
     return state

@@ -102,12 +102,7 @@ def _judge_pgs(before: State, wanted: Mapping[str, Any]) -> None:
     if most and least > most:
         raise Invalid(f"pg_num_min {least} of pool {name} is more than pg_num_max {most}", option="pg_num_min")
     changed = any((before or {}).get(option) != wanted.get(option) for option in PGS)
-    if (
-        changed
-        and number is not None
-        and wanted.get("pg_autoscale_mode") == "off"
-        and not least <= number <= (most or number)
-    ):
+    if changed and number is not None and not least <= number <= (most or number):
         raise Invalid(f"pg_num {number} of pool {name} is not between pg_num_min and pg_num_max", option="pg_num")
 
 

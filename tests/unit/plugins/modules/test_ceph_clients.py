@@ -193,7 +193,7 @@ def test_osds_that_may_not_stop(monitor, run, down, hosts):
 
 
 def test_a_run_that_was_cut_off_is_ended_by_its_mark_and_a_flag_of_others_stays(monitor, run):
-    monitor.keys["drover/maintenance/hv1"] = '{"since": "x", "by": null, "reason": null}'
+    monitor.keys["drover/maintenance/hv1"] = "{}"
     monitor.flags = {"hv1": {"noout"}, "hv2": {"noout"}}
     assert run(ceph_maintenance, hosts=["hv2"])["changed"] is False
     assert run(ceph_maintenance, hosts=["hv1", "hv2"], state="ended")["changed"]

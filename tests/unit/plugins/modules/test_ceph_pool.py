@@ -172,6 +172,16 @@ def test_pg_num_and_its_bounds_change_in_an_order_that_is_accepted(both):
     both(pg_num=16, pg_num_min=0, pg_num_max=0)
 
 
+def test_bounds_that_the_present_number_breaks(both):
+    assert both(pg_num_min=8)["pool"]["pg_num"] == 8
+    assert both(pg_num_min=16)["actions"] == ["set pg_num of vms to 16", "set pg_num_min of vms to 16"]
+    assert both(pg_num_min=0, pg_num_max=4)["actions"] == [
+        "set pg_num_min of vms to 0",
+        "set pg_num of vms to 4",
+        "set pg_num_max of vms to 4",
+    ]
+
+
 def test_pg_num_is_the_autoscalers_while_it_is_on(both, run):
     both(pg_num=8)
     result = run(pg_num=32)

@@ -114,6 +114,14 @@ def test_the_list_of_portals_means_exactly_these(run, node):
     assert both(run, target=IQN)["actions"] == [LOGIN_B], "the portals of the records are meant"
 
 
+def test_a_session_without_a_record_is_left_alone_or_ended(run, node):
+    both(run, **BOTH)
+    node.record(IQN, f"{PORTAL_A},1").unlink()
+    less = both(run, target=IQN, state="absent", portals=[PORTAL_B])
+    assert less["actions"] == [f"log out at {PORTAL_B}", f"remove the record at {PORTAL_B}"]
+    assert both(run, target=IQN, state="absent")["actions"] == [f"log out at {PORTAL_A}"]
+
+
 def test_portals_are_compared_as_addresses_and_not_as_text(run, node):
     node.san[IQN]["portals"] = [PORTAL_6, "10.231.5.1:3260", PORTAL_A]
     both(run, target=IQN, portals=["[FD00:5:0::10]", "10.231.5.1"], **CHAP)

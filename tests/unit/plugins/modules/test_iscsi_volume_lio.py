@@ -227,12 +227,14 @@ def test_clones_and_snapshots_are_copies_of_their_own(san):
     assert clone["size"] == 4 * MIB and kept["size"] == 2 * MIB and kept["initiators"] == []
     assert (clone["readonly"], kept["readonly"], clone["owner"]) == (False, True, None)
     assert len({item["wwid"] for item in (origin, clone, kept)}) == 3
+    assert san.lvm.volumes["b"]["tags"] == [f"drover.iqn={PREFIX}:b", "drover.name=b"]
     (san.devices / "a").write_bytes(b"later" + bytes(2 * MIB - 5))
     assert (san.devices / "b").read_bytes()[:5] == b"guest"
     done(san(name="a", **THIN, state="absent", remove_data=True))
     assert not done(san(name="b", **THIN, clone_of="a", size="4MiB"))["changed"]
     new = {"name": "d", "iqn_prefix": PREFIX, "chap_user": "", **THIN}
     refused(san(**new, clone_of="a"), "no volume a of ours")
+    refused(san(**new, clone_of="b", snapshot_of="c"), "give one of")
     refused(san(**new, clone_of="b", size="2MiB"), "does not fit")
     refused(san(**new, clone_of="pool0"), "no volume pool0 of ours")
     refused(san(**{**new, **STORES["lvm"], "thin_pool": None}, clone_of="b"), "thin pool")
