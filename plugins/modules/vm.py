@@ -341,15 +341,17 @@ options:
       - The network is made of O(nics[].addresses), O(nics[].gateway) and O(nics[].nameservers), each NIC found by its
         MAC address. Where one NIC has addresses, NICs without them are left alone; where none has, cloud-init does
         what the image says, mostly DHCP.
-      - The ISO is C(/var/lib/libvirt/images/drover-NAME-seed.iso), for root and the machine's QEMU only. It goes with
-        O(state=absent), with or without O(remove_disks). The machine's metadata has a hash of what is in it, by which
-        a change is seen.
+      - The ISO is C(/var/lib/libvirt/images/drover-NAME-seed.iso), for root and the machine's QEMU only. The machine's
+        metadata has a hash of what is in it, by which a change is seen.
+      - It stays in its drive after the first boot, and later boots find it there. It goes with O(state=absent), with or
+        without O(remove_disks). Without this option everything stays as it is.
       - What is changed here reaches the guest at its next start, and only when cloud-init takes it for another machine,
         that is with a new O(cloud_init.instance_id).
       - A guest that was set up in another way, and has cloud-init, is set up afresh at its next start when this is
         given for the first time, host keys of ssh included.
       - The drive hinders no migration. Where the ISO is missing, libvirt starts the machine with an empty drive; a
-        running guest has read it. The ISO stays on no node that the machine left.
+        running guest has read it. Module M(drover.kvm.migrate) deletes the ISO on the node that the machine left, and
+        this module makes it again for a machine that is off.
     type: dict
     version_added: "0.1.0"
     suboptions:
@@ -370,22 +372,6 @@ options:
             keys of ssh included.
           - The default is the UUID of the machine.
         type: str
-      eject:
-        description:
-          - Whether to take the ISO out of the drive and delete it after the first boot. The module then waits for the
-            guest, which opens the tray when cloud-init is done (by a script among the vendor data, with C(python3),
-            which cloud-init itself needs).
-          - The same script makes C(/etc/cloud/cloud-init.disabled) in the guest, so that later boots, which find no
-            ISO, leave everything as it is. Remove that file in the guest to have another ISO read.
-          - An ISO that was made without it is taken out at once when the machine runs.
-          - A machine that is off keeps it until it was started.
-        type: bool
-        default: false
-      eject_timeout:
-        description:
-          - How long to wait for that, in seconds. When they are over, the module fails, and the ISO stays.
-        type: int
-        default: 900
   tags: &tags
     description:
       - Words kept with the machine, by which it can be chosen and placed.
@@ -593,7 +579,6 @@ EXAMPLES = r"""
         gateway: fe80::1
         nameservers: ["2001:db8:100::53"]
     cloud_init:
-      eject: true
       user_data: |
         #cloud-config
         disable_root: false
@@ -655,7 +640,7 @@ vm:
     seed:
       description:
         - C(digest), the hash of what O(cloud_init) gave the guest last, and C(medium), the path of the ISO, null when
-          it is out of the drive. Null where nothing was given.
+          somebody took it out of the drive. Null where nothing was given.
       type: dict
       returned: always
 results:
@@ -759,10 +744,9 @@ class Vm(Resource):
         if wanted is None:
             steps += self._removal()
         else:
-            steps += self.draft.seeding.make() + self._make_volumes() + self._define(wanted) + self._change_live()
+            steps += self.draft.seed + self._make_volumes() + self._define(wanted) + self._change_live()
             if self.act == "start":
                 steps.append(self._start(wanted["uuid"]))
-            steps += self.draft.seeding.eject(self.site.node)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps

@@ -5,7 +5,7 @@
 
 The seed is a small ISO with the label CIDATA (https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html).
 Its drive is found by its alias. The record holds a hash of what is in it, so that a change is seen without the secrets
-in it; when the seed was taken out, the hash stays.
+in it. The seed stays in its drive: nothing tells the node when the guest is done with it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,12 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks.file import seed_path
-from .._fields import Field, between, check_name
-from .._xml import Property, add, add_device, devices, drop, find
+from .._fields import Field, check_name
+from .._xml import Property, add, add_device, devices, find
 from . import addresses, disks, metadata, nics
 
 RECORD = "seed"
-EJECTS = "ejects"
 HEADERS = ("#", "Content-Type:", "MIME-Version:")
-# The guest's own words that it is done: it opens the tray. Anything else (an agent, a time) would be a guess. A later
-# boot finds no seed, and some images then take the guest for a new one without any network of its own; so none looks.
-EJECT = """\
-#!/bin/sh
-touch /etc/cloud/cloud-init.disabled
-exec python3 - <<'END'
-import fcntl, os
-CDROMEJECT = 0x5309
-fcntl.ioctl(os.open("/dev/disk/by-label/CIDATA", os.O_RDONLY | os.O_NONBLOCK), CDROMEJECT)
-END
-"""
 
 
 def check_user_data(value: str) -> str:
@@ -58,8 +46,6 @@ FIELDS = (
     Field("user_data", no_log=True, check=check_user_data),
     Field("hostname", check=check_name),
     Field("instance_id", check=check_instance_id),
-    Field("eject", type="bool", default=False),
-    Field("eject_timeout", type="int", default=900, check=between(1, 86400)),
 )
 
 
@@ -71,8 +57,6 @@ def texts(root: Element, options: Mapping[str, Any]) -> dict[str, str]:
     network = addresses.network_config(nics.read_all(root))
     if network is not None:
         found["network-config"] = _json(network)
-    if options["eject"]:
-        found["vendor-data"] = EJECT
     return found
 
 
@@ -80,10 +64,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def digest(files: Mapping[str, str]) -> str:
-    """A hash of what the guest is told; how the seed leaves its drive is not among it."""
-    told = {name: text for name, text in files.items() if name != "vendor-data"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+def digest(files: dict[str, str]) -> str:
+    """A hash of what the guest is told."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def drive(root: Element) -> Element | None:
@@ -98,23 +81,12 @@ def target(root: Element) -> str | None:
 
 
 def read(root: Element) -> dict[str, Any] | None:
-    """`digest`: of what was declared last; `medium`: the path of the seed that is in the drive, None when it is out."""
-    words = str(metadata.read(root).get(RECORD) or "").split()
-    if not words:
+    """`digest`: of what was declared last; `medium`: the path of the seed that is in the drive, None without one."""
+    told = metadata.read(root).get(RECORD)
+    if not told:
         return None
     found = drive(root)
-    return {"digest": words[0], "medium": None if found is None else Property("source/@file").get(found)}
-
-
-def opens(root: Element) -> bool:
-    """Whether the seed has the guest open the tray when it is done."""
-    return EJECTS in str(metadata.read(root).get(RECORD) or "").split()
-
-
-def is_out(live: Element) -> bool:
-    """Whether the guest opened the tray, or somebody took the seed out."""
-    found = drive(live)
-    return found is None or find(found, "source") is None or Property("target/@tray").get(found) == "open"
+    return {"digest": told, "medium": None if found is None else Property("source/@file").get(found)}
 
 
 def write(root: Element, options: Mapping[str, Any]) -> None:
@@ -123,7 +95,7 @@ def write(root: Element, options: Mapping[str, Any]) -> None:
     told, before = digest(files), read(root)
     if before is not None and before["digest"] == told:
         return
-    metadata.edit(root, {RECORD: f"{told} {EJECTS}" if options["eject"] else told})
+    metadata.edit(root, {RECORD: told})
     found = drive(root)
     if found is None:
         found = _drive(root)
@@ -140,17 +112,4 @@ def _drive(root: Element) -> Element:
     add(found, "readonly")
     add(found, "alias", {"name": disks.SEED})
     add_device(root, found)
-    return found
-
-
-def without_medium(live: Element) -> Element | None:
-    """The drive of a running VM as it shall be: closed and empty; None when it has none."""
-    found = drive(live)
-    if found is None:
-        return None
-    for name in ("source", "backingStore"):
-        child = find(found, name)
-        if child is not None:
-            drop(found, child)
-    Property("target/@tray").put(found, None)
     return found

@@ -16,6 +16,7 @@ from .._errors import Invalid, Refused
 from .._identity import vm_uuid
 from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
+from .._resource import Step
 from .._xml import parse, text_of
 from . import disks, live, metadata, power, seeding, sheet
 from .declare import declare
@@ -39,7 +40,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.seeding = seeding.Seeding(None, None, self.after)
+        self.seed: list[Step] = []
 
     @property
     def redefined(self) -> bool:
@@ -104,7 +105,7 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `volumes` and what changes live. Raises Invalid and Refused.
+        Returns the state that the VM will have; fills `volumes`, `seed` and what changes live. Raises Invalid, Refused.
         """
         self._check_host()
         if self.before is None:
@@ -124,8 +125,7 @@ class Draft:
         if self.params["disks"] is not None:
             present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-        self.seeding = seeding.Seeding(self.params["cloud_init"], self.before, self.after)
-        self.seeding.plan(state, self.running)
+        self.seed = seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:

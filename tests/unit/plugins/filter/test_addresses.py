@@ -222,7 +222,7 @@ def test_numbers_and_networks_are_no_options_and_user_data_becomes_text():
             **machine("web1", {"gateway": "10.0.0.1", "addresses": ["10.0.0.2/24"]}),
             "vm_number": 17,
             "vm_networks": [FRONT],
-            "vm_cloud_init": {"eject": True, "user_data": {"users": [{"name": 'it\'s "me"'}]}},
+            "vm_cloud_init": {"hostname": "shop", "user_data": {"users": [{"name": 'it\'s "me"'}]}},
         }
     )
     assert set(sheet) == {"name", "state", "nics", "cloud_init"}

@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What cloud-init is given: the seed of a VM made, seen, changed, taken out and deleted; secrets stay in it."""
+"""What cloud-init is given: the seed of a VM made, seen, changed and deleted; secrets stay in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_in
 from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
-from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.module_utils._xml import drop, find, parse, text_of
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytest.importorskip("libvirt")
@@ -64,26 +64,6 @@ def seed(tmp_path):
     return tmp_path / "drover-web1-seed.iso"
 
 
-@pytest.fixture
-def guest(lab, monkeypatch):
-    """A guest that is done with its first boot at the third look; libvirt's test driver changes no medium."""
-    looks: list[bool] = []
-
-    def is_out(_live):
-        looks.append(True)
-        return len(looks) > 2
-
-    def update(name, xml, live, config):
-        root = parse(lab.node.domain(name).xml)
-        drive = cloud_init.drive(root)
-        assert live and config and text_of(cloud_init.without_medium(root)) == xml and drive is not None
-        lab.node.define(text_of(root))
-
-    monkeypatch.setattr(cloud_init, "is_out", is_out)
-    monkeypatch.setattr(lab.node, "update_device", update)
-    return looks
-
-
 def no_secret(*things: Any) -> None:
     assert SECRET not in json.dumps(things)
 
@@ -97,7 +77,7 @@ def test_a_seed_is_made_seen_changed_and_deleted_with_its_vm(lab, iso, seed):
     assert told["medium"] == str(seed) and len(told["digest"]) == 16 and result["vm"]["disks"] == []
     assert seed.stat().st_mode & 0o777 == 0o600 and _seed.mark(str(seed)) == UUID
     files = iso.made.pop()
-    assert files["user-data"] == DATA and "vendor-data" not in files
+    assert set(files) == {"meta-data", "user-data", "network-config"} and files["user-data"] == DATA
     assert json.loads(files["meta-data"]) == {"instance-id": UUID, "local-hostname": "web1"}
     network = json.loads(files["network-config"])["ethernets"]["nic0"]
     assert network["match"] == {"macaddress": vm_mac("web1", 0)} and network["addresses"] == ["fd00::21/64"]
@@ -135,32 +115,16 @@ def test_addresses_change_it(lab, iso, seed):
     assert "gateway fe80::1 needs" in lab.run(name="web1", nics=[{"addresses": ["10.0.0.2/24"]}])["msg"]
 
 
-def test_it_is_taken_out_when_the_guest_opens_the_tray(lab, iso, seed, guest):
-    asked = {"user_data": DATA, "eject": True}
-    made = lab.both(**WEB, state="present", cloud_init=asked)
-    assert made["vm"]["seed"]["medium"] == str(seed) and seed.exists() and "CIDATA" in iso.made[-1]["vendor-data"]
-    result = lab.both(name="web1", state="running", cloud_init=asked)
-    assert result["actions"] == [
-        "start web1", "wait until cloud-init is done in web1", "take the seed out of web1 and delete it",
-    ]  # fmt: skip
-    assert result["vm"]["seed"] == {**made["vm"]["seed"], "medium": None} and not seed.exists()
-    assert result["pending_restart"] == [] and len(guest) == 3
-    lab.run(name="web1", state="stopped", force=True)
-    assert lab.both(name="web1", state="running", cloud_init=asked)["actions"] == ["start web1"]
-    again = lab.both(name="web1", cloud_init={**asked, "hostname": "shop"})
-    assert again["vm"]["seed"]["medium"] == str(seed) and "cloud-init data" in again["pending_restart"][0]
-
-
-def test_a_guest_that_is_never_done_is_an_error_and_keeps_it(lab, seed, monkeypatch):
-    monkeypatch.setattr(cloud_init, "is_out", lambda live: False)
-    result = lab.run(**WEB, state="running", cloud_init={"eject": True, "eject_timeout": 1})
-    assert result["error"] == "TimedOut" and "the guest has not opened the tray" in result["msg"] and seed.exists()
-
-
-def test_a_seed_that_does_not_open_the_tray_is_taken_out_at_once(lab, seed, guest):
-    lab.run(**WEB, state="running", cloud_init={})
-    result = lab.both(name="web1", cloud_init={"eject": True})
-    assert result["actions"] == ["take the seed out of web1 and delete it"] and not seed.exists() and not guest
+def test_a_medium_that_somebody_took_out_stays_out_until_there_is_another(lab, seed):
+    made = lab.run(**WEB, cloud_init={})
+    root = parse(lab.node.domain("web1").xml)
+    drive = cloud_init.drive(root)
+    drop(drive, find(drive, "source"))
+    lab.node.define(text_of(root))
+    result = lab.both(name="web1", cloud_init={})
+    assert result["actions"] == [] and result["vm"]["seed"] == {**made["vm"]["seed"], "medium": None}
+    again = lab.both(name="web1", cloud_init={"hostname": "shop"})
+    assert f"make the seed {seed}" in again["actions"] and again["vm"]["seed"]["medium"] == str(seed)
 
 
 def test_a_vm_that_came_from_another_node_needs_none_while_it_runs(lab, seed):
@@ -195,17 +159,6 @@ def test_it_hinders_no_move_and_no_sheet(lab):
     options, words = adoption(domain)
     assert "cloud_init" not in options and options["disks"] == []
     assert not any("sda" in word for word in words)
-
-
-def test_the_tray():
-    disk = "<disk><source file='/a'/><target dev='sda'{}/><alias name='ua-drover-seed'/></disk>"
-    live = f"<domain><devices>{disk}</devices></domain>"
-    assert not cloud_init.is_out(parse(live.format(" tray='closed'")))
-    assert cloud_init.is_out(parse(live.format(" tray='open'")))
-    assert cloud_init.is_out(parse(live.replace("<source file='/a'/>", "").format("")))
-    assert text_of(cloud_init.without_medium(parse(live.format(" tray='open'")))) == (
-        "<disk><target dev='sda'/><alias name='ua-drover-seed'/></disk>"
-    )
 
 
 def test_without_a_program_it_says_so(lab, monkeypatch):
