@@ -22,7 +22,18 @@ from ._target_tgt import LUN, NOBODY, Tgt
 
 DIRECTORY = "/etc/tgt/conf.d"
 HEAD = "# Written by drover.kvm.iscsi_volume; changes made here are lost.\n# drover: "
-MARKED = ("name", "path", "serial", "size", "initiators", "chap_user", "mutual_chap_user", "owner", "vm_uuid")
+MARKED = (
+    "name",
+    "path",
+    "serial",
+    "size",
+    "initiators",
+    "chap_user",
+    "mutual_chap_user",
+    "readonly",
+    "owner",
+    "vm_uuid",
+)
 PASSWORD = re.compile(r"^ +(incoming|outgoing)user \S+ (\S+)$", re.MULTILINE)
 TARGET_LINE = re.compile(r"^<target (\S+)>$", re.MULTILINE)
 

@@ -109,7 +109,7 @@ class TgtVolume:
 
     def _not_served(self) -> dict[str, Any]:
         kept = {key: self.saved.get(key) for key in KEPT}
-        kept.update(wwid=None, readonly=None, initiators=list(self.saved.get("initiators", [])))
+        kept.update(wwid=None, readonly=self.saved.get("readonly"), initiators=list(self.saved.get("initiators", [])))
         return {**kept, "exported": False, "online": False, "sessions": []}
 
     def _served(self) -> dict[str, Any] | None:

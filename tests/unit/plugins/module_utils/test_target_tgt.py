@@ -67,6 +67,9 @@ VOLUME = {
     "initiators": ["10.231.5.0/24", "iqn.2026-11.lab:vm1"],
     "chap_user": "u1",
     "chap_password": "hidden-Canary1",
+    "mutual_chap_user": "san1",
+    "mutual_chap_password": "hidden-Canary2",
+    "readonly": True,
     "owner": None,
     "vm_uuid": None,
 }
@@ -87,6 +90,7 @@ def test_what_tgtd_shows_is_read():
             tgt.Session("iqn.2026-11.lab:vm2", "fd00:5::12", ((7, 0),)),
         ],
         accounts=["u1"],
+        outgoing="back",
         initiators=["10.231.5.0/24", "iqn.2026-11.lab:vm1"],
     )
     assert (second.tid, second.iqn, second.online, second.luns) == (12, "iqn.2026-11.lab:b", False, {})

@@ -398,6 +398,9 @@ def test_a_write_protected_volume_stays_so_when_it_grows_and_after_a_restart(san
     done(san(name="a", size="32MiB"))
     san.restart()
     assert lun(san).readonly and not done(san(name="a"))["changed"]
+    Tgt().delete_target(IQN)
+    done(san(name="a"))
+    assert lun(san).readonly
     done(san(name="a", readonly=False))
     session = san.log_in()
     refused(san(name="a", readonly=True), "in use by iqn.2026-11.test.vm:one")
