@@ -29,6 +29,7 @@ CANARY = "DROVER-CANARY-7f3a"
 TRAVELLER = "web1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which stories have to follow one another."""
     for item in items:

@@ -98,7 +98,7 @@ def homebody(cluster: Cluster) -> Iterator[Mover]:
         assert not (started := cluster.task(home, "vm", name=LOCAL, state="running"))["failed"], started
         watch.wait_word(LOCAL, seconds=240)
         yield Mover(cluster, LOCAL, watch)
-    node = next(node for node in ("hv1", "hv2", "hv3") if LOCAL in cluster.domains(node))
+    (node,) = [node for node in ("hv1", "hv2", "hv3") if LOCAL in cluster.domains(node)]
     gone = cluster.task(node, "vm", name=LOCAL, state="absent", force=True, remove_disks=True)
     assert not gone["failed"] and f"delete {DATA}" in gone["actions"], gone
 

@@ -91,7 +91,9 @@ class Lab:
             for name in self.machines:
                 changed |= self._start(name)
             self.wait_ssh()
-            return (self.ceph is not None and self.ceph.ensure(look=not changed)) or changed
+            if self.ceph is not None:
+                changed |= self.ceph.ensure(look=not changed)
+            return changed
 
     def _check_same(self, prepared: bool) -> None:
         settings = self.settings

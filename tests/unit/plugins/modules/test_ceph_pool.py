@@ -123,7 +123,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options, actions", OPTIONS, ids=lambda value: " ".join(value) if type(value) is dict else "")
+@pytest.mark.parametrize(
+    "options, actions", OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, dict) else ""
+)
 def test_each_option_of_a_pool_that_is_there(both, options, actions):
     both(accept_risk=True)
     if options.get("size") == 1:
