@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
-.PHONY: help setup format check lint style ansible-lint types unit docs sanity sanity-main sanity-newest units units-oldest tarball dist install lab \
+.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs sanity sanity-main sanity-newest units units-oldest tarball dist install lab \
 	lab-down demo stories molecule bench soak test test-all clean
 
 help: ## Show the targets
@@ -17,7 +17,7 @@ setup: ## Install what the gates need (cached under $DROVER_CACHE, default ~/.ca
 	@.ci/setup
 
 check: style ## The quick gates: style, then ansible-lint, types and unit side by side
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target ansible-lint unit types
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target unit-nodes ansible-lint unit-controller types
 
 format: ## Rewrite the Python files as ruff wants them
 	@source .ci/env.sh && .ci/setup && "$$VENV/bin/ruff" format . && "$$VENV/bin/ruff" check --fix .
@@ -40,8 +40,12 @@ types: ## mypy on plugins, roles' programs and tests
 # Two runs, as ansible-test does: in a process that has loaded the controller's side, a module's warnings go elsewhere.
 ON_NODES := tests/unit/plugins/modules tests/unit/plugins/module_utils
 
-unit: ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
+unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
+
+unit-nodes:
 	$(TOOL) pytest -n 2 $(ON_NODES) $(ARGS) || [ $$? = 5 ]
+
+unit-controller:
 	$(TOOL) pytest -n 2 tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
