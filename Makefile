@@ -8,7 +8,7 @@ TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
 .PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs sanity sanity-main sanity-newest units units-oldest tarball dist install lab \
-	lab-down demo stories molecule bench soak test test-all clean
+	lab-down demo stories stories-all stories-site stories-others molecule bench soak test test-all clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -102,14 +102,16 @@ lab-down: install ## Take the lab away
 demo: install ## From bare servers to a drained node, in the lab
 	$(STORIES) env -C ../../.. python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
-# All of them in two lanes, each with a lab (tests/lab/conftest.py); what ARGS choose in one, so that -s shows what they print.
-LANES = $(if $(ARGS),,-n 2 --dist loadgroup)
-
 # The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
-stories: install ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
+stories: install stories-all ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
+
+# Two lanes for make test, each with a lab: the stories on the site that is set up, and all others. After make install.
+stories-site stories-others: LANE = --lane $(@:stories-%=%)
+stories-others: STORY_LAB := $(STORY_LAB)-others
+stories-all stories-site stories-others:
 	$(LAB) -e lab_name=$(STORY_LAB) -e lab_prepared=true
-	$(STORIES) pytest tests/lab --durations=15 $(LANES) $(ARGS); status=$$?; [ "$${DROVER_LAB_KEEP:-0}" = 1 ] || \
-		$(LAB) -e lab_name=$(STORY_LAB) -e lab_state=absent >/dev/null || exit; exit $$status
+	$(STORIES) env DROVER_LAB_NAME=$(STORY_LAB) pytest tests/lab --durations=15 $(LANE) $(ARGS); status=$$?; \
+		[ "$${DROVER_LAB_KEEP:-0}" = 1 ] || $(LAB) -e lab_name=$(STORY_LAB) -e lab_state=absent >/dev/null || exit; exit $$status
 
 # A run that was killed leaves molecule's note that the nodes exist; destroy takes away both.
 MOLECULE := $(TOOL) $(INSTALLED) molecule
@@ -125,10 +127,10 @@ soak: install ## Stories that take long: long limits, nodes that are full VMs; d
 	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure
-	.ci/steps check install docs dist stories --beside sanity-main units-oldest sanity-newest
+	.ci/steps check install docs dist stories-site --beside sanity-main units-oldest sanity-newest stories-others
 
 test-all: ## What test runs, on all Pythons, then molecule
-	.ci/steps check install docs dist molecule stories --beside sanity-main units sanity-newest
+	.ci/steps check install docs dist molecule stories-site --beside sanity-main units sanity-newest stories-others
 
 clean: ## Remove what was built here and this checkout's staged copy; the cache stays
 	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"

@@ -8,8 +8,8 @@ DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
 DROVER_CEPH_LAB=NAME     which lab the stories about Ceph have to themselves (default: drover-ceph)
 
-In two lanes (pytest -n 2 --dist loadgroup) the stories on the site that is set up share one lab, in their order; those
-that begin with bare nodes or bring a lab of their own are in the other lane, whose lab is called NAME-gw1 or so.
+Two lanes of stories can run side by side, each with a lab of its own name: those on the site that is set up
+(pytest --lane site), in their order, and all others (pytest --lane others).
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ CANARY = "DROVER-CANARY-7f3a"
 TRAVELLER = "web1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own, which reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which stories have to follow one another."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        together = next((name for name in ("site", "quorum") if name in names), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(together))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The lane to run."""
+    parser.addoption(
+        "--lane", choices=["site", "others"], help="only the stories on the site that is set up, or all others"
+    )
 
 
-def lab_name() -> str:
-    """The lab of this lane; the first lane has the name as it was given."""
-    name, lane = os.environ.get("DROVER_LAB_NAME", "drover-test"), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    return name if lane == "gw0" else f"{name}-{lane}"
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other lane."""
+    if lane := config.getoption("--lane"):
+        lanes = ["site" if "site" in getattr(item, "fixturenames", ()) else "others" for item in items]
+        config.hook.pytest_deselected(items=[item for item, own in zip(items, lanes) if own != lane])
+        items[:] = [item for item, own in zip(items, lanes) if own == lane]
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def lab() -> Iterator[Lab]:
     """A lab that is up. What a killed session left of it is repaired, or taken down when it is of another kind."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
-    found = Lab(lab_name())
+    found = Lab(os.environ.get("DROVER_LAB_NAME", "drover-test"))
     prepared = os.environ.get("DROVER_LAB_PREPARED", "1") != "0"
     if found.settings and found.settings["prepared"] != prepared:
         found.down()

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from ansible_collections.drover.kvm.tests.lab.conftest import cluster, lab, mover, site, traveller
+from ansible_collections.drover.kvm.tests.lab.conftest import cluster, lab, mover, quorum, site, traveller
 
-__all__ = ["cluster", "lab", "mover", "site", "traveller"]
+__all__ = ["cluster", "lab", "mover", "quorum", "site", "traveller"]
