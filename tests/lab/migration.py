@@ -166,7 +166,7 @@ class Mover:
 
     # Phases
     @staticmethod
-    def hits(what: str, see: Callable[[], Any], seconds: float = 40) -> None:
+    def hits(what: str, see: Callable[[], Any], seconds: float = 120) -> None:
         """Wait for the state that a fault must meet; Missed without it."""
         try:
             wait_until(see, seconds, what)
