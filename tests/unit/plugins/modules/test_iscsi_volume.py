@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _resource
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
@@ -20,6 +18,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
 from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
 from ansible_collections.drover.kvm.tests.unit import tgt_server
+from ansible_collections.drover.kvm.tests.unit.volume_runs import VolumeRuns, done, refused
 
 pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
 PREFIX = tgt_server.PREFIX
@@ -29,42 +28,20 @@ UUID = "7a1ee0a7-4b9c-5d8e-9d55-08a1b6cf3a52"
 OTHER_UUID = "11111111-4b9c-5d8e-9d55-08a1b6cf3a52"
 
 
-class San(tgt_server.PrivateSan):
+class San(VolumeRuns, tgt_server.PrivateSan):
     """A private SAN, and the module as Ansible runs it."""
+
+    made: ClassVar[dict[str, Any]] = {"iqn_prefix": PREFIX, "size": "16MiB", "initiators": ["127.0.0.1"]}
 
     def __init__(self, capsys):
         super().__init__()
         self.capsys = capsys
-
-    def __call__(self, check=False, **args):
-        args = {"directory": str(self.data), "config_directory": str(self.conf), **args}
-        args = {**args, "source_directory": str(self.data / "images"), "_ansible_check_mode": check}
-        with patch_module_args(args), pytest.raises(SystemExit):
-            iscsi_volume.main()
-        self.text, self.errors = self.capsys.readouterr()
-        return json.loads(self.text)
 
     def logs_in(self, login, target):
         """With CHAP in both directions; each is USER%SECRET."""
         user, _percent, secret = target.partition("%")
         url = f"{self.url(login=f'{login}@')}?target_user={user}&target_password={secret}"
         return self.ask("iscsi-inq", url).returncode == 0
-
-    def make(self, name="a", **args):
-        args = {"iqn_prefix": PREFIX, "size": "16MiB", "chap_user": "", "initiators": ["127.0.0.1"], **args}
-        return done(self(name=name, **args))
-
-
-def done(result):
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def refused(result, *words):
-    assert result.get("failed") and not result["changed"], result
-    for word in words:
-        assert word in result["msg"], result["msg"]
-    return result
 
 
 @pytest.fixture

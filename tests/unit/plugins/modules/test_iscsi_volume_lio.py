@@ -10,15 +10,16 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _resource, _target_lio, _volume_lvm
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
 from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
 from ansible_collections.drover.kvm.tests.unit import lio_fake
+from ansible_collections.drover.kvm.tests.unit.volume_runs import VolumeRuns, done, refused
 
 PREFIX = "iqn.2026-11.test.drover"
 IQN = f"{PREFIX}:a"
@@ -32,8 +33,11 @@ STORES = {
 }
 
 
-class San:
+class San(VolumeRuns):
     """LIO and LVM as fakes, and the module as Ansible runs it."""
+
+    given: ClassVar[dict[str, Any]] = {"backend": "lio"}
+    made: ClassVar[dict[str, Any]] = {"iqn_prefix": PREFIX, "size": "2MiB", "initiators": [HOST]}
 
     def __init__(self, base: Path, capsys, patch):
         self.base, self.capsys, self.patch = base, capsys, patch
@@ -45,18 +49,6 @@ class San:
         patch.setattr(_volume_lvm, "run", self.lvm.run)
         patch.setattr(_volume_lvm, "run_json", self.lvm.report)
         patch.setattr(_volume_lvm, "DEVICES", str(base))
-
-    def __call__(self, check=False, **args):
-        args = {"directory": str(self.data), "config_directory": str(self.conf), "backend": "lio", **args}
-        args = {**args, "source_directory": str(self.data / "images"), "_ansible_check_mode": check}
-        with patch_module_args(args), pytest.raises(SystemExit):
-            iscsi_volume.main()
-        self.text, self.errors = self.capsys.readouterr()
-        return json.loads(self.text)
-
-    def make(self, name="a", **args):
-        args = {"iqn_prefix": PREFIX, "size": "2MiB", "chap_user": "", "initiators": [HOST], **args}
-        return done(self(name=name, **args))
 
     def state(self):
         files = {str(path): path.read_bytes() for path in self.base.rglob("*") if path.is_file()}
@@ -70,18 +62,6 @@ class San:
 
     def restart(self):
         self.lio.restart(json.loads((self.conf / "saveconfig.json").read_text()))
-
-
-def done(result):
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def refused(result, *words):
-    assert result.get("failed") and not result["changed"], result
-    for word in words:
-        assert word in result["msg"], result["msg"]
-    return result
 
 
 @pytest.fixture
