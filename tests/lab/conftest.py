@@ -6,7 +6,6 @@
 DROVER_LAB_NAME=NAME     which lab (default: drover-test)
 DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
-DROVER_CEPH_LAB=NAME     which lab the stories about Ceph have to themselves (default: drover-ceph)
 
 Two lanes of stories can run side by side, each with a lab of its own name: those on the site that is set up
 (pytest --lane site), in their order, and all others (pytest --lane others).
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
@@ -61,13 +60,6 @@ def lab() -> Iterator[Lab]:
     yield found
     if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
         found.down()
-
-
-@pytest.fixture(scope="session")
-def quorum() -> Iterator[Cluster]:
-    """The nodes of examples/ceph-quorum on a lab of its own: Ceph works, and nothing else is set up."""
-    with example_lab(os.environ.get("DROVER_CEPH_LAB", "drover-ceph"), ROOT / "examples/ceph-quorum") as found:
-        yield found
 
 
 @pytest.fixture(scope="session")
