@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import zipfile
 from collections.abc import Mapping
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from . import _files
 
@@ -25,13 +27,24 @@ def archive(package: str, parts: Parts, start: str) -> bytes:
     files = {"__main__.py": main}
     for folder, modules in parts.items():
         files[f"{package}/{folder}__init__.py"] = ""
-        files.update({f"{package}/{folder}{name}.py": inspect.getsource(module) for name, module in modules.items()})
+        files.update({f"{package}/{folder}{name}.py": _source(module) for name, module in modules.items()})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for name in sorted(files):
             # A fixed date: equal sources give an equal file, whose name is its digest.
             target.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
     return buffer.getvalue()
+
+
+def _source(module: ModuleType) -> str:
+    """The module's source, out of Ansible's zip file too; OSError when its loader has none.
+
+    Not inspect.getsource: it reads a zip file by way of a cache that one thread empties while another reads.
+    """
+    source = cast(InspectLoader, cast(ModuleSpec, module.__spec__).loader).get_source(module.__name__)
+    if source is None:
+        raise OSError(f"no source of {module.__name__}")
+    return source
 
 
 def install(name: str, data: bytes, directory: Path) -> Path:

@@ -42,6 +42,7 @@ LOSE = f"""---
 """
 ROLE = ("--limit", NODE, "--tags", "open_vswitch")
 NICS = ("nic1", "nic2")
+LACP = "ovs-appctl lacp/show bond0"
 # What the map is for each host; the command line gives it for all.
 OWN_MAP = "{{ lab_map[inventory_hostname] | default({}) }}"
 
@@ -105,11 +106,20 @@ class Core:
 
     def seen(self, node: str, nic: str, owner: str) -> bool | str:
         """Whether a node hears the numbers of the owner's port at its NIC."""
-        said = (
-            self.cluster.ssh(node, "ovs-appctl lacp/show bond0").partition(f"member: {nic}:")[2].partition("member:")[0]
-        )
+        said = self.cluster.ssh(node, LACP).partition(f"member: {nic}:")[2].partition("member:")[0]
         wanted = (f"partner port_id: {self.port(owner, nic)}\n", f"partner key: {self.key(owner)}\n")
         return all(words in said for words in wanted) or said
+
+    def wait_for_all(self) -> None:
+        """Until every node hears its own numbers at each NIC."""
+        for node in self.nodes:
+            for nic in NICS:
+                wait_until(lambda node=node, nic=nic: self.seen(node, nic, node), 20, f"LACP of {node} {nic}")
+
+    def forgotten(self) -> bool | str:
+        """Whether no node hears a number of ours any more."""
+        said = {node: self.cluster.ssh(node, LACP) for node in self.nodes}
+        return not any(f"partner key: {self.key(node)}\n" in words for node, words in said.items()) or str(said)
 
 
 @pytest.fixture
@@ -117,12 +127,13 @@ def core(cluster: Cluster) -> Iterator[Core]:
     """The switch with its numbers; at the end every cable is in its place and the numbers are gone."""
     found = Core(cluster)
     found.plug()
-    for node in found.nodes:
-        for nic in NICS:
-            wait_until(lambda node=node, nic=nic: found.seen(node, nic, node), 20, f"LACP of {node} {nic}")
+    found.wait_for_all()
     yield found
+    # Each step is heard before the next: what a node says of a bond is of before until the other end's word comes.
     found.plug()
+    found.wait_for_all()
     found.forget()
+    wait_until(found.forgotten, 20, "the switch's own numbers")
     wait_until(lambda: attached(cluster), 20, "LACP with the cables in their places")
 
 
