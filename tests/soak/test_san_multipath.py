@@ -27,6 +27,8 @@ SECRETS = ("ChapOfTheLab42", "SanOfTheLab4242")
 SMALL = [{"name": name, "size": "64MiB"} for name in ("web1", "ldap1")]
 BIG = [{"name": "web1", "size": "96MiB"}, SMALL[1]]
 MANY = [*BIG, *({"name": f"lun{number:02}", "size": "8MiB"} for number in range(28))]
+PROBE: dict[str, Any] = {"name": "probe", "size": "8MiB"}
+PORTALS = ["10.231.5.10:3260", "10.231.7.10:3260"]
 MIB = 2**20
 # The role's defaults: a ping after 2 s of silence, 2 s for its answer, 5 s for the session to come back.
 PATH_TIMEOUT = 2 + 2 + 5
@@ -187,11 +189,11 @@ def test_a_volume_grows_from_the_san_to_the_map(example: Cluster) -> None:
 
 
 def test_a_wrong_secret_is_refused_by_name(example: Cluster) -> None:
-    volume: dict[str, Any] = {"name": "probe", "size": "8MiB", "chap_user": "drover", "chap_password": "another-Secret1"}
-    place: dict[str, Any] = {"backend": "lio", "iqn_prefix": PREFIX, "portals": ["10.231.5.10:3260", "10.231.7.10:3260"]}
-    made = example.task("san1", "iscsi_volume", **place, **volume, initiators=[f"{PREFIX}:hv2"])
+    chap: dict[str, Any] = {"chap_user": "drover", "chap_password": "another-Secret1"}
+    place: dict[str, Any] = {"backend": "lio", "iqn_prefix": PREFIX, "portals": PORTALS}
+    made = example.task("san1", "iscsi_volume", **place, **chap, **PROBE, initiators=[f"{PREFIX}:hv2"])
     assert not made["failed"], made
-    done = site(example, "--limit", "hv2", san_volumes=[*BIG, {"name": "probe"}])
+    done = site(example, "--limit", "hv2", san_volumes=[*BIG, PROBE])
     assert done.code != 0 and "authorization failure" in done.output and f"{PREFIX}:probe" in done.output, done.output
     assert names(example, "hv2") == told(example, BIG)
     gone = example.task("hv2", "iscsi_session", target=f"{PREFIX}:probe", state="absent")

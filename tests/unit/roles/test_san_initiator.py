@@ -1,0 +1,67 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What role san_initiator writes for udev and multipath."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, StrictUndefined, select_autoescape
+
+TEMPLATES = Path(__file__).resolve().parents[3] / "roles/san_initiator/templates"
+NAMES = [{"name": "db1", "wwid": "36002"}, {"name": "web1", "wwid": "36001"}]
+
+
+def render(name: str, **variables: object) -> str:
+    """A template as Ansible renders it."""
+    environment = Environment(
+        trim_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=select_autoescape([], default_for_string=False),
+    )
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        san_initiator_names=NAMES,
+        san_initiator_find_multipaths="no",
+        san_initiator_path_timeout=5,
+        san_initiator_no_path_retry="24",
+        **variables,
+    )
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", ["drover.conf.j2", "drover-names.conf.j2"])
+def test_multipath_can_read_each_section(name: str) -> None:
+    depth = 0
+    for line in lines(render(name)):
+        assert not ("{" in line and not line.endswith("{")), f"a section on one line: {line}"
+        assert "}" not in line or line.strip() == "}"
+        depth += line.count("{") - line.count("}")
+    assert depth == 0
+
+
+def test_a_map_is_named_by_its_wwid() -> None:
+    words = render("drover-names.conf.j2").split()
+    assert words[words.index("36001") + 1 :][:2] == ["alias", "web1"]
+
+
+@pytest.mark.parametrize(
+    "multipath, key", [(True, 'ENV{DM_UUID}=="mpath-36001"'), (False, 'KERNEL=="sd*", ENV{ID_SERIAL}=="36001"')]
+)
+def test_a_rule_is_keyed_on_the_wwid(multipath: bool, key: str) -> None:
+    rules = lines(render("san.rules.j2", san_initiator_multipath=multipath))
+    assert len(rules) == 2
+    assert key in rules[1] and rules[1].endswith('SYMLINK+="san/web1"')
+    assert all("sd[a-z]" not in rule and "dm-" not in rule for rule in rules)
+
+
+def test_nothing_requires_the_logins() -> None:
+    words = ("Requires", "Requisite", "BindsTo", "Wants")
+    for name in ("libvirtd.service.j2", "open-iscsi.service.j2"):
+        assert not [line for line in lines(render(name)) if line.startswith(words)]
+    assert "open-iscsi.service" in render("libvirtd.service.j2").split("After=")[1]
