@@ -64,6 +64,8 @@ class Played:
 class Cluster:
     """A lab with the site of examples/lab on it."""
 
+    play_seconds = PLAY_SECONDS
+
     def __init__(self, lab: Lab, site: Path = SITE) -> None:
         self.lab = lab
         self.site = site
@@ -93,13 +95,13 @@ class Cluster:
         return [program, *self.inventory, name, *options, *extra]
 
     def play(self, playbook: str, *options: str, **variables: Any) -> Played:
-        """Run a playbook to its end (10 minutes at most)."""
+        """Run a playbook to its end (`play_seconds` at most)."""
         begin = time.monotonic()
         process = self.start(playbook, *options, **variables)
         try:
-            output = process.communicate(timeout=PLAY_SECONDS)[0]
+            output = process.communicate(timeout=self.play_seconds)[0]
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{playbook}: no end after {PLAY_SECONDS} s:\n{self.kill(process)}") from None
+            raise AssertionError(f"{playbook}: no end after {self.play_seconds} s:\n{self.kill(process)}") from None
         finally:
             if process.poll() is None:
                 self.kill(process)
