@@ -394,7 +394,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _networkctl
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _networkctl
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.checks import check_once
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
@@ -474,7 +474,7 @@ class Network(Resource):
         judge.check_leaving(self.host, self.table, PREFIX)
         safe = self.params["allow_connection_interface"] or self.params["confirm_timeout"]
         if not safe:
-            judge.check_lifeline(self.host, before or {}, after, self.client.came_in(), PREFIX)
+            judge.check_lifeline(self.host, before or {}, after, _lifelines.came_in(), PREFIX)
         return after
 
     def steps(self, before: State, wanted: State) -> list[Step]:

@@ -403,6 +403,14 @@ options:
       - With O(state=absent), allow to lose the ports of other owners.
     type: bool
     default: false
+  allow_connection_interface:
+    description:
+      - Allow a change that cuts the interface through which Ansible reaches the machine, or that has the default route.
+        Such a change is a NIC that comes under the switch, or an internal port that goes or gets another VLAN. It is
+        refused otherwise, unless O(confirm_timeout) is there to take it back.
+      - An interface that stays, and only reaches others through a port or bond that changes, is not judged.
+    type: bool
+    default: false
   wait_lacp:
     description:
       - Seconds to wait until each bond with LACP has a member that is in step with its partner; fails when one has
@@ -600,10 +608,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
     changes,
     checks,
+    judge,
     restore,
     rollback,
     rows,
@@ -624,6 +633,7 @@ FIELDS = (
     Field("bonds", type="list", elements="dict", fields=BOND, check=checks.check_once),
     Field("mirrors", type="list", elements="dict", fields=MIRROR, check=checks.check_once),
     Field("purge_ports", type="bool", default=False),
+    Field("allow_connection_interface", type="bool", default=False),
     Field("wait_lacp", type="int", default=0),
     Field("confirm_timeout", type="int", check=between(5, 3600)),
     Field("timeout", type="int", default=30),
@@ -654,7 +664,10 @@ class Bridge(Resource):
 
     def wanted(self, before: State) -> State:
         """The options laid over what is there."""
-        return rules.wanted(self.params, before, self.snapshot, _links.devices())
+        after = rules.wanted(self.params, before, self.snapshot, _links.devices())
+        if not (self.params["confirm_timeout"] or self.params["allow_connection_interface"]):
+            _lifelines.check(judge.cut(before, after))
+        return after
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """A step for each sentence; the first commits them all, since they are one transaction."""
