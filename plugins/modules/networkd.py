@@ -340,9 +340,12 @@ EXAMPLES = r"""
         gateway: [192.0.2.1, "2001:db8::1"]
         dns: [192.0.2.53]
 
-- name: Look what is not as declared
+- name: Look what is not as declared; all four lists, since a missing one means that there is nothing of it
   drover.kvm.networkd:
+    bonds: "{{ linux_bridge_bonds }}"
+    vlans: "{{ linux_bridge_vlans }}"
     bridges: "{{ linux_bridge_bridges }}"
+    addresses: "{{ linux_bridge_addresses }}"
   check_mode: true
   diff: true
 """

@@ -32,8 +32,8 @@ pytestmark = [
 
 @pytest.fixture
 def ovs(server, tmp_path, monkeypatch):
-    """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
-    for number in range(6):
+    """The private switch without bridges, on a machine that has the NICs eth0 to eth7."""
+    for number in range(8):
         (tmp_path / f"eth{number}").touch()
     monkeypatch.setattr(_links, "DEVICES", tmp_path)
     server.bare()
