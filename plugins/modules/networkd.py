@@ -283,8 +283,8 @@ options:
 notes:
   - For O(confirm_timeout) the module has an action plugin of its name, which runs on the controller.
   - LACP of the kernel takes no member whose speed is unknown, as that of a virtual NIC often is. The module says so.
-  - A NIC that ifupdown (C(/etc/network/interfaces)) or NetworkManager also sets up keeps what they gave it until the next
-    boot, and has both then. Take it out there.
+  - A NIC that ifupdown (C(/etc/network/interfaces)) or NetworkManager also sets up gets from both what they have for
+    it, at the next boot at the latest. Take it out there.
   - The kernel calls VLANs on a bond C(bond0.100) only by custom; any name of at most 15 characters does.
 seealso:
   - module: drover.kvm.ovs_bridge
