@@ -57,7 +57,7 @@ def test_guests_bear_a_restart_of_the_target(cluster: Cluster, fault: str) -> No
 @contextmanager
 def stopped(cluster: Cluster) -> Iterator[None]:
     """No target answers: connections are refused."""
-    cluster.ssh(SAN, "systemctl kill --signal=KILL tgt")
+    cluster.ssh(SAN, "systemctl stop tgt", timeout=90)
     try:
         yield
     finally:
