@@ -25,6 +25,8 @@ attributes:
 
     KVM = r"""
 options: {}
+notes:
+  - What it reads and changes is root's. Where Ansible comes as another user, use C(become=true).
 attributes:
   check_mode:
     support: full

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client of libvirt: verbs in, plain data out, libvirt's errors as ours. The only file that imports the library.
 
-`connect` answers within OPEN_SECONDS even when the daemon is frozen, and an open connection fails KEEPALIVE_SECONDS
-after the daemon stopped to answer. Sizes are bytes everywhere; libvirt's KiB stay in here.
+`connect` answers within OPEN_SECONDS even when the daemon is frozen (START_SECONDS when it was only just started), and
+an open connection fails KEEPALIVE_SECONDS after the daemon stopped to answer. Sizes are bytes everywhere; libvirt's KiB
+stay in here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +24,7 @@ from urllib.parse import urlsplit
 from ._errors import DroverError, Failed, NotFound, TimedOut, Unreachable
 from ._fields import Field
 from ._hypervisor import CPU_MATCHES, JOBS, Domain, Pool, Secret, host_facts, state_words, version
-from ._run import bounded
+from ._run import bounded, run
 
 try:
     import libvirt
@@ -37,6 +39,9 @@ __all__ = ["LOCAL", "URI", "Domain", "Node", "Pool", "Secret", "connect", "libvi
 LOCAL = "qemu:///system"
 URI = Field("uri", default=LOCAL)
 OPEN_SECONDS = 8.0
+# A daemon looks at what QEMU can do before its first answer; on a slow server that was seen to take 45 s.
+START_SECONDS = 90.0
+DAEMONS = ("libvirtd.service", "virtqemud.service")
 CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
@@ -158,13 +163,16 @@ def host_of(uri: str) -> str:
 def connect(uri: str = LOCAL, readonly: bool = False, name: str | None = None, probe: bool = True) -> Iterator[Node]:
     """An open connection. `name` is the node's name in messages; no `probe` in a child that is bounded already.
 
-    Raises NotFound (no library), Unreachable (no daemon, no network, no answer within OPEN_SECONDS).
+    Raises NotFound (no library), Unreachable (no daemon, no network, no answer within OPEN_SECONDS; this machine's own
+    daemon has START_SECONDS from its start).
     """
     name = name or host_of(uri)
     if libvirt is None:
         raise NotFound(f"the Python library of libvirt is missing on {name}; install the package python3-libvirt")
     if probe and not uri.startswith("test:"):
-        answer = bounded({name: lambda: _probe(uri, readonly)}, OPEN_SECONDS)[name]
+        answer = _ask(name, uri, readonly)
+        while isinstance(answer, Unreachable) and uri == LOCAL and _starts():
+            answer = _ask(name, uri, readonly)
         if isinstance(answer, Unreachable):
             raise Unreachable(
                 f"hypervisor {name} does not answer: libvirt at {uri} was silent for {OPEN_SECONDS:g} s", node=name
@@ -177,6 +185,20 @@ def connect(uri: str = LOCAL, readonly: bool = False, name: str | None = None, p
         yield Node(connection, name, readonly)
     finally:
         _close(connection)
+
+
+def _ask(name: str, uri: str, readonly: bool) -> Any:
+    return bounded({name: lambda: _probe(uri, readonly)}, OPEN_SECONDS)[name]
+
+
+def _starts() -> bool:
+    """Whether this machine's daemon was only just started, as systemd tells; a machine without systemd says no."""
+    try:
+        said = run(["systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value", *DAEMONS], timeout=5)
+    except DroverError:
+        return False
+    begun = max((int(line) for line in said.split() if line.isdecimal()), default=0) / 10**6
+    return bool(begun) and time.monotonic() - begun < START_SECONDS
 
 
 def _close(connection: Any) -> None:

@@ -18,7 +18,6 @@ DEVICES = Path("/sys/class/net")
 BONDS = Path("/proc/net/bonding")
 LOOK = 0.1  # seconds between two looks at a counter
 PULLED = 1.0  # seconds that a bounced link is down; the guest's driver must see both changes
-LONGEST = 600
 LLDP_ANSWER = 3.0  # seconds; neighbours are worth having, not worth waiting for
 
 
@@ -60,13 +59,6 @@ def silent(names: Sequence[str], seconds: float) -> list[str]:
 def pause() -> None:
     """Wait as long as a cable that is pulled and put back is out."""
     time.sleep(PULLED)
-
-
-def check_seconds(value: int) -> int:
-    """Seconds to listen."""
-    if not 0 <= value <= LONGEST:
-        raise ValueError(f"{value} is not between 0 and {LONGEST} seconds")
-    return value
 
 
 def bridge_of(name: str) -> str | None:

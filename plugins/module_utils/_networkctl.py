@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,6 @@ PREFIX = "06-drover-"
 PENDING = Path("/run/drover/networkd-pending")
 DEVICES = Path("/sys/class/net")
 BONDING = Path("/proc/net/bonding")
-PROCESSES = Path("/proc")
 IP_WORDS = {"multicast_snooping": "mcast_snooping"}
 
 
@@ -120,19 +118,6 @@ class Networkd:
         """The kernel's links with what their kind says, as `ip` prints them."""
         return _list(run_json(["ip", "-json", "-details", "link", "show"]))
 
-    def addresses(self) -> list[dict[str, Any]]:
-        """The addresses of all links, as `ip` prints them."""
-        return _list(run_json(["ip", "-json", "address", "show"]))
-
-    def routes(self) -> list[dict[str, Any]]:
-        """The routes of the main table, of both families, as `ip` prints them."""
-        found = []
-        for family in ("-4", "-6"):
-            # A kernel without IPv6 has no routes of it.
-            with suppress(Failed):
-                found += _list(run_json(["ip", "-json", family, "route", "show", "table", "main"]))
-        return found
-
     def vlans(self) -> list[dict[str, Any]]:
         """The VLANs of the ports of bridges, as `bridge` prints them; none where the kernel can't filter."""
         try:
@@ -162,18 +147,6 @@ class Networkd:
     def carrier(self, link: str) -> bool:
         """Whether a cable is plugged in at both ends; the kernel refuses to say it of a link that is not set up."""
         return _text(DEVICES / link / "carrier") == "1"
-
-    def came_in(self) -> str | None:
-        """The address of this machine through which Ansible came by ssh, from what the processes above hold."""
-        process = os.getpid()
-        while process > 1:
-            folder = PROCESSES / str(process)
-            # sudo drops the variable, so it is looked for in all that started this.
-            for entry in _bytes(folder / "environ").split(b"\0"):
-                if entry.startswith(b"SSH_CONNECTION=") and len(entry.split()) == 4:
-                    return entry.split()[2].decode("ascii", "replace")
-            process = int((_text(folder / "stat").rpartition(")")[2].split() + ["0", "0"])[1])
-        return None
 
 
 def _list(answer: Any) -> list[dict[str, Any]]:

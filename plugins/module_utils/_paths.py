@@ -62,7 +62,9 @@ def _path(address: str, mtu: int | None, seconds: float) -> dict[str, Any]:
     way = f"{address} by {route['dev']}"
     if path["largest"] is None:
         return {**path, "message": f"{way}: no answer, whatever the size"}
-    words = f"packets of {size} bytes get lost, of {path['largest']} arrive: a link on the way has a smaller MTU"
+    own = _mtu(route["dev"])
+    blame = "a link on the way has a smaller MTU" if size <= own else f"{route['dev']} itself has the MTU {own}"
+    words = f"packets of {size} bytes get lost, of {path['largest']} arrive: {blame}"
     return {**path, "message": f"{way}: {words}"}
 
 

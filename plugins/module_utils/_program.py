@@ -9,11 +9,8 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping
-from importlib.abc import InspectLoader
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import cast
 
 from . import _files
 
@@ -41,7 +38,7 @@ def _source(module: ModuleType) -> str:
 
     Not inspect.getsource: it reads a zip file by way of a cache that one thread empties while another reads.
     """
-    source = cast(InspectLoader, cast(ModuleSpec, module.__spec__).loader).get_source(module.__name__)
+    source: str | None = module.__dict__["__loader__"].get_source(module.__name__)
     if source is None:
         raise OSError(f"no source of {module.__name__}")
     return source

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Optional, TypeVar
+from typing import Any, NamedTuple, Optional, TypeVar
 
 from ._blocks import Block, Blocks
 from ._blocks import describe as describe_block
@@ -19,27 +19,31 @@ from ._fields import size_text
 from ._initiator import Portal, Record, Session, new_values, parse_portal
 
 AUTH = "node.session.auth."
+
+
+class Setting(NamedTuple):
+    """A line of a node record. `built_in` is what iscsiadm takes when neither a record nor iscsid.conf says it.
+
+    `shown` tells that a session shows with what it runs (`RUNNING` of `_initiator.py`), so that what it learns only at
+    its next login can be told.
+    """
+
+    key: str
+    built_in: str | int = ""
+    shown: bool = True
+
+
 SETTINGS = {
-    "startup": "node.startup",
-    "replacement_timeout": "node.session.timeo.replacement_timeout",
-    "noop_interval": "node.conn[0].timeo.noop_out_interval",
-    "noop_timeout": "node.conn[0].timeo.noop_out_timeout",
-    "login_timeout": "node.conn[0].timeo.login_timeout",
-    "chap_user": f"{AUTH}username",
-    "chap_password": f"{AUTH}password",
-    "mutual_chap_user": f"{AUTH}username_in",
-    "mutual_chap_password": f"{AUTH}password_in",
-}
-NUMBERS = ("replacement_timeout", "noop_interval", "noop_timeout", "login_timeout")
-# multipathd writes its own fast_io_fail_tmo over the session's timeout, so a difference there says nothing.
-COMPARED = ("noop_interval", "noop_timeout", "chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password")
-# What iscsiadm takes when neither a record nor iscsid.conf says it.
-BUILT_IN = {
-    "node.startup": "manual",
-    "node.session.timeo.replacement_timeout": "120",
-    "node.conn[0].timeo.noop_out_interval": "5",
-    "node.conn[0].timeo.noop_out_timeout": "5",
-    "node.conn[0].timeo.login_timeout": "30",
+    "startup": Setting("node.startup", "manual", shown=False),
+    # multipathd writes its own fast_io_fail_tmo over the session's timeout, so a difference there says nothing.
+    "replacement_timeout": Setting("node.session.timeo.replacement_timeout", 120, shown=False),
+    "noop_interval": Setting("node.conn[0].timeo.noop_out_interval", 5),
+    "noop_timeout": Setting("node.conn[0].timeo.noop_out_timeout", 5),
+    "login_timeout": Setting("node.conn[0].timeo.login_timeout", 30, shown=False),
+    "chap_user": Setting(f"{AUTH}username"),
+    "chap_password": Setting(f"{AUTH}password"),
+    "mutual_chap_user": Setting(f"{AUTH}username_in"),
+    "mutual_chap_password": Setting(f"{AUTH}password_in"),
 }
 PortalState = Optional[dict[str, Any]]
 Thing = TypeVar("Thing", Record, Session)
@@ -76,9 +80,9 @@ def by_portal(target: str, found: Iterable[Thing]) -> dict[Portal, Thing]:
 def settings(values: Mapping[str, str]) -> dict[str, Any]:
     """A record's lines as options of the module."""
     found: dict[str, Any] = {}
-    for option, key in SETTINGS.items():
-        text = values.get(key, BUILT_IN.get(key, ""))
-        found[option] = int(text) if option in NUMBERS and text.isdecimal() else text
+    for option, setting in SETTINGS.items():
+        text = values.get(setting.key, str(setting.built_in))
+        found[option] = int(text) if isinstance(setting.built_in, int) and text.isdecimal() else text
     if values.get(f"{AUTH}authmethod", "None") != "CHAP":
         found.update(chap_user="", chap_password="", mutual_chap_user="", mutual_chap_password="")
     return found
@@ -163,7 +167,7 @@ def record_of(target: str, portal: Portal, tpgt: int, after: Mapping[str, Any], 
     """The record that holds these settings; of `base` (a record's lines, or iscsid.conf) the rest is kept."""
     # An interface that the record was bound to before is not kept beside the new one.
     kept = {key: value for key, value in base.items() if not key.startswith(("iface.", AUTH)) or key.endswith("_algs")}
-    ours = {SETTINGS[name]: str(after[name]) for name in SETTINGS if after[name] != ""}
+    ours = {setting.key: str(after[name]) for name, setting in SETTINGS.items() if after[name] != ""}
     ours[f"{AUTH}authmethod"] = "CHAP" if after["chap_user"] else "None"
     nic = after["interface"]
     return Record(target, portal, tpgt, nic, {**kept, **new_values(target, portal, tpgt, nic), **ours})
@@ -178,9 +182,10 @@ def changed_settings(have: PortalState, after: Mapping[str, Any]) -> list[str]:
 def pending(session: Session, after: Mapping[str, Any]) -> list[str]:
     """The settings with which the session does not run yet: it learns them at its next login."""
     found = []
-    for name in COMPARED:
+    for name, setting in SETTINGS.items():
         value = str(after.get(name, ""))
-        if session.running.get(SETTINGS[name], "") != value and (value or "password" not in name):
+        told = session.running.get(setting.key, "")
+        if setting.shown and told != value and (value or "password" not in name):
             found.append(name)
     return found
 

@@ -43,7 +43,8 @@ options:
     description:
       - Allows O(size=1), with which the first broken disk loses data. The monitors must allow it too
         (C(mon_allow_pool_size_one)) for a pool that is there.
-      - Silences the warning about O(min_size=1), with which writes are accepted that only one disk has.
+      - Allows O(min_size=1), with which writes are accepted that only one disk has; a pool that has it already is
+        warned about when O(size) is given without this.
     type: bool
     default: false
   type:

@@ -283,6 +283,8 @@ options:
 notes:
   - For O(confirm_timeout) the module has an action plugin of its name, which runs on the controller.
   - LACP of the kernel takes no member whose speed is unknown, as that of a virtual NIC often is. The module says so.
+  - A NIC that ifupdown (C(/etc/network/interfaces)) or NetworkManager also sets up gets from both what they have for
+    it, at the next boot at the latest. Take it out there.
   - The kernel calls VLANs on a bond C(bond0.100) only by custom; any name of at most 15 characters does.
 seealso:
   - module: drover.kvm.ovs_bridge
@@ -340,9 +342,12 @@ EXAMPLES = r"""
         gateway: [192.0.2.1, "2001:db8::1"]
         dns: [192.0.2.53]
 
-- name: Look what is not as declared
+- name: Look what is not as declared; all four lists, since a missing one means that there is nothing of it
   drover.kvm.networkd:
+    bonds: "{{ linux_bridge_bonds }}"
+    vlans: "{{ linux_bridge_vlans }}"
     bridges: "{{ linux_bridge_bridges }}"
+    addresses: "{{ linux_bridge_addresses }}"
   check_mode: true
   diff: true
 """
@@ -394,7 +399,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _networkctl
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _networkctl
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.checks import check_once
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
@@ -474,7 +479,7 @@ class Network(Resource):
         judge.check_leaving(self.host, self.table, PREFIX)
         safe = self.params["allow_connection_interface"] or self.params["confirm_timeout"]
         if not safe:
-            judge.check_lifeline(self.host, before or {}, after, self.client.came_in(), PREFIX)
+            judge.check_lifeline(self.host, before or {}, after, _lifelines.came_in(), PREFIX)
         return after
 
     def steps(self, before: State, wanted: State) -> list[Step]:

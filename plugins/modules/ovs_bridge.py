@@ -403,10 +403,18 @@ options:
       - With O(state=absent), allow to lose the ports of other owners.
     type: bool
     default: false
+  allow_connection_interface:
+    description:
+      - Allow a change that cuts the interface through which Ansible reaches the machine, or that has the default route.
+        Such a change is a NIC that comes under the switch, or an internal port that goes or gets another VLAN. It is
+        refused otherwise, unless O(confirm_timeout) is there to take it back.
+      - An interface that stays, and only reaches others through a port or bond that changes, is not judged.
+    type: bool
+    default: false
   wait_lacp:
     description:
-      - Seconds to wait until each bond with LACP has a member that is in step with its partner; fails when one has
-        none. The members that are not in step are warnings.
+      - Seconds, at most 600, to wait until each bond with LACP has a member that is in step with its partner; fails
+        when one has none. The members that are not in step are warnings.
       - With V(0) the module does not wait, and RV(runtime.bonds) tells how it stands.
     type: int
     default: 0
@@ -428,7 +436,7 @@ options:
       - While a change waits for its confirmation any other change of this bridge is refused.
     type: int
   timeout:
-    description: Seconds to wait until C(ovs-vswitchd) has taken over the change.
+    description: Seconds, 1 to 600, to wait until C(ovs-vswitchd) has taken over the change.
     type: int
     default: 30
   socket:
@@ -477,15 +485,15 @@ EXAMPLES = r"""
 
 - name: Two bridges joined by a patch cable, this end
   drover.kvm.ovs_bridge:
-    name: br0
+    name: br2
     ports:
-      - name: to-br1
+      - name: to-br3
         type: patch
-        peer: to-br0
+        peer: to-br2
 
 - name: A tunnel to another site
   drover.kvm.ovs_bridge:
-    name: br1
+    name: br4
     ports:
       - name: site2
         type: vxlan
@@ -494,32 +502,36 @@ EXAMPLES = r"""
 
 - name: 500 Mbit/s out of an uplink, a fifth of it for queue 1; 100 Mbit/s into the switch from another NIC
   drover.kvm.ovs_bridge:
-    name: br1
+    name: br5
     ports:
-      - name: eno3
+      - name: eno5
         qos:
           max_rate: 500000000
           queues:
             - id: 0
             - id: 1
               min_rate: 100000000
-      - name: eno4
+      - name: eno6
         ingress_policing_rate: 100000
 
-- name: A copy of what web1 sends and gets, for a probe at eno4
+- name: A copy of what comes and goes at eno7, for a probe at eno8
   drover.kvm.ovs_bridge:
-    name: br0
+    name: br6
+    ports:
+      - name: eno7
+      - name: eno8
     mirrors:
       - name: probe
-        select_src: [vnet3]
-        select_dst: [vnet3]
-        output_port: eno4
+        select_src: [eno7]
+        select_dst: [eno7]
+        output_port: eno8
 
 - name: Another VLAN under the management address; the old one comes back unless Ansible can connect again
   drover.kvm.ovs_bridge:
-    name: br0
+    name: br7
     confirm_timeout: 60
     ports:
+      - name: eno9
       - name: mgmt0
         type: internal
         tag: 12
@@ -531,7 +543,7 @@ EXAMPLES = r"""
 
 - name: Remove a bridge that no virtual machine uses
   drover.kvm.ovs_bridge:
-    name: br2
+    name: br8
     state: absent
 """
 
@@ -600,10 +612,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _links, _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import (
     changes,
     checks,
+    judge,
     restore,
     rollback,
     rows,
@@ -624,9 +637,10 @@ FIELDS = (
     Field("bonds", type="list", elements="dict", fields=BOND, check=checks.check_once),
     Field("mirrors", type="list", elements="dict", fields=MIRROR, check=checks.check_once),
     Field("purge_ports", type="bool", default=False),
-    Field("wait_lacp", type="int", default=0),
+    Field("allow_connection_interface", type="bool", default=False),
+    Field("wait_lacp", type="int", default=0, check=between(0, 600)),
     Field("confirm_timeout", type="int", check=between(5, 3600)),
-    Field("timeout", type="int", default=30),
+    Field("timeout", type="int", default=30, check=between(1, 600)),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )
 
@@ -654,7 +668,10 @@ class Bridge(Resource):
 
     def wanted(self, before: State) -> State:
         """The options laid over what is there."""
-        return rules.wanted(self.params, before, self.snapshot, _links.devices())
+        after = rules.wanted(self.params, before, self.snapshot, _links.devices())
+        if not (self.params["confirm_timeout"] or self.params["allow_connection_interface"]):
+            _lifelines.check(judge.cut(before, after))
+        return after
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """A step for each sentence; the first commits them all, since they are one transaction."""

@@ -11,7 +11,7 @@ module: ovs_info
 short_description: Read the bridges, bonds and LACP partners of a machine
 version_added: "0.1.0"
 description:
-  - Returns the bridges of Open vSwitch with their ports, bonds, VLANs, spanning tree, QoS and counters, the VM that
+  - Returns the bridges of Open vSwitch with their ports, bonds, VLANs, RSTP, QoS and counters, the VM that
     owns each tap, and at every cable the partner that LACP and LLDP tell of.
   - The database is read in one transaction, so all of it is of the same moment; C(ovs-vswitchd) is asked once for LACP.
     The bonds of the kernel tell their partner too. Nothing hangs. A database server that gives no answer fails the
@@ -62,7 +62,7 @@ EXAMPLES = r"""
     - name: Read the bonds
       drover.kvm.ovs_info:
       register: answer
-      failed_when: answer.links | selectattr('bond') | rejectattr('lacp', 'equalto', 'current attached')
+      failed_when: answer.links | selectattr('bond') | rejectattr('lacp', 'equalto', 'current attached') | length > 0
 
 - name: Say which VM is behind vnet7
   hosts: hv1

@@ -31,7 +31,7 @@ options:
       - External ids of the switch, in the manner of O(other_config).
     type: dict
   timeout:
-    description: Seconds to wait until C(ovs-vswitchd) has taken over the change.
+    description: Seconds, 1 to 600, to wait until C(ovs-vswitchd) has taken over the change.
     type: int
     default: 30
   socket:
@@ -97,14 +97,14 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _ovs
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import checks, rules, words
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 MAPS = ("other_config", "external_ids")
 FIELDS = (
     Field("other_config", type="dict", check=checks.check_map),
     Field("external_ids", type="dict", check=checks.check_map),
-    Field("timeout", type="int", default=30),
+    Field("timeout", type="int", default=30, check=between(1, 600)),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
 )
 

@@ -11,8 +11,8 @@ module: pool
 short_description: Manage libvirt's storage pools
 version_added: "0.1.0"
 description:
-  - Defines a folder of a node, an NFS export, a volume group of LVM or a pool of Ceph as a storage pool of libvirt,
-    where other tools and M(drover.kvm.node_info) see what is in it and how much room is left.
+  - Defines a folder of a node, an NFS export, a volume group of LVM, a target of iSCSI or a pool of Ceph as a storage
+    pool of libvirt, where other tools and M(drover.kvm.node_info) see what is in it and how much room is left.
   - It never deletes data. A pool that is removed is forgotten by libvirt; what is in it stays. It makes no file system
     and no volume group.
   - A pool that disks of VMs refer to by its name is not removed and not deactivated. Disks that are named by their path
@@ -27,9 +27,9 @@ options:
     description:
       - What the pool is made of. Pools of other types that are there can be activated, deactivated and removed.
       - V(dir) is a folder, V(netfs) a folder of an NFS server that libvirt mounts, V(logical) a volume group of LVM,
-        V(rbd) a pool of Ceph.
+        V(iscsi-direct) the logical units of an iSCSI target, to which libvirt logs in itself, V(rbd) a pool of Ceph.
     type: str
-    choices: [dir, netfs, logical, rbd]
+    choices: [dir, netfs, logical, iscsi-direct, rbd]
     default: dir
   path:
     description:
@@ -38,21 +38,26 @@ options:
     type: str
   source:
     description:
-      - The exported folder, the volume group, or the pool of Ceph. Needed for a new pool that is no folder; it can't be
-        changed.
+      - The exported folder, the volume group, the IQN of the target, or the pool of Ceph. Needed for a new pool that is
+        no folder; it can't be changed.
     type: str
   hosts:
     description:
-      - The NFS server, one; or the monitors of Ceph, whose default are those in C(/etc/ceph) of the node.
+      - The NFS server or the portal of the target, one, such as C(10.231.5.10:3260); or the monitors of Ceph, whose
+        default are those in C(/etc/ceph) of the node.
     type: list
     elements: str
+  initiator:
+    description: IQN with which libvirt logs in to the target. Needed for a new pool of O(type=iscsi-direct).
+    type: str
   user:
-    description: User of Ceph, without C(client.). The default for a new pool of O(type=rbd) is V(libvirt).
+    description:
+      - User of Ceph, without C(client.), or of CHAP. The default for a new pool of O(type=rbd) is V(libvirt).
     type: str
   secret:
     description:
-      - Usage name of the libvirt secret with the key of O(user). The default for a new pool of O(type=rbd) is
-        C(client.) and the user.
+      - Usage name of the libvirt secret with the key or password of O(user), see M(drover.kvm.secret). The default for
+        a new pool of O(type=rbd) is C(client.) and the user.
     type: str
   autostart:
     description: Whether it is activated with the node. Without it, a new pool is, and one that is there stays as it is.
@@ -102,6 +107,16 @@ EXAMPLES = r"""
         source: /export/media
         path: /srv/media
 
+    - name: What a target of the SAN exports, as libvirt sees it from this node
+      drover.kvm.pool:
+        name: archive-san
+        type: iscsi-direct
+        hosts: ["10.231.5.10:3260"]
+        source: iqn.2026-11.org.example:archive
+        initiator: "iqn.2026-11.org.example:{{ inventory_hostname }}"
+        user: drover
+        secret: san1
+
     - name: Forget the pool that the distribution made; its files stay
       drover.kvm.pool:
         name: default
@@ -131,16 +146,20 @@ pool:
       type: str
       sample: /srv/media
     source:
-      description: The exported folder, volume group or pool of Ceph; null for a folder.
+      description: The exported folder, volume group, target or pool of Ceph; null for a folder.
       type: str
       sample: vms
     hosts:
-      description: The NFS server or the monitors.
+      description: The NFS server, the portal or the monitors.
       type: list
       elements: str
       sample: ["10.231.5.13:6789"]
+    initiator:
+      description: IQN with which libvirt logs in, or null.
+      type: str
+      sample: iqn.2026-11.org.example:hv1
     user:
-      description: User of Ceph, or null.
+      description: User of Ceph or of CHAP, or null.
       type: str
       sample: libvirt
     secret:
@@ -177,7 +196,7 @@ from typing import Any
 from ansible_collections.drover.kvm.plugins.module_utils._ceph_conf import check_monitor
 from ansible_collections.drover.kvm.plugins.module_utils._disks.pools import BUILT, NEEDS, described, filled, pool_xml
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._identity import NAMESPACE
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
@@ -193,7 +212,9 @@ def check_path(value: str) -> str:
 
 
 def check_source(value: str) -> str:
-    """A folder of a server, or a name."""
+    """A folder of a server, an IQN, or a name."""
+    if value.startswith("iqn."):
+        return check_iqn(value)
     return check_path(value) if value.startswith("/") else check_name(value)
 
 
@@ -210,6 +231,7 @@ FIELDS = (
     Field("path", check=check_path),
     Field("source", check=check_source),
     Field("hosts", type="list", elements="str", check=check_hosts),
+    Field("initiator", check=check_iqn),
     Field("user", check=check_name),
     # The name of a libvirt secret; what it holds never comes here.
     Field("secret", no_log=False, check=check_name),

@@ -36,7 +36,8 @@ options:
   state: &state
     description:
       - V(present) is defined; its power stays as it is.
-      - V(running) is defined and runs. A machine that is paused or crashed is refused with the reason, never resumed.
+      - V(running) is defined and runs. A machine that an I/O error of its storage paused is resumed, and watched for
+        two seconds. One that is paused or crashed for another reason is refused with the reason, never resumed.
         One with the marker of a migration is left to module M(drover.kvm.migrate) with
         O(drover.kvm.migrate#module:state=recovered).
       - V(stopped) is defined and off. The guest is asked to shut down, and waited for.
@@ -142,6 +143,14 @@ options:
         description:
           - Serial number that the guest sees, at most 20 characters.
         type: str
+      error_policy:
+        description:
+          - What happens when the storage fails. With V(stop) the machine is paused and the guest sees no error; when
+            the storage is back, O(state=running) resumes it. With V(report) the guest gets the error, with V(enospace)
+            only one that is not for want of space.
+          - The default of a new disk is V(stop).
+        type: str
+        choices: [stop, report, enospace]
       readonly:
         description:
           - Whether the guest can only read it.
@@ -668,7 +677,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -732,8 +741,7 @@ class Vm(Resource):
         if not self.planned:
             old = set() if self.draft.before is None else claims_of(self.draft.before)
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
-            if self.act == "start":
-                self.admission.start(held, state["uuid"], self.draft.check_free)
+            starting.admit(self.act, self.admission, self.draft)
             self.admission.plan(held, runs=state["state"] == "running")
             self.planned = True
         return state
@@ -745,8 +753,7 @@ class Vm(Resource):
             steps += self._removal()
         else:
             steps += self.draft.seed + self._make_volumes() + self._define(wanted) + self._change_live()
-            if self.act == "start":
-                steps.append(self._start(wanted["uuid"]))
+            steps += starting.steps(self.act, self.admission, self.draft)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps
@@ -805,15 +812,6 @@ class Vm(Resource):
         if notes := " and ".join(self.draft.noted):
             steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
-
-    def _start(self, uuid: str) -> Step:
-        saved = " from its saved memory" if self.domain and self.domain.has_managed_save else ""
-        return Step(f"start {self.name}{saved}", partial(self._really_start, uuid))
-
-    def _really_start(self, uuid: str) -> None:
-        # What the peers said may be old by now, when many VMs are started one after the other.
-        self.admission.start(claims_of(self.draft.after), uuid, self.draft.check_free)
-        self.site.node.start(self.name)
 
 
 def main() -> None:

@@ -26,6 +26,13 @@ extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
   - drover.kvm.libvirt
+attributes:
+  check_mode:
+    support: full
+    details: It does not listen in check mode where a port is to be plugged, so RV(silent) is empty then.
+  idempotent:
+    support: partial
+    details: With O(bounce), a NIC that stays silent is bounced by each run.
 requirements:
   - for NICs on Open vSwitch its Python bindings (package C(python3-openvswitch))
 options:
@@ -52,12 +59,13 @@ options:
   bounce:
     description:
       - Whether to take the link of each NIC that stays silent for O(listen) seconds down for a second, as if its cable
-        were pulled, so that the guest announces itself again. Needs O(listen).
+        were pulled, so that the guest announces itself again. Needs O(listen); after it the NICs are listened to for
+        as long once more.
       - Nothing is bounced in a run that has plugged a port again.
     type: bool
     default: false
   timeout:
-    description: Seconds to wait until C(ovs-vswitchd) has taken over the change.
+    description: Seconds, 1 to 600, to wait until C(ovs-vswitchd) has taken over the change.
     type: int
     default: 30
   socket:
@@ -130,8 +138,8 @@ silent:
   sample: []
 error:
   description:
-    - Kind of the failure. V(NotFound) for a missing bridge or missing bindings, V(Unreachable) for a daemon that does
-      not answer, V(TimedOut), V(Failed) with the words of Open vSwitch.
+    - Kind of the failure. V(Invalid) for wrong options, V(NotFound) for a missing bridge or missing bindings,
+      V(Unreachable) for a daemon that does not answer, V(TimedOut), V(Failed) with the words of Open vSwitch.
   returned: failure
   type: str
 """
@@ -145,16 +153,16 @@ from ansible_collections.drover.kvm.plugins.module_utils import _libvirt, _links
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import taps as ports
 from ansible_collections.drover.kvm.plugins.module_utils._domain import taps
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Invalid, NotFound
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FIELDS = (
     Field("names", type="list", elements="str", aliases=("name",)),
     Field("bridges", type="list", elements="str"),
-    Field("listen", type="int", default=0, check=_links.check_seconds),
+    Field("listen", type="int", default=0, check=between(0, 600)),
     Field("bounce", type="bool", default=False),
-    Field("timeout", type="int", default=30),
+    Field("timeout", type="int", default=30, check=between(1, 600)),
     Field("socket", type="path", default="/run/openvswitch/db.sock"),
     _libvirt.URI,
 )

@@ -82,6 +82,7 @@ def test_a_pool_is_made_changed_and_renamed(pools: Pools) -> None:
         "name": name,
         "size": 2,
         "min_size": 1,
+        "accept_risk": True,
         "crush_rule": RULES[0],
         "failure_domain": "host",
         "target_size_ratio": 0.1,

@@ -1,12 +1,19 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The example with LACP pairs to the core and the SAN: storage stays on its VLAN, one cable of a pair may be lost."""
+"""The example with LACP pairs to the core and the SAN: storage stays on its VLAN, one cable of a pair may be lost.
+
+Each story runs twice, with either target: what makes it LIO is one word in the inventory. LIO is in the kernel, so the
+SAN is a full VM then.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +29,27 @@ LONGEST = {"pulled": 1.0, "silent": 5.0}
 BETWEEN_CUTS = 35
 
 
-@pytest.fixture(scope="module")
-def example() -> Iterator[Cluster]:
+def on_lio(example: Path) -> None:
+    """Change a copy of the example: another target, and a machine with a kernel of its own for it."""
+    topology = example / "topology.json"
+    machines = json.loads(topology.read_text(encoding="utf-8"))
+    machines["nodes"][SAN].update({"kind": "vm", "memory": "1G"})
+    topology.write_text(json.dumps(machines), encoding="utf-8")
+    settings = example / "inventory/group_vars/san.yml"
+    before = settings.read_text(encoding="utf-8")
+    after = before.replace("san_target_backend: tgt", "san_target_backend: lio")
+    assert after != before, before
+    settings.write_text(after, encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["tgt", "lio"])
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The example on a lab of its own, its guests counting."""
-    with example_lab("drover-san", EXAMPLE) as found:
+    copy = tmp_path_factory.mktemp(request.param) / EXAMPLE.name
+    shutil.copytree(EXAMPLE, copy)
+    if request.param == "lio":
+        on_lio(copy)
+    with example_lab("drover-san", copy) as found:
         found.play("site").good()
         found.write_images()
         found.play("build_vms").good()

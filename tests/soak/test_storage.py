@@ -19,6 +19,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 GROWING = "grow1"
 LOCAL = "local1"
+SAN = "10.231.5.10:3260"
 FOLDER = "/var/lib/libvirt/images"
 SYSTEM, DATA = f"{FOLDER}/drover-{LOCAL}-0.raw", f"{FOLDER}/drover-{LOCAL}-1.qcow2"
 SHEET: dict[str, Any] = {
@@ -170,3 +171,21 @@ def test_a_disk_moves_to_another_folder_and_format(homebody: Mover) -> None:
     back = [{"target": "vdb", "path": DATA, "format": "qcow2"}]
     assert there.task(node, "vm_storage", name=LOCAL, disks=back, remove_source=True)["changed"]
     assert digest(there, node) == before and there.ssh(node, "ls /srv/fast") == ""
+
+
+def test_libvirt_logs_in_to_a_target_as_to_a_pool(cluster: Cluster) -> None:
+    initiator = "iqn.2026-11.org.example:pools"
+    volume: dict[str, Any] = {"name": "pooled", "iqn": "iqn.2026-11.org.example:pooled"}
+    pool = {"name": "pooled", "type": "iscsi-direct", "source": volume["iqn"], "hosts": [SAN], "initiator": initiator}
+    try:
+        made = cluster.task("san1", "iscsi_volume", **volume, size="16MiB", initiators=[initiator])
+        assert made["changed"] and not made["failed"], made
+        assert cluster.task("hv1", "pool", **pool)["pool"]["state"] == "active"
+        assert not cluster.task("hv1", "pool", **pool)["changed"]
+        listed = cluster.ssh("hv1", "virsh", "vol-list", "pooled")
+        assert f"/{volume['iqn']}/1" in listed, listed
+    finally:
+        cluster.task("hv1", "pool", name="pooled", state="absent")
+        gone = cluster.task("san1", "iscsi_volume", **volume, state="absent", remove_data=True)
+    assert gone["changed"] and not gone["failed"], gone
+    assert "pooled" not in cluster.ssh("hv1", "virsh", "pool-list", "--all")

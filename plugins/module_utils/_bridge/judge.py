@@ -8,6 +8,9 @@ from __future__ import annotations
 from .._errors import Invalid, Refused
 from .options import HIDDEN, TUNNEL_KEYS, TUNNELS, State
 
+# What decides in which VLAN a host's own interface is.
+PLACE = ("type", "tag", "trunks", "vlan_mode")
+
 
 def check(params: State, before: State | None, state: State, guests: list[str]) -> None:
     """Refuse what does not fit together. Raises Invalid or Refused."""
@@ -35,6 +38,23 @@ def check(params: State, before: State | None, state: State, guests: list[str]) 
         # One that somebody else has broken since is not this task's business.
         if item["managed"] and (before is None or item != before["mirrors"].get(mirror)):
             _check_mirror(f"mirror {mirror} of bridge {name}", item, {*state["ports"], *state["bonds"], *guests})
+
+
+def cut(before: State | None, after: State | None) -> set[str]:
+    """The interfaces that lose what they carry: NICs that come under the switch, and the host's own that go or move.
+
+    What an address of the host's own reaches through the other ports is not judged.
+    """
+    old, new = before or {"ports": {}, "bonds": {}}, after or {"ports": {}, "bonds": {}}
+    own = {name: item for name, item in old["ports"].items() if item["type"] == "internal"}
+    there = {name: [item[key] for key in PLACE] for name, item in new["ports"].items()}
+    moved = {name for name, item in own.items() if there.get(name) != [item[key] for key in PLACE]}
+    return moved | (_nics(new) - _nics(old))
+
+
+def _nics(state: State) -> set[str]:
+    members = {member for bond in state["bonds"].values() for member in bond["members"]}
+    return members | {name for name, item in state["ports"].items() if item["type"] == "system"}
 
 
 def _check_port(where: str, bridge: str, port: str, item: State) -> None:

@@ -90,6 +90,11 @@ def _judge_sizes(wanted: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         raise Refused(
             f"pool {name} with size 1 loses data with the first disk that breaks; give accept_risk if that is meant"
         )
+    if params["min_size"] == 1 and wanted["type"] == "replicated" and not params["accept_risk"]:
+        raise Refused(
+            f"pool {name} with min_size 1 takes writes that only one disk has, and loses them when it breaks; give "
+            "accept_risk if that is meant"
+        )
     if params["min_size"] is not None and size is None and wanted["type"] == "replicated":
         raise Invalid(f"min_size of the new pool {name} needs its size beside it", option="min_size")
     if size is not None and least is not None and least > size:
@@ -119,11 +124,11 @@ def _judge_flags(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def _risks(wanted: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
-    asked = params["size"] is not None or params["min_size"] is not None
-    if asked and wanted["type"] == "replicated" and wanted.get("min_size") == 1 and not params["accept_risk"]:
+    asked = params["size"] is not None and not params["accept_risk"]
+    if asked and wanted["type"] == "replicated" and wanted.get("min_size") == 1:
         yield (
-            f"pool {wanted['name']} takes writes with one copy left (min_size 1): if that one breaks too, they are "
-            "lost; accept_risk says that this is meant"
+            f"pool {wanted['name']} takes writes with one copy left (it has min_size 1): if that one breaks too, they "
+            "are lost; give min_size 2, or accept_risk if that is meant"
         )
 
 

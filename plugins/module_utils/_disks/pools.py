@@ -11,21 +11,31 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .._ceph_conf import check_monitor, clusters, host_of
 from .._errors import Invalid
+from .._fields import check_portal
 from .._xml import find, parse
 
 # What a new pool of a kind can't be without.
-NEEDS = {"dir": ("path",), "netfs": ("path", "source", "hosts"), "logical": ("source",), "rbd": ("source", "hosts")}
+NEEDS = {
+    "dir": ("path",),
+    "netfs": ("path", "source", "hosts"),
+    "logical": ("source",),
+    "iscsi-direct": ("source", "hosts", "initiator"),
+    "rbd": ("source", "hosts"),
+}
 # To build one of the others would make file systems or volume groups.
 BUILT = ("dir", "netfs")
-SOURCES = {"netfs": "dir/@path", "logical": "name", "rbd": "name"}
+SOURCES = {"netfs": "dir/@path", "logical": "name", "iscsi-direct": "device/@path", "rbd": "name"}
+# Kinds whose hosts have a port, and the usual one.
+PORTS = {"iscsi-direct": 3260, "rbd": 6789}
+AUTH = {"iscsi-direct": "chap", "rbd": "ceph"}
 
 
 def described(xml: str) -> dict[str, Any]:
-    """Source, hosts, user and secret of a pool; None or an empty list where it has none."""
+    """Source, hosts, initiator, user and secret of a pool; None or an empty list where it has none."""
     root = parse(xml)
     source = find(root, "source")
     kind = root.get("type", "")
-    facts: dict[str, Any] = {"source": None, "hosts": [], "user": None, "secret": None}
+    facts: dict[str, Any] = {"source": None, "hosts": [], "initiator": None, "user": None, "secret": None}
     if source is None or kind not in SOURCES:
         return facts
     path, _at, attribute = SOURCES[kind].partition("/@")
@@ -34,31 +44,43 @@ def described(xml: str) -> dict[str, Any]:
         facts["source"] = element.get(attribute) if attribute else element.text
     hosts = [(child.get("name", ""), child.get("port")) for child in source if child.tag == "host"]
     facts["hosts"] = [_host(name, port, kind) for name, port in hosts]
+    initiator = find(source, "initiator/iqn")
+    facts["initiator"] = None if initiator is None else initiator.get("name")
     facts["user"] = None if auth is None else auth.get("username")
     facts["secret"] = None if secret is None else secret.get("usage")
     return facts
 
 
 def _host(name: str, port: str | None, kind: str) -> str:
-    if kind != "rbd":
+    if kind not in PORTS:
         return name
-    return f"{f'[{name}]' if ':' in name else name}:{port or 6789}"
+    return f"{f'[{name}]' if ':' in name else name}:{port or PORTS[kind]}"
 
 
 def filled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a new pool, completed. Raises Invalid when something is missing, or does not belong to it."""
-    found = {name: given[name] for name in ("path", "source", "hosts", "user", "secret")}
+    found = {name: given[name] for name in ("path", "source", "hosts", "initiator", "user", "secret")}
     if kind == "rbd":
         known = clusters()
         found["hosts"] = [check_monitor(host) for host in found["hosts"] or []] or (known and list(known[0].monitors))
         found["user"] = found["user"] or "libvirt"
         found["secret"] = found["secret"] or f"client.{found['user']}"
+    if kind == "iscsi-direct":
+        found["hosts"] = [_portal(host) for host in found["hosts"] or []]
     if kind == "logical":
         found["path"] = f"/dev/{found['source']}"
     missing = [name for name in NEEDS[kind] if not found[name]]
     if missing:
         raise Invalid(f"{missing[0]} is missing; a new pool of type {kind} needs it", option=missing[0])
     return {**found, "hosts": found["hosts"] or []}
+
+
+def _portal(host: str) -> str:
+    """An address with its port; the port may be left out."""
+    try:
+        return check_portal(host)
+    except ValueError:
+        return check_portal(f"{host}:{PORTS['iscsi-direct']}")
 
 
 def pool_xml(state: Mapping[str, Any]) -> str:
@@ -76,13 +98,15 @@ def pool_xml(state: Mapping[str, Any]) -> str:
 
 def _write_source(source: Element, kind: str, state: Mapping[str, Any]) -> None:
     for host in state["hosts"]:
-        port = {"port": host.rpartition(":")[2]} if kind == "rbd" else {}
+        port = {"port": host.rpartition(":")[2]} if kind in PORTS else {}
         SubElement(source, "host", {"name": host_of(host) if port else host, **port})
     path, _at, attribute = SOURCES[kind].partition("/@")
     element = SubElement(source, path, {attribute: state["source"]} if attribute else {})
     element.text = None if attribute else state["source"]
     if kind == "netfs":
         SubElement(source, "format", {"type": "nfs"})
+    if state["initiator"]:
+        SubElement(SubElement(source, "initiator"), "iqn", {"name": state["initiator"]})
     if state["secret"]:
-        auth = SubElement(source, "auth", {"type": "ceph", "username": state["user"]})
+        auth = SubElement(source, "auth", {"type": AUTH[kind], "username": state["user"]})
         SubElement(auth, "secret", {"usage": state["secret"]})

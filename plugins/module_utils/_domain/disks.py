@@ -51,6 +51,7 @@ COMMON = (
     Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
     Field("serial", check=_check_serial, place=Property("serial")),
+    Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
 )
 DISKS: tuple[Field, ...] = (
@@ -182,6 +183,8 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if cdrom and options["bus"] == "virtio":
         raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
     options["readonly"] = True if cdrom else options.get("readonly")
+    if not cdrom:
+        options["error_policy"] = options.get("error_policy") or "stop"
     options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)

@@ -10,6 +10,7 @@ from typing import Any
 from .._errors import Refused
 
 STOPPED = "stopped"
+IO_ERROR = "I/O error"
 OFF = {"running": "shutdown", "in shutdown": "wait"}
 RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
 
@@ -31,9 +32,10 @@ def guard(facts: dict[str, Any]) -> None:
 
 
 def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
-    """`start`, `shutdown`, `destroy` or `wait`; None where nothing is to do. Raises Refused with the reason.
+    """`start`, `resume`, `shutdown`, `destroy` or `wait`; None where nothing is to do. Raises Refused with the reason.
 
-    `facts` are None for a VM that is not there; `wanted` is one of running, stopped, present, absent.
+    `facts` are None for a VM that is not there; `wanted` is one of running, stopped, present, absent. A VM that its
+    storage stopped may be resumed: QEMU tries again what failed, and the guest never knew.
     """
     if facts is None:
         return "start" if wanted == "running" else None
@@ -43,8 +45,10 @@ def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
     if wanted == "running" and state == "running":
         return None
     guard(facts)
+    if wanted == "running" and state == "paused" and reason == IO_ERROR:
+        return "resume"
     if wanted == "running" and state != STOPPED:
-        raise Refused(f"{name} is {state} ({reason}); it is not resumed blindly: {_mend(state, reason)}")
+        raise Refused(f"{name} is {state} ({reason}); it is not resumed blindly: {_mend(state)}")
     if wanted == "absent" and not force:
         raise Refused(f"{name} is {state}; stop it first (state=stopped), or cut its power with force=true")
     if state not in OFF and not force and wanted != "running":
@@ -52,11 +56,9 @@ def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
     return "start" if wanted == "running" else "destroy" if force else OFF[state]
 
 
-def _mend(state: str, reason: str) -> str:
+def _mend(state: str) -> str:
     if state == "in shutdown":
         return "it is shutting down; run again when it has stopped"
-    if "I/O" in reason:
-        return "its storage failed or is full; mend that, then resume it with virsh resume"
     if state == "paused":
         return (
             "somebody paused it; look why, then resume it with virsh resume, or stop it with state=stopped, force=true"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._errors import NotFound, Refused
+from .._lifelines import refuse
 from . import files
 from .devices import Devices
 from .live import Host, is_fixed, kind_of, lifelines
@@ -85,13 +86,7 @@ def check_lifeline(host: Host, before: State, after: State, came_in: str | None,
         old, new = before["links"].get(name), after["links"].get(name)
         if old and _cut(old, new, name in ours, came_in, host.addresses.get(name, [])):
             cut[name] = reason
-    if cut:
-        raise Refused(
-            f"{', '.join(sorted(cut))} carries {cut[min(cut)]}; this change would cut it off, at least for a while. "
-            "Say confirm_timeout: 60, and the change takes itself back unless Ansible can come in again, or "
-            "allow_connection_interface: true",
-            devices=sorted(cut),
-        )
+    refuse(cut)
 
 
 def _cut(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
 
+from .. import _lifelines
 from . import files
 from .devices import Device, Devices
 
@@ -55,13 +56,13 @@ class Host:
         """Ask the kernel and networkd; `client` is a Networkd."""
         links = {link["ifname"]: link for link in client.links()}
         routes: dict[str, list[list[str]]] = {}
-        for route in client.routes():
+        for route in _lifelines.routes():
             if route.get("gateway"):
                 routes.setdefault(route.get("dev", ""), []).append([route["dst"], route["gateway"]])
         return cls(
             files=client.files(),
             links=links,
-            addresses={link["ifname"]: _addresses(link) for link in client.addresses() if "ifname" in link},
+            addresses={link["ifname"]: _addresses(link) for link in _lifelines.addresses() if "ifname" in link},
             routes=routes,
             vlans={port["ifname"]: _vlans(port.get("vlans", [])) for port in client.vlans()},
             bonds={name: client.bond(name) for name, link in links.items() if kind_of(link) == "bond"},
@@ -164,13 +165,8 @@ def carriers(host: Host, name: str) -> set[str]:
 
 def lifelines(host: Host, address: str | None) -> dict[str, str]:
     """The links that carry the default route or the address through which Ansible came, each with the reason."""
-    found = {}
-    for name, routes in host.routes.items():
-        if any(target == "default" for target, _gateway in routes):
-            found[name] = "the default route"
-    for name, addresses in host.addresses.items():
-        if address and any(item.split("/")[0] == address for item in addresses):
-            found[name] = f"the connection of Ansible ({address})"
+    defaults = [name for name, routes in host.routes.items() if any(target == "default" for target, _gateway in routes)]
+    found = _lifelines.judged(defaults, host.addresses, address)
     return {carrier: reason for name, reason in found.items() for carrier in carriers(host, name)}
 
 

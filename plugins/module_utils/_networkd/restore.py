@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .. import _lifelines
 from .._networkctl import Networkd
 from .._rollback import claim
 from . import apply
@@ -23,11 +24,11 @@ def save(client: Networkd, before: Mapping[str, str], taken: Iterable[str]) -> S
     managed = client.managed()
     bare = [name for name in taken if not managed.get(name, {}).get("NetworkFile")]
     given: Saved = {name: {"addresses": [], "routes": []} for name in bare}
-    for link in client.addresses():
+    for link in _lifelines.addresses():
         if link.get("ifname") in given:
             found = [f"{item['local']}/{item['prefixlen']}" for item in link["addr_info"] if item["scope"] == "global"]
             given[link["ifname"]]["addresses"] = found
-    for route in client.routes():
+    for route in _lifelines.routes():
         if route.get("dev") in given and route.get("gateway"):
             words = [route["dst"], "via", route["gateway"], "dev", route["dev"]]
             given[route["dev"]]["routes"].append(

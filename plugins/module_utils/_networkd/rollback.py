@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from .. import _errors, _files, _networkctl, _run
+from .. import _errors, _files, _lifelines, _networkctl, _run
 from .._rollback import claim
 from .._rollback.timer import Undo
 from . import apply, restore
 
 PARTS = {
-    "": {"_errors": _errors, "_files": _files, "_networkctl": _networkctl, "_run": _run},
+    "": {"_errors": _errors, "_files": _files, "_lifelines": _lifelines, "_networkctl": _networkctl, "_run": _run},
     "_rollback/": {"claim": claim},
     "_networkd/": {"apply": apply, "restore": restore},
 }

@@ -245,3 +245,28 @@ def test_a_daemon_that_freezes_later_does_not_hold_the_program(daemon, tmp_path)
         finally:
             daemon.thaw()
     assert words.startswith("Unreachable ") and time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(("age", "asked"), [(10, 3), (500, 1), (None, 1)])
+def test_a_daemon_that_was_only_just_started_is_waited_for(monkeypatch, age, asked):
+    answers = [Unreachable("silent"), Unreachable("silent"), {"words": "no driver"}]
+    seen = []
+
+    def ask(name, uri, readonly):
+        seen.append(uri)
+        return answers[len(seen) - 1]
+
+    def systemctl(argv, timeout):
+        if age is None:
+            raise NotFound("no systemd here")
+        return f"0\n{int((time.monotonic() - age) * 10**6)}\n"
+
+    monkeypatch.setattr(_libvirt, "_ask", ask)
+    monkeypatch.setattr(_libvirt, "run", systemctl)
+    words = "no driver" if asked == 3 else "was silent for 8 s"
+    with pytest.raises(Unreachable, match=words), connect(_libvirt.LOCAL, name="hv1"):
+        pass
+    assert len(seen) == asked
+    seen.clear()
+    with pytest.raises(Unreachable, match="was silent"), connect("qemu+ssh://hv2/system", name="hv2"):
+        pass

@@ -100,7 +100,7 @@ def test_an_empty_list_of_options_makes_the_clusters_default(both):
 OPTIONS = [
     ({"size": 2}, ["set size of vms to 2", "set min_size of vms to 2"]),
     ({"min_size": 3}, ["set min_size of vms to 3"]),
-    ({"size": 2, "min_size": 1}, ["set size of vms to 2", "set min_size of vms to 1"]),
+    ({"size": 2, "min_size": 1, "accept_risk": True}, ["set size of vms to 2", "set min_size of vms to 1"]),
     ({"pg_autoscale_mode": "off", "pg_num": 64}, ["set pg_autoscale_mode of vms to off", "set pg_num of vms to 64"]),
     ({"pg_autoscale_mode": "warn"}, ["set pg_autoscale_mode of vms to warn"]),
     ({"pg_num_max": 64}, ["set pg_num_max of vms to 64"]),
@@ -262,6 +262,8 @@ REFUSED = [
     ({"name": "new", "size": 0}, "from 1 to 10"),
     ({"name": "new", "size": 1}, "accept_risk"),
     ({"size": 1}, "accept_risk"),
+    ({"min_size": 1}, "min_size 1 takes writes that only one disk has"),
+    ({"name": "new", "size": 2, "min_size": 1}, "accept_risk"),
     ({"name": "new", "min_size": 2}, "needs its size"),
     ({"min_size": 4}, "more than its size 3"),
     ({"size": 1, "accept_risk": True}, "min_size 2 of pool vms is more than its size 1"),
@@ -337,7 +339,8 @@ def test_a_risk_that_is_accepted_is_not_said(run):
 
 
 def test_risks_are_said(run):
-    assert "one copy left" in json.dumps(run(size=2, min_size=1)["warnings"])
+    run(name="one", size=3, min_size=1, accept_risk=True)
+    assert "one copy left" in json.dumps(run(name="one", size=2)["warnings"])
     short = run(name="three", size=3, crush_rule="hosts", failure_domain="host")
     assert "wants 3 copies or parts, each on another host; there is 2" in json.dumps(short["warnings"])
 

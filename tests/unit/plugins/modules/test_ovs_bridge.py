@@ -18,7 +18,7 @@ import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _links, _ovs, _program, _run
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _links, _ovs, _program, _run
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore
 from ansible_collections.drover.kvm.plugins.module_utils._rollback import timer
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
@@ -32,8 +32,8 @@ pytestmark = [
 
 @pytest.fixture
 def ovs(server, tmp_path, monkeypatch):
-    """The private switch without bridges, on a machine that has the NICs eth0 to eth5."""
-    for number in range(6):
+    """The private switch without bridges, on a machine that has the NICs eth0 to eth7."""
+    for number in range(8):
         (tmp_path / f"eth{number}").touch()
     monkeypatch.setattr(_links, "DEVICES", tmp_path)
     server.bare()
@@ -59,6 +59,8 @@ def sent(monkeypatch):
 def module(ovs, capsys, monkeypatch):
     """Run the module; the result as the controller gets it."""
     told: list[str] = []
+    # What this very machine hangs on is not the tests' business.
+    monkeypatch.setattr(_lifelines, "read", dict)
     monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: told.append(warning))
 
     def run(**args):
@@ -351,6 +353,7 @@ for _of, _one, _name in (("ports", port, "eth0"), ("bonds", bond, "bond0")):
 # These change nothing by themselves; the tests of their own that show their effect.
 ELSEWHERE = {
     "name": "test_two_bridges",
+    "allow_connection_interface": "test_what_the_machine_hangs_on_is_not_cut",
     "purge_ports": "test_purge_ports_spares_only_virtual_machines",
     "wait_lacp": "test_wait_lacp",
     "confirm_timeout": "test_an_unconfirmed_change_is_taken_back",
@@ -1147,6 +1150,30 @@ CUTS = {
     "bridge gone": {"state": "absent", "purge_ports": True},
     "nothing cut": {"other_config": {"x": "y"}},
 }
+
+
+HANGS = {
+    "a NIC goes under the switch": ({}, UP, "eth0"),
+    "a member goes under the switch": ({}, {"bonds": [BOND]}, "eth1"),
+    "the host's own port goes": (INTERNAL, {"ports": []}, "host0"),
+    "the host's own port gets another VLAN": (INTERNAL, {"ports": [{**INTERNAL["ports"][0], "tag": 5}]}, "host0"),
+    "the bridge goes": (INTERNAL, {"state": "absent"}, "host0"),
+}
+
+
+@pytest.mark.parametrize("case", HANGS)
+def test_what_the_machine_hangs_on_is_not_cut(module, converge, monkeypatch, case):
+    before, change, name = HANGS[case]
+    assert not module(**before).get("failed")
+    monkeypatch.setattr(_lifelines, "read", lambda: {name: "the default route", "other0": "the default route"})
+    refused(module(**change), f"{name} carries the default route", "confirm_timeout", "allow_connection_interface")
+    converge(allow_connection_interface=True, **change)
+
+
+def test_what_stays_as_it_is_is_not_judged(module, converge, monkeypatch):
+    assert not module(ports=[*INTERNAL["ports"], *UP["ports"]]).get("failed")
+    monkeypatch.setattr(_lifelines, "read", lambda: {"host0": "the default route", "eth0": "the default route"})
+    converge(ports=[{**INTERNAL["ports"][0], "mtu": 1400}, {"name": "eth0", "tag": 7}])
 
 
 @pytest.mark.parametrize("cut", CUTS)

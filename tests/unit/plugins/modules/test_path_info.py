@@ -85,6 +85,7 @@ def test_a_machine_that_is_silent_is_told_from_one_with_a_small_mtu(ask):
 def test_a_larger_size_than_the_interface_takes_is_not_sent(ask):
     path = ask(1500, {"10.0.6.12": 9000}, mtu=9000)[0]["paths"][0]
     assert (path["ok"], path["mtu"], path["largest"]) == (False, 9000, 1500)
+    assert path["message"].endswith("of 1500 arrive: migration0 itself has the MTU 1500")
 
 
 def test_a_neighbour_that_was_asleep_is_asked_again(ask, monkeypatch):

@@ -126,6 +126,22 @@ KINDS = {
         {"hosts": ["10.231.5.13:6789", "[fd00::13]:6789"], "user": "libvirt", "secret": "client.libvirt", "path": None},
     ),
     "netfs": ({"source": "/export/media", "hosts": ["nas1"], "path": "/srv/media"}, {"hosts": ["nas1"], "user": None}),
+    "iscsi-direct": (
+        {
+            "source": "iqn.2026-11.org.example:a",
+            "hosts": ["[fd00::10]"],
+            "initiator": "iqn.2026-11.org.example:hv1",
+            "user": "drover",
+            "secret": "san1",
+        },
+        {
+            "hosts": ["[fd00::10]:3260"],
+            "user": "drover",
+            "secret": "san1",
+            "path": None,
+            "initiator": "iqn.2026-11.org.example:hv1",
+        },
+    ),
     "logical": ({"source": "vg0"}, {"path": "/dev/vg0", "hosts": []}),
 }
 
@@ -149,6 +165,11 @@ def test_pools_of_other_kinds(run, node, monitors, kind):
         ({"type": "netfs", "source": "/x", "path": "/y"}, "hosts is missing"),
         ({"type": "netfs", "source": "/x", "path": "/y", "hosts": ["-o"]}, "is not a monitor"),
         ({"type": "logical"}, "source is missing"),
+        (
+            {"type": "iscsi-direct", "source": "iqn.2026-11.org.example:a", "hosts": ["10.0.5.10"]},
+            "initiator is missing",
+        ),
+        ({"type": "iscsi-direct", "source": "iqn.2026-11.org.example:A"}, "iSCSI qualified name"),
     ],
 )
 def test_pools_that_lack_something(run, node, monitors, options, words):

@@ -19,7 +19,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -237,6 +237,46 @@ def test_a_paused_vm_is_not_resumed(lab, wish, words):
     assert (
         result["error"] == "Refused" and re.search(words, result["msg"]) and lab.node.domain("web1").state == "paused"
     )
+
+
+class Broken:
+    """A VM that an I/O error pauses: libvirt's test driver has no such reason, so it is put on what it says."""
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failing, self.node, self.really = True, lab.node, lab.node.domains
+        lab.run(**WEB, state="running")
+        lab.node.suspend("web1")
+        monkeypatch.setattr(lab.node, "domains", self.domains)
+        monkeypatch.setattr(lab.node, "domain", lambda name: self.domains()[name])
+        monkeypatch.setattr(starting, "STEADY_SECONDS", 0.2)
+
+    def domains(self) -> dict[str, Any]:
+        if self.failing and self.really()["web1"].state == "running":
+            self.node.suspend("web1")
+        found = self.really()["web1"]
+        return {"web1": replace(found, reason="I/O error") if found.state == "paused" else found}
+
+
+def test_a_vm_that_its_storage_paused_is_resumed(lab, monkeypatch):
+    broken = Broken(lab, monkeypatch)
+    broken.failing = False
+    assert lab.both(name="web1", state="running")["actions"] == ["resume web1, which an I/O error had paused"]
+    assert lab.node.domain("web1").state == "running"
+
+
+def test_a_vm_whose_storage_is_not_back_says_so(lab, monkeypatch):
+    Broken(lab, monkeypatch)
+    result = lab.run(name="web1", state="running")
+    assert result["error"] == "Failed" and "its storage is not back" in result["msg"], result
+    assert lab.node.domain("web1").state == "paused"
+
+
+def test_a_vm_that_its_storage_paused_is_not_resumed_beside_its_double(lab, monkeypatch):
+    Broken(lab, monkeypatch).failing = False
+    double = {"name": "web1", "uuid": vm_uuid("web1"), "active": True, "persistent": True, "claims": []}
+    lab.peers = {"hv2": [double]}
+    assert lab.run(name="web1", state="running")["error"] == "Refused"
+    assert lab.node.domain("web1").state == "paused"
 
 
 NEEDS_QEMU_IMG = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")

@@ -46,13 +46,14 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "description": ("R&D", "<description>R&amp;D</description>"),
 }
 NEW_SAN = (
-    "<disk type='network' device='disk'><driver name='qemu' cache='none' type='raw'/>"
+    "<disk type='network' device='disk'><driver name='qemu' cache='none' type='raw' error_policy='stop'/>"
     f"<source protocol='iscsi' name='{IQN}/1'><host name='10.231.5.10' port='3260'/>"
     "<initiator><iqn name='iqn.2026-01.org.drover:vm-web1'/></initiator></source>"
     "<target dev='vda' bus='virtio'/></disk>"
 )
 NEW_RBD = (
-    "<disk type='network' device='disk'><driver name='qemu' cache='writeback' discard='unmap' type='raw'/>"
+    "<disk type='network' device='disk'>"
+    "<driver name='qemu' cache='writeback' discard='unmap' type='raw' error_policy='stop'/>"
     "<source protocol='rbd' name='vms/drover-web1-0'><host name='10.231.5.13' port='6789'/>"
     "<auth username='libvirt'><secret usage='client.libvirt' type='ceph'/></auth></source>"
     "<target dev='vda' bus='virtio'/></disk>"
@@ -72,10 +73,11 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "secret": ({**SAN, "user": "drover", "secret": "san1"}, "<secret usage='san1' type='iscsi'/></auth>"),
     "target": ({**SAN, "target": "vdc"}, "<target dev='vdc' bus='virtio'/>"),
     "bus": ({**SAN, "bus": "scsi"}, "<target dev='sda' bus='scsi'/>"),
+    "error_policy": ({**SAN, "error_policy": "enospace"}, "type='raw' error_policy='enospace'/>"),
     "serial": ({**SAN, "serial": "drover-web1-0"}, "<serial>drover-web1-0</serial>"),
     "readonly": ({**SAN, "readonly": True}, "<readonly/>"),
     "path": (FILE, "<source file='/srv/vms/web1.qcow2'/>"),
-    "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2'/>"),
+    "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2' error_policy='stop'/>"),
     "source": ({**SAN, "source": "/srv/drover/images/a.img"}, NEW_SAN),
     "size": (FILE, "<disk type='file' device='disk'>"),
     "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),

@@ -1,0 +1,101 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The SAN fails under running VMs: its target is started again, or is gone for longer than a guest would bear."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.lab.checks import SAN
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+SERIALS = "tgtadm --lld iscsi --op show --mode target | grep -E '^Target|SCSI SN' | sed 's/^Target [0-9]*//' | sort"
+GONE_SECONDS = 40
+FAULTS = {
+    "killed": "systemctl kill --signal=KILL tgt; systemctl start tgt",
+    "restarted": "systemctl restart tgt",
+}
+
+
+def states(cluster: Cluster) -> dict[str, str]:
+    """VM → its state and the reason, from libvirt."""
+    nodes = [name for name in cluster.lab.topology.nodes if name.startswith("hv")]
+    words = "for vm in $(virsh list --name); do echo $vm $(virsh domstate $vm --reason); done"
+    lines = [line.partition(" ") for node in nodes for line in cluster.ssh(node, words).splitlines()]
+    return {name: state for name, _blank, state in lines}
+
+
+def all_answer(watch: Observer, names: list[str], seconds: float) -> None:
+    """Wait for a new word of each guest, written to its disk."""
+    now = time.monotonic()
+    for name in names:
+        watch.wait_word(name, after=now, seconds=seconds)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_guests_bear_a_restart_of_the_target(cluster: Cluster, fault: str) -> None:
+    """F-32: sessions come back by themselves, to the same volumes."""
+    names, before = list(cluster.sheets()), cluster.ssh(SAN, SERIALS)
+    with Observer(cluster.lab) as watch:
+        all_answer(watch, names, 90)
+        begin = time.monotonic()
+        cluster.ssh(SAN, FAULTS[fault])
+        all_answer(watch, names, 30)
+        gaps = {name: round(watch.longest_gap(name, begin), 1) for name in names}
+        verdict = watch.verdict()
+    assert cluster.ssh(SAN, SERIALS) == before
+    assert max(gaps.values()) < 30 and verdict.ok, (gaps, str(verdict))
+    print(f"longest gaps with the target {fault}: {gaps}")
+
+
+@contextmanager
+def stopped(cluster: Cluster) -> Iterator[None]:
+    """No target answers: connections are refused."""
+    cluster.ssh(SAN, "systemctl stop tgt", timeout=90)
+    try:
+        yield
+    finally:
+        cluster.ssh(SAN, "systemctl start tgt")
+
+
+@contextmanager
+def silent(cluster: Cluster) -> Iterator[None]:
+    """Nothing comes through to the SAN, and nothing says so."""
+    nics = [nic.name for nic in cluster.lab.topology.nodes[SAN].nics if nic.bond]
+    try:
+        for nic in nics:
+            cluster.lab.cut(SAN, nic, silent=True)
+        yield
+    finally:
+        for nic in nics:
+            cluster.lab.restore(SAN, nic)
+
+
+@pytest.mark.parametrize("gone", [stopped, silent])
+def test_a_san_that_is_gone_for_long_stops_the_guests_and_no_guest_sees_an_error(
+    cluster: Cluster, gone: Callable[[Cluster], AbstractContextManager[None]]
+) -> None:
+    """F-31: the guests wait, or are paused by their I/O error and resumed by build_vms; none is told of an error."""
+    names = list(cluster.sheets())
+    with Observer(cluster.lab) as watch:
+        all_answer(watch, names, 90)
+        with gone(cluster):
+            begin = time.monotonic()
+            # That the SAN stays away for so long is the fault itself; nobody says when it is over.
+            time.sleep(GONE_SECONDS)
+            paused = {name: state for name, state in states(cluster).items() if not state.startswith("running")}
+            assert all("I/O error" in state for state in paused.values()), paused
+        wait_until(lambda: len(cluster.ssh(SAN, SERIALS).split("\n")) > len(names) or "no targets", 60, "the targets")
+        cluster.play("build_vms").good()
+        all_answer(watch, names, 60)
+        gaps = [watch.longest_gap(name, begin) for name in names]
+        verdict = watch.verdict()
+    assert min(gaps) > GONE_SECONDS / 2, f"not exercised: {gaps}"
+    assert verdict.ok, str(verdict)
+    print(f"paused meanwhile: {paused or 'none'}; longest gaps {[round(gap, 1) for gap in gaps]}")
