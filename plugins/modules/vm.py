@@ -412,15 +412,14 @@ options:
       - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
       - The default is V(false).
     type: bool
-  unreachable_peers: &unreachable_peers
+  fenced: &fenced
     description:
-      - What to do when a peer gives no answer and a machine shall be started, or lose its disks.
-      - V(refuse) does nothing, as the machine may run there.
-      - V(assume_off) goes on. B(Danger:) when the machine does run there, two copies write to the same disks and
-        destroy them. Use it only when you know that the peer is powered off.
-      - The default is V(refuse).
-    type: str
-    choices: [refuse, assume_off]
+      - Peers that are certainly powered off, by their names in the cluster. A machine is not started, and does not lose
+        its disks, while a peer gives no answer, as it may run there; these peers are not waited for.
+      - B(Danger:) when one of them does run the machine, two copies write to the same disks and destroy them.
+      - The default is the empty list.
+    type: list
+    elements: str
   vms:
     description:
       - Many machines at once; each inherits the options that are given beside the list.
@@ -449,7 +448,7 @@ options:
       force: *force
       shutdown_timeout: *shutdown_timeout
       remove_disks: *remove_disks
-      unreachable_peers: *unreachable_peers
+      fenced: *fenced
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
@@ -702,7 +701,7 @@ FIELDS = (
     Field("force", type="bool", default=False),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),
     Field("remove_disks", type="bool", default=False),
-    Field("unreachable_peers", choices=("refuse", "assume_off"), default="refuse"),
+    Field("fenced", type="list", elements="str", default=[]),
 )
 
 
@@ -712,7 +711,7 @@ class Vm(Resource):
     def __init__(self, params: dict[str, Any], client: Site) -> None:
         super().__init__(params, client)
         self.site = client
-        self.admission = Admission(client, self.name, params["unreachable_peers"] == "assume_off")
+        self.admission = Admission(client, self.name, params["fenced"])
         self.planned = False
 
     @classmethod

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Callable
 
 from .._errors import Refused
@@ -15,9 +16,9 @@ HERE = "this node"
 
 
 class Admission:
-    """The questions for one VM. `fenced`: peers that give no answer are known to be off."""
+    """The questions for one VM. `fenced`: the peers that are known to be off."""
 
-    def __init__(self, site: Site, name: str, fenced: bool) -> None:
+    def __init__(self, site: Site, name: str, fenced: Collection[str]) -> None:
         self.site = site
         self.name = name
         self.fenced = fenced
@@ -41,10 +42,11 @@ class Admission:
     def answers(self, act: str, seconds: float = FRESH_SECONDS) -> dict[str, list[dict[str, Any]]]:
         """What the peers hold. Raises Refused when one gave no answer and is not known to be off."""
         peers, silent = self.site.peers(seconds)
-        if silent and not self.fenced:
+        silent = [peer for peer in silent if peer not in self.fenced]
+        if silent:
             raise Refused(
                 f"{self.name} is not {act}: {', '.join(silent)} gave no answer, and it may run there. Run this again "
-                "when they answer, or, when you know that they are powered off, with unreachable_peers=assume_off",
+                "when they answer, or, when you know that they are powered off, with their names in fenced",
                 unreachable=silent,
             )
         return peers

@@ -196,7 +196,13 @@ def test_the_peers_are_asked_before_a_start(lab, peer, words):
 
 def test_a_peer_that_is_known_to_be_off_does_not_stop_the_start(lab):
     lab.peers = {"hv2": Unreachable("silent")}
-    assert lab.both(**WEB, state="running", unreachable_peers="assume_off")["vm"]["state"] == "running"
+    assert lab.both(**WEB, state="running", fenced=["hv2"])["vm"]["state"] == "running"
+
+
+def test_another_peer_that_gives_no_answer_does(lab):
+    lab.peers = {"hv2": Unreachable("silent"), "hv3": Unreachable("silent")}
+    result = lab.run(**WEB, state="running", fenced=["hv2"])
+    assert result["error"] == "Refused" and "hv3 gave no answer" in result["msg"] and "hv2" not in result["msg"]
 
 
 def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
