@@ -178,8 +178,8 @@ def test_libvirt_logs_in_to_a_target_as_to_a_pool(cluster: Cluster) -> None:
     volume: dict[str, Any] = {"name": "pooled", "iqn": "iqn.2026-11.org.example:pooled"}
     pool = {"name": "pooled", "type": "iscsi-direct", "source": volume["iqn"], "hosts": [SAN], "initiator": initiator}
     try:
-        made = cluster.task("san1", "iscsi_volume", **volume, size="16MiB", initiators=[initiator])
-        assert made["changed"] and not made["failed"], made
+        made = cluster.task("san1", "iscsi_volume", **volume, size="16MiB", initiators=[initiator], chap_user="")
+        assert made["changed"] and not made["failed"], made["msg"]
         assert cluster.task("hv1", "pool", **pool)["pool"]["state"] == "active"
         assert not cluster.task("hv1", "pool", **pool)["changed"]
         listed = cluster.ssh("hv1", "virsh", "vol-list", "pooled")
