@@ -67,6 +67,9 @@ options:
     type: str
     choices: [active, inactive, absent]
     default: active
+requirements:
+  - for O(type=iscsi-direct) and O(type=rbd) libvirt's drivers, on Debian C(libvirt-daemon-driver-storage-iscsi-direct)
+    and C(libvirt-daemon-driver-storage-rbd); libvirtd loads them when it starts, and VMs run on meanwhile
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
