@@ -84,13 +84,14 @@ class Sampler:
         self.out.write(json.dumps({"kind": kind, "time": round(time.monotonic(), 4), **data}) + "\n")
 
     def run(self) -> None:
-        """Sample until SIGTERM."""
+        """Sample until SIGTERM, or until who began it is gone: a story that was killed leaves nothing behind."""
         stop: list[int] = []
+        parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda caught, _frame: stop.append(caught))
         looks = 0
         following = time.monotonic()
-        while not stop:
+        while not stop and os.getppid() == parent:
             self.tell("copies", copies=list(self.copies()))
             if looks % DEFINITIONS_EVERY == 0:
                 self.tell("definitions", nodes=self.definitions())
