@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, Refused
-from ._run import run_json
+from ._run import run_list
 
 PROCESSES = Path("/proc")
 
 
 def addresses() -> list[dict[str, Any]]:
     """The addresses of all links, as `ip` prints them."""
-    return _listed(run_json(["ip", "-json", "address", "show"]))
+    return run_list(["ip", "-json", "address", "show"])
 
 
 def routes() -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def routes() -> list[dict[str, Any]]:
     for family in ("-4", "-6"):
         # A kernel without IPv6 has no routes of it.
         with suppress(Failed):
-            found += _listed(run_json(["ip", "-json", family, "route", "show", "table", "main"]))
+            found += run_list(["ip", "-json", family, "route", "show", "table", "main"])
     return found
 
 
@@ -84,11 +84,6 @@ def refuse(cut: Mapping[str, str]) -> None:
             "allow_connection_interface: true",
             devices=sorted(cut),
         )
-
-
-def _listed(answer: Any) -> list[dict[str, Any]]:
-    """What `ip` printed, without the empty objects that it prints for what it does not show."""
-    return [item for item in answer or [] if item]
 
 
 def _bytes(path: Path) -> bytes:

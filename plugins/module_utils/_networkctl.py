@@ -12,7 +12,7 @@ from typing import Any
 
 from . import _files
 from ._errors import Failed, NotFound
-from ._run import run, run_json
+from ._run import run, run_json, run_list
 
 FOLDER = Path("/etc/systemd/network")
 # Sorted before what others write. Role open_vswitch writes 05-drover-*.
@@ -116,12 +116,12 @@ class Networkd:
 
     def links(self) -> list[dict[str, Any]]:
         """The kernel's links with what their kind says, as `ip` prints them."""
-        return _list(run_json(["ip", "-json", "-details", "link", "show"]))
+        return run_list(["ip", "-json", "-details", "link", "show"])
 
     def vlans(self) -> list[dict[str, Any]]:
         """The VLANs of the ports of bridges, as `bridge` prints them; none where the kernel can't filter."""
         try:
-            return _list(run_json(["bridge", "-json", "vlan", "show"]))
+            return run_list(["bridge", "-json", "vlan", "show"])
         except (Failed, NotFound):
             return []
 
@@ -147,11 +147,6 @@ class Networkd:
     def carrier(self, link: str) -> bool:
         """Whether a cable is plugged in at both ends; the kernel refuses to say it of a link that is not set up."""
         return _text(DEVICES / link / "carrier") == "1"
-
-
-def _list(answer: Any) -> list[dict[str, Any]]:
-    """`ip` prints an empty object for what it does not show."""
-    return [item for item in answer or [] if item]
 
 
 def _text(path: Path) -> str:

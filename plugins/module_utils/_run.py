@@ -75,6 +75,11 @@ def run_json(argv: Sequence[str], timeout: float = 60) -> Any:
         raise Failed(f"{argv[0]} did not print JSON: {text[:200]!r}", command=list(argv)) from None
 
 
+def run_list(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """The JSON list that `ip` or `bridge` prints, without the empty objects of what it does not show. As `run_json`."""
+    return [item for item in run_json(argv) or [] if item]
+
+
 def bounded(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
     """Call all functions at once, each in a child process; plain data per name, or an Unreachable in its place.
 

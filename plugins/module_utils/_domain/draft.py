@@ -161,7 +161,7 @@ class Draft:
     def _power_after(self, act: str | None) -> str:
         if act is None:
             return self.facts["state"] if self.facts else power.STOPPED
-        return "running" if act in ("start", "resume") else power.STOPPED
+        return "running" if act in power.ON else power.STOPPED
 
     def _autostart(self) -> bool:
         if self.params["autostart"] is not None:

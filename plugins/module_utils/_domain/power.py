@@ -11,6 +11,7 @@ from .._errors import Refused
 
 STOPPED = "stopped"
 IO_ERROR = "I/O error"
+ON = ("start", "resume")
 OFF = {"running": "shutdown", "in shutdown": "wait"}
 RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
 

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from time import monotonic, sleep
 
 from .._errors import Failed
 from .._libvirt import Node
 from .._resource import Step
+from . import power
 from .admission import Admission
 from .draft import Draft
 from .neighbours import claims_of
@@ -23,24 +23,27 @@ POLL = 0.1
 
 def admit(act: str | None, admission: Admission, draft: Draft) -> None:
     """Ask whether the VM may start or be resumed (`act`); nothing for other acts. Raises Refused."""
-    if act in ("start", "resume"):
+    if act in power.ON:
         # That its disks are open is the doing of a paused VM itself.
         admission.start(claims_of(draft.after), draft.uuid, draft.check_free if act == "start" else lambda: None)
 
 
 def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:
     """The step that starts or resumes it; none for other acts."""
+    if act not in power.ON:
+        return []
     node, name = admission.site.node, admission.name
     saved = " from its saved memory" if draft.domain and draft.domain.has_managed_save else ""
-    texts = {"start": f"start {name}{saved}", "resume": f"resume {name}, which an I/O error had paused"}
-    calls: dict[str, Callable[[str], None]] = {"start": node.start, "resume": partial(resume, node)}
+    words, call = f"start {name}{saved}", partial(node.start, name)
+    if act == "resume":
+        words, call = f"resume {name}, which an I/O error had paused", partial(resume, node, name)
 
     def run() -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.
         admit(act, admission, draft)
-        calls[str(act)](name)
+        call()
 
-    return [Step(texts[act], run)] if act in texts else []
+    return [Step(words, run)]
 
 
 def resume(node: Node, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _lifelines
+from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _run
 
 PRINTED = {
     "address": [
@@ -32,6 +32,6 @@ PRINTED = {
     ],
 )
 def test_what_a_machine_hangs_on(monkeypatch, address, found):
-    monkeypatch.setattr(_lifelines, "run_json", lambda argv: PRINTED[argv[2]])
+    monkeypatch.setattr(_run, "run_json", lambda argv: PRINTED[argv[2]])
     monkeypatch.setattr(_lifelines, "came_in", lambda: address)
     assert _lifelines.read() == found
