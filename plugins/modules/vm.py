@@ -532,6 +532,22 @@ EXAMPLES = r"""
   loop: [stopped, running]
   when: db1.pending_restart | length > 0
 
+- name: Start it here after its node died; hv2 is certainly off
+  drover.kvm.vm:
+    name: db1
+    state: running
+    fenced: [hv2]
+
+- name: A database that shall hear of a broken disk itself, since it has copies elsewhere
+  drover.kvm.vm:
+    name: db2
+    disks:
+      - type: iscsi
+        target: vda
+        iqn: iqn.2026-11.org.example:drover-db2-0
+        portal: 10.231.5.10:3260
+        error_policy: report
+
 - name: Move a running machine to another VLAN
   drover.kvm.vm:
     name: web1
