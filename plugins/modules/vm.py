@@ -692,7 +692,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, seeding, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -703,7 +703,6 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Sit
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
-from ansible_collections.drover.kvm.plugins.module_utils._xml import text_of
 
 FIELDS = (
     Field("name", required=True, check=check_name),
@@ -758,6 +757,8 @@ class Vm(Resource):
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
             starting.admit(self.act, self.admission, self.draft)
             self.admission.plan(held, runs=state["state"] == "running")
+            fault = leasing.fault(self.site.leases, self.domain)
+            self.warnings += [f"{fault}: migrate it, or stop and start it"] if fault else []
             self.planned = True
         return state
 
@@ -793,7 +794,7 @@ class Vm(Resource):
 
     def _removal(self) -> list[Step]:
         defined = self.domain is not None and self.domain.persistent
-        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
+        steps = [Step(f"undefine {self.name}", self.draft.undefine)] if defined else []
         uuid, volumes = self.draft.uuid, self._volumes()
         steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
         return steps + seeding.removal(self.name, uuid)
@@ -814,7 +815,7 @@ class Vm(Resource):
     def _define(self, wanted: Mapping[str, Any]) -> list[Step]:
         node, steps = self.site.node, []
         if self.draft.redefined:
-            steps.append(Step(self.draft.words(), partial(node.define, text_of(self.draft.after))))
+            steps.append(Step(self.draft.words(), self.draft.define))
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
             words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))

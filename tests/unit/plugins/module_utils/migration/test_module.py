@@ -39,6 +39,7 @@ NEED = {
     "managed_save": False,
     "copies": [],
     "copying": False,
+    "lease": None,
 }
 
 

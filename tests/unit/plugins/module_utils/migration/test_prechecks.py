@@ -27,6 +27,7 @@ NEED = {
     "managed_save": False,
     "copies": [],
     "copying": False,
+    "lease": None,
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
 SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
