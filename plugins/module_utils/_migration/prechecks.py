@@ -131,16 +131,16 @@ def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
 
 
 def blockers(
-    need: Mapping[str, Any], target: str, said: Any, known: Mapping[str, Any] | None, leases_there: str = ""
+    need: Mapping[str, Any], target: str, said: Any, known: Mapping[str, Any] | None, leases: Mapping[str, str]
 ) -> list[Blocker]:
     """All that speaks against moving the VM.
 
-    `said` is the destination's answer, `known` its node facts if given, `leases_there` its lease directory if any.
+    `said` is the destination's answer, `known` its node facts if given, `leases` the lease directories by node.
     """
     found = _own(need) + _storage(need)
     if not isinstance(said, Mapping):
         return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
-    found += _there(need, target, said) + _room(need, target, said) + _lease(need, target, said, leases_there)
+    found += _there(need, target, said) + _room(need, target, said) + _lease(need, target, said, leases)
     return found + _known(need, target, known or {})
 
 
@@ -211,16 +211,19 @@ def _room(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list
     return found
 
 
-def _lease(need: Mapping[str, Any], target: str, said: Mapping[str, Any], there: str) -> list[Blocker]:
+def _lease(
+    need: Mapping[str, Any], target: str, said: Mapping[str, Any], directories: Mapping[str, str]
+) -> list[Blocker]:
     """Whether the VM will have the same lease at the destination. libvirt does not ask that by itself."""
-    if not need["lease"]:
+    # Without a directory on any node, the lease in a definition is a rest that nobody looks at.
+    if not need["lease"] or not directories:
         return []
     path = Path(need["lease"])
     room = said["room"][str(path.parent)]
     words = room.get("error") or ("" if path.name in room["names"] else f"{path.parent} there holds no {path.name}")
-    if there != str(path.parent):
-        words = f"its lease directory is {there or 'not set'}"
-    mend = "mount it there and apply role drover.kvm.hypervisor; a VM with a lease of another directory must be restarted"
+    if directories.get(target) != str(path.parent):
+        words = f"its lease directory is {directories.get(target) or 'not set'}"
+    mend = "mount it there and apply role drover.kvm.hypervisor; stop and start a VM whose lease is in an older one"
     return [Blocker("lease", f"{target} does not have the lease {path}: {words}", mend)] if words else []
 
 

@@ -37,7 +37,7 @@ DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storag
 
 def reasons(need=None, said=None, known=None):
     answer = said if isinstance(said, Unreachable) else {**SAID, **(said or {})}
-    return [found.reason for found in blockers({**NEED, **(need or {})}, "hv2", answer, known)]
+    return [found.reason for found in blockers({**NEED, **(need or {})}, "hv2", answer, known, {})]
 
 
 def test_nothing_speaks_against_it():
@@ -80,6 +80,29 @@ def test_what_the_destination_says(said, expected):
 def test_what_its_facts_tell():
     known = {"bridges": [{"name": "br-ex"}], "cordon": {"since": "now", "by": "alice", "reason": "DIMM"}}
     assert reasons(known=known) == ["cordoned", "bridge"]
+
+
+LEASE = "/srv/leases/u1"
+
+
+@pytest.mark.parametrize(
+    "lease,room,there,words",
+    [
+        (None, {}, "", None),
+        (LEASE, {"names": ["u1"]}, "/srv/leases", None),
+        (LEASE, {}, "", None),
+        (LEASE, {"names": ["u1"]}, None, "lease directory is not set"),
+        (LEASE, {"names": ["u1"]}, "/srv/other", "lease directory is /srv/other"),
+        (LEASE, {"names": ["u2"]}, "/srv/leases", "holds no u1"),
+        (LEASE, {"error": "no such folder"}, "/srv/leases", "no such folder"),
+    ],
+)
+def test_the_destination_must_have_the_same_lease(lease, room, there, words):
+    said = {**SAID, "room": {"/srv/leases": room}}
+    directories = {"hv1": "/srv/leases", "hv2": there} if there != "" else {}
+    found = blockers({**NEED, "lease": lease}, "hv2", said, None, directories)
+    assert [one.reason for one in found] == (["lease"] if words else [])
+    assert words is None or words in found[0].text
 
 
 def test_all_at_once():
