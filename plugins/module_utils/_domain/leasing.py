@@ -47,9 +47,7 @@ def check_held(client: Leases, domain: Domain | None) -> None:
         raise Failed(f"{words}: see what virtlockd says (journalctl -u virtlockd), then stop and start the VM")
 
 
-def forget(
-    client: Leases, uuid: str, peers: Mapping[str, list[dict[str, Any]]], silent: Collection[str]
-) -> None:
+def forget(client: Leases, uuid: str, peers: Mapping[str, list[dict[str, Any]]], silent: Collection[str]) -> None:
     """Delete the file of a VM that is no longer defined here, unless another node has it, or may have it."""
     claims = [tuple(claim) for domains in peers.values() for domain in domains for claim in domain["claims"]]
     if not silent and ("UUID", uuid) not in claims:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils._leases import ELSEWHERE, Leases
 from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._leases import ELSEWHERE, Leases
 from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
 from ansible_collections.drover.kvm.plugins.module_utils._migration.site import Site
@@ -317,7 +317,9 @@ def test_recovered_reports_what_only_a_person_can_decide(world, run):
     assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
 
 
-@pytest.mark.parametrize("state,held,words", [("running", False, "nobody holds"), ("running", True, ""), ("paused", False, "")])
+@pytest.mark.parametrize(
+    "state,held,words", [("running", False, "nobody holds"), ("running", True, ""), ("paused", False, "")]
+)
 def test_after_a_move_the_lease_must_be_held(world, run, monkeypatch, state, held, words):
     world.add("web1", "hv1", state)
     monkeypatch.setitem(NEED, "lease", "/srv/leases/uuid-web1")

@@ -130,7 +130,7 @@ def test_a_vm_that_is_off_takes_no_memory_there():
 
 def test_every_reason_has_a_mend():
     need = {**NEED, "hostdevs": 1, "filesystems": 1, "snapshots": 1, "disks": [DISK], "memory": 9 * GIB}
-    for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None):
+    for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None, {}):
         assert found.text and found.mend
 
 
@@ -163,5 +163,5 @@ def test_two_disks_share_the_room_of_their_folder():
 
 @pytest.mark.parametrize("need,mend", [({}, "storage=copy"), ({"copying": True, "running": False}, "start it")])
 def test_a_local_disk_says_how_it_could_move(need, mend):
-    found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None)
+    found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None, {})
     assert found[0].reason == "local_disk" and mend in found[0].mend
