@@ -26,6 +26,10 @@ description:
     node without that file has no peers.
   - A change of a running machine is written to its definition. What the guest does not have yet is told in
     RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
+  - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
+    C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
+    and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
+    hold it itself. A machine that runs without it has it from its next start. Other leases of a definition stay.
   - No disk loses data, except with O(remove_disks).
 options:
   name:
@@ -661,6 +665,7 @@ vm:
       elements: dict
       returned: always
     nics: {description: Its NICs with the suboptions of O(nics)., type: list, elements: dict, returned: always}
+    lease: {description: The file of its lease; null when it has none., type: str, returned: always}
     seed:
       description:
         - C(digest), the hash of what O(cloud_init) gave the guest last, and C(medium), the path of the ISO, null when
