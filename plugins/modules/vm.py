@@ -763,7 +763,7 @@ class Vm(Resource):
             starting.admit(self.act, self.admission, self.draft)
             self.admission.plan(held, runs=state["state"] == "running")
             fault = leasing.fault(self.site.leases, self.domain)
-            self.warnings += [f"{fault}: migrate it, or stop and start it"] if fault else []
+            self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
             self.planned = True
         return state
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -164,6 +165,17 @@ def test_e7_the_source_has_it_back_and_the_late_copy_does_not(holder: Leased, mo
     recovered = mover.migrate(mover.source, state="recovered")
     assert recovered["changed"] and recovered["places"] == {mover.vm: mover.source}, recovered
     mover.rests_on(mover.source)
+
+
+def test_a_node_whose_virtlockd_was_killed_takes_vms_again(holder: Leased, mover: Mover) -> None:
+    before = holder.lockd()[mover.target]
+    assert before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not set(before) & set(holder.lockd()[mover.target]), 10, "the end of virtlockd")
+    mover.moved()
+    assert holder.holder(mover.uuid) == mover.target
+    mover.rests_on(mover.target)
 
 
 def test_a_node_without_the_directory_is_no_destination(holder: Leased, mover: Mover) -> None:

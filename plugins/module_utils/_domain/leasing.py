@@ -9,10 +9,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .._errors import Failed, Refused
-from .._leases import HERE, Leases
+from .._leases import ELSEWHERE, HERE, Leases
 from .._libvirt import Domain
 from .._xml import parse
 from . import leases
+
+MENDS = {
+    ELSEWHERE: "Either it runs there, or that node died a moment ago: a file server takes a lock from a dead node "
+    "after some 90 s; run this again then",
+    HERE: "virtlockd was killed while it ran here. Drain this node, then restart virtlockd",
+}
 
 
 def check_free(client: Leases, name: str, uuid: str, resumed: bool) -> None:
@@ -20,12 +26,7 @@ def check_free(client: Leases, name: str, uuid: str, resumed: bool) -> None:
     holder, path = client.holder(uuid), client.path(uuid)
     if holder is None or (resumed and holder == HERE):
         return
-    raise Refused(
-        f"{name} is not started: {holder} holds its lease {path}. Either it runs there, or that node died a moment "
-        "ago: a file server takes a lock from a dead node after some 90 s; run this again then",
-        lease=path,
-        holder=holder,
-    )
+    raise Refused(f"{name} is not started: {holder} holds its lease {path}. {MENDS[holder]}", lease=path, holder=holder)
 
 
 def fault(client: Leases, domain: Domain | None) -> str | None:
@@ -44,7 +45,7 @@ def check_held(client: Leases, domain: Domain | None) -> None:
     """Raise Failed when a VM that was started does not hold its lease."""
     words = fault(client, domain)
     if words:
-        raise Failed(f"{words}: see what virtlockd says (journalctl -u virtlockd), then stop and start the VM")
+        raise Failed(f"{words}: see what virtlockd of this node says (journalctl -u virtlockd)")
 
 
 def forget(client: Leases, uuid: str, peers: Mapping[str, list[dict[str, Any]]], silent: Collection[str]) -> None:
