@@ -21,7 +21,6 @@ import pytest
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.conftest import TRAVELLER
 from ansible_collections.drover.kvm.tests.lab.migration import NODES, Mover
-from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 DIRECTORY = "/shared/leases"
 LOCKED = "is locked"
@@ -215,5 +214,4 @@ def test_a_node_that_died_and_comes_back_starts_no_second_copy(holder: Leased, m
     assert cluster.domains(dead)[TRAVELLER] == "shut off" and holder.holder(uuid) == place
     for vm in lost:
         cluster.ssh(dead, "virsh", "undefine", vm)
-    with Observer(cluster.lab) as watch:
-        watch.wait_word(TRAVELLER, after=time.monotonic(), seconds=240)
+    mover.watch.wait_word(TRAVELLER, after=time.monotonic(), seconds=240)
