@@ -24,7 +24,7 @@ from .._fields import Field, check_name, normalise
 from .._identity import volume_name
 from .._rbd import Images
 from .._xml import Property, drop, find, make
-from .iscsi import check_word
+from .iscsi import check_account
 from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
@@ -102,9 +102,9 @@ FIELDS = (
     Field("image", check=lambda value: check_name(value, 95), place=Part("image")),
     Field("namespace", check=check_name, place=Part("namespace")),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
-    Field("user", check=check_word, place=Auth("/@username")),
+    Field("user", check=check_account, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.
-    Field("secret", no_log=False, check=check_word, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
+    Field("secret", no_log=False, check=check_account, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
 )
 
 
@@ -121,7 +121,7 @@ def _source() -> Element:
 
 
 def _fill(options: Options, vm: str, number: int) -> Options:
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, "")}
     known = clusters()
     user = given.get("user") or USER
     filled = {"format": "raw", "image": volume_name(vm, number), "user": user, "secret": f"client.{user}"}
@@ -183,9 +183,8 @@ def _as_user(conf: Conf, user: str | None) -> dict[str, Any]:
     return {**normalise(_ceph.OPTIONS, {}), **given}
 
 
-@contextmanager
-def _opened(options: Options) -> Iterator[Images]:
-    """Where the image of a disk is."""
+def _conf(options: Options) -> Conf:
+    """The cluster of a disk."""
     hosts = [host_of(monitor) for monitor in options.get("monitors") or []]
     conf = cluster_of(hosts, clusters())
     if conf is None:
@@ -193,8 +192,27 @@ def _opened(options: Options) -> Iterator[Images]:
             f"{_name(options)}: no file in /etc/ceph of this node has its monitors ({', '.join(hosts)}); apply role "
             "ceph_client to the node"
         )
-    with _images(conf, options.get("user"), options["pool"], options.get("namespace")) as images:
+    return conf
+
+
+@contextmanager
+def _opened(options: Options) -> Iterator[Images]:
+    """Where the image of a disk is."""
+    with _images(_conf(options), options.get("user"), options["pool"], options.get("namespace")) as images:
         yield images
+
+
+def _check_room(options: Options) -> None:
+    """Raise Refused for a pool that is full: a write there is not refused by Ceph, it waits until there is room."""
+    pool = options["pool"]
+    with _connected(_conf(options), options.get("user")) as cluster:
+        flags = {one["pool_name"]: one["flags_names"].split(",") for one in cluster.ask("osd dump")["pools"]}
+    if "full" in flags.get(pool, []):
+        raise Refused(
+            f"{_name(options)} can't be made: pool {pool} is full. Until there is room all writes to it wait, those of "
+            "running VMs too: raise its quota (quota_bytes of ceph_pool), add OSDs, or remove what is not needed "
+            "(ceph health detail says what is full)"
+        )
 
 
 def _inspect(options: Options) -> Volume | None:
@@ -212,6 +230,7 @@ def _snapshot(options: Options) -> tuple[str, str | None, str, str] | None:
 
 
 def _check_new(options: Options) -> int | None:
+    _check_room(options)
     source = _snapshot(options)
     if source is None:
         return None
