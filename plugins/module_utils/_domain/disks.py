@@ -17,7 +17,7 @@ from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
-from .._xml import Flag, Property, add_device, devices, drop, find
+from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -197,3 +197,12 @@ def free_target(root: Element, prefix: str) -> str:
     """The first name of a disk that the VM does not have yet (`prefix` is vd or sd)."""
     taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
     return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)
+
+
+def source_xml(options: Mapping[str, Any]) -> str:
+    """The disk of these options as libvirt's block copy wants it: what it lies on, and the format."""
+    kind = KINDS[options["type"]]
+    disk = kind.source()
+    names = ("format", *(field.name for field in kind.fields))
+    _put(disk, {name: options[name] for name in names if options.get(name) is not None}, kind.name)
+    return text_of(disk)
