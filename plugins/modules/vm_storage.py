@@ -12,12 +12,12 @@ short_description: Move the disks of a running VM to other storage
 version_added: "0.1.0"
 author: The drover.kvm contributors (@drover)
 description:
-  - A disk lies on the storage that you name, while the machine runs on. That is a file of the node, raw or qcow2, an iSCSI
-    volume, or an image of Ceph. What it lies on now may be any of them.
+  - A disk lies on the storage that you name, while the machine runs on. That is a file of the node, raw or qcow2, an
+    iSCSI volume, or an image of Ceph. What it lies on now may be any of them.
   - The disk is copied, then the machine changes over to the copy, see
-    U(https://libvirt.org/kbase/live_full_disk_backup.html) and U(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainBlockCopy).
-    Until the change it uses the old storage. If the module is killed, it still does; run the task again, and the copy
-    goes on.
+    U(https://libvirt.org/kbase/live_full_disk_backup.html) and
+    U(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainBlockCopy). Until the change it uses the old
+    storage. If the module is killed, it still does; run the task again, and the copy goes on.
   - To move a machine to another node is the work of M(drover.kvm.migrate).
   - Write the new place into the machine's sheet too. M(drover.kvm.vm) refuses a disk that lies elsewhere than its sheet
     says.
@@ -40,8 +40,8 @@ options:
         description:
           - The kind of storage that it shall lie on; see M(drover.kvm.vm).
           - With V(file) and V(rbd) the file or image is made. One that is there already is never written to.
-          - With V(iscsi) the volume must be there, see M(drover.kvm.iscsi_volume), and let the machine in. It must be as
-            big as the disk; where it is bigger, a disk on a file or image is grown to its size, and one on iSCSI is
+          - With V(iscsi) the volume must be there, see M(drover.kvm.iscsi_volume), and let the machine in. It must be
+            as big as the disk; where it is bigger, a disk on a file or image is grown to its size, and one on iSCSI is
             refused. It must read as zeroes at its beginning, unless O(overwrite=true).
           - A storage that another machine has, here or on a peer, is refused.
         type: str
@@ -96,9 +96,9 @@ options:
     default: false
   remove_source:
     description:
-      - Whether to delete the old file, once the machine uses the copy; an image of Ceph is moved to the trash of its pool.
-        Only what carries the mark of M(drover.kvm.vm) for this machine, and that no other machine has, is deleted.
-        Volumes of a SAN stay.
+      - Whether to delete the old file, once the machine uses the copy; an image of Ceph is moved to the trash of its
+        pool. Only what carries the mark of M(drover.kvm.vm) for this machine, and that no other machine has, is
+        deleted. Volumes of a SAN stay.
     type: bool
     default: false
   bandwidth:

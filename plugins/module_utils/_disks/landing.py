@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+from .._errors import Failed, Refused
 from .._run import run, run_json
 from . import file, rbd
 from .kind import Options
@@ -96,7 +97,11 @@ class IscsiLanding(FileLanding):
         """What the SAN says of it; a volume that the VM has open already (`used`) is not logged in to once more."""
         if used:
             return Place(identity, "raw", exists=True)
-        facts = run_json(*self._command("info", "--output=json", "--image-opts", self._image()))
+        try:
+            facts = run_json(*self._command("info", "--output=json", "--image-opts", self._image()))
+        except Failed as error:
+            words = str(error.details.get("stderr", error.message)).rpartition(": iSCSI: ")[2]
+            raise Refused(f"{identity.partition(':')[2]} can't be opened by the VM: {words}") from None
         return Place(identity, "raw", exists=True, size=int(facts["virtual-size"]), blank=self._blank())
 
     def prepare(self, _size: int) -> bool:
