@@ -21,16 +21,15 @@ description:
     two replicas by turn and keeps records of them (M(drover.kvm.replica_record)).
   - If the module is killed, the copies go on; run the task again, and they are ended then.
 options:
-  name: &name
-    description:
-      - The machine. It must run on this node. Required, unless O(vms) is given.
+  name:
+    description: The machine. It must run on this node.
     type: str
-  disks: &disks
-    description:
-      - Where the copy of each disk is written. All disks that the machine can write to must be named.
-      - Required, unless O(vms) is given.
+    required: true
+  disks:
+    description: Where the copy of each disk is written. All disks that the machine can write to must be named.
     type: list
     elements: dict
+    required: true
     suboptions:
       target:
         description: Name of the disk on the bus, such as V(vda).
@@ -57,47 +56,30 @@ options:
       secret:
         description: Usage name of the libvirt secret (of type C(iscsi)) with the CHAP password.
         type: str
-  slot: &slot
-    description:
-      - Which of the machine's two replicas this is. It is returned, for M(drover.kvm.replica_record).
-      - The default is V(a).
+  slot:
+    description: Which of the machine's two replicas this is. It is returned, for M(drover.kvm.replica_record).
     type: str
     choices: [a, b]
-  overwrite: &overwrite
+    default: a
+  overwrite:
     description:
       - Whether a volume is written to that has data at its beginning, such as an older replica.
       - B(Danger:) what is on the volume is lost.
-      - The default is V(false).
     type: bool
-  bandwidth: &bandwidth
-    description:
-      - The most that each copy may take, in bytes per second, such as V(100MiB). The default is no limit.
+    default: false
+  bandwidth:
+    description: The most that each copy may take, in bytes per second, such as V(100MiB). The default is no limit.
     type: str
-  timeout: &timeout
-    description:
-      - How long to wait for one disk, in seconds. The default is 150 s for each GiB, and at least 120 s.
+  timeout:
+    description: How long to wait for one disk, in seconds. The default is 150 s for each GiB, and at least 120 s.
     type: int
-  fenced: &fenced
+  fenced:
     description:
       - Peers that are certainly powered off, by their names in the cluster. No volume is written to while another peer
         gives no answer, as a machine there may use it.
-      - The default is the empty list.
     type: list
     elements: str
-  vms:
-    description:
-      - Many machines at once; each inherits the options that are given beside the list. Two are copied at a time.
-      - All are checked before the first is copied. A machine that fails does not keep the others from being finished.
-    type: list
-    elements: dict
-    suboptions:
-      name: *name
-      disks: *disks
-      slot: *slot
-      overwrite: *overwrite
-      bandwidth: *bandwidth
-      timeout: *timeout
-      fenced: *fenced
+    default: []
 extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
 attributes:
   idempotent:
@@ -159,7 +141,7 @@ actions:
     - copy vda of db1 to iqn.2026-11.org.example:replica-db1-0-a/1@10.231.7.10:3260 (40GiB)
     - end the copies of db1 in one moment
 replica:
-  description: What was copied; with O(vms) it is in each item of RV(results). Null in check mode, and after an error.
+  description: What was copied. Null in check mode, and after an error.
   returned: always
   type: dict
   contains:
@@ -171,12 +153,6 @@ replica:
       description: Options of M(drover.kvm.vm) with which the machine starts from the replica. It holds no secret.
       type: dict
       returned: always
-results:
-  description:
-    - For each machine of O(vms) its C(name), C(changed), C(actions) and RV(replica); what failed has C(msg) too.
-  returned: when O(vms) is given
-  type: list
-  elements: dict
 error:
   description: The kind of failure, see M(drover.kvm.vm).
   returned: failure
@@ -313,8 +289,7 @@ class VmReplica(Resource):
 
 def main() -> None:
     """Run the module."""
-    rules: dict[str, Any] = {"required_one_of": [("name", "vms")], "mutually_exclusive": [("name", "vms")]}
-    run_module(VmReplica, FIELDS, items="vms", parallel=2, **rules)
+    run_module(VmReplica, FIELDS)
 
 
 if __name__ == "__main__":

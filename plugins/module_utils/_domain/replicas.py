@@ -48,7 +48,7 @@ def next_slot(records: Iterable[Mapping[str, Any]], vm: str) -> str:
 def plan(
     sheets: Iterable[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """What to copy where: for each VM `vm` (an item of module vm_replica), `volumes` (items of iscsi_volume), `record`.
+    """What to copy where: for each VM `vm` (options of module vm_replica), `volumes` (items of iscsi_volume), `record`.
 
     `settings` are those of the second SAN (`SETTINGS`). Raises Invalid.
     """
