@@ -109,18 +109,31 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
+    gone: dict[str, str | None] = {}
     for disk in present:
         if parent is not None and not any(disk is other for other in kept):
+            old = read(disk) or {"target": "", "device": ""}
+            gone[old["target"]] = identity(old) if old["device"] == "disk" else None
             drop(parent, disk)
     declared: dict[str, Mapping[str, Any]] = {}
     for place, (given, options, found) in enumerate(pairs):
         if found is None:
             _add(root, options, f"disks[{place}]")
+            _check_not_swapped(options, gone, f"disks[{place}]")
         else:
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
         declared[options["target"]] = given
     return declared
+
+
+def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
+    """Refuse a new disk in the place of one that is taken off: the guest would find other data there, or none."""
+    target = options["target"]
+    if options["device"] == "disk" and gone.get(target):
+        raise Refused(
+            f"{where}: {target} is {gone[target]}, not {identity(options)}; take it off first, then add this one"
+        )
 
 
 def is_seed(disk: Element) -> bool:
