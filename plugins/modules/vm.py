@@ -193,7 +193,7 @@ options:
         type: str
       user:
         description:
-          - CHAP user. It goes with O(disks[].secret).
+          - CHAP user. It goes with O(disks[].secret). Empty strings mean to log in without CHAP.
           - With O(disks[].type=rbd) the user of Ceph, without C(client.). The default is V(libvirt).
         type: str
       secret:

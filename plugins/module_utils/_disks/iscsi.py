@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._fields import Field, check_iqn, check_portal
 from .._identity import initiator_iqn
-from .._xml import Property, find, make
+from .._xml import Property, drop, find, make
 from .kind import Kind
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
@@ -70,18 +70,36 @@ def check_word(value: str) -> str:
     return value
 
 
+def check_account(value: str) -> str:
+    """The name of a user or a secret; empty for none, so without CHAP."""
+    return check_word(value) if value else value
+
+
+@dataclass(frozen=True)
+class Account(Property):
+    """A half of what the initiator logs in with; without one half there is no login."""
+
+    def put(self, root: Element, value: Any) -> None:
+        """Write it; with an empty one the whole account goes."""
+        source, auth = find(root, "source"), find(root, "source/auth")
+        if value:
+            super().put(root, value)
+        elif source is not None and auth is not None:
+            drop(source, auth)
+
+
 FIELDS = (
     Field("iqn", check=check_iqn, place=Name(lun=False)),
     Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
     Field("portal", check=check_portal, place=Portal()),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
-    Field("user", check=check_word, place=Property("source/auth/@username")),
+    Field("user", check=check_account, place=Account("source/auth/@username")),
     Field(
         "secret",
         # The name of a libvirt secret; what it holds never comes here.
         no_log=False,
-        check=check_word,
-        place=Property("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
+        check=check_account,
+        place=Account("source/auth/secret/@usage", fixed=(("type", "iscsi"),)),
     ),
 )
 

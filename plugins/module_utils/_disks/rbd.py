@@ -24,7 +24,7 @@ from .._fields import Field, check_name, normalise
 from .._identity import volume_name
 from .._rbd import Images
 from .._xml import Property, drop, find, make
-from .iscsi import check_word
+from .iscsi import check_account
 from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
@@ -104,9 +104,9 @@ FIELDS = (
     Field("image", check=lambda value: check_name(value, 95), place=Part("image")),
     Field("namespace", check=check_name, place=Part("namespace")),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
-    Field("user", check=check_word, place=Auth("/@username")),
+    Field("user", check=check_account, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.
-    Field("secret", no_log=False, check=check_word, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
+    Field("secret", no_log=False, check=check_account, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
 )
 
 
@@ -123,7 +123,7 @@ def _source() -> Element:
 
 
 def _fill(options: Options, vm: str, number: int) -> Options:
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, "")}
     known = clusters()
     user = given.get("user") or USER
     filled = {"format": "raw", "image": volume_name(vm, number), "user": user, "secret": f"client.{user}"}

@@ -146,6 +146,8 @@ def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) ->
 
 def _iscsi(name: str, given: Mapping[str, Any], disk: dict[str, Any], number: int) -> dict[str, Any]:
     found = {"portal": given.get("iscsi_portal"), "user": given.get("iscsi_user"), "secret": given.get("iscsi_secret")}
+    if found["user"] == "":
+        found["secret"] = ""
     if given.get("iscsi_iqn_prefix"):
         found["iqn"] = volume_iqn(str(given["iscsi_iqn_prefix"]), name, number)
     disk = {**{key: value for key, value in found.items() if value is not None}, **disk}

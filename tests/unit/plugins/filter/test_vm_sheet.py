@@ -90,6 +90,12 @@ def test_volumes_belong_to_their_vm():
     assert "a secret" not in json.dumps(sheets)
 
 
+def test_volumes_without_chap_are_said_to_be_so():
+    sheet = vm_sheet({**WEB, "vm_profile": "standard", "vm_iscsi_user": ""})
+    assert (sheet["disks"][0]["user"], sheet["disks"][0]["secret"]) == ("", "")
+    assert iscsi_volumes([sheet])[0]["chap_user"] == ""
+
+
 def test_names_that_no_iqn_can_have_stay_apart():
     names = ("Web_1", "web-1", "web_1")
     sheets = [vm_sheet({**WEB, "inventory_hostname": name, "vm_profile": "standard"}) for name in names]

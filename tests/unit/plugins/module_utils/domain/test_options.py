@@ -152,6 +152,15 @@ def test_disks(option):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
+def test_a_disk_without_chap_loses_its_account_and_nothing_else():
+    without = {**SAN, "user": "", "secret": ""}
+    fresh = text_of(build(disks=[without])[0])
+    root, _params = build(disks=[{**SAN, "user": "drover", "secret": "san1"}])
+    sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [without]}), BRIDGES)
+    assert "auth" not in fresh and re.sub(r"\s+", "", text_of(root)) == re.sub(r"\s+", "", fresh)
+    check(root, normalise(FIELDS, {**BASE, "disks": [without]}), "protocol='iscsi'")
+
+
 @pytest.mark.parametrize("option", NIC_ROWS)
 def test_nics(option):
     nic, fragment = NIC_ROWS[option]
