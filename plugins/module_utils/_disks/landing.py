@@ -123,7 +123,7 @@ class IscsiLanding(FileLanding):
             "target": options["iqn"],
             "lun": options["lun"],
             "initiator-name": options["initiator"],
-            "user": options["user"],
+            "user": options["user"] or None,
             "password-secret": "chap" if options["user"] else None,
         }
         return ",".join(f"{name}={value}" for name, value in values.items() if value is not None)
