@@ -188,8 +188,7 @@ def test_a_local_disk_goes_to_the_san_and_back_as_its_vm_runs(homebody: Mover) -
         foretold = there.task(node, "vm_storage", check=True, name=LOCAL, disks=[disk])
         # Killed in the middle: it runs on from where it was, and the next run goes on.
         process = homebody.start(node, module="vm_storage", name=LOCAL, disks=[disk], bandwidth="1MiB")
-        job = ["blockjob", LOCAL, "vda", "--info"]
-        homebody.hits("the copy", lambda: "Block Copy" in homebody.virsh(node, *job, check=False) or "no job")
+        homebody.hits("the copy", lambda: "<mirror" in homebody.virsh(node, "dumpxml", LOCAL) or "no copy")
         homebody.kill_controller(process)
         for pid in homebody.modules():
             os.kill(pid, signal.SIGKILL)
@@ -206,6 +205,7 @@ def test_a_local_disk_goes_to_the_san_and_back_as_its_vm_runs(homebody: Mover) -
         assert "is not empty" in there.task(node, "vm_storage", name=LOCAL, disks=[disk])["msg"]
         assert homebody.watch.longest_gap(LOCAL, begin) < 10
     finally:
+        homebody.virsh(node, "blockjob", LOCAL, "vda", "--abort", check=False)
         there.task("san1", "iscsi_volume", name=volume["name"], iqn=iqn, state="absent", remove_data=True)
 
 
