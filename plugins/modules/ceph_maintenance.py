@@ -13,8 +13,9 @@ version_added: "0.1.0"
 description:
   - Begins or ends the maintenance of hosts with OSDs. While it lasts, Ceph does not count their OSDs as lost (flag
     C(noout), for these hosts only), so it does not copy their data elsewhere when they are down for long.
-  - Before it begins, Ceph is asked whether all of these OSDs may stop at once (C(ceph osd ok-to-stop)). When data would
-    no longer be available, it is refused and nothing is changed.
+  - Before it begins, Ceph is asked whether all of these OSDs may stop at once (C(ceph osd ok-to-stop)), and the
+    monitors on these hosts too (C(ceph mon ok-to-stop)), as a host may be switched off. When data would no longer be
+    available, or no majority of the monitors be left, it is refused and nothing is changed.
   - A maintenance that this module began carries a mark in the monitors. Only that one is ended, by whoever runs it,
     wherever an earlier run was cut off. A C(noout) that somebody else has set stays.
   - The OSDs themselves are started and stopped by the site (C(ceph-osd.target)). Playbook C(drover.kvm.drain_node) does
@@ -42,7 +43,7 @@ options:
     type: str
   wait:
     description:
-      - How long to wait, in seconds, until the OSDs may stop, or are up again.
+      - How long to wait, in seconds, until the daemons may stop, or the OSDs are up again.
       - After another host came back its data is brought up to date first; until then no further OSD may stop.
     type: int
     default: 30
@@ -187,7 +188,8 @@ class Maintenance(Resource):
                 for host, one in found.items()
             }
         if any(one["up"] for one in found.values()):
-            self._ask_to_stop(sorted(osd for one in found.values() for osd in one["osds"]))
+            self._ask_to_stop("osd", sorted(str(osd) for one in found.values() for osd in one["osds"]))
+            self._ask_to_stop("mon", self._monitors())
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         mark = {"since": now, "by": self.params["by"], "reason": self.params["reason"]}
         return {
@@ -196,20 +198,26 @@ class Maintenance(Resource):
             for host, one in found.items()
         }
 
-    def _ask_to_stop(self, osds: list[int]) -> None:
+    def _monitors(self) -> list[str]:
+        """The monitors on the hosts; of one that is down nobody knows where it is."""
+        return sorted(
+            one["name"] for one in self.client.ask("mon metadata") if one.get("hostname") in self.params["hosts"]
+        )
+
+    def _ask_to_stop(self, kind: str, daemons: list[str]) -> None:
         end = time.monotonic() + self.params["wait"]
-        while True:
+        while daemons:
             try:
-                self.client.ask("osd ok-to-stop", ids=[str(osd) for osd in osds])
+                self.client.ask(f"{kind} ok-to-stop", ids=daemons)
                 return
             except Refused as error:
                 words = error
             if time.monotonic() > end:
-                names = ", ".join(f"osd.{osd}" for osd in osds)
+                names = [f"{kind}.{daemon}" for daemon in daemons]
                 raise Refused(
-                    f"{names} of {self.name} may not stop now: {words.message}. Bring back what is down, and wait "
-                    "until Ceph has healed (ceph -s)",
-                    osds=osds,
+                    f"{', '.join(names)} of {self.name} may not stop now: {words.message}. Bring back what is down, "
+                    "and wait until Ceph has healed (ceph -s)",
+                    daemons=names,
                 )
             time.sleep(1)
 

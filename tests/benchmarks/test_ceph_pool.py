@@ -18,7 +18,7 @@ from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, exam
 NODE = "q1"
 POOL = "measured"
 ROUNDS = 7
-NO_OP_GOAL, LOOP_GOAL = 2.0, 5.0
+NO_OP_GOAL, LOOP_GOAL = 1.8, 10.0
 OPTIONS = {
     "size": 2,
     "min_size": 1,

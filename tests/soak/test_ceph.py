@@ -12,12 +12,21 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import (
+    RECORD_OFFSET,
+    RECORD_SIZE,
+    Guests,
+    parse_record,
+)
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, SINK, Cluster, tasks, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 EXAMPLE = ROOT / "examples/ceph-quorum"
 LONGEST_STALL = 30.0
+# Ceph takes an OSD that is silent for lost after 20 to 30 s.
+LONGEST_LOSS = 60.0
+# A task of a module whose cluster does not answer: 5 s for each connection, and the way to the node.
+LONGEST_WAIT = 40.0
 THIEF = {"name": "thief", "memory": "64MiB", "vcpus": 1}
 # Any client: it has an image open and says nothing to anybody.
 HOLDER = """
@@ -37,11 +46,20 @@ cmp /run/probe /run/probe.read
 """
 
 
+# What a guest has on its disk, read by an administrator of Ceph beside the VM.
+READ = f"""
+import rados, rbd, sys
+with rados.Rados(conffile="/etc/ceph/ceph.conf", name="client.admin") as cluster:
+    with cluster.open_ioctx("vms") as pool, rbd.Image(pool, sys.argv[1], read_only=True) as image:
+        print(image.read({RECORD_OFFSET}, {RECORD_SIZE}).rstrip(bytes(1)).decode())
+"""
+
+
 @pytest.fixture(scope="module", name="quorum")
 def the_site(quorum: Cluster) -> Cluster:
-    """The example, with its VMs counting."""
-    quorum.play(str(EXAMPLE / "site.yml")).good()
+    """The example as its README.md builds it, with its VMs counting."""
     write_images(quorum)
+    quorum.play(str(EXAMPLE / "site.yml")).good()
     quorum.play("build_vms").good()
     with Observer(quorum.lab) as watch:
         for name in quorum.sheets():
@@ -50,17 +68,12 @@ def the_site(quorum: Cluster) -> Cluster:
 
 
 def write_images(quorum: Cluster) -> None:
-    """An image for each declared VM, with a protected snapshot from which its disk is cloned."""
+    """An image for each declared VM on the controller, where the example looks for the files of its templates."""
     guests = Guests(quorum.lab.base)
-    guests.ensure()
-    folder = quorum.lab.machine("q1").path("/root")
+    folder = quorum.lab.state / "images"
+    folder.mkdir(exist_ok=True)
     for name, sheet in quorum.sheets().items():
         guests.write_image(folder / f"{name}.img", {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK})
-        words = [f"rbd import --no-progress /root/{name}.img vms/image-{name}", f"rm /root/{name}.img"]
-        words += [f"rbd snap {verb} --no-progress vms/image-{name}@base" for verb in ("create", "protect")]
-        if f"image-{name}" not in quorum.ssh("q1", "rbd ls vms").split():
-            # `protect` takes no option for progress in all versions.
-            quorum.ssh("q1", "; ".join(words).replace("protect --no-progress", "protect"))
 
 
 def ceph(quorum: Cluster, command: str) -> dict[str, Any]:
@@ -107,6 +120,32 @@ def test_the_hypervisors_user_can_use_its_pool_and_nothing_else(quorum):
     assert {command: code == "0" for command, code in zip(tried, codes)} == tried
 
 
+def on_disk(quorum: Cluster, name: str) -> int:
+    """The counter on a VM's disk."""
+    record = parse_record(quorum.ssh("q1", "python3", "-", f"drover-{name}-0", stdin=READ).encode())
+    assert record and record.name == name
+    return record.counter
+
+
+def test_templates_are_made_once_and_a_run_that_was_cut_off_is_finished(quorum):
+    play = str(EXAMPLE / "templates.yml")
+    assert quorum.play(play).good().changed == 0
+    # Cut off in the import of one file, and after that of another one.
+    more = [{"name": f"image-{name}", "file": str(quorum.lab.state / "images/web1.img")} for name in ("cut", "bare")]
+    quorum.ssh("q1", "rbd create --size 8M vms/image-cut.part; rbd create --size 8M vms/image-bare")
+    try:
+        told = quorum.play(play, "--check", templates=more).good()
+        done = quorum.play(play, templates=more).good()
+        assert told.changed > 0 and "image-cut.part" not in quorum.ssh("q1", "rbd ls vms")
+        protected = [quorum.ssh("q1", f"rbd info vms/{one['name']}@base") for one in more]
+        assert all("protected: True" in text for text in protected), protected
+        assert "size 32 MiB" in protected[0] and quorum.play(play, templates=more).good().changed == 0, done.output
+    finally:
+        for one in more:
+            words = (f"snap unprotect vms/{one['name']}@base", f"snap purge vms/{one['name']}", f"rm vms/{one['name']}")
+            quorum.ssh("q1", "; ".join(f"rbd {word}" for word in words), check=False)
+
+
 def test_a_second_run_changes_nothing_and_no_key_is_shown(quorum):
     key = quorum.ssh("q1", "ceph auth get-key client.libvirt").strip()
     again = quorum.play("site", "--tags", "ceph_client", "--diff", "-vvv").good()
@@ -129,20 +168,6 @@ def number(quorum: Cluster, node: str) -> int:
     return quorum.lab.topology.node(node).number
 
 
-def test_a_running_vm_gets_more_room(quorum):
-    name, node = next(iter(quorum.where().items()))
-    disks = [{"type": "rbd", "pool": "vms", "size": "48MiB"}]
-    with Observer(quorum.lab) as watch:
-        watch.wait_word(name)
-        done = quorum.task(node, "vm", name=name, disks=disks)
-        assert done["actions"] == ["grow vda as it runs to 48MiB"], done
-        watch.wait_word(name, after=time.monotonic())
-    assert "50331648" in quorum.ssh(node, "virsh", "domblkinfo", name, "vda")
-    assert json.loads(quorum.ssh("q1", f"rbd info --format json vms/drover-{name}-0"))["size"] == 48 << 20
-    smaller = quorum.task(node, "vm", name=name, disks=[{**disks[0], "size": "40MiB"}])
-    assert smaller["failed"] and "smaller" in smaller["msg"]
-
-
 def test_an_image_that_is_open_keeps_its_vm_from_starting(quorum):
     name, node = next(iter(quorum.where().items()))
     other = "hv2" if node == "hv1" else "hv1"
@@ -160,11 +185,29 @@ def test_an_image_that_is_open_keeps_its_vm_from_starting(quorum):
     assert "thief" not in quorum.domains(other)
 
 
+def test_a_running_vm_moves_and_its_disk_does_not(quorum):
+    name, node = next(iter(quorum.where().items()))
+    other = "hv2" if node == "hv1" else "hv1"
+    with Observer(quorum.lab) as watch:
+        watch.wait_word(name)
+        begin = time.monotonic()
+        for source, to in ((node, other), (other, node)):
+            done = quorum.task(source, "migrate", name=name, to=to)
+            assert not done["failed"] and done["verified"], done
+            said = watch.wait_word(name, after=time.monotonic())["counter"]
+            # What a guest says, it has written before.
+            assert on_disk(quorum, name) >= said
+            assert watchers(quorum, name) == [quorum.lab.topology.networks["storage"].address(number(quorum, to))]
+        assert watch.longest_gap(name, begin) <= LONGEST_STALL
+    assert watch.verdict().ok, str(watch.verdict())
+
+
 def test_a_node_with_osds_is_drained_and_comes_back(quorum):
     with Observer(quorum.lab) as watch:
         for name in quorum.sheets():
             watch.wait_word(name)
         begin = time.monotonic()
+        assert "hv1" in quorum.where().values()
         quorum.play("drain_node", node="hv1").good()
         assert flags(quorum) == {"hv1": ["noout"]}
         assert ceph(quorum, "status")["osdmap"]["num_up_osds"] == 2
@@ -174,7 +217,10 @@ def test_a_node_with_osds_is_drained_and_comes_back(quorum):
         quorum.play("undrain_node", node="hv1").good()
         assert flags(quorum) == {} and "drover" not in quorum.ssh("q1", "ceph config-key ls")
         wait_until(lambda: is_clean(quorum), 120, "two copies of everything")
+        said = {name: watch.wait_word(name, after=time.monotonic())["counter"] for name in quorum.sheets()}
+        assert all(on_disk(quorum, name) >= counter for name, counter in said.items()), said
         stalls = {name: watch.longest_gap(name, begin) for name in quorum.sheets()}
+    print("longest stalls of a drain and the way back:", stalls)
     assert max(stalls.values()) <= LONGEST_STALL, stalls
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
@@ -193,6 +239,221 @@ def test_a_drain_that_ceph_does_not_allow_changes_nothing_and_ends_what_was_left
     finally:
         quorum.ssh("hv2", "systemctl start ceph-osd.target")
     wait_until(lambda: is_clean(quorum), 120, "two copies of everything")
+
+
+def test_a_unit_of_osds_that_is_not_there_is_refused_before_anything_is_changed(quorum):
+    before = quorum.where()
+    for options in (["--check"], []):
+        told = quorum.play("drain_node", *options, node="hv1", drover_osd_unit="ceph-fsid.target")
+        told.refused("hv1: there is no unit ceph-fsid.target", "drover_osd_unit", "Nothing was changed")
+    assert quorum.where() == before and flags(quorum) == {}
+
+
+def test_a_unit_that_does_not_stop_the_osds_leaves_no_noout(quorum):
+    try:
+        # It is there, and holds no OSD. Moves of VMs are not what this is about.
+        told = quorum.play("drain_node", node="hv1", drover_osd_unit="multi-user.target")
+        assert told.code != 0 and "still up" in told.output, told.output
+        assert flags(quorum) == {} and ceph(quorum, "status")["osdmap"]["num_up_osds"] == 4
+    finally:
+        quorum.play("undrain_node", node="hv1").good()
+
+
+def test_a_second_cluster_has_files_and_a_user_of_its_own(quorum):
+    """One cluster under two names does: what differs is what the nodes and the monitor's host call it."""
+    role = {"name": "drover.kvm.ceph_client"}
+    own = {"ceph_client_cluster": "big", "ceph_client_user": "big", "ceph_client_packages": ["ceph-common"]}
+    task = {"name": "The second one", "ansible.builtin.include_role": role, "vars": own}
+    play = {"hosts": "hypervisors", "gather_facts": False, "tasks": [task]}
+    book = quorum.lab.state / "second.json"
+    book.write_text(json.dumps([{"name": "A second cluster", **play}]), encoding="utf-8")
+    ours = quorum.ssh("hv1", "md5sum /etc/ceph/ceph.*")
+    try:
+        # A user that is not there yet has no key to tell.
+        told = quorum.play(str(book), "--check").good()
+        assert "would be handed over" in told.output and "client.big" not in quorum.ssh("q1", "ceph auth ls")
+        assert quorum.play(str(book)).good().changed == 7
+        assert quorum.play(str(book)).good().changed == 0
+        for node in ("hv1", "hv2"):
+            assert quorum.ssh(node, "stat -c %a /etc/ceph/big.client.big.keyring").strip() == "600"
+            assert "image-web1" in quorum.ssh(node, "timeout 20 rbd --cluster big -n client.big ls vms")
+            assert "client.big" in quorum.ssh(node, "virsh secret-list")
+        assert quorum.ssh("hv1", "md5sum /etc/ceph/ceph.*") == ours
+        # On the monitor's host no files are called so.
+        told = quorum.play(str(book), ceph_client_monitor_cluster="big")
+        assert told.code != 0 and "/etc/ceph/big.conf" in told.output, told.output
+    finally:
+        quorum.ssh("q1", "ceph auth rm client.big")
+        for node in ("hv1", "hv2"):
+            quorum.task(node, "secret", usage="client.big", type="ceph", state="absent")
+            quorum.ssh(node, "rm -f /etc/ceph/big.*")
+
+
+def monitors(quorum: Cluster, act: str, *nodes: str) -> None:
+    for node in nodes:
+        quorum.ssh(node, f"systemctl {act} ceph-mon@{node}", timeout=120)
+
+
+def votes(quorum: Cluster) -> int:
+    """How many monitors agree; 0 when they don't answer."""
+    said = quorum.ssh("q1", "ceph --connect-timeout 10 status -f json", check=False)
+    return len(json.loads(said)["quorum"]) if said.strip() else 0
+
+
+def asked(quorum: Cluster, node: str, *given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of modules on a node; each must end in time, whatever Ceph does."""
+    results = tasks(quorum, node, [{**task, "ignore_errors": True} for task in given])
+    late = [(task, result) for task, result in zip(given, results) if result["seconds"] > LONGEST_WAIT]
+    assert late == []
+    return results
+
+
+ASK = (
+    {"drover.kvm.ceph_pool": {"name": "vms", "size": 2}},
+    {"drover.kvm.ceph_user": {"name": "libvirt", "pools": ["vms"]}},
+    {"drover.kvm.ceph_maintenance": {"hosts": ["hv1"], "wait": 0}, "check_mode": True},
+)
+NEW = {"drover.kvm.vm": {**THIEF, "disks": [{"type": "rbd", "pool": "vms", "size": "8MiB"}], "state": "stopped"}}
+
+
+def test_one_of_three_monitors_may_be_lost(quorum):
+    with Observer(quorum.lab) as watch:
+        begin = time.monotonic()
+        monitors(quorum, "stop", "q1")
+        try:
+            # They need some seconds to agree, and answer nobody in that time.
+            wait_until(lambda: votes(quorum) == 2, 60, "a majority of two")
+            print(f"a majority again after {time.monotonic() - begin:.1f} s")
+            results = asked(quorum, "q1", *ASK) + asked(quorum, "hv1", {**NEW, "check_mode": True})
+            # Whoever drains hv1 may switch it off, and its monitor is needed now.
+            told = [result["msg"] for result in results if result.get("failed")]
+            assert len(told) == 1 and "mon.hv1 of hv1 may not stop now" in told[0], told
+            quorum.ssh("q1", "bash", "-s", stdin=PROBE)
+        finally:
+            monitors(quorum, "start", "q1")
+        for name in quorum.sheets():
+            watch.wait_word(name, after=time.monotonic())
+            assert watch.longest_gap(name, begin) <= LONGEST_STALL
+    wait_until(lambda: votes(quorum) == 3, 60, "three monitors")
+
+
+def test_without_a_majority_modules_say_so_in_time_and_vms_write_on(quorum):
+    with Observer(quorum.lab) as watch:
+        begin = time.monotonic()
+        monitors(quorum, "stop", "q1", "hv2")
+        try:
+            results = asked(quorum, "q1", *ASK) + asked(quorum, "hv1", NEW)
+            assert [result.get("error") for result in results] == ["Unreachable"] * 4, results
+            assert all("Ceph cluster ceph gives no answer" in result["msg"] for result in results), results
+            told = quorum.play("drain_node", node="hv1")
+            told.refused("Ceph cluster ceph gives no answer")
+        finally:
+            monitors(quorum, "start", "q1", "hv2")
+        for name in quorum.sheets():
+            watch.wait_word(name, after=time.monotonic())
+            assert watch.longest_gap(name, begin) <= LONGEST_STALL
+    assert watch.verdict().ok, str(watch.verdict())
+    wait_until(lambda: is_clean(quorum), 120, "two copies of everything")
+    assert "thief" not in quorum.domains("hv1")
+
+
+def is_full(quorum: Cluster) -> bool:
+    found = next(pool for pool in ceph(quorum, "osd dump")["pools"] if pool["pool_name"] == "vms")
+    return "full" in found["flags_names"].split(",")
+
+
+def test_a_full_pool_stops_its_vms_until_there_is_room(quorum):
+    with Observer(quorum.lab) as watch:
+        for name in quorum.sheets():
+            watch.wait_word(name)
+        quorum.ssh("q1", "ceph osd pool set-quota vms max_bytes 1")
+        try:
+            wait_until(lambda: is_full(quorum), 60, "a pool that is full")
+            time.sleep(10)
+            still = {name: watch.words(name)[-1]["counter"] for name in quorum.sheets()}
+            assert set(quorum.where()) == set(still)
+            (told,) = asked(quorum, "hv1", NEW)
+            assert told["failed"] and "full" in told["msg"], told
+            assert still == {name: watch.words(name)[-1]["counter"] for name in still}
+        finally:
+            quorum.ssh("q1", "ceph osd pool set-quota vms max_bytes 0")
+        end = time.monotonic()
+        for name in quorum.sheets():
+            assert watch.wait_word(name, after=end)["failed"] == 0
+        print(f"after there was room again VMs wrote within {time.monotonic() - end:.1f} s")
+    assert watch.verdict().ok, str(watch.verdict())
+    assert "thief" not in quorum.domains("hv1")
+    assert [one for one in quorum.ssh("q1", "rbd ls vms").split() if "thief" in one] == []
+
+
+def test_a_killed_osd_costs_no_write(quorum):
+    with Observer(quorum.lab) as watch:
+        for name in quorum.sheets():
+            watch.wait_word(name)
+        begin = time.monotonic()
+        quorum.ssh("hv1", "systemctl kill -s KILL ceph-osd@0")
+        wait_until(lambda: ceph(quorum, "status")["osdmap"]["num_up_osds"] == 3, 60, "an OSD that is down")
+        wait_until(lambda: is_clean(quorum), 180, "two copies of everything")
+        stalls = {name: watch.longest_gap(name, begin) for name in quorum.sheets()}
+    print("longest stalls with a killed OSD:", stalls)
+    assert max(stalls.values()) <= LONGEST_STALL and watch.verdict().ok, (stalls, str(watch.verdict()))
+
+
+def start_elsewhere(quorum: Cluster, lost: str) -> None:
+    """Ceph forgets a dead client after some time; until then a start is refused."""
+    told = quorum.play("build_vms", drover_fenced=[lost])
+    end = time.monotonic() + 120
+    while told.code and time.monotonic() < end:
+        told.refused("has it open", "run this again")
+        told = quorum.play("build_vms", drover_fenced=[lost])
+    told.good()
+
+
+def test_a_lost_host_stops_no_other_and_its_vms_start_elsewhere_when_it_is_said_to_be_off(quorum):
+    before = quorum.where()
+    lost, stay = ([vm for vm, node in before.items() if node == one] for one in ("hv1", "hv2"))
+    assert lost and stay, before
+    with Observer(quorum.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        begin = time.monotonic()
+        quorum.lab.power_off("hv1")
+        try:
+            wait_until(lambda: ceph(quorum, "status")["osdmap"]["num_up_osds"] == 2, 90, "its OSDs taken for lost")
+            for name in stay:
+                watch.wait_word(name, after=time.monotonic())
+            stalls = {name: watch.longest_gap(name, begin) for name in stay}
+            print("longest stalls when the other host is lost:", stalls)
+            assert max(stalls.values()) <= LONGEST_LOSS, stalls
+            quorum.play("build_vms").refused("fenced")
+            start_elsewhere(quorum, "hv1")
+            for name in lost:
+                watch.wait_word(name, after=time.monotonic(), seconds=240)
+                assert len(watchers(quorum, name)) == 1
+        finally:
+            quorum.lab.power_on("hv1")
+            wait_until(lambda: set(lost) <= set(seen := quorum.domains("hv1")) or str(seen), 120, "libvirt of the node")
+            for name in lost:
+                assert quorum.domains("hv1")[name] == "shut off"
+                quorum.ssh("hv1", "virsh", "undefine", name)
+        wait_until(lambda: is_clean(quorum), 180, "two copies of everything")
+    assert watch.verdict().ok, str(watch.verdict())
+    assert quorum.play("build_vms").good().changed == 0
+
+
+def test_a_running_vm_gets_more_room(quorum):
+    # The one that is removed after it: the inventory goes on saying the smaller size.
+    name, node = max(quorum.where().items())
+    disks = [{"type": "rbd", "pool": "vms", "size": "48MiB"}]
+    with Observer(quorum.lab) as watch:
+        watch.wait_word(name)
+        done = quorum.task(node, "vm", name=name, disks=disks)
+        assert done["actions"] == ["grow vda as it runs to 48MiB"], done
+        watch.wait_word(name, after=time.monotonic())
+    assert "50331648" in quorum.ssh(node, "virsh", "domblkinfo", name, "vda")
+    assert json.loads(quorum.ssh("q1", f"rbd info --format json vms/drover-{name}-0"))["size"] == 48 << 20
+    smaller = quorum.task(node, "vm", name=name, disks=[{**disks[0], "size": "40MiB"}])
+    assert smaller["failed"] and "smaller" in smaller["msg"]
 
 
 def test_a_removed_vm_leaves_its_image_in_the_trash(quorum):

@@ -26,12 +26,13 @@ class Missing(Error):
 
 
 class Pool(dict[str, Any]):
-    """Images by name; `trash` is what was moved there, `shut` a pool in which the user has no rights."""
+    """Images by name; `trash` is what was moved there; the user has no rights in a pool that is `shut`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trash: list[str] = []
         self.shut = False
+        self.flags = "hashpspool"
 
     def add(self, name: str, size: int, **more: Any) -> None:
         self[name] = {"size": size, "meta": {}, "watchers": [], "snaps": {}, "parent": None, **more}
@@ -125,4 +126,5 @@ class Cluster:
 
     def ask(self, prefix: str) -> Any:
         assert prefix == "osd dump"
-        return {"pools": [{"pool_name": name, "application_metadata": {"rbd": {}}} for name in self.pools]}
+        said: dict[str, Any] = {"application_metadata": {"rbd": {}}}
+        return {"pools": [{**said, "pool_name": name, "flags_names": pool.flags} for name, pool in self.pools.items()]}

@@ -185,9 +185,8 @@ def _as_user(conf: Conf, user: str | None) -> dict[str, Any]:
     return {**normalise(_ceph.OPTIONS, {}), **given}
 
 
-@contextmanager
-def _opened(options: Options) -> Iterator[Images]:
-    """Where the image of a disk is."""
+def _conf(options: Options) -> Conf:
+    """The cluster of a disk."""
     hosts = [host_of(monitor) for monitor in options.get("monitors") or []]
     conf = cluster_of(hosts, clusters())
     if conf is None:
@@ -195,8 +194,27 @@ def _opened(options: Options) -> Iterator[Images]:
             f"{_name(options)}: no file in /etc/ceph of this node has its monitors ({', '.join(hosts)}); apply role "
             "ceph_client to the node"
         )
-    with _images(conf, options.get("user"), options["pool"], options.get("namespace")) as images:
+    return conf
+
+
+@contextmanager
+def _opened(options: Options) -> Iterator[Images]:
+    """Where the image of a disk is."""
+    with _images(_conf(options), options.get("user"), options["pool"], options.get("namespace")) as images:
         yield images
+
+
+def _check_room(options: Options) -> None:
+    """Raise Refused for a pool that is full: a write there is not refused by Ceph, it waits until there is room."""
+    pool = options["pool"]
+    with _connected(_conf(options), options.get("user")) as cluster:
+        flags = {one["pool_name"]: one["flags_names"].split(",") for one in cluster.ask("osd dump")["pools"]}
+    if "full" in flags.get(pool, []):
+        raise Refused(
+            f"{_name(options)} can't be made: pool {pool} is full. Until there is room all writes to it wait, those of "
+            "running VMs too: raise its quota (quota_bytes of ceph_pool), add OSDs, or remove what is not needed "
+            "(ceph health detail says what is full)"
+        )
 
 
 def inspect(options: Options) -> Volume | None:
@@ -215,6 +233,7 @@ def _snapshot(options: Options) -> tuple[str, str | None, str, str] | None:
 
 
 def _check_new(options: Options) -> int | None:
+    _check_room(options)
     source = _snapshot(options)
     if source is None:
         return None

@@ -182,7 +182,11 @@ def test_the_osds_are_counted_through_the_nodes_and_copies_are_on_different_ones
     assert made.ceph
     assert made.ceph.numbers() == {"hv1": [0, 1], "hv2": [2, 3]}
     text = ceph.conf(made, made.ceph, "1234")
-    for line in ("mon_host = 10.231.5.13", "osd_crush_chooseleaf_type = 1", "osd_pool_default_size = 2"):
+    for line in (
+        "mon_host = 10.231.5.13,10.231.5.11,10.231.5.12",
+        "osd_crush_chooseleaf_type = 1",
+        "osd_pool_default_size = 2",
+    ):
         assert f"{line}\n" in text
     assert "bluestore_block_size = 2147483648\n" in text.split("[osd]")[1]
     assert "osd_heartbeat_grace = 5\n" in text.split("[osd]")[1]
@@ -198,13 +202,17 @@ def test_one_node_has_all_copies_when_there_is_no_other(quorum: dict[str, Any]) 
     assert "osd_pool_default_size = 1\n" in text
 
 
-def test_keys_are_on_the_monitors_only(quorum: dict[str, Any]) -> None:
+def test_keys_are_on_the_monitors_only_and_the_first_has_the_administrators(quorum: dict[str, Any]) -> None:
+    quorum["ceph"]["monitors"] = ["q1", "hv2"]
     made = parsed(quorum)
     assert made.ceph
-    keys = {name: ceph.new_key() for name in ("mon.", "client.admin", "mgr.q1")}
-    assert len(set(keys.values())) == 3
+    keys = {name: ceph.new_key() for name in ("mon.", "client.admin", "mgr.q1", "mgr.hv2")}
+    assert len(set(keys.values())) == 4
     on_monitor = ceph.files(made, made.ceph, "q1", "1234", keys)
     assert f"[client.admin]\n\tkey = {keys['client.admin']}\n" in on_monitor["/etc/ceph/ceph.client.admin.keyring"]
+    second = ceph.files(made, made.ceph, "hv2", "1234", keys)
+    assert keys["mon."] in second["/etc/ceph/lab/keyring"]
+    assert not any(path.startswith("/etc/ceph/ceph.") for path in second)
     elsewhere = ceph.files(made, made.ceph, "hv1", "1234", keys)
     assert "/etc/ceph/ceph.conf" not in elsewhere
     assert not any(key in text for key in keys.values() for text in elsewhere.values())
@@ -234,5 +242,5 @@ def test_ceph_is_not_for_emulated_nodes(quorum: dict[str, Any]) -> None:
 
 def test_the_inventory_says_how_to_reach_ceph(data: dict[str, Any], quorum: dict[str, Any]) -> None:
     found = controller_files.inventory(parsed(quorum), "/state", "two", "tcg")["all"]["vars"]["lab_ceph"]
-    assert found == {"fsid": ceph.fsid("two"), "monitors": ["10.231.5.13"]}
+    assert found == {"fsid": ceph.fsid("two"), "monitors": ["10.231.5.13", "10.231.5.11", "10.231.5.12"]}
     assert "lab_ceph" not in controller_files.inventory(parsed(data), "/state", "two", "tcg")["all"]["vars"]

@@ -4,8 +4,8 @@
 """A small real Ceph cluster on the nodes: monitors with a manager each, and OSDs (BlueStore) on sparse files.
 
 The daemons have a ceph.conf of their own, /etc/ceph/lab/ceph.conf, so that a site may write /etc/ceph/ceph.conf on any
-node. Only the monitors' nodes have that from the start, and the keyring of client.admin. Keys are made here, once, and
-kept with the lab's state; what a node has already is never made again.
+node. Only the first monitor's node has that from the start, and the keyring of client.admin. Keys are made here, once,
+and kept with the lab's state; what a node has already is never made again.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def files(topology: Topology, ceph: CephCluster, node: str, cluster: str, keys: 
         everything = {"mon.": {"mon": "allow *"}, "client.admin": CAPS}
         everything.update({f"mgr.{name}": MGR_CAPS for name in ceph.monitors})
         found["/etc/ceph/lab/keyring"] = keyring(keys, everything)
+    if node == ceph.monitors[0]:
         found["/etc/ceph/ceph.client.admin.keyring"] = keyring(keys, {"client.admin": CAPS})
         found["/etc/ceph/ceph.conf"] = conf(topology, ceph, cluster, daemons=False)
     return found

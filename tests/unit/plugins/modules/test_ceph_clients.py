@@ -25,6 +25,7 @@ class Monitor:
         self.users = {"client.admin": {"mon": "allow *", "osd": "allow *"}}
         self.hosts = {"hv1": [0, 1], "hv2": [2, 3], "empty": []}
         self.down = set()
+        self.monitors = {"a": "q1", "b": "hv1", "c": "hv2"}
         self.flags = {}
         self.keys = {}
         self.log = []
@@ -67,6 +68,14 @@ class Monitor:
         if all(gone & set(osds) for osds in self.hosts.values() if osds):
             raise Refused("osd ok-to-stop: unsafe to stop osd(s) at this time (8 PGs are or would become offline)")
         return {"ok_to_stop": True}
+
+    def ask_mon_metadata(self):
+        # Of a monitor that was down since the others started they know the name.
+        return [{"name": name, **({"hostname": host} if host else {})} for name, host in self.monitors.items()]
+
+    def ask_mon_ok_to_stop(self, ids):
+        if len([name for name, host in self.monitors.items() if host and name not in ids]) < 2:
+            raise Refused(f"mon ok-to-stop: not enough monitors would be available after stopping mons {ids}")
 
     def ask_config_key_get(self, key):
         if key not in self.keys:
@@ -190,6 +199,16 @@ def test_osds_that_may_not_stop(monitor, run, down, hosts):
     assert result["failed"] and result["error"] == "Refused"
     assert "unsafe to stop" in result["msg"] and "Ceph has healed" in result["msg"]
     assert monitor.log == [] and monitor.flags == {}
+
+
+def test_a_monitor_whose_loss_would_leave_no_majority_may_not_stop(monitor, run):
+    monitor.monitors["a"] = None
+    result = run(ceph_maintenance, hosts=["hv1"], wait=0)
+    assert result["failed"] and "mon.b of hv1 may not stop now" in result["msg"] and "not enough" in result["msg"]
+    assert monitor.log == [] and monitor.flags == {}
+    # A cluster whose monitors are elsewhere is not asked about them.
+    monitor.monitors = {"a": "q1"}
+    assert run(ceph_maintenance, hosts=["hv1"])["changed"]
 
 
 def test_a_run_that_was_cut_off_is_ended_by_its_mark_and_a_flag_of_others_stays(monitor, run):

@@ -454,6 +454,16 @@ def test_images_that_can_not_be_had(lab, ceph, disk, words):
     assert lab.node.domains() == {} and "drover-web1-0" not in ceph.pools["vms"]
 
 
+def test_a_full_pool_takes_no_new_image_and_keeps_those_that_are_there(lab, ceph):
+    lab.run(**CEPH_VM)
+    ceph.pools["vms"].flags = "hashpspool,full,full_quota"
+    for check in (True, False):
+        result = lab.run(**{**CEPH_VM, "name": "web2"}, _ansible_check_mode=check)
+        assert result["failed"] and result["error"] == "Refused" and "pool vms is full" in result["msg"]
+    assert "drover-web2-0" not in ceph.pools["vms"] and set(lab.node.domains()) == {"web1"}
+    assert lab.both(**CEPH_VM)["changed"] is False
+
+
 def test_a_vm_whose_image_a_client_has_open_does_not_start(lab, ceph):
     lab.run(**CEPH_VM)
     ceph.pools["vms"]["drover-web1-0"]["watchers"] = ["10.231.5.12"]
