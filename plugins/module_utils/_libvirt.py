@@ -528,6 +528,14 @@ class Node:
                 return None
             raise
 
+    def password(self, kind: str, usage: str) -> str:
+        """What the secret of this type and usage name holds. Raises NotFound, and Failed for a private one."""
+        found = next((one for one in self.secrets() if (one.type, one.usage) == (kind, usage)), None)
+        value = None if found is None else self.secret_value(found.uuid)
+        if value is None:
+            raise NotFound(f"{self.name} has no secret {usage} of type {kind} with a value; see drover.kvm.secret")
+        return value.decode()
+
     def has_secret(self, uuid: str) -> bool:
         """Whether a secret of this UUID is defined."""
         return any(secret.uuid == uuid for secret in self.secrets())

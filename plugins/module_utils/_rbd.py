@@ -90,6 +90,12 @@ class Images:
         with translated(f"remove {self._name(image)}, which an interrupted run left"):
             rbd.RBD().remove(self.ioctx, image)
 
+    def unmark(self, image: str, key: str) -> None:
+        """Take a mark away; that it is not there is no error."""
+        with translated(f"unmark {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
+            if key in dict(opened.metadata_list()):
+                opened.metadata_remove(key)
+
     def grow(self, image: str, size: int) -> None:
         """Make an image bigger; never smaller."""
         with translated(f"grow {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:

@@ -66,9 +66,9 @@ def run(argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: 
     return out
 
 
-def run_json(argv: Sequence[str], timeout: float = 60) -> Any:
+def run_json(argv: Sequence[str], stdin: str | None = None, timeout: float = 60) -> Any:
     """The JSON that a command prints. Raises as `run` does, and Failed when it is not JSON."""
-    text = run(argv, timeout=timeout)
+    text = run(argv, stdin, timeout)
     try:
         return json.loads(text or "null")
     except ValueError:

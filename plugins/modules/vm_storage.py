@@ -2,25 +2,25 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Module vm_storage: move a running VM's disks to other files of its node."""
+"""Module vm_storage: move a running VM's disks to other storage: files, volumes of a SAN, images of Ceph."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_storage
-short_description: Move the disks of a running VM to other storage of its node
+short_description: Move the disks of a running VM to other storage
 version_added: "0.1.0"
 author: The drover.kvm contributors (@drover)
 description:
-  - A disk lies in a file of the node that you name, raw or qcow2, while the machine runs on. It can come from another
-    folder (another pool, a mounted NFS export), from an iSCSI volume, or be of the other format.
+  - A disk lies on the storage that you name, while the machine runs on. That is a file of the node, raw or qcow2, an
+    iSCSI volume, or an image of Ceph. What it lies on now may be any of them.
   - The disk is copied, then the machine changes over to the copy, see
-    U(https://libvirt.org/kbase/live_full_disk_backup.html) and U(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainBlockCopy).
-    Until the change it uses the old storage. If the module is killed, it still does; run the task again, and the copy
-    goes on.
+    U(https://libvirt.org/kbase/live_full_disk_backup.html) and
+    U(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainBlockCopy). Until the change it uses the old
+    storage. If the module is killed, it still does; run the task again, and the copy goes on.
   - To move a machine to another node is the work of M(drover.kvm.migrate).
-  - Write the new O(disks[].path) into the machine's sheet too. M(drover.kvm.vm) refuses a disk that lies elsewhere than
-    its sheet says.
+  - Write the new place into the machine's sheet too. M(drover.kvm.vm) refuses a disk that lies elsewhere than its sheet
+    says.
 options:
   name:
     description: The machine. It must run on this node.
@@ -36,20 +36,69 @@ options:
         description: Name of the disk on the bus, such as V(vda).
         type: str
         required: true
+      type:
+        description:
+          - The kind of storage that it shall lie on; see M(drover.kvm.vm).
+          - With V(file) and V(rbd) the file or image is made. One that is there already is never written to.
+          - With V(iscsi) the volume must be there, see M(drover.kvm.iscsi_volume), and let the machine in. It must be
+            as big as the disk; where it is bigger, a disk on a file or image is grown to its size, and one on iSCSI is
+            refused. It must read as zeroes at its beginning, unless O(overwrite=true).
+          - A storage that another machine has, here or on a peer, is refused.
+        type: str
+        choices: [iscsi, file, rbd]
+        default: file
       path:
         description:
           - Path of the file. Its folder must be there, with room for 1.05 times the size of the disk while the old
-            storage still counts. A file that is there already is never written to.
+            storage still counts. Required with O(disks[].type=file).
         type: path
-        required: true
       format:
-        description: Format of the file. The default is the one that the disk has.
+        description: Format of the file. The default is the one that the disk has. It is V(raw) for iSCSI and RBD.
         type: str
         choices: [raw, qcow2]
+      iqn:
+        description: IQN of the iSCSI target. Required with O(disks[].type=iscsi).
+        type: str
+      lun:
+        description: Number of the logical unit. The default is V(1).
+        type: int
+      portal:
+        description: Address and port of the target, such as V(10.231.5.10:3260). Required with O(disks[].type=iscsi).
+        type: str
+      initiator:
+        description: IQN with which the machine logs in. The default is the one of M(drover.kvm.vm).
+        type: str
+      user:
+        description: CHAP user, or the user of Ceph; see M(drover.kvm.vm).
+        type: str
+      secret:
+        description: Usage name of the libvirt secret with the password or key; see M(drover.kvm.vm).
+        type: str
+      pool:
+        description: Pool of Ceph. Required with O(disks[].type=rbd).
+        type: str
+      namespace:
+        description: Namespace in the pool. By default there is none.
+        type: str
+      image:
+        description: Name of the image. The default is C(drover-NAME-NUMBER), with the number of the disk by its target.
+        type: str
+      monitors:
+        description: Addresses of the cluster's monitors. The default are those of the node's C(/etc/ceph).
+        type: list
+        elements: str
+  overwrite:
+    description:
+      - Whether an iSCSI volume is written to that has data at its beginning (its first mebibyte). It is needed for a
+        volume on which a copy was begun that can't go on, since the machine was restarted meanwhile.
+      - B(Danger:) what is on the volume is lost.
+    type: bool
+    default: false
   remove_source:
     description:
-      - Whether to delete the old file, once the machine uses the copy. Only a file that carries the mark of
-        M(drover.kvm.vm) for this machine, and that no other machine of the node has, is deleted. Volumes of a SAN stay.
+      - Whether to delete the old file, once the machine uses the copy; an image of Ceph is moved to the trash of its
+        pool. Only what carries the mark of M(drover.kvm.vm) for this machine, and that no other machine has, is
+        deleted. Volumes of a SAN stay.
     type: bool
     default: false
   bandwidth:
@@ -61,12 +110,20 @@ options:
         background until the task is run again.
       - The default is 150 s for each GiB, and at least 120 s.
     type: int
+  fenced:
+    description:
+      - Peers that are certainly powered off, by their names in the cluster. A volume or image is not written to while
+        a peer gives no answer, as a machine there may use it; these peers are not waited for.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img)
 seealso:
   - module: drover.kvm.vm
+  - module: drover.kvm.iscsi_volume
   - module: drover.kvm.migrate
 """
 
@@ -78,6 +135,34 @@ EXAMPLES = r"""
       - target: vdb
         path: /srv/fast/db1-data.raw
         format: raw
+    remove_source: true
+
+- name: Make the volume for a local disk that shall go to the SAN
+  drover.kvm.iscsi_volume:
+    name: drover-db1-0
+    iqn: iqn.2026-11.org.example:drover-db1-0
+    size: 40GiB
+    initiators: [iqn.2026-01.org.drover:vm-db1]
+    chap_user: drover
+    chap_password: "{{ vault_san_secret }}"
+  delegate_to: san1
+
+- name: Move the disk there as its machine runs
+  drover.kvm.vm_storage:
+    name: db1
+    disks:
+      - target: vda
+        type: iscsi
+        iqn: iqn.2026-11.org.example:drover-db1-0
+        portal: 10.231.5.10:3260
+        user: drover
+        secret: san1
+
+- name: Move a disk to Ceph, and delete the old file
+  drover.kvm.vm_storage:
+    name: web1
+    disks:
+      - {target: vda, type: rbd, pool: vms}
     remove_source: true
 
 - name: See whether it would fit
@@ -130,15 +215,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import power, transfer
-from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import check_target
-from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
-from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed, NotFound, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import Place
+from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
+from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
+from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, size_text
-from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
-from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 
 FIELDS = (
     Field("name", required=True, check=check_name),
@@ -149,142 +233,87 @@ FIELDS = (
         required=True,
         fields=(
             Field("target", required=True, check=check_target),
-            Field("path", type="path", required=True, check=file.check_path),
+            Field("type", choices=tuple(KINDS), default="file"),
             Field("format", choices=("raw", "qcow2")),
+            *(field for kind in KINDS.values() for field in kind.fields),
         ),
     ),
+    Field("overwrite", type="bool", default=False),
     Field("remove_source", type="bool", default=False),
     Field("bandwidth", type="size"),
     Field("timeout", type="int"),
+    Field("fenced", type="list", elements="str", default=[]),
 )
 
 
 class VmStorage(Resource):
     """The disks of one running VM."""
 
-    def __init__(self, params: dict[str, Any], client: Node) -> None:
+    def __init__(self, params: dict[str, Any], client: Site) -> None:
         super().__init__(params, client)
-        self.node = client
+        self.guest = Guest(client, self.name, params["fenced"])
         self.old: dict[str, transfer.Disk] = {}
 
     @classmethod
     @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Node]:
-        """The node."""
+    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+        """The node, and through it its peers."""
         with connect() as node:
-            yield node
-
-    def known(self) -> dict[str, transfer.Disk]:
-        """The disks as they run. Raises NotFound and Refused."""
-        domain = self.node.domain(self.name)
-        if domain is None:
-            raise NotFound(f"there is no VM {self.name} on this node")
-        power.guard(domain_facts(domain))
-        if domain.live_xml is None or domain.state not in ("running", "paused"):
-            raise Refused(f"{self.name} is {domain.state}; its disks move while it runs: start it first")
-        self.uuid = domain.uuid
-        return transfer.disks(parse(domain.live_xml), parse(domain.xml))
+            yield Site(node)
 
     def read(self) -> State:
         """Where the disks are that were named."""
-        known = self.known()
-        self.disks = [transfer.check_options(options, known, self.name) for options in self.params["disks"]]
+        self.known = self.guest.disks()
+        self.disks = [transfer.check_options(options, self.known, self.name) for options in self.params["disks"]]
         self.old = self.old or {disk.target: disk for disk in self.disks}
         shown = [{"target": disk.target, "storage": disk.identity, "format": disk.format} for disk in self.disks]
         return {"name": self.name, "disks": shown}
 
     def wanted(self, before: State) -> State:
         """Where they shall be."""
-        pairs = zip(self.params["disks"], self.disks)
-        self.places = [self.place(options["path"], options["format"] or disk.format) for options, disk in pairs]
+        pairs = list(zip(self.params["disks"], self.disks))
+        self.copies = [Copy(self.guest, disk, transfer.filled(options, disk, self.name)) for options, disk in pairs]
+        transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name)
+        self.places = [copy.look() for copy in self.copies]
         there = zip(self.disks, self.places)
-        shown = [{"target": disk.target, "storage": f"file:{at.path}", "format": at.format} for disk, at in there]
+        shown = [{"target": disk.target, "storage": at.identity, "format": at.format} for disk, at in there]
         return {"name": self.name, "disks": shown}
-
-    def place(self, path: str, image_format: str) -> transfer.Place:
-        """What is at a path. Raises Refused for what must not be a disk, Invalid without a folder."""
-        exists = file.inspect({"path": path, "format": "raw"}) is not None
-        return transfer.Place(path, image_format, exists, file.is_unfinished(path, self.uuid), file.room(path))
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Copy, change over, and delete."""
         steps: list[Step] = []
         taken: dict[Path, int] = {}
-        for disk, place in zip(self.disks, self.places):
-            size, folder = self.node.block_sizes(self.name, disk.target)["capacity"], Path(place.path).parent
-            verbs = transfer.verbs(disk, place._replace(free=place.free - taken.get(folder, 0)), size)
-            taken[folder] = taken.get(folder, 0) + (transfer.space(size) if "copy" in verbs else 0)
-            steps += [self.step(verb, disk, place, size) for verb in verbs]
-            old = self.old[disk.target]
-            if self.params["remove_source"] and old.identity != f"file:{place.path}" and self.is_ours(old):
-                steps.append(Step(f"delete {old.name}", partial(file.remove, str(old.identity), self.uuid)))
+        for copy, place in zip(self.copies, self.places):
+            folder = Path(place.name).parent
+            left = None if place.free is None else place.free - taken.get(folder, 0)
+            verbs = transfer.verbs(copy.disk, place._replace(free=left), copy.size, self.params["overwrite"])
+            taken[folder] = taken.get(folder, 0) + (transfer.space(copy.size) if "copy" in verbs else 0)
+            steps += [self.step(verb, copy, place) for verb in verbs]
+            old = self.old[copy.disk.target]
+            if self.params["remove_source"] and old.identity != place.identity and self.guest.is_ours(old):
+                steps.append(Step(f"delete {old.name}", partial(self.guest.remove, old)))
         return steps
 
-    def step(self, verb: str, disk: transfer.Disk, place: transfer.Place, size: int) -> Step:
+    def step(self, verb: str, copy: Copy, place: Place) -> Step:
         """One change."""
-        target, path, name = disk.target, place.path, self.name
+        disk, size = copy.disk, place.size or copy.size
         seconds = self.params["timeout"] or max(120, 150 * size // 2**30)
-        words = f"{target} of {name} from {disk.name} to {path} ({place.format}, {size_text(size)})"
+        what, copied = f"{disk.target} of {self.name}", str(disk.copy).partition(":")[2]
+        grown = f"grow {what} as it runs to {size_text(size)}, the size of {place.name}"
+        words = f"{what} from {disk.name} to {place.name} ({place.format}, {size_text(size)})"
         return {
-            "abort": Step(f"end the copy of {target} of {name} to {disk.copy}", partial(self.abort, disk)),
-            "clear": Step(
-                f"delete {path}, which an unfinished copy left", partial(file.remove, f"file:{path}", self.uuid)
-            ),
-            "copy": Step(
-                f"copy {words}", partial(self.copy, disk, place, size), partial(self.ready, disk, path), seconds
-            ),
-            "pivot": Step(f"change {target} of {name} to {path}", partial(self.pivot, target, path)),
-            "finish": Step(f"mark {path} as finished", partial(file.finish, path)),
+            "abort": Step(f"end the copy of {what} to {copied}", lambda: self.guest.abort(disk)),
+            "clear": Step(f"delete {place.name}, which an unfinished copy left", copy.landing.clean),
+            "grow": Step(grown, lambda: copy.grow(size)),
+            "copy": Step(f"copy {words}", lambda: self.start(copy, place), copy.ready, seconds),
+            "pivot": Step(f"change {what} to {place.name}", copy.pivot),
+            "finish": Step(f"mark {place.name} as finished", copy.landing.finish),
         }[verb]
 
-    def abort(self, disk: transfer.Disk) -> None:
-        """End a copy, and delete what it made."""
-        self.node.abort_block_job(self.name, disk.target)
-        self.clean(str(disk.copy))
-
-    def clean(self, path: str) -> None:
-        """Delete an unfinished copy."""
-        if file.is_unfinished(path, self.uuid):
-            file.remove(f"file:{path}", self.uuid)
-
-    def copy(self, disk: transfer.Disk, place: transfer.Place, size: int) -> None:
-        """Begin, unless the copy runs already."""
-        if disk.copy == place.path:
-            return
-        if not file.create({"path": place.path, "format": place.format}, size, self.uuid, unfinished=True):
-            self.warnings.append(f"{place.path} could not be marked as ours; remove_disks will not remove it")
-        try:
-            xml = transfer.disk_xml(place)
-            self.node.start_block_copy(self.name, disk.target, xml, self.params["bandwidth"] or 0)
-        except DroverError:
-            self.clean(place.path)
-            raise
-
-    def ready(self, disk: transfer.Disk, path: str) -> bool | str:
-        """Whether the copy has caught up, else how far it is. Raises Failed when it has ended by an error."""
-        now = self.known()[disk.target]
-        if now.copy is None and now.identity == disk.identity:
-            self.clean(path)
-            raise Failed(
-                f"the copy of {disk.target} to {path} broke off; is it full? {self.name} still uses {disk.name}"
-            )
-        job = {} if now.ready else self.node.block_job(self.name, disk.target)
-        return now.ready or f"{job.get('cur', 0)} of {job.get('end', 0)} bytes are copied"
-
-    def pivot(self, target: str, path: str) -> None:
-        """Change over. Raises Failed when libvirt then shows another disk."""
-        self.node.pivot(self.name, target)
-        now = self.known()[target]
-        if {now.identity, now.defined} != {f"file:{path}"}:
-            raise Failed(f"{target} of {self.name} runs on {now.identity} and is defined as {now.defined}, not {path}")
-        file.finish(path)
-
-    def is_ours(self, disk: transfer.Disk) -> bool:
-        """Whether a disk's old file was made for this VM, and no other VM of the node has it."""
-        if file.read_mark(disk.name) != self.uuid or not str(disk.identity).startswith("file:"):
-            return False
-        others = [facts for facts in map(domain_facts, self.node.domains().values()) if facts["name"] != self.name]
-        return disk.identity not in {other["identity"] for facts in others for other in facts["disks"]}
+    def start(self, copy: Copy, place: Place) -> None:
+        """Begin a copy."""
+        if not copy.start(self.params["bandwidth"] or 0):
+            self.warnings.append(f"{place.name} could not be marked as ours; remove_disks will not remove it")
 
     def result(self, state: State) -> dict[str, Any]:
         """The disks."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +174,39 @@ def test_a_disk_moves_to_another_folder_and_format(homebody: Mover) -> None:
     back = [{"target": "vdb", "path": DATA, "format": "qcow2"}]
     assert there.task(node, "vm_storage", name=LOCAL, disks=back, remove_source=True)["changed"]
     assert digest(there, node) == before and there.ssh(node, "ls /srv/fast") == ""
+
+
+def test_a_local_disk_goes_to_the_san_and_back_as_its_vm_runs(homebody: Mover) -> None:
+    there, node, iqn = homebody.cluster, homebody.source, f"iqn.2026-11.org.example:drover-{LOCAL}-0"
+    volume: dict[str, Any] = {"name": f"drover-{LOCAL}-0", "iqn": iqn, "size": "32MiB", "chap_user": "drover"}
+    initiator = f"iqn.2026-01.org.drover:vm-{LOCAL}"
+    disk = {"target": "vda", "type": "iscsi", "iqn": iqn, "portal": SAN, "user": "drover", "secret": "san1"}
+    try:
+        made = there.task("san1", "iscsi_volume", **volume, initiators=[initiator], chap_password="ChapOfTheLab42")
+        assert made["changed"], made
+        begin = time.monotonic()
+        foretold = there.task(node, "vm_storage", check=True, name=LOCAL, disks=[disk])
+        # Killed in the middle: it runs on from where it was, and the next run goes on.
+        process = homebody.start(node, module="vm_storage", name=LOCAL, disks=[disk], bandwidth="1MiB")
+        homebody.hits("the copy", lambda: "<mirror" in homebody.virsh(node, "dumpxml", LOCAL) or "no copy")
+        homebody.kill_controller(process)
+        for pid in homebody.modules():
+            os.kill(pid, signal.SIGKILL)
+        moved = there.task(node, "vm_storage", name=LOCAL, disks=[disk])
+        assert moved["actions"] == foretold["actions"] and moved["disks"][0]["storage"].startswith("iscsi:"), moved
+        homebody.counts()
+        assert not there.task(node, "vm_storage", name=LOCAL, disks=[disk])["changed"]
+        # Module vm finds what it would have made.
+        sheet = [disk, {"target": "vdb", "type": "file", "path": DATA, "format": "qcow2"}]
+        assert not there.task(node, "vm", name=LOCAL, disks=sheet)["changed"]
+        back = {"target": "vda", "path": f"{SYSTEM}.back", "format": "raw"}
+        assert there.task(node, "vm_storage", name=LOCAL, disks=[back])["changed"]
+        homebody.counts()
+        assert "is not empty" in there.task(node, "vm_storage", name=LOCAL, disks=[disk])["msg"]
+        assert homebody.watch.longest_gap(LOCAL, begin) < 10
+    finally:
+        homebody.virsh(node, "blockjob", LOCAL, "vda", "--abort", check=False)
+        there.task("san1", "iscsi_volume", name=volume["name"], iqn=iqn, state="absent", remove_data=True)
 
 
 def test_libvirt_logs_in_to_a_target_as_to_a_pool(cluster: Cluster) -> None:

@@ -61,6 +61,10 @@ class Image:
     def metadata_set(self, key: str, value: str) -> None:
         self.data["meta"][key] = value
 
+    def metadata_remove(self, key: str) -> None:
+        assert not self.read_only
+        del self.data["meta"][key]
+
     def watchers_list(self) -> Any:
         return iter([{"addr": f"{one}:0/1234", "id": 1, "cookie": 1} for one in self.data["watchers"]])
 

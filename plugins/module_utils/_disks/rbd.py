@@ -28,6 +28,8 @@ from .iscsi import check_account
 from .kind import Kind, Options, Store, Volume
 
 MARK = "drover.vm"
+# Beside the mark: the image is a copy that no VM uses yet.
+UNFINISHED = "drover.copy"
 USER = "libvirt"
 SILENT_SECONDS = 15.0
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
@@ -215,7 +217,8 @@ def _check_room(options: Options) -> None:
         )
 
 
-def _inspect(options: Options) -> Volume | None:
+def inspect(options: Options) -> Volume | None:
+    """The image behind a disk; None when there is none."""
     with _opened(options) as images:
         found = images.info(options["image"], MARK)
     return None if found is None else Volume(_identity(options) or "", found["size"], found["mark"])
@@ -246,16 +249,30 @@ def _check_new(options: Options) -> int | None:
     return int(found["size"])
 
 
-def _create(options: Options, size: int | None, uuid: str) -> bool:
+def create(options: Options, size: int | None, uuid: str, unfinished: bool = False) -> bool:
+    """Make an image that carries our mark; never over one that is there."""
     source = _snapshot(options)
     with _opened(options) as images:
         if source is None:
-            images.create(options["image"], size or 0, {MARK: uuid}, None)
+            images.create(options["image"], size or 0, {MARK: uuid, **({UNFINISHED: "1"} if unfinished else {})}, None)
             return True
         pool, namespace, image, name = source
         with _opened({**options, "pool": pool, "namespace": namespace}) as parents:
             images.create(options["image"], size or 0, {MARK: uuid}, (parents, image, name))
     return True
+
+
+def is_unfinished(options: Options, uuid: str) -> bool:
+    """Whether the image is a copy for this VM that was begun and not finished."""
+    with _opened(options) as images:
+        marks = [images.info(options["image"], key) or {} for key in (MARK, UNFINISHED)]
+    return marks[0].get("mark") == uuid and bool(marks[1].get("mark"))
+
+
+def finish(options: Options) -> None:
+    """The copy is a VM's disk now."""
+    with _opened(options) as images:
+        images.unmark(options["image"], UNFINISHED)
 
 
 def _grow(options: Options, size: int) -> None:
@@ -272,7 +289,7 @@ def holders(options: Options) -> list[str]:
 
 def _marked(vm: str, uuid: str, disks: list[Options]) -> list[Volume]:
     """Looks at the disks given, and at the images named after the VM in all pools that the node's user may use."""
-    found = [volume for volume in map(_inspect, disks) if volume and volume.mark == uuid]
+    found = [volume for volume in map(inspect, disks) if volume and volume.mark == uuid]
     for conf in clusters():
         if conf.fsid and any(Path(conf.path).parent.glob(f"{conf.name}.client.*.keyring")):
             found += [volume for volume in _named_after(conf, vm) if volume.mark == uuid]
@@ -300,7 +317,8 @@ def _of_pool(images: Images, conf: Conf, vm: str) -> Iterator[Volume]:
                 yield Volume(f"rbd:{conf.fsid}/{images.pool}/{name}", found["size"], found["mark"])
 
 
-def _remove(identity: str, uuid: str) -> None:
+def remove(identity: str, uuid: str) -> None:
+    """Move an image to the trash; looks at the mark, and at who has it open, once more."""
     fsid, pool, *namespace, image = identity.partition(":")[2].split("/")
     conf = next((conf for conf in clusters() if conf.fsid == fsid), None)
     if conf is None:
@@ -341,5 +359,5 @@ RBD = Kind(
     _fill,
     _identity,
     _complaint,
-    Store(_inspect, _check_new, _create, _grow, _marked, _remove, check_free=check_free),
+    Store(inspect, _check_new, create, _grow, _marked, remove, check_free=check_free),
 )

@@ -17,7 +17,7 @@ from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
-from .._xml import Flag, Property, add_device, devices, drop, find
+from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -109,18 +109,31 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
+    gone: dict[str, str | None] = {}
     for disk in present:
         if parent is not None and not any(disk is other for other in kept):
+            old = read(disk) or {"target": "", "device": ""}
+            gone[old["target"]] = identity(old) if old["device"] == "disk" else None
             drop(parent, disk)
     declared: dict[str, Mapping[str, Any]] = {}
     for place, (given, options, found) in enumerate(pairs):
         if found is None:
             _add(root, options, f"disks[{place}]")
+            _check_not_swapped(options, gone, f"disks[{place}]")
         else:
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
         declared[options["target"]] = given
     return declared
+
+
+def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
+    """Refuse a new disk in the place of one that is taken off: the guest would find other data there, or none."""
+    target = options["target"]
+    if options["device"] == "disk" and gone.get(target):
+        raise Refused(
+            f"{where}: {target} is {gone[target]}, not {identity(options)}; take it off first, then add this one"
+        )
 
 
 def is_seed(disk: Element) -> bool:
@@ -197,3 +210,12 @@ def free_target(root: Element, prefix: str) -> str:
     """The first name of a disk that the VM does not have yet (`prefix` is vd or sd)."""
     taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
     return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)
+
+
+def source_xml(options: Mapping[str, Any]) -> str:
+    """The disk of these options as libvirt's block copy wants it: what it lies on, and the format."""
+    kind = KINDS[options["type"]]
+    disk = kind.source()
+    names = ("format", *(field.name for field in kind.fields))
+    _put(disk, {name: options[name] for name in names if options.get(name) is not None}, kind.name)
+    return text_of(disk)

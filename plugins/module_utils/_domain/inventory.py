@@ -72,7 +72,7 @@ def iscsi_volumes(
     return [
         _volume(sheet, disk, number, variables)
         for sheet in sheets
-        for number, disk in _numbered(sheet.get("disks") or [])
+        for number, disk in numbered(sheet.get("disks") or [])
         if disk.get("type") == "iscsi"
     ]
 
@@ -120,7 +120,7 @@ def _cloud_init(name: str, given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
+def numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
     """The disks with their numbers: the place in the list, or what their target says."""
     number = 0
     for disk in disks:
@@ -136,7 +136,7 @@ def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) ->
     if not isinstance(disks, (list, tuple)) or not all(isinstance(disk, Mapping) for disk in disks):
         raise Invalid(f"{name}: vm_disks: write a list of dictionaries", option="vm_disks")
     result = []
-    for number, disk in _numbered(disks):
+    for number, disk in numbered(disks):
         if number == 0 and size is not None:
             disk.setdefault("size", size)
         complete = {"iscsi": _iscsi, "rbd": _rbd}.get(str(disk.get("type")))

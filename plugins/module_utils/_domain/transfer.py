@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A running VM's disk that shall lie in another file: what is to do about it. Pure."""
+"""A running VM's disk that shall lie elsewhere: what is to do about it. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
+from .._disks.kind import Options
+from .._disks.landing import Place
 from .._errors import Invalid, Refused
 from .._fields import size_text
-from .._xml import Property, devices, find, text_of
+from .._identity import target_number
+from .._xml import Property, devices, find
+from . import disks as sheet
 from .facts import disk_identity
+
+# QEMU itself makes these bigger as their VM runs.
+GROWING = ("file", "rbd")
 
 
 class Disk(NamedTuple):
-    """One disk as it runs: `copy` is the file that it is being copied to, `ready` whether that has caught up."""
+    """One disk as it runs: `copy` is what it is being copied to, `ready` whether that has caught up.
+
+    `options` and `copied` are those of module vm for both; None for a kind of storage that it does not know.
+    """
 
     target: str
     identity: str | None
@@ -24,22 +34,13 @@ class Disk(NamedTuple):
     copy: str | None
     ready: bool
     defined: str | None
+    options: Options | None = None
+    copied: Options | None = None
 
     @property
     def name(self) -> str:
         """Its storage, for people."""
         return str(self.identity).partition(":")[2]
-
-
-class Place(NamedTuple):
-    """The file that a disk shall lie in: whether it is there (`exists`), whether that is a copy of ours which was not
-    finished (`unfinished`), and how many bytes are `free` beside it."""
-
-    path: str
-    format: str
-    exists: bool
-    unfinished: bool
-    free: int
 
 
 def disks(live: Element, definition: Element) -> dict[str, Disk]:
@@ -48,41 +49,88 @@ def disks(live: Element, definition: Element) -> dict[str, Disk]:
     found = {}
     for disk in devices(live, "disk"):
         target, mirror = str(Property("target/@dev").get(disk)), find(disk, "mirror")
-        copy = None if mirror is None else mirror.get("file") or Property("source/@file").get(mirror)
+        copy = None if mirror is None else _as_disk(mirror)
         found[target] = Disk(
             target,
             disk_identity(disk)[1],
             Property("driver/@type").get(disk) or "raw",
-            None if mirror is None else copy or "",
+            None if copy is None else disk_identity(copy)[1] or "",
             mirror is not None and mirror.get("ready") == "yes",
             defined.get(target),
+            sheet.read(disk),
+            None if copy is None else sheet.read(copy),
         )
     return found
 
 
-def verbs(disk: Disk, place: Place, size: int) -> list[str]:
-    """What leads the disk to its place: some of abort, clear, copy, pivot in this order, or finish. `size` in bytes.
+def _as_disk(mirror: Element) -> Element:
+    disk, source = Element("disk", {"type": mirror.get("type", "file")}), find(mirror, "source")
+    SubElement(disk, "driver", {"type": Property("format/@type").get(mirror) or "raw"})
+    if source is not None:
+        disk.append(source)
+    return disk
 
-    Raises Refused and Invalid.
+
+def filled(options: Mapping[str, Any], disk: Disk, vm: str) -> Options:
+    """The options of where the disk shall lie, completed as module vm completes those of a new disk. Raises Invalid."""
+    kind = sheet.KINDS[options["type"]]
+    # The format of a file that is not named otherwise; other kinds are raw.
+    given = {**options, "format": options["format"] or (disk.format if kind.name == "file" else None)}
+    found = kind.fill(given, vm, target_number(disk.target))
+    missing = [name for name in kind.needs if options.get(name) is None and name != "format"]
+    complaint = f"{missing[0]} is missing" if missing else kind.complaint(found)
+    if complaint:
+        raise Invalid(f"{disk.target}: {complaint}", option="disks")
+    if bool(found.get("user")) != bool(found.get("secret")):
+        raise Invalid(f"{disk.target}: user and secret go together", option="disks")
+    return found
+
+
+def verbs(disk: Disk, place: Place, size: int, overwrite: bool = False) -> list[str]:
+    """What leads the disk to its place: some of abort, clear, grow, copy, pivot in this order, or finish.
+
+    `size` is the disk's, in bytes. Raises Refused and Invalid.
     """
-    there = f"file:{place.path}"
-    if disk.identity == there:
+    if disk.identity == place.identity:
         if disk.format != place.format:
-            raise Invalid(f"{disk.target} is {place.path} already, as {disk.format}; another format needs another path")
+            raise Invalid(f"{disk.target} is {place.name} already, as {disk.format}; another format needs another path")
         return [] if disk.copy is None and not place.unfinished else ["finish" if disk.copy is None else "abort"]
-    if disk.copy == place.path:
+    if disk.copy == place.identity:
         return ["copy", "pivot"]
     found = [] if disk.copy is None else ["abort"]
+    if place.size is not None:
+        return [*found, *_onto_volume(disk, place, size, overwrite), "copy", "pivot"]
     if place.exists and not place.unfinished:
-        raise Refused(f"{place.path} is there already; look whose it is, or choose another path")
+        raise Refused(f"{place.name} is there already; look whose it is, or choose another one")
     found += ["clear"] if place.unfinished else []
-    if place.free < space(size):
+    if place.free is not None and place.free < space(size):
         needs = f"{size_text(size)} and 5 % more"
         raise Refused(
-            f"{disk.target} does not fit: {place.path} has {place.free >> 20} MiB free beside it and needs {needs}; "
+            f"{disk.target} does not fit: {place.name} has {place.free >> 20} MiB free beside it and needs {needs}; "
             f"{disk.name} counts until the copy is done"
         )
     return [*found, "copy", "pivot"]
+
+
+def _onto_volume(disk: Disk, place: Place, size: int, overwrite: bool) -> list[str]:
+    """QEMU copies between disks of one size only."""
+    has = place.size or 0
+    if has < size:
+        raise Refused(
+            f"{disk.target} does not fit: {place.name} has {size_text(has)}, and the disk {size_text(size)}; make the "
+            "volume bigger on the SAN"
+        )
+    if has > size and (disk.options or {}).get("type") not in GROWING:
+        raise Refused(
+            f"{place.name} has {size_text(has)}, and {disk.target} {size_text(size)}: only the same size can be "
+            f"copied; grow {disk.name} first"
+        )
+    if not place.blank and not overwrite:
+        raise Refused(
+            f"{place.name} is not empty: there is data at its beginning. Is it the right volume? What an unfinished "
+            "copy left, or nobody needs, is overwritten with overwrite=true"
+        )
+    return ["grow"] if has > size else []
 
 
 def space(size: int) -> int:
@@ -104,9 +152,10 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, Disk], name: s
     return disk
 
 
-def disk_xml(place: Place) -> str:
-    """The copy as libvirt's block copy wants it."""
-    disk = Element("disk", {"type": "file"})
-    SubElement(disk, "source", {"file": place.path})
-    SubElement(disk, "driver", {"type": place.format})
-    return text_of(disk)
+def check_twins(places: Mapping[str, str], known: Mapping[str, Disk], name: str) -> None:
+    """Refuse one storage for two disks of the VM; `places` are the identities by target."""
+    for target, identity in places.items():
+        others = [disk.target for disk in known.values() if identity in (disk.identity, disk.defined)]
+        others += [other for other, same in places.items() if same == identity]
+        if others := sorted({other for other in others if other != target}):
+            raise Refused(f"{identity}, where {target} of {name} shall lie, is for {others[0]}")

@@ -1,0 +1,59 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module replica_record on real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.modules import replica_record
+
+TIME = "2026-11-21T20:15:00Z"
+TORN = {"vm": "db1", "slot": "a", "whole": False}
+WHOLE = {**TORN, "whole": True, "time": TIME, "uuid": "U", "sheet": {"name": "db1"}}
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def module(*records, **args):
+        given = {"records": list(records), "directory": f"{tmp_path}/replicas", **args}
+        with patch_module_args(given), pytest.raises(SystemExit):
+            replica_record.main()
+        return json.loads(capsys.readouterr().out)
+
+    return module
+
+
+def test_a_replica_that_is_written_again_is_not_whole_meanwhile(run, tmp_path):
+    assert run()["records"] == [] and not run()["changed"]
+    assert run(WHOLE, _ansible_check_mode=True)["actions"] == [f"write that replica a of db1 is of {TIME}"]
+    assert not (tmp_path / "replicas").exists()
+    assert run(WHOLE)["records"] == [WHOLE] and not run(WHOLE)["changed"]
+    path = tmp_path / "replicas/db1.a.json"
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert run(TORN)["actions"] == ["write that replica a of db1 is being written"]
+    assert run()["records"] == [{**TORN, "time": None, "uuid": None, "sheet": None}]
+    assert run({**WHOLE, "slot": "b"})["changed"] and len(run()["records"]) == 2
+
+
+@pytest.mark.parametrize(
+    "record,words",
+    [
+        ({**WHOLE, "time": None}, "has a time and a sheet"),
+        ({**WHOLE, "sheet": None}, "has a time and a sheet"),
+        ({**WHOLE, "time": "yesterday"}, "is not a moment"),
+        ({**WHOLE, "vm": "../db1"}, "is not a valid name"),
+    ],
+)
+def test_what_is_refused(run, tmp_path, record, words):
+    result = run(record)
+    assert result["failed"] and words in result["msg"] and not (tmp_path / "replicas").exists()
+
+
+def test_a_file_that_is_no_record_is_named(run, tmp_path):
+    run(WHOLE)
+    (tmp_path / "replicas/db1.b.json").write_text("{}")
+    assert "db1.b.json is no record" in run()["msg"]
