@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed
+from ._leases import Leases
 from ._libvirt import Node, connect
 from ._run import bounded
 
@@ -23,13 +24,21 @@ CLUSTER = Path("/etc/drover/cluster.json")
 class Cluster:
     """What role hypervisor wrote to this node; `uris` holds the nodes that can run VMs, this one among them.
 
-    `addresses` are where the memory of a VM that migrates to a node is sent.
+    `addresses` are where the memory of a VM that migrates to a node is sent, `leases` the lease directories of
+    the nodes that have one, `lease_id` what the mark in this node's says.
     """
 
     name: str = ""
     node: str = ""
     uris: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
+    leases: dict[str, str] = field(default_factory=dict)
+    lease_id: str = ""
+
+    @property
+    def own_leases(self) -> Leases:
+        """Where the VMs of this node have their leases, if they have any."""
+        return Leases(self.leases.get(self.node, ""), self.lease_id)
 
     @property
     def peers(self) -> dict[str, str]:
@@ -50,7 +59,10 @@ def read_cluster(path: Path | None = None) -> Cluster:
         addresses = {
             name: str(node["migration_address"]) for name, node in nodes.items() if "migration_address" in node
         }
-        return Cluster(str(data["cluster"]), str(data["node"]), uris, addresses)
+        leases = {name: str(node["lease_directory"]) for name, node in nodes.items() if node.get("lease_directory")}
+        return Cluster(
+            str(data["cluster"]), str(data["node"]), uris, addresses, leases, str(data.get("lease_id") or "")
+        )
     except FileNotFoundError:
         return Cluster()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

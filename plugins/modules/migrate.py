@@ -22,6 +22,8 @@ description:
   - Before anything is changed, everything that speaks against the move is listed in one error. What only the
     destination's facts tell (a cordon, a missing bridge) is in that list when O(destinations) is given. Otherwise, and
     for a medium that the destination can't open, the destination itself refuses, and the VM runs on undisturbed.
+  - A VM with a lease goes only to a node that has the same lease directory, as C(/etc/drover/cluster.json) says, and
+    that shows the file of the lease. After the move somebody must hold it, or the task fails.
   - After an interruption O(state=recovered) decides from what all nodes say, by fixed rules. It never starts a VM that
     was shut off, never resumes one that its user paused, and removes no disk but
     what O(storage=copy) left on the node that does not have the VM. Where no decision is safe it tells

@@ -26,6 +26,10 @@ description:
     node without that file has no peers.
   - A change of a running machine is written to its definition. What the guest does not have yet is told in
     RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
+  - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
+    C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
+    and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
+    hold it itself. A machine that runs without it has it from its next start. Other leases of a definition stay.
   - No disk loses data, except with O(remove_disks).
 options:
   name:
@@ -661,6 +665,7 @@ vm:
       elements: dict
       returned: always
     nics: {description: Its NICs with the suboptions of O(nics)., type: list, elements: dict, returned: always}
+    lease: {description: The file of its lease; null when it has none., type: str, returned: always}
     seed:
       description:
         - C(digest), the hash of what O(cloud_init) gave the guest last, and C(medium), the path of the ISO, null when
@@ -692,7 +697,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, power, seeding, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, seeding, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -703,7 +708,6 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Sit
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
-from ansible_collections.drover.kvm.plugins.module_utils._xml import text_of
 
 FIELDS = (
     Field("name", required=True, check=check_name),
@@ -758,6 +762,8 @@ class Vm(Resource):
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
             starting.admit(self.act, self.admission, self.draft)
             self.admission.plan(held, runs=state["state"] == "running")
+            fault = leasing.fault(self.site.leases, self.domain)
+            self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
             self.planned = True
         return state
 
@@ -793,7 +799,7 @@ class Vm(Resource):
 
     def _removal(self) -> list[Step]:
         defined = self.domain is not None and self.domain.persistent
-        steps = [Step(f"undefine {self.name}", partial(self.site.node.undefine, self.name))] if defined else []
+        steps = [Step(f"undefine {self.name}", self.draft.undefine)] if defined else []
         uuid, volumes = self.draft.uuid, self._volumes()
         steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
         return steps + seeding.removal(self.name, uuid)
@@ -814,7 +820,7 @@ class Vm(Resource):
     def _define(self, wanted: Mapping[str, Any]) -> list[Step]:
         node, steps = self.site.node, []
         if self.draft.redefined:
-            steps.append(Step(self.draft.words(), partial(node.define, text_of(self.draft.after))))
+            steps.append(Step(self.draft.words(), self.draft.define))
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
             words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))

@@ -18,7 +18,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, live, metadata, power, seeding, sheet
+from . import disks, leases, leasing, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .site import Site
@@ -67,12 +67,27 @@ class Draft:
         declared = disks.filled(self.params["disks"] or [], self.params["name"])
         return storage.removable(disks.KINDS, self.params["name"], self.uuid, [*defined, *declared], others)
 
-    def check_free(self) -> None:
-        """Raise Refused when the store itself says that somebody has one of the VM's disks open."""
-        for disk in disks.read_all(self.after):
+    def check_free(self, resumed: bool) -> None:
+        """Raise Refused when somebody holds the VM's lease, or a store says that somebody has one of its disks open.
+
+        One that is paused and shall be `resumed` may hold its own lease, and its disks are open.
+        """
+        leasing.check_free(self.site.leases, self.params["name"], self.uuid, resumed)
+        for disk in [] if resumed else disks.read_all(self.after):
             store = disks.KINDS[disk["type"]].store
             if store and not disk["readonly"]:
                 store.check_free(disk)
+
+    def define(self) -> None:
+        """Write the definition; the file of its lease must be there before anything starts it."""
+        self.site.leases.make(self.uuid)
+        self.site.node.define(text_of(self.after))
+
+    def undefine(self) -> None:
+        """Remove the definition, and the file of its lease with the last one."""
+        self.site.node.undefine(self.params["name"])
+        if self.site.leases.directory:
+            leasing.forget(self.site.leases, self.uuid, *self.site.peers())
 
     @property
     def uuid(self) -> str:
@@ -114,6 +129,7 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        leases.write(self.after, self.site.leases.path(self.uuid))
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
         options = sheet.read(self.after)

@@ -13,7 +13,7 @@ from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
-from . import bandwidth, cloud_init, disks, metadata, nics
+from . import bandwidth, cloud_init, disks, leases, metadata, nics
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
@@ -28,6 +28,7 @@ def read(root: Element) -> dict[str, Any]:
         "disks": disks.read_all(root),
         "nics": nics.read_all(root),
         "seed": cloud_init.read(root),
+        "lease": leases.read(root),
     }
 
 
@@ -78,7 +79,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences of two sheets in words, such as `memory 2GiB -> 4GiB` or `disk vdb added`."""
     words = [
         f"{name} {shown(name, before[name])} -> {shown(name, after[name])}"
-        for name in [*(field.name for field in HARDWARE), "tags"]
+        for name in [*(field.name for field in HARDWARE), "tags", "lease"]
         if before[name] != after[name]
     ]
     told = [(sheet["seed"] or {}).get("digest") for sheet in (before, after)]

@@ -12,8 +12,9 @@ from typing import Any
 
 from .. import _bridges, _reserved
 from .._errors import DroverError
+from .._leases import Leases
 from .._libvirt import Domain, Node
-from .._peers import ask_peers
+from .._peers import ask_peers, read_cluster
 from .facts import domain_facts
 from .neighbours import survey
 
@@ -63,6 +64,11 @@ class Site:
     def offer(self) -> dict[str, Any]:
         """What the node can run: `arch`, `virt_types`, `machine_types`, `memory` (see `Node.host`)."""
         return self.node.host()
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Where the VMs of this node have their leases, if they have any."""
+        return read_cluster().own_leases
 
     def domain(self, name: str) -> Domain | None:
         """One domain: as it was at the beginning when it is asked for the first time, after that as it is."""

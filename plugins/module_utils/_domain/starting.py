@@ -11,7 +11,7 @@ from time import monotonic, sleep
 from .._errors import Failed
 from .._libvirt import Node
 from .._resource import Step
-from . import power
+from . import leasing, power
 from .admission import Admission
 from .draft import Draft
 from .neighbours import claims_of
@@ -24,8 +24,7 @@ POLL = 0.1
 def admit(act: str | None, admission: Admission, draft: Draft) -> None:
     """Ask whether the VM may start or be resumed (`act`); nothing for other acts. Raises Refused."""
     if act in power.ON:
-        # That its disks are open is the doing of a paused VM itself.
-        admission.start(claims_of(draft.after), draft.uuid, draft.check_free if act == "start" else lambda: None)
+        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, resumed=act == "resume"))
 
 
 def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:
@@ -41,7 +40,10 @@ def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:
     def run() -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.
         admit(act, admission, draft)
+        # Another node may have removed the VM, and the file of its lease with it.
+        admission.site.leases.make(draft.uuid)
         call()
+        leasing.check_held(admission.site.leases, node.domain(name))
 
     return [Step(words, run)]
 

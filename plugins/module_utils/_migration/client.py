@@ -87,7 +87,7 @@ class Client:
         if isinstance(said, Mapping):
             room = {folder: self.room(target, folder, one) for folder, one in said["room"].items()}
             said = {**said, "free": said["free"] - self.reserved.get(target, 0), "room": room}
-        found = prechecks.blockers(need, target, said, self.facts.get(target))
+        found = prechecks.blockers(need, target, said, self.facts.get(target), self.site.cluster.leases)
         if not found and need["running"]:
             self.reserved[target] = self.reserved.get(target, 0) + need["memory"] + prechecks.OVERHEAD
             for copy in need["copies"]:

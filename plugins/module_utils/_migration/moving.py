@@ -187,9 +187,21 @@ class Moving:
             truth = self.truth()
             words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
             raise Failed(f"{self.name} was not migrated to {self.to}: {words}", **truth, rule=result.get("rule"))
+        self.check_lease()
         # A guest that runs has read it; what is in it should not stay where nobody looks for it.
         for path in _seed.left(file.seed_path(self.name), self.uuid) if self.to != self.client.site.here else []:
             _seed.remove(path, self.uuid)
+
+    def check_lease(self) -> None:
+        """Raise Failed when the VM runs where it shall be and nobody holds the lease that it took along."""
+        path = self.client.needs.get(self.uuid, {}).get("lease")
+        leases = self.client.site.leases
+        if not path or path != leases.path(self.uuid) or leases.holder(self.uuid) is not None:
+            return
+        self.look(fresh=True)
+        if self.state == "running" and leases.holder(self.uuid) is None:
+            words = f"{self.name} was migrated and runs on {self.where}, and nobody holds its lease {path}"
+            raise Failed(f"{words}: see what virtlockd says there (journalctl -u virtlockd)", where=self.where)
 
     def truth(self) -> dict[str, Any]:
         """What the nodes say now, for a message: `vm_state` and `where`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._domain import leases
 from .._domain.facts import disk_facts, nic_facts, size_of
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
@@ -65,6 +66,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "disks": disks,
         "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
         "copying": False,
+        "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
         "hostdevs": len(devices(root, "hostdev")),
@@ -106,9 +108,14 @@ def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "domains": end.names(),
         "free": end.free_memory(),
-        "room": end.volumes.room(str(Path(copy["path"]).parent) for need in needs for copy in need["copies"]),
+        "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
+
+
+def _files(need: Mapping[str, Any]) -> list[str]:
+    """The files whose folders the destination is asked for."""
+    return [*(copy["path"] for copy in need["copies"]), *([need["lease"]] if need["lease"] else [])]
 
 
 def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
@@ -123,12 +130,18 @@ def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
     return {what: text for what, text in words.items() if text}
 
 
-def blockers(need: Mapping[str, Any], target: str, said: Any, known: Mapping[str, Any] | None) -> list[Blocker]:
-    """All that speaks against moving the VM. `said` is the destination's answer, `known` its node facts if given."""
+def blockers(
+    need: Mapping[str, Any], target: str, said: Any, known: Mapping[str, Any] | None, leases: Mapping[str, str]
+) -> list[Blocker]:
+    """All that speaks against moving the VM.
+
+    `said` is the destination's answer, `known` its node facts if given, `leases` the lease directories by node.
+    """
     found = _own(need) + _storage(need)
     if not isinstance(said, Mapping):
         return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
-    return found + _there(need, target, said) + _room(need, target, said) + _known(need, target, known or {})
+    found += _there(need, target, said) + _room(need, target, said) + _lease(need, target, said, leases)
+    return found + _known(need, target, known or {})
 
 
 def _own(need: Mapping[str, Any]) -> list[Blocker]:
@@ -196,6 +209,22 @@ def _room(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list
             text = f"{folder} on {target} has {free >> 20} MiB free, the disks may take {size >> 20}"
             found.append(Blocker("room", text, "make room there, or choose another node"))
     return found
+
+
+def _lease(
+    need: Mapping[str, Any], target: str, said: Mapping[str, Any], directories: Mapping[str, str]
+) -> list[Blocker]:
+    """Whether the VM will have the same lease at the destination. libvirt does not ask that by itself."""
+    # Without a directory on any node, the lease in a definition is a rest that nobody looks at.
+    if not need["lease"] or not directories:
+        return []
+    path = Path(need["lease"])
+    room = said["room"][str(path.parent)]
+    words = room.get("error") or ("" if path.name in room["names"] else f"{path.parent} there holds no {path.name}")
+    if directories.get(target) != str(path.parent):
+        words = f"its lease directory is {directories.get(target) or 'not set'}"
+    mend = "mount it there and apply role drover.kvm.hypervisor; stop and start a VM whose lease is in an older one"
+    return [Blocker("lease", f"{target} does not have the lease {path}: {words}", mend)] if words else []
 
 
 def space(copy: Mapping[str, Any]) -> int:

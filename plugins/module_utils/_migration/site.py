@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import NotFound, Refused, Unreachable
+from .._leases import Leases
 from .._libvirt import Node
 from .._peers import CLUSTER, Cluster, ask, read_cluster
 from .ends import End
@@ -39,6 +40,11 @@ class Site:
     def uris(self) -> dict[str, str]:
         """The libvirt URIs by node."""
         return self.cluster.uris
+
+    @property
+    def leases(self) -> Leases:
+        """Where the VMs of this node have their leases, if they have any."""
+        return self.cluster.own_leases
 
     def nodes(self) -> Nodes:
         """For recovery."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _files, _hypervisor, _identity, _libvirt, _peers, _program, _run, _xml
+from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvirt, _peers, _program, _run, _xml
 from .._disks import file, kind
 from .._domain import metadata
 from .._errors import TimedOut
@@ -26,6 +26,7 @@ PARTS = {
         "_files": _files,
         "_hypervisor": _hypervisor,
         "_identity": _identity,
+        "_leases": _leases,
         "_libvirt": _libvirt,
         "_peers": _peers,
         "_run": _run,

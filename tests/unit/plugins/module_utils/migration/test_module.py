@@ -18,6 +18,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._leases import ELSEWHERE, Leases
 from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
 from ansible_collections.drover.kvm.plugins.module_utils._migration.site import Site
@@ -39,6 +40,7 @@ NEED = {
     "managed_save": False,
     "copies": [],
     "copying": False,
+    "lease": None,
 }
 
 
@@ -313,6 +315,20 @@ def test_recovered_reports_what_only_a_person_can_decide(world, run):
     world.add("web1", "hv2", marker=MARKER)
     result = run(state="recovered")
     assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
+
+
+@pytest.mark.parametrize(
+    "state,held,words", [("running", False, "nobody holds"), ("running", True, ""), ("paused", False, "")]
+)
+def test_after_a_move_the_lease_must_be_held(world, run, monkeypatch, state, held, words):
+    world.add("web1", "hv1", state)
+    monkeypatch.setitem(NEED, "lease", "/srv/leases/uuid-web1")
+    monkeypatch.setattr(prechecks, "blockers", lambda *_args: [])
+    monkeypatch.setattr(Cluster, "own_leases", Leases("/srv/leases", "one"))
+    monkeypatch.setattr(Leases, "holder", lambda self, uuid: ELSEWHERE if held else None)
+    result = run(name="web1", to="hv2")
+    assert bool(result.get("failed")) is bool(words) and words in result.get("msg", "")
+    assert list(world.nodes["hv2"]) == ["web1"]
 
 
 def test_silence_of_this_nodes_libvirt_is_an_error(world, run):

@@ -27,6 +27,7 @@ NEED = {
     "managed_save": False,
     "copies": [],
     "copying": False,
+    "lease": None,
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
 SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
@@ -36,7 +37,7 @@ DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storag
 
 def reasons(need=None, said=None, known=None):
     answer = said if isinstance(said, Unreachable) else {**SAID, **(said or {})}
-    return [found.reason for found in blockers({**NEED, **(need or {})}, "hv2", answer, known)]
+    return [found.reason for found in blockers({**NEED, **(need or {})}, "hv2", answer, known, {})]
 
 
 def test_nothing_speaks_against_it():
@@ -81,6 +82,29 @@ def test_what_its_facts_tell():
     assert reasons(known=known) == ["cordoned", "bridge"]
 
 
+LEASE = "/srv/leases/u1"
+
+
+@pytest.mark.parametrize(
+    "lease,room,there,words",
+    [
+        (None, {}, "", None),
+        (LEASE, {"names": ["u1"]}, "/srv/leases", None),
+        (LEASE, {}, "", None),
+        (LEASE, {"names": ["u1"]}, None, "lease directory is not set"),
+        (LEASE, {"names": ["u1"]}, "/srv/other", "lease directory is /srv/other"),
+        (LEASE, {"names": ["u2"]}, "/srv/leases", "holds no u1"),
+        (LEASE, {"error": "no such folder"}, "/srv/leases", "no such folder"),
+    ],
+)
+def test_the_destination_must_have_the_same_lease(lease, room, there, words):
+    said = {**SAID, "room": {"/srv/leases": room}}
+    directories = {"hv1": "/srv/leases", "hv2": there} if there != "" else {}
+    found = blockers({**NEED, "lease": lease}, "hv2", said, None, directories)
+    assert [one.reason for one in found] == (["lease"] if words else [])
+    assert words is None or words in found[0].text
+
+
 def test_all_at_once():
     need = {"hostdevs": 1, "disks": [DISK, {**DISK, "device": "cdrom"}], "memory": 9 * GIB}
     said = {"domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x", "machine": "y"}}}
@@ -106,7 +130,7 @@ def test_a_vm_that_is_off_takes_no_memory_there():
 
 def test_every_reason_has_a_mend():
     need = {**NEED, "hostdevs": 1, "filesystems": 1, "snapshots": 1, "disks": [DISK], "memory": 9 * GIB}
-    for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None):
+    for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None, {}):
         assert found.text and found.mend
 
 
@@ -139,5 +163,5 @@ def test_two_disks_share_the_room_of_their_folder():
 
 @pytest.mark.parametrize("need,mend", [({}, "storage=copy"), ({"copying": True, "running": False}, "start it")])
 def test_a_local_disk_says_how_it_could_move(need, mend):
-    found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None)
+    found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None, {})
     assert found[0].reason == "local_disk" and mend in found[0].mend
