@@ -57,6 +57,11 @@ def lockd(folder, monkeypatch):
         one.close()
 
 
+def told(result, folder):
+    """The warnings about this test's leases; Ansible keeps those of other tests of the same process."""
+    return [words for words in result.get("warnings", []) if str(folder) in str(words)]
+
+
 def test_a_vm_has_its_lease_from_its_definition_to_its_removal(lab, folder, lockd):
     made = lab.both(**WEB, state="running")["vm"]
     assert made["lease"] == str(folder / UUID) and (folder / UUID).exists()
@@ -74,7 +79,7 @@ def test_a_vm_made_before_gets_it_at_its_next_start(lab, folder, lockd, monkeypa
     words = f"lease none -> {folder / UUID}"
     result = lab.both(**WEB)
     assert result["actions"] == [f"change web1: {words} (from its next start)"]
-    assert result["pending_restart"] == [words] and "warnings" not in result
+    assert result["pending_restart"] == [words] and not told(result, folder)
     DESTROY(lab.node, "web1")
     assert lab.both(**WEB, state="running")["pending_restart"] == []
 
@@ -96,11 +101,11 @@ def test_a_start_that_takes_no_lease_is_an_error(lab, folder):
 
 def test_a_vm_that_lost_its_lease_is_named_on_every_run(lab, folder, lockd):
     lab.run(**WEB, state="running")
-    assert "warnings" not in lab.run(**WEB)
+    assert not told(lab.run(**WEB), folder)
     lockd["web1"].close()
     for _run in range(2):
         result = lab.run(**WEB, state="running")
-        assert not result["changed"] and "nobody holds its lease" in str(result["warnings"])
+        assert not result["changed"] and "nobody holds its lease" in str(told(result, folder))
 
 
 @pytest.mark.parametrize(
