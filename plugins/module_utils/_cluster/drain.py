@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Callable, Optional
+from typing import Callable
 
 from . import choose
 from .board import Board
@@ -15,10 +15,12 @@ from .model import Blocker, Cluster, Guest, Move, Obstacle, Plan
 from .room import make_room
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
-Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
+CEILING_STEP = 0.0005  # How exactly the lowest ceiling is looked for, as a share of a node's memory.
+TINY = 1e-9  # Rounding errors are below it.
 
-# From the plan that disturbs least to the one that fits most; the first that places every guest is taken.
-STRATEGIES: tuple[tuple[Order, Choice, bool], ...] = (
+# For a cluster in which an even plan leaves a guest over: from the plan that disturbs least to the one that fits most.
+# The first that places every guest is taken.
+STRATEGIES: tuple[tuple[Order, choose.Choice, bool], ...] = (
     (choose.by_size, choose.spread, False),
     (choose.by_size, choose.tight, False),
     (choose.by_size, choose.tight, True),
@@ -29,7 +31,7 @@ STRATEGIES: tuple[tuple[Order, Choice, bool], ...] = (
 class Attempt:
     """One try at emptying the nodes in one way; `stuck` are the guests for which no place was found."""
 
-    def __init__(self, cluster: Cluster, nodes: Iterable[str], choice: Choice, room: bool) -> None:
+    def __init__(self, cluster: Cluster, nodes: Iterable[str], choice: choose.Choice, room: bool) -> None:
         self.board = Board(cluster, closed=nodes)
         self.targets = self.board.targets()
         self.choice = choice
@@ -111,11 +113,42 @@ def _moves(
 
 def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
     """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
-    attempts: list[Attempt] = []
+    attempts = [_level(cluster, nodes, guests)]
     for order, choice, with_room in STRATEGIES:
+        if not attempts[-1].stuck:
+            break
         if with_room <= room:
             attempt = Attempt(cluster, nodes, choice, with_room)
             attempts.append(attempt.run(order(attempt.board, guests)))
-            if not attempt.stuck:
-                break
     return min(attempts, key=lambda attempt: len(attempt.stuck))
+
+
+def _level(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest]) -> Attempt:
+    """The attempt that keeps the fullest node as empty as can be found, and below that the loads even.
+
+    The ceiling is bisected between what the nodes hold already, or will on average, and what filling the emptiest node
+    each time gives; below a ceiling the largest goes into the tightest hole (MULTIFIT, Coffman, Garey, Johnson 1978).
+    """
+
+    def attempt(choice: choose.Choice) -> Attempt:
+        made = Attempt(cluster, nodes, choice, room=False)
+        return made.run(choose.by_size(made.board, guests))
+
+    best = attempt(choose.under(1, choose.emptiest))
+    start = Board(cluster, closed=nodes)
+    need = sum(map(cluster.need, guests)) + sum(start.used[name] for name in best.targets)
+    mean = need / max(1, sum(cluster.capacity(name) for name in best.targets))
+    low, high = max([mean, *map(start.filled, best.targets)]), _ceiling(best)
+    while not best.stuck and high - low > CEILING_STEP:
+        middle = (low + high) / 2
+        found = attempt(choose.under(middle, choose.tight))
+        if found.stuck:
+            low = middle
+        else:
+            best, high = found, min(middle, _ceiling(found))
+    even = attempt(choose.under(high + TINY, choose.spread))
+    return best if len(even.stuck) > len(best.stuck) else even
+
+
+def _ceiling(attempt: Attempt) -> float:
+    return max(map(attempt.board.filled, attempt.targets), default=0.0)

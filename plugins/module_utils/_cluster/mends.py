@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Callable
+from typing import Any, Callable
 
 from .board import Board
 from .model import Cluster, Guest, Plan, size_text
@@ -117,7 +117,7 @@ def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:
     return mends
 
 
-def _changed(guest: Guest, **values: object) -> Callable[[Cluster], Cluster]:
+def _changed(guest: Guest, **values: Any) -> Callable[[Cluster], Cluster]:
     def apply(cluster: Cluster) -> Cluster:
         guests = (replace(one, **values) if one.key == guest.key else one for one in cluster.guests)
         return replace(cluster, guests=tuple(guests))
@@ -125,7 +125,7 @@ def _changed(guest: Guest, **values: object) -> Callable[[Cluster], Cluster]:
     return apply
 
 
-def _node(name: str, **values: object) -> Callable[[Cluster], Cluster]:
+def _node(name: str, **values: Any) -> Callable[[Cluster], Cluster]:
     def apply(cluster: Cluster) -> Cluster:
         return replace(cluster, nodes={**cluster.nodes, name: replace(cluster.nodes[name], **values)})
 

@@ -25,21 +25,29 @@ def violations(cluster: Cluster, plan: Plan, stages: Sequence[Sequence[Move]], o
         return ["the stages do not hold the moves in their order"]
     found: list[str] = []
     closed = plan.emptied | _shut(cluster, opened)
+    # Who counts on each node: a guest that is on its way on both.
+    at: dict[str, dict[tuple[str, str], Guest]] = {name: {} for name in cluster.nodes}
+    for guest in (each for each in cluster.guests if each.node):
+        at[guest.node][guest.key] = guest
     for stage in stages:
-        leaving: dict[tuple[str, str], str] = {}
+        begun: list[Move] = []
         for move in stage:
             key = (move.vm, move.source)
             if key not in guests or where[key] != move.source:
                 found.append(f"{move.vm} is not on {move.source} when its turn comes")
                 continue
             found += _step(cluster, guests[key], move, closed)
-            found += _crowd(cluster, guests[key], move.target, where, leaving)
-            leaving[key] = move.source
+            found += _crowd(cluster, guests[key], move.target, at[move.target].values())
+            at[move.target][key] = guests[key]
             where[key] = move.target
+            begun.append(move)
+        for move in begun:
+            at[move.source].pop((move.vm, move.source), None)
     for guest in cluster.guests:
         if not guest.node and guest.name in plan.placements:
             target = plan.placements[guest.name]
-            found += _site(cluster, guest, target, closed) + _crowd(cluster, guest, target, where, {})
+            found += _site(cluster, guest, target, closed) + _crowd(cluster, guest, target, at[target].values())
+            at[target][guest.key] = guest
             where[guest.key] = target
     return found + _left(cluster, plan, where)
 
@@ -81,20 +89,13 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
     return [f"{guest.name} to {target}: {target} {words}" for words, broken in wrong.items() if broken]
 
 
-def _crowd(
-    cluster: Cluster,
-    guest: Guest,
-    target: str,
-    where: dict[tuple[str, str], str],
-    leaving: dict[tuple[str, str], str],
-) -> list[str]:
+def _crowd(cluster: Cluster, guest: Guest, target: str, others: Iterable[Guest]) -> list[str]:
     """What is wrong with the company: too little memory, or a guest that must be kept apart."""
     if not guest.active:
         return []
     rules, taken, found = cluster.rules, guest.memory + cluster.rules.overhead, []
-    for other in cluster.guests:
-        here = where[other.key] == target or leaving.get(other.key) == target
-        if other.key == guest.key or not other.active or not here:
+    for other in others:
+        if other.key == guest.key or not other.active:
             continue
         taken += other.memory + rules.overhead
         if guest.tags & other.tags & rules.anti_affinity:
