@@ -19,10 +19,14 @@ MOVE = re.compile(r"^ *\d+\. (\S+) +(\S+) +=> (\S+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Answer:
-    """Its moves (VM, to) in their order, and the CPU seconds of the whole process; None: stopped at the time limit."""
+    """Its moves (VM, to) in their order, the CPU seconds of the whole process, and its score of the cluster as given.
+
+    The score is what it makes small: standard deviations of memory and vCPUs, VMs that are not kept apart, and others.
+    """
 
     moves: tuple[tuple[str, str], ...]
-    seconds: float | None
+    seconds: float
+    score: float
 
     def where(self, cluster: Cluster) -> dict[str, str]:
         """The node of each VM after its moves."""
@@ -47,16 +51,15 @@ def text(cluster: Cluster, offline: str = "") -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n\n"
 
 
-def hbal(cluster: Cluster, folder: Path, *options: str, offline: str = "", limit: int = 300) -> Answer:
+def hbal(cluster: Cluster, folder: Path, *options: str, offline: str = "") -> Answer:
     """Run it. Utilisation that is not given counts as equal for all VMs, which is not the question here."""
     data = folder / "cluster.data"
     data.write_text(text(cluster, offline), encoding="utf-8")
     argv = ["hbal", "-t", str(data), "--ignore-dynu", "--max-cpu", "1000", *options]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return Answer((), None)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=500, check=False)
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.returncode == 0 and "Loaded" in done.stdout, done.stdout + done.stderr
-    return Answer(tuple((vm, target) for vm, _source, target in MOVE.findall(done.stdout)), seconds)
+    score = re.search(r"Initial score: ([\d.]+)", done.stdout)
+    moves = tuple((vm, target) for vm, _source, target in MOVE.findall(done.stdout))
+    return Answer(moves, seconds, float(score.group(1)) if score else 0.0)

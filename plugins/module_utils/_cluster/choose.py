@@ -11,7 +11,6 @@ from typing import Callable, Optional
 from .board import Board
 from .model import Blocker, Guest, Obstacle, size_text
 
-
 Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
 
 

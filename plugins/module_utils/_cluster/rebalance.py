@@ -13,9 +13,11 @@ from .board import Board
 from .drain import move
 from .model import GIB, Cluster, Guest, Move, Plan, size_text
 
-# What a move costs beside its bytes, so that one large VM is rather moved than twenty small ones.
-MOVE_COST = 4 * GIB
+# What a move costs beside its bytes. With a small one many small VMs move, with a large one few large VMs, and small
+# ones are left to level out the rest; which is better differs from cluster to cluster, so each is tried.
+MOVE_COSTS = (16 * GIB, 64 * GIB, 512 * GIB)
 TINY = 1e-9  # Gains below it are rounding errors.
+Rated = tuple[float, str, Guest]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Scale:
         memory = (self.board.used[name] - self.memory_aim[name]) / self.capacity[name]
         return memory, (self.board.vcpus[name] - self.vcpu_aim[name]) * self.vcpu_scale[name]
 
+    def uneven(self) -> float:
+        """The sum of the squares of all distances, which is what the descent makes small."""
+        return sum(part**2 for name in self.nodes for part in self.off(name))
+
     def worst(self) -> float:
         """The largest distance of any node from its aim."""
         return max((abs(part) for name in self.nodes for part in self.off(name)), default=0.0)
@@ -79,23 +85,45 @@ class Descent:
     scale: Scale
     limits: Limits
     stay: set[tuple[str, str]]
+    cost: int
     moves: list[Move] = field(default_factory=list)
     memory: int = 0
-    best: dict[tuple[str, str], list[tuple[float, str, Guest]]] = field(default_factory=dict)
+    movable: dict[str, list[tuple[int, int, Guest]]] = field(default_factory=dict)
+    best: dict[tuple[str, str], list[Rated]] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Move until the nodes are well within the threshold, nothing helps any more, or a budget is used up."""
+    def run(self, uneven: bool) -> None:
+        """Take apart what must be; then, if `uneven`, level out until nothing helps or a budget is used up."""
+        self._part()
+        if not uneven:
+            return
         self._rate(self.scale.nodes)
         while self.scale.worst() > self.limits.threshold / 2 and self._within(0):
             found = self._next()
             if found is None:
                 break
             guest, target = found
-            self.board.put(guest, target, out_of=guest.node)
-            self.stay.add(guest.key)
-            self.memory += guest.memory
-            self.moves.append(move(guest, target, "balance"))
+            self._move(guest, target, "balance")
             self._rate([guest.node, target])
+
+    def _part(self) -> None:
+        """Take guests apart that must be kept apart and are on one node, the smaller one of two moving."""
+        for guest in reversed(choose.by_size(self.board, self.board.cluster.guests)):
+            loose = guest.node in self.scale.nodes and not guest.fixed and guest.key not in self.stay
+            if loose and self._within(guest.memory) and self.board.rivals(guest, guest.node):
+                target = choose.spread(self.board, guest, self.scale.nodes)
+                if target:
+                    self._move(guest, target, "apart")
+
+    def _move(self, guest: Guest, target: str, why: str) -> None:
+        self.board.put(guest, target, out_of=guest.node)
+        self.stay.add(guest.key)
+        self.memory += guest.memory
+        self.moves.append(move(guest, target, why))
+
+    @property
+    def result(self) -> tuple[float, int]:
+        """What the best of several has least of: how uneven it ends (to a millionth), then the bytes moved."""
+        return round(self.scale.uneven(), 6), self.memory
 
     def _within(self, more: int) -> bool:
         limits = self.limits
@@ -122,40 +150,39 @@ class Descent:
 
     def _rate(self, changed: Iterable[str]) -> None:
         """Rate again all moves from and to nodes that changed."""
-        changed = set(changed)
-        off = {name: self.scale.off(name) for name in self.scale.nodes}
-        for source in self.scale.nodes:
-            guests = [g for g in self.board.at[source].values() if g.active and not g.fixed and g.key not in self.stay]
-            for target in self.scale.nodes:
-                if source != target and (source in changed or target in changed):
-                    self.best[source, target] = self._rated(guests, source, target, off)
+        changed, nodes, need = set(changed), self.scale.nodes, self.board.cluster.need
+        for name in changed:
+            guests = (g for g in self.board.at[name].values() if g.active and not g.fixed and g.key not in self.stay)
+            self.movable[name] = [(need(guest), guest.vcpus, guest) for guest in guests]
+        off = {name: self.scale.off(name) for name in nodes}
+        for source in nodes:
+            for target in nodes if source in changed else changed:
+                if source != target:
+                    self.best[source, target] = self._rated(source, target, off)
 
-    def _rated(
-        self, guests: Iterable[Guest], source: str, target: str, off: Mapping[str, tuple[float, float]]
-    ) -> list[tuple[float, str, Guest]]:
+    def _rated(self, source: str, target: str, off: Mapping[str, tuple[float, float]]) -> list[Rated]:
         """The guests whose move from source to target helps, the one that helps most for its cost first.
 
         What counts is the sum of the squares of all distances from the aims. The score is below zero.
         """
-        (sm, sv), (tm, tv), scale, overhead = off[source], off[target], self.scale, self.board.cluster.rules.overhead
+        (sm, sv), (tm, tv), scale = off[source], off[target], self.scale
         if sm <= tm and sv <= tv:
             return []
         ms, mt = 1 / scale.capacity[source], 1 / scale.capacity[target]
         vs, vt = scale.vcpu_scale[source], scale.vcpu_scale[target]
-        slope_m, slope_v, bend_m, bend_v = (
-            2 * (sm * ms - tm * mt),
-            2 * (sv * vs - tv * vt),
-            ms**2 + mt**2,
-            vs**2 + vt**2,
-        )
+        slope_m, slope_v = 2 * (sm * ms - tm * mt), 2 * (sv * vs - tv * vt)
+        bend_m, bend_v = ms**2 + mt**2, vs**2 + vt**2
         rated = []
-        for guest in guests:
-            size, vcpus = guest.memory + overhead, guest.vcpus
+        for size, vcpus, guest in self.movable[source]:
             gain = size * (slope_m - size * bend_m) + vcpus * (slope_v - vcpus * bend_v)
             if gain > TINY:
-                rated.append((-gain / (size + MOVE_COST), guest.name, guest))
-        rated.sort(key=lambda one: one[:2])
+                rated.append((-gain / (size + self.cost), guest.name, guest))
+        rated.sort(key=_score)
         return rated
+
+
+def _score(rated: Rated) -> tuple[float, str]:
+    return rated[:2]
 
 
 def rebalance(
@@ -169,21 +196,23 @@ def rebalance(
     Nodes that take no guests are left as they are, and so are the guests whose keys are in `stay`. Nothing that breaks
     a rule is planned, and no guest moves twice.
     """
-    board = Board(cluster)
-    scale = Scale(board, weights or {})
+    scale = Scale(Board(cluster), weights or {})
     before = scale.worst()
     held = {g.key for g in cluster.guests if g.moved and limits.now - g.moved < limits.hold_off}
-    descent = Descent(board, scale, limits, held | stay)
-    if before > limits.threshold:
-        descent.run()
-    return Plan(tuple(descent.moves), warnings=_notes(board, descent, before, held))
+    descents = []
+    for cost in MOVE_COSTS:
+        board = Board(cluster)
+        descents.append(Descent(board, Scale(board, weights or {}), limits, held | stay, cost))
+        descents[-1].run(before > limits.threshold)
+    best = min(descents, key=lambda each: each.result)
+    return Plan(tuple(best.moves), warnings=_notes(best, before, held))
 
 
-def _notes(board: Board, descent: Descent, before: float, held: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def _notes(descent: Descent, before: float, held: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """What people ask afterwards: how even it was and will be, and what stayed although it might have moved."""
     limits, after = descent.limits, descent.scale.worst()
     said = [f"the node furthest from its aim is {100 * before:.1f} % off, {100 * after:.1f} % after it"]
-    if before <= limits.threshold:
+    if before <= limits.threshold and not descent.moves:
         said = [f"no node is further than {100 * limits.threshold:.4g} % from its aim, so nothing moves"]
     elif after > limits.threshold:
         count = len(descent.moves)
@@ -191,4 +220,4 @@ def _notes(board: Board, descent: Descent, before: float, held: Iterable[tuple[s
         said.append(f"it stays uneven: the budget, the rules or the sizes of the VMs allow no more ({spent})")
     names = sorted(name for name, _node in held)
     said += [f"moved less than {limits.hold_off // 60} min ago and left: {', '.join(names)}"] if names else []
-    return (*said, *choose.left_out(board))
+    return (*said, *choose.left_out(descent.board))

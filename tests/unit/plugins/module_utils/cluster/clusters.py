@@ -116,7 +116,9 @@ def tight(seed: int, nodes: int, guests: int, fill: float) -> Cluster:
     names = [f"hv{number:02}" for number in range(1, nodes + 1)]
     need = sum(guest.memory + rules.overhead for guest in members)
     room = max(int(need / fill / (nodes - 1)), 66 * GIB)
-    board = Board(Cluster({name: Node(name, room + rules.reserve, 32, frozenset({"br0"})) for name in names}, (), rules))
+    board = Board(
+        Cluster({name: Node(name, room + rules.reserve, 32, frozenset({"br0"})) for name in names}, (), rules)
+    )
     where = dict[Guest, str]()
     for guest in members:
         fits = [name for name in names[1:] if board.hindrance(guest, name) is None]
