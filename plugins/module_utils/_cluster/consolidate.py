@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import choose, proof
+from .attempt import move
 from .board import Board
-from .drain import drain, move
+from .drain import drain
 from .model import Cluster, Move, Plan
 from .rebalance import Limits, rebalance
 

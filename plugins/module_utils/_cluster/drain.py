@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import Callable
 
 from . import choose
+from .attempt import Attempt
 from .board import Board
-from .model import Blocker, Cluster, Guest, Move, Obstacle, Plan
-from .room import make_room
+from .level import level
+from .model import Blocker, Cluster, Guest, Move, Plan
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
-CEILING_STEP = 0.0005  # How exactly the lowest ceiling is looked for, as a share of a node's memory.
-TINY = 1e-9  # Rounding errors are below it.
 
 # For a cluster in which an even plan leaves a guest over: from the plan that disturbs least to the one that fits most.
 # The first that places every guest is taken.
@@ -26,44 +25,6 @@ STRATEGIES: tuple[tuple[Order, choose.Choice, bool], ...] = (
     (choose.by_size, choose.tight, True),
     (choose.by_choice, choose.tight, True),
 )
-
-
-class Attempt:
-    """One try at emptying the nodes in one way; `stuck` are the guests for which no place was found."""
-
-    def __init__(self, cluster: Cluster, nodes: Iterable[str], choice: choose.Choice, room: bool) -> None:
-        self.board = Board(cluster, closed=nodes)
-        self.targets = self.board.targets()
-        self.choice = choice
-        self.room = room
-        self.moves: list[Move] = []
-        self.stuck: list[tuple[Guest, dict[str, Obstacle]]] = []
-
-    def run(self, guests: Iterable[Guest]) -> Attempt:
-        """Find a place for each of the guests, in that order."""
-        for guest in guests:
-            target = self.choice(self.board, guest, self.targets)
-            moves = [(guest, target)] if target else self._with_room(guest)
-            for moved, node in moves:
-                self._move(moved, node, "drain" if moved is guest else f"room for {guest.name}")
-            if not moves:
-                hindrances = ((node, self.board.hindrance(guest, node)) for node in self.targets)
-                self.stuck.append((guest, {node: found for node, found in hindrances if found}))
-        return self
-
-    def _with_room(self, guest: Guest) -> list[tuple[Guest, str]]:
-        moved = {(move.vm, move.source) for move in self.moves}
-        return make_room(self.board, guest, self.targets, moved) if self.room else []
-
-    def _move(self, guest: Guest, target: str, why: str) -> None:
-        self.board.put(guest, target, out_of=guest.node)
-        self.moves.append(move(guest, target, why))
-
-
-def move(guest: Guest, target: str, why: str) -> Move:
-    """The move of a guest from where the facts say it is."""
-    mode = "live" if guest.active else "offline"
-    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why, guest.copies)
 
 
 def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Iterable[str] | None = None) -> Plan:
@@ -113,7 +74,7 @@ def _moves(
 
 def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
     """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
-    attempts = [_level(cluster, nodes, guests)]
+    attempts = [level(cluster, nodes, guests)]
     for order, choice, with_room in STRATEGIES:
         if not attempts[-1].stuck:
             break
@@ -121,34 +82,3 @@ def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room:
             attempt = Attempt(cluster, nodes, choice, with_room)
             attempts.append(attempt.run(order(attempt.board, guests)))
     return min(attempts, key=lambda attempt: len(attempt.stuck))
-
-
-def _level(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest]) -> Attempt:
-    """The attempt that keeps the fullest node as empty as can be found, and below that the loads even.
-
-    The ceiling is bisected between what the nodes hold already, or will on average, and what filling the emptiest node
-    each time gives; below a ceiling the largest goes into the tightest hole (MULTIFIT, Coffman, Garey, Johnson 1978).
-    """
-
-    def attempt(choice: choose.Choice) -> Attempt:
-        made = Attempt(cluster, nodes, choice, room=False)
-        return made.run(choose.by_size(made.board, guests))
-
-    best = attempt(choose.under(1, choose.emptiest))
-    start = Board(cluster, closed=nodes)
-    need = sum(map(cluster.need, guests)) + sum(start.used[name] for name in best.targets)
-    mean = need / max(1, sum(cluster.capacity(name) for name in best.targets))
-    low, high = max([mean, *map(start.filled, best.targets)]), _ceiling(best)
-    while not best.stuck and high - low > CEILING_STEP:
-        middle = (low + high) / 2
-        found = attempt(choose.under(middle, choose.tight))
-        if found.stuck:
-            low = middle
-        else:
-            best, high = found, min(middle, _ceiling(found))
-    even = attempt(choose.under(high + TINY, choose.spread))
-    return best if len(even.stuck) > len(best.stuck) else even
-
-
-def _ceiling(attempt: Attempt) -> float:
-    return max(map(attempt.board.filled, attempt.targets), default=0.0)

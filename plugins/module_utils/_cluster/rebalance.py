@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import choose
+from .attempt import move
 from .board import Board
-from .drain import move
 from .model import GIB, Cluster, Guest, Move, Plan, size_text
 
 # What a move costs beside its bytes. With a small one many small VMs move, with a large one few large VMs, and small

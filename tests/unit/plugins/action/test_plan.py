@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,51 @@ def test_blockers_fail_with_all_of_them_named():
     assert [blocker["reason"] for blocker in result["blockers"]] == ["bridge", "host_device"]
     allowed = run(**args, fail_on_blockers=False)
     assert not allowed.get("failed") and len(allowed["blockers"]) == 2
+
+
+FACTS = [node("hv1", vm("web1"), vm("web2")), node("hv2"), node("hv3")]
+
+
+def saved(**args):
+    return json.loads(json.dumps(run(operation="drain", node="hv1", nodes=FACTS, **args)))
+
+
+def test_a_saved_plan_is_done_exactly_under_the_cordon_too():
+    plan = saved()
+    cordoned = [{"node": {**FACTS[0]["node"], "cordon": {"reason": "drain"}}}, *FACTS[1:]]
+    other = saved(pins={"web1": ["hv3"], "web2": ["hv3"]})
+    assert plan["stages"] != other["stages"]
+    again = run(operation="drain", node="hv1", nodes=cordoned[::-1], saved=plan)
+    assert again["stages"] == plan["stages"] and "as saved" in again["text"]
+
+
+CHANGED = {
+    "another VM": ([node("hv1", vm("web1")), *FACTS[1:]], {}, "(hv1)"),
+    "another node": ([*FACTS[:2], node("hv3", bridges=[{"name": "br9"}])], {}, "(hv3)"),
+    "other rules": (FACTS, {"anti_affinity": ["web"]}, "(the rules)"),
+    "a node less": (FACTS[:2], {}, "(hv3)"),
+}
+
+
+@pytest.mark.parametrize("nodes, more, words", CHANGED.values(), ids=list(CHANGED))
+def test_a_saved_plan_is_refused_when_the_facts_changed(nodes, more, words):
+    result = run(operation="drain", node="hv1", nodes=nodes, saved=saved(), **more)
+    assert result["error"] == "Refused" and f"facts changed since the plan was saved {words}" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    "target, words", [("hv9", "hv9 is no node of this cluster"), ("hv1", "is to move to where it is")]
+)
+def test_a_saved_plan_that_was_altered_is_refused(target, words):
+    plan = saved()
+    plan["stages"][0][0]["to"] = target
+    result = run(operation="drain", node="hv1", nodes=FACTS, saved=plan)
+    assert result["error"] == "Refused" and "was altered" in result["msg"] and words in result["msg"]
+
+
+def test_a_saved_plan_is_for_its_own_operation():
+    result = run(operation="consolidate", nodes=FACTS, saved=saved())
+    assert result["error"] == "Refused" and "for drain, not for consolidate" in result["msg"]
 
 
 WRONG = {

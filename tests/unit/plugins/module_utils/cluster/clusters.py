@@ -93,13 +93,13 @@ def _settled(dice: random.Random, guests: list[Guest], nodes: dict[str, Node], r
 
 
 def even(seed: int, nodes: int, guests: int, fill: float = 0.6) -> Cluster:
-    """A plain cluster whose guests were put where most memory was free, the largest first."""
+    """A plain cluster whose guests were put where most memory was free, the largest first; none has a home."""
     start = cluster(seed, nodes, guests, fill, plain=True)
     board = Board(replace(start, guests=()))
     settled = []
     for guest in sorted(start.guests, key=lambda each: (-each.memory, each.name)):
         name = max(start.nodes, key=lambda node: (board.free(node), node))
-        settled.append(replace(guest, node=name))
+        settled.append(replace(guest, node=name, home=None))
         board.put(settled[-1], name)
     return replace(start, guests=tuple(sorted(settled, key=lambda each: each.key)))
 
