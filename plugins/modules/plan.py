@@ -177,17 +177,6 @@ options:
       - vCPUs per thread count on the same scale; a node with its fair share of both has the same number twice.
     type: float
     version_added: "0.1.0"
-  hold_off:
-    description:
-      - With O(operation=rebalance) and O(operation=spread), VMs that were moved less than so many minutes ago stay, so
-        that none goes to and fro. Needs O(now). Default is V(0).
-      - When a VM was moved is C(moved) of its metadata, in seconds since 1970. A VM without it is not held.
-    type: int
-    version_added: "0.1.0"
-  now:
-    description: What time it is, in seconds since 1970, for O(hold_off). The plan itself looks at no clock.
-    type: int
-    version_added: "0.1.0"
   require_n_minus_1:
     description:
       - Whether it is a blocker when after the plan the loss of a node could not be borne (RV(n_minus_1)).
@@ -308,8 +297,6 @@ EXAMPLES = r"""
     operation: rebalance
     weights: {a1: 75, b1: 25}
     max_memory: 200GiB
-    hold_off: 120
-    now: "{{ now(utc=true).timestamp() | int }}"
     nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
   run_once: true
 

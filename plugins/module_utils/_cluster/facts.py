@@ -106,7 +106,6 @@ def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
         home=metadata.get("home"),
         fixed=fixed.obstacles(domain, copies),
         copies=copies and fixed.copied(domain),
-        moved=int(metadata.get("moved") or 0),
     )
 
 

@@ -48,7 +48,7 @@ class Guest:
     """A VM on the node that named it; `node` is empty for one that is still to be placed.
 
     `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
-    `copies` that its disks are files which move with it, `moved` when it was moved last (seconds since 1970).
+    `copies` that its disks are files which move with it.
     """
 
     name: str
@@ -65,7 +65,6 @@ class Guest:
     fixed: tuple[Obstacle, ...] = ()
     nics: tuple[Mapping[str, Any], ...] = ()
     copies: bool = False
-    moved: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

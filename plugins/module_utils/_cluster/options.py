@@ -94,7 +94,6 @@ ONLY = {
     "max_moves": EVENING,
     "max_memory": EVENING,
     "threshold": EVENING,
-    "hold_off": EVENING,
     "saved": ("drain", "undrain", *EVENING, "consolidate"),
 }
 
@@ -117,8 +116,6 @@ FIELDS = (
     Field("max_moves", type="int", check=_count),
     Field("max_memory", type="size"),
     Field("threshold", type="float", check=_percent),
-    Field("hold_off", type="int", check=_count),
-    Field("now", type="int", check=_count),
     Field("require_n_minus_1", type="bool"),
     Field("bandwidth", type="size"),
     Field("saved", type="dict"),

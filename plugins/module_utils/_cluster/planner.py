@@ -58,8 +58,6 @@ def _check(params: Mapping[str, Any]) -> None:
         raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
     if operation == "undrain" and len(nodes) > 1:
         raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
-    if params["hold_off"] and params["now"] is None:
-        raise Invalid("now is missing: hold_off wants to know what time it is", option="now")
 
 
 def _rules(params: Mapping[str, Any]) -> Rules:
@@ -98,7 +96,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
 
 def _limits(params: Mapping[str, Any]) -> Limits:
     given = {name: params[name] for name in ("max_moves", "max_memory", "threshold") if params[name] is not None}
-    return Limits(hold_off=60 * (params["hold_off"] or 0), now=params["now"] or 0, **given)
+    return Limits(**given)
 
 
 def _proven(

@@ -25,15 +25,12 @@ class Limits:
     """How much may be moved, and what stays.
 
     Budgets in moves and in bytes of memory (None: no limit). Nothing moves while no node is further than `threshold`
-    (a share, 0.1 is 10 %) from its aim. A guest that was moved less than `hold_off` seconds before `now` (seconds
-    since 1970) stays.
+    (a share, 0.1 is 10 %) from its aim.
     """
 
     max_moves: int | None = None
     max_memory: int | None = None
     threshold: float = 0.1
-    hold_off: int = 0
-    now: int = 0
 
 
 class Scale:
@@ -198,18 +195,17 @@ def rebalance(
     """
     scale = Scale(Board(cluster), weights or {})
     before = scale.worst()
-    held = {g.key for g in cluster.guests if g.moved and limits.now - g.moved < limits.hold_off}
     descents = []
     for cost in MOVE_COSTS:
         board = Board(cluster)
-        descents.append(Descent(board, Scale(board, weights or {}), limits, held | stay, cost))
+        descents.append(Descent(board, Scale(board, weights or {}), limits, set(stay), cost))
         descents[-1].run(before > limits.threshold)
     best = min(descents, key=lambda each: each.result)
-    return Plan(tuple(best.moves), warnings=_notes(best, before, held))
+    return Plan(tuple(best.moves), warnings=_notes(best, before))
 
 
-def _notes(descent: Descent, before: float, held: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """What people ask afterwards: how even it was and will be, and what stayed although it might have moved."""
+def _notes(descent: Descent, before: float) -> tuple[str, ...]:
+    """What people ask afterwards: how even it was and will be, and why it stops there."""
     limits, after = descent.limits, descent.scale.worst()
     said = [f"the node furthest from its aim is {100 * before:.1f} % off, {100 * after:.1f} % after it"]
     if before <= limits.threshold and not descent.moves:
@@ -218,6 +214,4 @@ def _notes(descent: Descent, before: float, held: Iterable[tuple[str, str]]) -> 
         count = len(descent.moves)
         spent = f"{count} move{'s' * (count != 1)}, {size_text(descent.memory)}"
         said.append(f"it stays uneven: the budget, the rules or the sizes of the VMs allow no more ({spent})")
-    names = sorted(name for name, _node in held)
-    said += [f"moved less than {limits.hold_off // 60} min ago and left: {', '.join(names)}"] if names else []
     return (*said, *choose.left_out(descent.board))

@@ -42,7 +42,7 @@ def domain(name, given):
         "filesystems": [],
         "marker": None,
     }
-    metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home", "moved")}}
+    metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
     vcpus = {"current": given.get("vcpus", 2), "maximum": given.get("vcpus", 2)}
     own = {key: value for key, value in given.items() if key in usual}
     return {**usual, "metadata": metadata, "vcpus": vcpus, **own, "memory": {"current": memory, "maximum": memory}}
