@@ -17,6 +17,8 @@ from .model import Blocker, Cluster, Guest, Move, Plan
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
 
+SQUEAKS = 4
+
 # For a cluster in which an even plan leaves a guest over: from the plan that disturbs least to the one that fits most.
 # The first that places every guest is taken.
 STRATEGIES: tuple[tuple[Order, choose.Choice, bool], ...] = (
@@ -73,7 +75,11 @@ def _moves(
 
 
 def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
-    """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
+    """The first attempt in which every guest finds a place, else the one that leaves the fewest.
+
+    When all strategies leave one over, those that are left go first in the next attempt (squeaky wheel optimisation,
+    Joslin and Clements 1999), a few times.
+    """
     attempts = [level(cluster, nodes, guests)]
     for order, choice, with_room in STRATEGIES:
         if not attempts[-1].stuck:
@@ -81,4 +87,13 @@ def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room:
         if with_room <= room:
             attempt = Attempt(cluster, nodes, choice, with_room)
             attempts.append(attempt.run(order(attempt.board, guests)))
+    first: list[Guest] = []
+    for _round in range(SQUEAKS if room else 0):
+        stuck = [guest for guest, _found in attempts[-1].stuck if guest not in first]
+        if not stuck:
+            break
+        first = [*stuck, *first]
+        attempt = Attempt(cluster, nodes, choose.tight, room)
+        rest = [guest for guest in choose.by_size(attempt.board, guests) if guest not in first]
+        attempts.append(attempt.run([*first, *rest]))
     return min(attempts, key=lambda attempt: len(attempt.stuck))
