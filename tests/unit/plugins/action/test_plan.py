@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from ansible_collections.drover.kvm.plugins.action.plan import ActionModule
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._fields import argument_spec
 from ansible_collections.drover.kvm.plugins.modules import plan as documented
+
+EXAMPLES = Path(__file__).resolve().parents[4] / "examples"
 
 
 def node(name, *vms, **more):
@@ -85,6 +88,14 @@ def test_a_saved_plan_is_done_exactly_under_the_cordon_too():
     assert plan["stages"] != other["stages"]
     again = run(operation="drain", node="hv1", nodes=cordoned[::-1], saved=plan)
     assert again["stages"] == plan["stages"] and "as saved" in again["text"]
+
+
+def test_the_example_of_simulate_is_planned():
+    values = yaml.safe_load((EXAMPLES / "simulate/cluster.yml").read_text(encoding="utf-8"))
+    result = run(**values)
+    assert result["blockers"] == [] and result["minutes"] == 0.7
+    for line in result["text"].splitlines():
+        assert line in (EXAMPLES / "../docs/planning.md").read_text(encoding="utf-8")
 
 
 CHANGED = {
