@@ -30,18 +30,46 @@ SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
 RBD = {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]}
 FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size": "1GiB"}
 NIC = {"bridge": "br-int"}
+LOG = "/var/log/libvirt/qemu/web1-console.log"
 
 HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "uuid": ("6F0F1A3C-0f0d-4c5e-9f51-2a1c3c2c8d11", "<uuid>6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11</uuid>"),
     "memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>2097152</currentMemory>"),
+    "max_memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>1048576</currentMemory>"),
+    "hugepages": ("1GiB", "<memoryBacking><hugepages><page size='1048576' unit='KiB'/></hugepages></memoryBacking>"),
     "vcpus": (3, "<vcpu>3</vcpu>"),
+    "max_vcpus": (8, "<vcpu current='2'>8</vcpu>"),
+    "cpu_features": (
+        {"require": ["vmx", "pcid"], "disable": ["svm"]},
+        "<feature policy='require' name='pcid'/><feature policy='require' name='vmx'/><feature policy='disable' ",
+    ),
+    "cpu_topology": (
+        {"sockets": 1, "cores": 1, "threads": 2},
+        "<topology sockets='1' cores='1' threads='2'/>",
+    ),
+    "cpu_shares": (2048, "<cputune><shares>2048</shares></cputune>"),
     "cpu": (
         "Nehalem",
         "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
     ),
     "virt_type": ("qemu", "<domain type='qemu'>"),
     "machine": ("pc", "<type arch='x86_64' machine='pc'>hvm</type>"),
+    "firmware": ("efi", "<os firmware='efi'>"),
+    "secure_boot": (False, "<os><type"),
+    "tpm": ("2.0", "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"),
     "boot": (["network", "disk"], "<boot dev='network'/><boot dev='hd'/>"),
+    "clock": ("localtime", "<clock offset='localtime'><timer name='rtc' tickpolicy='catchup'/>"),
+    "agent": (True, "<target type='virtio' name='org.qemu.guest_agent.0'/>"),
+    "rng": (True, "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"),
+    "watchdog": ({"model": "i6300esb", "action": "pause"}, "<watchdog model='i6300esb' action='pause'/>"),
+    "console_log": (LOG, f"<serial type='pty'><target port='0'/><log file='{LOG}' append='on'/></serial>"),
+    "graphics": (
+        {"type": "vnc", "listen": "10.0.0.1"},
+        "<graphics type='vnc' port='-1' autoport='yes'><listen type='address' address='10.0.0.1'/></graphics><video>",
+    ),
+    "video": ("virtio", "<video><model type='virtio'/></video>"),
+    "owner": ("R&D", "<drover:owner>R&amp;D</drover:owner>"),
+    "rollback_safe": (False, "<drover:rollback_safe>no</drover:rollback_safe>"),
     "title": ("R&D", "<title>R&amp;D</title>"),
     "description": ("R&D", "<description>R&amp;D</description>"),
 }
@@ -305,7 +333,8 @@ def test_pending_names_what_the_running_vm_lacks():
     params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
     sheet.edit(wanted, params, BRIDGES)
     assert sheet.pending(running, sheet.read(wanted)) == [
-        "memory 2GiB -> 4GiB",
+        "memory 1GiB -> 4GiB",
+        "max_memory 2GiB -> none",
         "disk vda removed",
         "disk vdb removed",
         "disk vdc removed",
