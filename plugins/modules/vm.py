@@ -345,6 +345,63 @@ options:
           - Whether the guest can only read it.
           - The default is V(false), and V(true) for a cdrom.
         type: bool
+      cache:
+        description:
+          - Who keeps what was read and written. V(none) and V(directsync) go past the node's memory, V(writeback) and
+            V(writethrough) use it, V(unsafe) also takes no notice when the guest asks for its data to be safe. With
+            another one than V(none) and V(directsync), libvirt may refuse to move a running machine.
+          - The default of a new disk is V(none) for iSCSI, V(writeback) for RBD, and that of libvirt for others.
+        type: str
+        choices: [none, writeback, writethrough, directsync, unsafe]
+        version_added: "0.1.0"
+      io:
+        description:
+          - How QEMU waits for the storage. V(native) needs O(disks[].cache=none) or O(disks[].cache=directsync).
+          - By default libvirt chooses.
+        type: str
+        choices: [native, threads, io_uring]
+        version_added: "0.1.0"
+      discard:
+        description:
+          - Whether storage is given back that the guest no longer uses (V(unmap)) or not (V(ignore)).
+          - The default of a new disk is V(unmap) for files and RBD, and that of libvirt, V(ignore), for others.
+        type: str
+        choices: [unmap, ignore]
+        version_added: "0.1.0"
+      queues:
+        description:
+          - Number of queues of a disk on the bus V(virtio).
+          - By default QEMU makes one for each virtual CPU.
+        type: int
+        version_added: "0.1.0"
+      iops:
+        description: Most requests in a second, exactly this; V({}) takes all limits away.
+        type: dict
+        version_added: "0.1.0"
+        suboptions:
+          total:
+            description: Both ways together; it does not go with the others.
+            type: int
+          read:
+            description: What is read.
+            type: int
+          write:
+            description: What is written.
+            type: int
+      bandwidth:
+        description: Most bytes in a second, exactly this; V({}) takes all limits away.
+        type: dict
+        version_added: "0.1.0"
+        suboptions:
+          total:
+            description: Both ways together, in bytes or with a unit; it does not go with the others.
+            type: str
+          read:
+            description: What is read, in bytes or with a unit such as V(100MiB).
+            type: str
+          write:
+            description: What is written, in bytes or with a unit.
+            type: str
       size:
         description:
           - Size of a file or image, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is
@@ -460,6 +517,25 @@ options:
           - The default is V(virtio).
         type: str
         choices: [virtio, e1000e, e1000, rtl8139]
+      link:
+        description:
+          - Whether the guest sees a cable in it.
+          - The default is V(up).
+        type: str
+        choices: [up, down]
+        version_added: "0.1.0"
+      mtu:
+        description:
+          - Largest packet, in bytes, of the port and as the guest is told; 68 to 65535. The bridge must carry it.
+          - By default that of the bridge.
+        type: int
+        version_added: "0.1.0"
+      queues:
+        description:
+          - Number of queues of a NIC of the model V(virtio), for guests that carry more than one CPU of the node can.
+          - The default is V(1).
+        type: int
+        version_added: "0.1.0"
       bandwidth:
         description:
           - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,

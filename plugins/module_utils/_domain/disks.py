@@ -18,6 +18,7 @@ from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
+from . import tuning
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -53,6 +54,7 @@ COMMON = (
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
+    *tuning.TUNING,
 )
 DISKS: tuple[Field, ...] = (
     Field("type", choices=tuple(KINDS), required=True),
@@ -173,6 +175,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
             f"{where}: {target} is {identity(before)}, not {identity(after)}; take it off first, then add this one"
         )
     _put(disk, {name: value for name, value in after.items() if value != before[name]}, before["type"])
+    tuning.check(disk, where)
 
 
 def _put(disk: Element, values: Mapping[str, Any], kind: str) -> None:
@@ -201,8 +204,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
-    if cdrom:
+    if cdrom and not options.get("discard"):
         Property("driver/@discard").put(disk, None)
+    tuning.check(disk, where)
     add_device(root, disk)
 
 

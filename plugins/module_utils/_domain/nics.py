@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
-from .._fields import Field, check_mac, check_vlan
+from .._fields import Field, between, check_mac, check_vlan
 from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find
 from . import addresses, bandwidth, metadata, spoofing
@@ -33,6 +33,31 @@ class Vlan:
         if find(nic, "vlan") is not None and self.get(nic) is None:
             TRUNKS.put(nic, None)
         Property("vlan/tag/@id").put(nic, str(value))
+
+
+class Link:
+    """Whether the guest sees a cable: down, or None where it does."""
+
+    def get(self, nic: Element) -> str | None:
+        """The state."""
+        return "down" if Property("link/@state").get(nic) == "down" else None
+
+    def put(self, nic: Element, value: str) -> None:
+        """Write it."""
+        Property("link/@state").put(nic, None if value == "up" else value)
+
+
+class Queues:
+    """How many queues; None for one, which libvirt does not write down."""
+
+    def get(self, nic: Element) -> int | None:
+        """The number."""
+        number = Property("driver/@queues", int).get(nic) or 1
+        return number if number > 1 else None
+
+    def put(self, nic: Element, value: int) -> None:
+        """Write it."""
+        Property("driver/@queues").put(nic, value if value > 1 else None)
 
 
 class Trunks:
@@ -83,6 +108,9 @@ NICS: tuple[Field, ...] = (
     Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS),
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
+    Field("link", choices=("up", "down"), place=Link()),
+    Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
+    Field("queues", type="int", check=between(1, 256), place=Queues()),
     Field("bandwidth", type="dict", fields=bandwidth.FIELDS, check=bandwidth.check_limits, place=bandwidth.BANDWIDTH),
     Field("anti_spoof", type="bool"),
     Field("ips", type="list", elements="str", check=spoofing.check_ips),
@@ -175,8 +203,14 @@ def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str]
         raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; the guest would see another NIC")
     for name, value in changes.items():
         PLACED[name].place.put(nic, value)
+    _check_queues(nic, where)
     if {"bridge", "vlan", "trunks"} & set(changes):
         _plug(nic, bridges, where)
+
+
+def _check_queues(nic: Element, where: str) -> None:
+    if PLACED["queues"].place.get(nic) and PLACED["model"].place.get(nic) != "virtio":
+        raise Invalid(f"{where}: queues are for the model virtio", option=where)
 
 
 def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> Element:
@@ -184,9 +218,10 @@ def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boo
         raise Invalid(f"{where}: bridge is missing; a new NIC needs it", option=where)
     nic = Element("interface", {"type": "bridge"})
     values = {**options, "model": options.get("model") or "virtio"}
-    for name in ("mac", "bridge", "vlan", "trunks", "model", "bandwidth"):
+    for name in ("mac", "bridge", "vlan", "trunks", "model", "link", "mtu", "queues", "bandwidth"):
         if values.get(name):
             PLACED[name].place.put(nic, values[name])
+    _check_queues(nic, where)
     _plug(nic, bridges, where)
     if not boot:
         # The boot ROM of a NIC costs a second at each start.

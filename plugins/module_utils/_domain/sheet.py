@@ -13,7 +13,7 @@ from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
-from . import bandwidth, cloud_init, cpu, disks, leases, memory, metadata, nics
+from . import bandwidth, cloud_init, cpu, disks, leases, memory, metadata, nics, tuning
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
@@ -126,7 +126,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
 def shown(name: str, value: Any) -> str:
     """A value in words."""
     if name == "bandwidth":
-        return bandwidth.words(value or {})
+        return bandwidth.words(value or {}) if set(value or ()) <= set(bandwidth.WAYS) else tuning.words(value)
     if name in SIZES and isinstance(value, int) and not isinstance(value, bool):
         return size_text(value)
     if isinstance(value, dict):

@@ -78,6 +78,18 @@ OTHERS: dict[str, Any] = {
     "owner": "",
     "rollback_safe": False,
 }
+DISK = {
+    "type": "iscsi",
+    "iqn": "iqn.2026-11.org.example:drover-web1-0",
+    "portal": "10.231.5.10:3260",
+    "cache": "directsync",
+    "io": "native",
+    "discard": "unmap",
+    "queues": 2,
+    "iops": {"read": 500, "write": 100},
+    "bandwidth": {"total": "100MiB"},
+}
+NIC = {"bridge": "br-int", "vlan": 100, "link": "down", "mtu": 9000, "queues": 4}
 # These are taken back by it, and then shown as null.
 TAKEN_BACK = {"hugepages", "cpu_shares", "tpm", "watchdog", "console_log", "graphics", "video"}
 TAKEN_BACK |= {"title", "description", "owner"}
@@ -160,6 +172,18 @@ def test_a_new_vm_has_the_defaults(run):
     assert {name: made[name] for name in nothing} == dict.fromkeys(nothing)
     assert made["agent"] and made["rng"] and made["clock"] == "utc"
     assert made["firmware"] == "bios" and made["secure_boot"] is False
+
+
+def test_disks_and_nics_are_what_libvirt_keeps(run):
+    made = run(**BASE, disks=[DISK], nics=[NIC])["vm"]
+    assert {name: made["disks"][0][name] for name in DISK} == {**DISK, "bandwidth": {"total": 100 * 2**20}}
+    assert {name: made["nics"][0][name] for name in NIC} == NIC
+    others = {"cache": "none", "io": "threads", "discard": "ignore", "queues": 4, "iops": {}, "bandwidth": {}}
+    changed = run(**BASE, disks=[{**DISK, **others}], nics=[{**NIC, "link": "up", "mtu": 1500, "queues": 1}])["vm"]
+    shown_disk = {name: changed["disks"][0][name] for name in others}
+    assert shown_disk == {**others, "iops": None, "bandwidth": None}
+    nic = changed["nics"][0]
+    assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
 
 
 @pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
