@@ -121,11 +121,19 @@ MOLECULE := $(TOOL) $(INSTALLED) molecule
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(MOLECULE) destroy --all && $(MOLECULE) test --all)
 
+# What the lab needs of this machine, for stories that only bring up labs of their own.
+LAB_HOST := $(TOOL) $(INSTALLED) ansible localhost -i localhost, -c local \
+	-e 'ansible_python_interpreter={{ ansible_playbook_python }}' \
+	-m ansible.builtin.include_role -a 'name=drover.kvm.lab tasks_from=install' \
+	>$(BUILD)/lab-host.log || { cat $(BUILD)/lab-host.log; false; }
+
 bench: install ## Measurements, side by side; the table is in build/benchmarks.md
+	$(LAB_HOST)
 	rm -f $(BUILD)/benchmarks.md
 	$(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md pytest -s tests/benchmarks $(ARGS)
 
 soak: install ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
+	$(LAB_HOST)
 	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure
