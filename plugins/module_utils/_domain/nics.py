@@ -16,6 +16,7 @@ from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find
 from . import addresses, bandwidth, metadata, spoofing
 
+ANOTHER = "the guest would see another NIC; take this one off first"
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 
 
@@ -104,23 +105,28 @@ def check_trunks(value: Sequence[int]) -> list[int]:
 VLAN, TRUNKS = Vlan(), Trunks()
 NICS: tuple[Field, ...] = (
     Field("bridge", check=check_bridge, place=Property("source/@bridge")),
-    Field("vlan", type="int", check=check_vlan, place=VLAN),
-    Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS),
-    Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
-    Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
+    Field("vlan", type="int", check=check_vlan, place=VLAN, when="live"),
+    Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS, when="live"),
+    Field("mac", check=check_mac, place=Property("mac/@address", str.lower), fixed=ANOTHER),
+    Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type"), fixed=ANOTHER),
     Field("link", choices=("up", "down"), place=Link()),
     Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
     Field("queues", type="int", check=between(1, 256), place=Queues()),
-    Field("bandwidth", type="dict", fields=bandwidth.FIELDS, check=bandwidth.check_limits, place=bandwidth.BANDWIDTH),
-    Field("anti_spoof", type="bool"),
-    Field("ips", type="list", elements="str", check=spoofing.check_ips),
-    Field("addresses", type="list", elements="str", check=addresses.check_addresses),
-    Field("gateway", type="list", elements="str", check=addresses.check_gateway),
-    Field("nameservers", type="list", elements="str", check=addresses.check_nameservers),
+    Field(
+        "bandwidth",
+        type="dict",
+        fields=bandwidth.FIELDS,
+        check=bandwidth.check_limits,
+        place=bandwidth.BANDWIDTH,
+        when="live",
+    ),
+    Field("anti_spoof", type="bool", when="live"),
+    Field("ips", type="list", elements="str", check=spoofing.check_ips, when="live"),
+    Field("addresses", type="list", elements="str", check=addresses.check_addresses, when="unseen"),
+    Field("gateway", type="list", elements="str", check=addresses.check_gateway, when="unseen"),
+    Field("nameservers", type="list", elements="str", check=addresses.check_nameservers, when="unseen"),
 )
 PLACED = {field.name: field for field in NICS if field.place}
-# What can be changed in a running machine.
-LIVE = ("vlan", "trunks", "bandwidth")
 
 
 def known(nic: Element) -> bool:
@@ -200,7 +206,7 @@ def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str]
     given = {name: options[name] for name in PLACED if options.get(name) is not None}
     changes = {name: value for name, value in given.items() if (value or None) != before[name]}
     if "model" in changes:
-        raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; the guest would see another NIC")
+        raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; {ANOTHER}")
     for name, value in changes.items():
         PLACED[name].place.put(nic, value)
     _check_queues(nic, where)
