@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -18,7 +19,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import disks, leases, leasing, live, memory, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .nics import read_all as nic_options
@@ -41,6 +42,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
+        self.balloon: list[Step] = []
         self.seed: list[Step] = []
 
     @property
@@ -150,9 +152,13 @@ class Draft:
         if self.params["nics"] is not None:
             self.vlans = live.vlans(running, options)
             self.limits = live.limits(running, options)
-        said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
-        said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
-        self.noted = [words for words in said if words]
+        self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
+        if self.params["nics"] is not None and (words := live.checks(running, self.after)):
+            self.noted.append(words)
+        size = memory.balloon(running, options)
+        if size and self.before is not None and memory.MEMORY.get(self.before) != size:
+            words = f"set the memory of {self.params['name']} at once to {sheet.shown('memory', size)}"
+            self.balloon = [Step(words, partial(self.site.node.set_memory, self.params["name"], size, True, False))]
 
     def write_record(self) -> None:
         """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
@@ -185,9 +191,9 @@ class Draft:
 
     def _check_host(self) -> None:
         for name in ("memory", "max_memory"):
-            memory = self.params[name]
-            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
+            size = self.params[name]
+            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self, act: str | None) -> str:
         if act is None:

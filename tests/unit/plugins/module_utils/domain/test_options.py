@@ -392,8 +392,7 @@ def test_pending_names_what_the_running_vm_lacks():
     params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
     sheet.edit(wanted, params, BRIDGES)
     assert sheet.pending(running, sheet.read(wanted)) == [
-        "memory 1GiB -> 4GiB",
-        "max_memory 2GiB -> none",
+        "memory 2GiB -> 4GiB",
         "disk vda removed",
         "disk vdb removed",
         "disk vdc removed",
