@@ -24,8 +24,7 @@ description:
     exists on another node, by name or by UUID, is refused. So are a MAC address and a disk that another machine has. A
     node without that file has no peers.
   - A change of a running machine is written to its definition. What the guest does not have yet is told in
-    RV(pending_restart), on every run until it was powered off and on. Tags, the VLAN of a NIC, and memory up to
-    O(max_memory) change at once.
+    RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
   - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
     C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
     and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
@@ -63,8 +62,7 @@ options:
   max_memory: &max_memory
     description:
       - The most that the memory can be changed to as the machine runs, by its balloon, in bytes or with a unit. Nodes
-        and plans count the machine with it. The guest's driver of the balloon takes and gives the memory; a change of
-        O(memory) alone is asked of it at once, and not waited for.
+        and plans count the machine with it.
       - The default is O(memory).
     type: str
     version_added: "0.1.0"
@@ -1080,9 +1078,7 @@ class Vm(Resource):
         if wanted is None:
             steps += self._removal()
         else:
-            # The balloon is asked before the definition has it, so that a run that was cut off asks again.
-            steps += self.draft.seed + self._make_volumes() + self.draft.balloon
-            steps += self._define(wanted) + self._change_live()
+            steps += self.draft.seed + self._make_volumes() + self._define(wanted) + self._change_live()
             steps += starting.steps(self.act, self.admission, self.draft)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -19,7 +18,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, leases, leasing, live, memory, metadata, power, seeding, sheet
+from . import disks, leases, leasing, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .nics import read_all as nic_options
@@ -42,7 +41,6 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.balloon: list[Step] = []
         self.seed: list[Step] = []
 
     @property
@@ -155,10 +153,6 @@ class Draft:
         self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
         if self.params["nics"] is not None and (words := live.checks(running, self.after)):
             self.noted.append(words)
-        size = memory.balloon(running, options)
-        if size and self.before is not None and memory.MEMORY.get(self.before) != size:
-            words = f"set the memory of {self.params['name']} at once to {sheet.shown('memory', size)}"
-            self.balloon = [Step(words, partial(self.site.node.set_memory, self.params["name"], size, True, False))]
 
     def write_record(self) -> None:
         """Write the record that the running VM shall have, and tell the switch what it says of its ports."""

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from .._errors import Refused
 from .._fields import Field, parse_size, size_text
-from .._xml import Flag, add, devices, drop, find, make
+from .._xml import Flag, add, drop, find, make
 from .facts import size_of
 
 KIB, MIB = 2**10, 2**20
@@ -81,21 +81,14 @@ def most(root: Element) -> int:
     return size_of(find(root, "memory")) or 0
 
 
-def balloon(running: Element, definition: Mapping[str, Any]) -> int | None:
-    """The memory that the balloon of a running VM can bring at once to that of its sheet; None where it can't."""
-    models = [device.get("model") for device in devices(running, "memballoon")]
-    able = models not in ([], ["none"]) and most(running) == (definition["max_memory"] or definition["memory"])
-    return int(definition["memory"]) if able else None
-
-
 def compared(running: Element, definition: Mapping[str, Any]) -> dict[str, Any]:
     """Both options of a running VM, as they are to be compared with its sheet.
 
     How far the balloon is matters to nobody: a guest takes its time for it, or has no driver. libvirt asks it at each
-    start.
+    start. Where it was never given, the maximum is a part of the memory.
     """
     if most(running) == (definition["max_memory"] or definition["memory"]):
-        return {"memory": balloon(running, definition) or MEMORY.get(running), "max_memory": definition["max_memory"]}
+        return {"memory": definition["memory"], "max_memory": definition["max_memory"]}
     if definition["max_memory"] is None:
         return {"memory": most(running), "max_memory": None}
     return {"memory": MEMORY.get(running), "max_memory": most(running)}
@@ -140,7 +133,7 @@ def check_hugepages(value: Any) -> Any:
 
 MEMORY, MAX_MEMORY = Memory(), MaxMemory()
 MEMORY_FIELDS = (
-    Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),
+    Field("memory", type="size", check=check_memory, place=MEMORY),
     Field("max_memory", type="size", check=check_memory, place=MAX_MEMORY),
     Field("hugepages", type="raw", check=check_hugepages, place=Hugepages()),
 )
