@@ -131,7 +131,7 @@ image:
   contains:
     path: {description: Where it is., type: str, returned: always}
     format: {description: Its format., type: str, returned: always}
-    size: {description: Size of the disk that a VM sees, in bytes., type: int, returned: always}
+    size: {description: "Size of the disk that a VM sees, in bytes.", type: int, returned: always}
     checksum: {description: The checksum of its source., type: str, returned: always}
     intact:
       description: Whether its length and time, or with O(verify) its content, are as they were made.

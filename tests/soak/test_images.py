@@ -86,7 +86,7 @@ def test_their_template_is_protected(folder: Cluster) -> None:
 
 def test_a_clone_is_flattened_as_it_runs_and_can_then_move(folder: Cluster) -> None:
     own = f"{DISKS}/drover-clone7-0.qcow2"
-    options = {"name": "clone7", "disks": [{**LINKED, "clone": "full"}]}
+    options: dict[str, Any] = {"name": "clone7", "disks": [{**LINKED, "clone": "full"}]}
     predicted = folder.task(NODE, "vm", check=True, **options)
     flat = folder.task(NODE, "vm", **options)
     assert not flat["failed"] and flat["actions"][0] == f"flatten {own}, which is based on {TEMPLATE}", flat
@@ -111,7 +111,7 @@ def test_a_guest_counts_on_while_it_is_flattened_and_its_template_goes(folder: C
     made = template(folder, path)
     assert not made["failed"], made
     disk = {**LINKED, "source": path, "size": "48MiB"}
-    sheet = {"name": COUNTER, "memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}]}
+    sheet: dict[str, Any] = {"name": COUNTER, "memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}]}
     with Observer(folder.lab) as watch:
         built = folder.task(NODE, "vm", state="running", disks=[disk], **sheet)
         assert not built["failed"], built
