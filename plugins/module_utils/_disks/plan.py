@@ -42,7 +42,11 @@ class Change(NamedTuple):
         size = "the size of its source" if self.size is None else size_text(self.size)
         if self.verb == "resize":
             return f"grow {self.disk['target']} as it runs to {size}"
-        clone = f", a {self.disk['clone']} clone of {self.disk['source']}" if self.disk.get("clone") else ""
+        clone = (
+            f", a {self.disk['clone']} clone of {self.disk['source']}"
+            if self.disk.get("source") and self.disk.get("clone")
+            else ""
+        )
         return f"{self.verb} {self.name} ({self.disk['format']}, {size}{clone if self.verb == 'create' else ''})"
 
     def apply(self, uuid: str, resize: Callable[[str, int], None]) -> bool:
@@ -111,7 +115,8 @@ def _backing(volume: Volume | None, source: Options) -> str | None:
     """What a disk will be based on: the template of a linked clone, until it is wanted to be a copy of its own."""
     if source["clone"] == "full":
         return None
-    return volume.backing if volume else os.path.realpath(source["source"]) if source["clone"] else None
+    linked = source["clone"] and source["source"]
+    return volume.backing if volume else os.path.realpath(linked) if linked else None
 
 
 def _changes(kind: Kind, disk: Options, volume: Volume | None, seen: int | None) -> list[Change]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,23 @@ def base_of(root: Element | None, target: str) -> str | None:
     return None if disk is None else Property("backingStore/source/@file").get(disk)
 
 
-def write(root: Element, disks: Iterable[Mapping[str, Any]], present: set[str]) -> None:
-    """Write into the definition what each disk that is not `present` yet is based on, to the end of the chain."""
-    for options in disks:
-        disk = disk_of(root, options["target"])
-        if disk is None or options["target"] in present or not options.get("backing"):
+def write(root: Element, declared: Mapping[str, Mapping[str, Any]], present: set[str]) -> None:
+    """Write into the definition what each disk that is not `present` yet is based on, to the end of the chain.
+
+    `declared` are the disks' options by target. A file that is there says it itself, by its header.
+    """
+    for target, given in declared.items():
+        disk = disk_of(root, target)
+        path = None if disk is None else Property("source/@file").get(disk)
+        if disk is None or target in present or not path or Property("driver/@type").get(disk) != "qcow2":
             continue
-        found = template.read(options["backing"])
-        below = SubElement(disk, "backingStore", {"type": "file"})
-        SubElement(below, "format", {"type": found.format if found else "raw"})
-        SubElement(below, "source", {"file": options["backing"]})
-        SubElement(below, "backingStore")
+        base = template.backing_of(path) if Path(path).exists() else given["clone"] == "linked" and given["source"]
+        if base and given["clone"] != "full":
+            found = template.read(base)
+            below = SubElement(disk, "backingStore", {"type": "file"})
+            SubElement(below, "format", {"type": found.format if found else "raw"})
+            SubElement(below, "source", {"file": os.path.realpath(base)})
+            SubElement(below, "backingStore")
 
 
 class Flattening:

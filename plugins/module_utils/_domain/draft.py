@@ -130,6 +130,8 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+        chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
@@ -140,9 +142,7 @@ class Draft:
             self._change_live(self.running, options)
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
-            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-            chains.write(self.after, state["disks"], present)
             full = {target for target, given in declared.items() if given["clone"] == "full"}
             self.ahead = chains.flatten(self.site.node, self.after, self.running, state["disks"], full)
         self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)

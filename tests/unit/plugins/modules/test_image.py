@@ -492,3 +492,11 @@ def test_a_clone_of_another_vm_is_not_taken(site, cloned, tmp_path):
     cloned.run(name="web1", state="absent")
     os.setxattr(tmp_path / "drover-web1-0.qcow2", "user.drover.vm", vm_uuid("other").encode())
     assert "is based on" in cloned.run(**BASE, disks=[disk(site)])["msg"] and cloned.node.domains() == {}
+
+
+def test_clone_without_a_source_is_an_empty_disk(site, cloned, tmp_path):
+    for number, kind in enumerate(("linked", "full")):
+        one = {"type": "file", "format": "qcow2", "size": "1MiB", "clone": kind}
+        result = cloned.both(**{**BASE, "name": f"web{number}"}, disks=[one])
+        assert result["actions"][0] == f"create {tmp_path}/drover-web{number}-0.qcow2 (qcow2, 1MiB)"
+        assert "backingStore" not in cloned.node.domain(f"web{number}").xml
