@@ -42,6 +42,11 @@ def chain(cluster: Cluster, disk: str) -> list[str]:
     return [image["filename"] for image in found]
 
 
+def running(cluster: Cluster) -> list[str]:
+    """The VMs of the node that run; one ssh for all of them."""
+    return cluster.ssh(NODE, "virsh", "list", "--name").split()
+
+
 @pytest.fixture(scope="module")
 def folder(site: Cluster) -> Iterator[Cluster]:
     """A folder for templates; at the end VMs, disks and templates are gone."""
@@ -65,10 +70,10 @@ def test_twenty_linked_clones_of_one_template(folder: Cluster) -> None:
     built = folder.task(NODE, "vm", vms=vms, disks=[LINKED], state="running", **SMALL)
     assert not built["failed"], built
     print(f"20 linked clones are running after {time.monotonic() - begin:.1f} s")
-    assert [folder.domains(NODE)[name] for name in NAMES] == ["running"] * 20
+    assert sorted(running(folder)) == sorted(NAMES)
     assert not folder.task(NODE, "vm", vms=vms, disks=[LINKED], state="running", **SMALL)["changed"]
     assert chain(folder, f"{DISKS}/drover-clone7-0.qcow2") == [f"{DISKS}/drover-clone7-0.qcow2", TEMPLATE]
-    assert len({folder.ssh(NODE, "virsh", "domuuid", name).strip() for name in NAMES}) == 20
+    assert len(folder.ssh(NODE, "virsh", "list", "--uuid").split()) == 20
     # They take a few hundred KiB each, the template 64 MiB.
     assert int(folder.ssh(NODE, f"du -sk {DISKS}").split()[0]) < 20 * 1024
     assert checksum(folder, TEMPLATE) == content
@@ -81,7 +86,7 @@ def test_their_template_is_protected(folder: Cluster) -> None:
         assert refused["failed"] and "VM clone7" in refused["msg"] and not refused["changed"], refused
     moved = folder.task(NODE, "migrate", name="clone7", to=OTHER, storage="copy")
     assert moved["failed"] and "flatten it" in json.dumps(moved["details"]), moved
-    assert folder.domains(NODE)["clone7"] == "running" and checksum(folder, TEMPLATE) == content
+    assert "clone7" in running(folder) and checksum(folder, TEMPLATE) == content
 
 
 def test_a_clone_is_flattened_as_it_runs_and_can_then_move(folder: Cluster) -> None:
