@@ -84,8 +84,8 @@ class Draft:
         self.site.node.define(text_of(self.after))
 
     def undefine(self) -> None:
-        """Remove the definition, and the file of its lease with the last one."""
-        self.site.node.undefine(self.params["name"])
+        """Remove the definition, and the file of its lease with the last one. What the firmware keeps is like disks."""
+        self.site.node.undefine(self.params["name"], keep_state=not self.params["remove_disks"])
         if self.site.leases.directory:
             leasing.forget(self.site.leases, self.uuid, *self.site.peers())
 
@@ -174,9 +174,10 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        memory = self.params["memory"]
-        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
+        for name in ("memory", "max_memory"):
+            memory = self.params[name]
+            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self, act: str | None) -> str:
         if act is None:
