@@ -18,7 +18,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import chains, disks, leases, leasing, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .nics import read_all as nic_options
@@ -41,7 +41,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.seed: list[Step] = []
+        self.ahead: list[Step] = []
 
     @property
     def redefined(self) -> bool:
@@ -121,7 +121,8 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `volumes`, `seed` and what changes live. Raises Invalid, Refused.
+        Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
+        changes live. Raises Invalid, Refused.
         """
         self._check_host()
         if self.before is None:
@@ -130,6 +131,8 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+        chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
@@ -141,9 +144,10 @@ class Draft:
             self._change_live(self.running, options)
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
-            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-        self.seed = seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
+            full = {target for target, given in declared.items() if given["clone"] == "full"}
+            self.ahead = chains.flatten(self.site.node, self.after, self.running, state["disks"], full)
+        self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
