@@ -340,11 +340,16 @@ class Node:
         """Take its power away."""
         self._do("power off", name, lambda vm: vm.destroy())
 
-    def undefine(self, name: str) -> None:
-        """Remove its definition, NVRAM, saved memory, and what libvirt knows of its snapshots; no disk."""
+    def undefine(self, name: str, keep_state: bool = False) -> None:
+        """Remove its definition, saved memory, and what libvirt knows of its snapshots; no disk.
+
+        `keep_state` keeps the variables of UEFI and the keys of its TPM.
+        """
         flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        if self.connection.getType() != "TEST":  # libvirt's test driver knows neither
-            flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        if self.connection.getType() != "TEST":  # libvirt's test driver knows none of these
+            kept = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+            gone = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_TPM
+            flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | (kept if keep_state else gone)
         self._do("undefine", name, lambda vm: vm.undefineFlags(flags))
 
     def suspend(self, name: str) -> None:
@@ -435,6 +440,10 @@ class Node:
         params = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: rate} if rate else {}
         self._do(f"copy disk {target} of", name, lambda vm: vm.blockCopy(target, xml, params, flags))
 
+    def pull(self, name: str, target: str) -> None:
+        """Begin to take into a running VM's disk what it is based on; then it is based on nothing."""
+        self._do(f"flatten disk {target} of", name, lambda vm: vm.blockPull(target, 0, 0))
+
     def block_job(self, name: str, target: str) -> dict[str, int]:
         """Bytes of the job on a disk: `cur` of `end`; empty when there is none."""
         job = self._do(f"read the job on disk {target} of", name, lambda vm: vm.blockJobInfo(target, 0))
@@ -450,6 +459,11 @@ class Node:
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
 
     # ---- storage pools
+
+    def networks(self) -> dict[str, str | None]:
+        """All of its virtual networks, active or not, each with the bridge that it plugs into."""
+        with translated(f"list the networks of {self.name}"):
+            return {network.name(): _bridge_of(network) for network in self.connection.listAllNetworks(0)}
 
     def pools(self) -> dict[str, Pool]:
         """All storage pools by name."""
@@ -603,6 +617,13 @@ class Node:
         flags = libvirt.VIR_CONNECT_BASELINE_CPU_MIGRATABLE if migratable else 0
         with translated(f"compute a CPU baseline on {self.name}"):
             return str(self.connection.baselineHypervisorCPU(None, None, None, virt, list(cpus), flags))
+
+
+def _bridge_of(network: Any) -> str | None:
+    try:
+        return str(network.bridgeName())
+    except libvirt.libvirtError:  # a network of another kind, such as a pool of host devices
+        return None
 
 
 def _pool_of(pool: Any) -> Pool:

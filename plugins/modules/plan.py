@@ -87,7 +87,7 @@ options:
     description:
       - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
         (of each its C(bridge)), C(uuid), C(machine), C(virt_type) and C(state) are read, the rest is left alone.
-      - C(memory) may be left out for a VM that exists.
+      - C(memory) may be left out for a VM that exists. With C(max_memory) the VM counts with that.
     type: list
     elements: dict
     default: []
@@ -163,7 +163,7 @@ options:
       - The most VMs that O(operation=rebalance) and the second half of O(operation=spread) move. Default is no limit.
     type: int
     version_added: "0.1.0"
-  max_memory:
+  max_memory_moved:
     description:
       - Like O(max_moves), for the sum of the memory of the VMs that move, such as V(200GiB). Default is no limit.
     type: str
@@ -296,7 +296,7 @@ EXAMPLES = r"""
   drover.kvm.plan:
     operation: rebalance
     weights: {a1: 75, b1: 25}
-    max_memory: 200GiB
+    max_memory_moved: 200GiB
     nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
   run_once: true
 
@@ -394,8 +394,9 @@ blockers:
       type: str
     reason:
       description:
-        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(job), C(interrupted), C(state) and
-          C(defined_twice) keep a VM where it is, whatever the destination.
+        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(state_file) (it is off, and a file of
+          the node has its UEFI variables or TPM keys), C(job), C(interrupted), C(state) and C(defined_twice) keep a VM
+          where it is, whatever the destination.
         - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
           why no node can take it; to mend one of those of a VM is enough.
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.

@@ -142,7 +142,7 @@ def test_evening_out(nodes: int, guests: int, limit: int, seeds: range, tmp_path
         memory = {guest.name: guest.memory for guest in cluster.guests}
         budget = sum(memory[vm] for vm in {vm for vm, _target in theirs.moves})
         start = time.process_time()
-        plan = checked(cluster, rebalance(cluster, Limits(threshold=0, max_memory=budget)))
+        plan = checked(cluster, rebalance(cluster, Limits(threshold=0, max_memory_moved=budget)))
         seconds.append((time.process_time() - start, theirs.seconds))
         moved.append((len(plan.moves), sum(m.memory for m in plan.moves), len(theirs.moves), budget))
         states = ({g.name: g.node for g in cluster.guests}, where(cluster, plan), theirs.where(cluster))
@@ -166,7 +166,9 @@ def test_evening_out(nodes: int, guests: int, limit: int, seeds: range, tmp_path
                 f"memory {100 * a:.2f} %, vCPUs per thread {b:.3f}; {score:.3f}",
             )
         )
-    report(f"Evening out {nodes} nodes with {guests} VMs, means of {len(seeds)} clusters, at most `hbal`'s GiB", rows)
+    report(
+        f"Evening out {nodes} nodes with {guests} VMs, means of {len(seeds)}, as many GiB as `hbal -l {limit}`", rows
+    )
     assert means["ours"][0] < means["`hbal`"][0] and means["ours"][2] < means["`hbal`"][2], rows
 
 

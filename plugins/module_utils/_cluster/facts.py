@@ -57,7 +57,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         name=values["name"],
         node="",
         uuid=values.get("uuid") or "",
-        memory=values.get("memory") or 0,
+        memory=max(values.get("memory") or 0, values.get("max_memory") or 0),
         vcpus=values.get("vcpus") or 1,
         active=values.get("state") != "stopped",
         tags=frozenset(tags.get("set", tags.get("add", ())) if isinstance(tags, Mapping) else tags),
@@ -106,6 +106,7 @@ def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
         home=metadata.get("home"),
         fixed=fixed.obstacles(domain, copies),
         copies=copies and fixed.copied(domain),
+        state_files=bool(domain.get("state_files")),
     )
 
 

@@ -112,7 +112,9 @@ def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:
         text = f"{guest.name}: give it the cluster's baseline CPU, and power it off and on"
         mends.append(Mend(text, _any_cpu(guest.name)))
     if guest.active and reasons & {"memory", "anti_affinity"}:
-        text = f"{guest.name}: shut it down meanwhile, or find {size_text(cluster.need(guest))} on one other node"
+        # One with files of UEFI or TPM on its node has to run to move.
+        off = "" if guest.state_files else "shut it down meanwhile, or "
+        text = f"{guest.name}: {off}find {size_text(cluster.need(guest))} on one other node"
         mends.append(Mend(text, _changed(guest, active=False)))
     return mends
 

@@ -72,6 +72,7 @@ CPU_FIELDS = (
 SHEET_FIELDS = (
     Field("name", required=True, check=check_name),
     Field("memory", type="size"),
+    Field("max_memory", type="size"),
     Field("vcpus", type="raw", default=1, check=_number),
     Field("tags", type="names"),
     Field("nics", type="list"),
@@ -92,7 +93,7 @@ ONLY = {
     "come_home": ("rolling",),
     "weights": ("rebalance",),
     "max_moves": EVENING,
-    "max_memory": EVENING,
+    "max_memory_moved": EVENING,
     "threshold": EVENING,
     "saved": ("drain", "undrain", *EVENING, "consolidate"),
 }
@@ -114,7 +115,7 @@ FIELDS = (
     Field("come_home", type="bool"),
     Field("weights", type="dict", check=_weights),
     Field("max_moves", type="int", check=_count),
-    Field("max_memory", type="size"),
+    Field("max_memory_moved", type="size"),
     Field("threshold", type="float", check=_percent),
     Field("require_n_minus_1", type="bool"),
     Field("bandwidth", type="size"),

@@ -95,7 +95,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
 
 
 def _limits(params: Mapping[str, Any]) -> Limits:
-    given = {name: params[name] for name in ("max_moves", "max_memory", "threshold") if params[name] is not None}
+    given = {name: params[name] for name in ("max_moves", "max_memory_moved", "threshold") if params[name] is not None}
     return Limits(**given)
 
 

@@ -29,7 +29,7 @@ class Limits:
     """
 
     max_moves: int | None = None
-    max_memory: int | None = None
+    max_memory_moved: int | None = None
     threshold: float = 0.1
 
 
@@ -125,7 +125,7 @@ class Descent:
     def _within(self, more: int) -> bool:
         limits = self.limits
         moves = limits.max_moves is None or len(self.moves) < limits.max_moves
-        return moves and (limits.max_memory is None or self.memory + more <= limits.max_memory)
+        return moves and (limits.max_memory_moved is None or self.memory + more <= limits.max_memory_moved)
 
     def _next(self) -> tuple[Guest, str] | None:
         """The best move that is possible now."""

@@ -18,9 +18,10 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import chains, disks, leases, leasing, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
+from .nics import read_all as nic_options
 from .site import Site
 
 
@@ -40,7 +41,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.seed: list[Step] = []
+        self.ahead: list[Step] = []
 
     @property
     def redefined(self) -> bool:
@@ -84,8 +85,8 @@ class Draft:
         self.site.node.define(text_of(self.after))
 
     def undefine(self) -> None:
-        """Remove the definition, and the file of its lease with the last one."""
-        self.site.node.undefine(self.params["name"])
+        """Remove the definition, and the file of its lease with the last one. What the firmware keeps is like disks."""
+        self.site.node.undefine(self.params["name"], keep_state=not self.params["remove_disks"])
         if self.site.leases.directory:
             leasing.forget(self.site.leases, self.uuid, *self.site.peers())
 
@@ -120,7 +121,8 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `volumes`, `seed` and what changes live. Raises Invalid, Refused.
+        Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
+        changes live. Raises Invalid, Refused.
         """
         self._check_host()
         if self.before is None:
@@ -129,28 +131,32 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+        chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
         options = sheet.read(self.after)
         if self.params["nics"] or act == "start":
             self._check_vlans(options["nics"])
+        self._check_networks(options["nics"])
         if self.running is not None:
             self._change_live(self.running, options)
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
-            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-        self.seed = seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
+            full = {target for target, given in declared.items() if given["clone"] == "full"}
+            self.ahead = chains.flatten(self.site.node, self.after, self.running, state["disks"], full)
+        self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
         if self.params["nics"] is not None:
             self.vlans = live.vlans(running, options)
             self.limits = live.limits(running, options)
-        said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
-        said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
-        self.noted = [words for words in said if words]
+        self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
+        if self.params["nics"] is not None and (words := live.checks(running, self.after)):
+            self.noted.append(words)
 
     def write_record(self) -> None:
         """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
@@ -159,6 +165,18 @@ class Draft:
         node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
         if live.CHECKS in self.noted:
             declare(node.domain(name))
+
+    def _check_networks(self, nics: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse new ones that are not there, or that lead around the guard of the hosts' VLANs."""
+        has = [] if self.before is None else [nic["network"] for nic in nic_options(self.before)]
+        named = [(place, nic["network"]) for place, nic in enumerate(nics)]
+        for place, network in [(place, network) for place, network in named if network and network not in has]:
+            where, known = f"nics[{place}] of {self.params['name']}", self.site.networks
+            if network not in known:
+                have = ", ".join(sorted(known)) or "none"
+                raise Invalid(f"{where}: this node has no network {network} (it has: {have})", option="nics")
+            if self.site.bridges.get(str(known[network])) == "ovs":
+                raise Refused(f"{where}: network {network} is {known[network]} of Open vSwitch; give bridge and vlan")
 
     def _check_vlans(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse VLANs that are the hosts' own."""
@@ -170,9 +188,10 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        memory = self.params["memory"]
-        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
+        for name in ("memory", "max_memory"):
+            size = self.params[name]
+            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self, act: str | None) -> str:
         if act is None:

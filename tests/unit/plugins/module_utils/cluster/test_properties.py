@@ -95,11 +95,11 @@ def test_a_second_drain_of_an_emptied_node_has_nothing_to_do(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_rebalance_holds_within_its_budgets_and_leaves_no_node_worse(seed):
     cluster = some_cluster(seed)
-    limits = Limits(max_moves=seed % 7, max_memory=(seed % 5) * 16 * GIB, threshold=0.05)
+    limits = Limits(max_moves=seed % 7, max_memory_moved=(seed % 5) * 16 * GIB, threshold=0.05)
     plan = rebalance(cluster, limits)
     assert proof.violations(cluster, plan, stages(cluster, plan.moves)) == []
     assert len(plan.moves) <= limits.max_moves
-    assert sum(move.memory for move in plan.moves) <= limits.max_memory
+    assert sum(move.memory for move in plan.moves) <= limits.max_memory_moved
     level = [move for move in plan.moves if move.why == "balance"]
     if len(level) == len(plan.moves):
         assert uneven(cluster, plan) <= uneven(cluster, Plan()) + 1e-9
