@@ -13,8 +13,8 @@ from typing import Any, Callable
 from .board import Board
 from .model import Cluster, Guest, Plan, size_text
 
-# More kinds of mends than this would mean hundreds of plans, and nobody wants to read the result.
-MOST = 12
+# More mends to choose from, or more guests, would mean many seconds of planning.
+MOST, MOST_GUESTS = 8, 500
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def enough(cluster: Cluster, plan: Plan, again: Callable[[Cluster], Plan]) -> li
     others = _others(cluster, plan, guests, reasons)
     if any(not blocker.vm for blocker in plan.blockers if blocker.reason != "no_destination"):
         return []
-    if len(others) > MOST:
+    if len(others) > MOST or len(cluster.guests) > MOST_GUESTS:
         return []
     chosen = _smallest(others, lambda some: not again(_with(cluster, [*must, *some])).blockers)
     return [] if chosen is None else [mend.text for mend in (*must, *chosen)]

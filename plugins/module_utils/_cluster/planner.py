@@ -111,7 +111,8 @@ def _proven(
         raise Failed(f"the plan does not hold, nothing was done; this is a fault of the planner: {'; '.join(wrong)}")
     enough: list[str] = []
     if made.emptied and made.blockers:
-        enough = mends.enough(cluster, made, lambda other: drain(other, sorted(made.emptied), only=made.leaving))
+        nodes, room, only = sorted(made.emptied), params["make_room"], made.leaving
+        enough = mends.enough(cluster, made, lambda other: drain(other, nodes, room, only))
     lost = proof.not_borne(cluster, made, opened)
     if params["require_n_minus_1"]:
         made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
