@@ -17,7 +17,7 @@ from .model import Blocker, Cluster, Guest, Move, Plan
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
 
-SQUEAKS = 2
+SQUEAKS = 4
 
 # For a cluster in which an even plan leaves a guest over: from the plan that disturbs least to the one that fits most.
 # The first that places every guest is taken.
