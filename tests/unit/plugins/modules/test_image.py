@@ -442,6 +442,37 @@ def test_removing_a_vm_leaves_media_and_files_of_others_and_says_so(site, cloned
     assert iso.exists() and foreign.exists() and site.path.exists() and not own.exists()
 
 
+def test_the_definition_goes_before_the_disk(site, cloned, tmp_path, monkeypatch):
+    """Other tools delete the disk first, and then libvirt keeps the domain for its snapshot or NVRAM."""
+    cloned.run(**BASE, disks=[disk(site)])
+    own = tmp_path / "drover-web1-0.qcow2"
+
+    def fails(*_args):
+        raise Failed("cannot undefine domain with nvram")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloned.node, "undefine", fails)
+        assert "nvram" in cloned.run(name="web1", state="absent", remove_disks=True)["msg"]
+    assert own.exists() and "web1" in cloned.node.domains()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fails)
+        patch.setattr(Path, "unlink", fails)
+        assert cloned.run(name="web1", state="absent", remove_disks=True)["failed"]
+    assert own.exists() and cloned.node.domains() == {}
+    again = cloned.both(name="web1", state="absent", remove_disks=True)
+    assert again["actions"] == [f"delete {own}"] and not own.exists()
+
+
+def test_a_template_that_rots_under_its_clones_is_named(site, cloned):
+    cloned.run(**BASE, disks=[disk(site)])
+    site.path.chmod(0o644)
+    with site.path.open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"rot")
+    refused = site.make(verify=True)
+    assert "has changed since it was made, and" in refused["msg"] and "VM web1" in refused["msg"]
+
+
 def test_a_disk_that_others_are_based_on_is_not_removed(site, cloned, tmp_path):
     cloned.run(**BASE, disks=[disk(site)])
     own = tmp_path / "drover-web1-0.qcow2"
