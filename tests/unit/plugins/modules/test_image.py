@@ -447,7 +447,7 @@ def test_the_definition_goes_before_the_disk(site, cloned, tmp_path, monkeypatch
     cloned.run(**BASE, disks=[disk(site)])
     own = tmp_path / "drover-web1-0.qcow2"
 
-    def fails(*_args):
+    def fails(*_args, **_options):
         raise Failed("cannot undefine domain with nvram")
 
     with monkeypatch.context() as patch:
