@@ -22,6 +22,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _download
+from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain import chains, templates
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
@@ -491,6 +492,16 @@ def test_a_clone_stays_on_its_node_unless_its_template_is_shared_too(site, clone
         # The folder of the templates is below that of the disks.
         shared = domain_facts(domain, [only])["disks"][0]["shared_storage"]
         assert shared is (only == str(tmp_path))
+
+
+def test_a_drain_that_copies_disks_says_that_a_clone_must_be_flattened(site, cloned):
+    cloned.run(**BASE, disks=[disk(site)], state="running")
+    facts = domain_facts(cloned.node.domain("web1"))
+    (obstacle,) = fixed.obstacles(facts, copies=True)
+    assert obstacle.reason == "local_disk" and "flatten the linked clone" in obstacle.mend
+    assert facts["disks"][0]["backing"] == [str(site.path)] and not fixed.copied(facts)
+    alone = {**facts, "disks": [{**facts["disks"][0], "backing": []}]}
+    assert fixed.obstacles(alone, copies=True) == () and fixed.copied(alone)
 
 
 def test_without_libvirts_answer_nothing_is_removed(site, cloned, monkeypatch):
