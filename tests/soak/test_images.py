@@ -111,7 +111,7 @@ def test_a_guest_counts_on_while_it_is_flattened_and_its_template_goes(folder: C
     place = folder.lab.machine(NODE).path(SOURCE)
     guests = Guests(folder.lab.base)
     guests.ensure()
-    place.unlink()
+    place.unlink(missing_ok=True)
     guests.write_image(place, {"name": COUNTER, "ip": "10.231.100.43/24", "sink": SINK})
     made = template(folder, path)
     assert not made["failed"], made
