@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -13,6 +13,7 @@ from .._xml import devices, text_of
 from . import bandwidth, metadata, nics, spoofing
 
 CHECKS = "address checks"
+RECORD = ("tags", "owner", "rollback_safe")
 
 
 def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -54,13 +55,13 @@ def limits(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str, dict
     return changes
 
 
-def tags(live: Element, definition: Element) -> str | None:
-    """The words for tags of a running VM that differ from its definition's; writes them into `live`."""
-    wanted = metadata.read(definition)["tags"]
-    if metadata.read(live)["tags"] == wanted:
-        return None
-    metadata.edit(live, {"tags": wanted})
-    return "tags"
+def said(live: Element, definition: Element, names: Sequence[str]) -> list[str]:
+    """What the record of a running VM says otherwise than its definition's, of these names; writes it into `live`."""
+    before, wanted = metadata.read(live), metadata.read(definition)
+    changed = [name for name in names if before.get(name) != wanted.get(name)]
+    if changed:
+        metadata.edit(live, {name: wanted.get(name) for name in changed})
+    return changed
 
 
 def checks(live: Element, definition: Element) -> str | None:
