@@ -301,9 +301,9 @@ def test_a_full_copy_stands_alone(site, cloned, tmp_path):
 
 
 def test_a_copy_that_was_killed_is_made_again(site, cloned, tmp_path):
-    (tmp_path / "drover-web1-0.raw.part").write_bytes(b"half")
+    (tmp_path / ".drover-web1-0.raw.drover-part").write_bytes(b"half")
     cloned.both(**BASE, disks=[disk(site, format="raw")])
-    assert not (tmp_path / "drover-web1-0.raw.part").exists()
+    assert not (tmp_path / ".drover-web1-0.raw.drover-part").exists()
     assert (tmp_path / "drover-web1-0.raw").read_bytes()[:4] == b"boot"
 
 
