@@ -120,6 +120,8 @@ def normalise(fields: Sequence[Field], params: Mapping[str, Any], path: str = ""
 
 def _converted(field: Field, value: Any, path: str) -> Any:
     try:
+        if isinstance(value, list) and None in value:
+            raise ValueError("an item of the list is empty")
         if field.type == "size":
             value = parse_size(value)
         elif field.type == "names":
