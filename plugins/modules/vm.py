@@ -49,7 +49,7 @@ options:
         O(force) is set.
       - The default is V(present).
     type: str
-    choices: [present, running, stopped, absent]
+    choices: [present, running, paused, restarted, stopped, absent]
   uuid: &uuid
     description:
       - UUID of the machine. It can't be changed later.
@@ -401,6 +401,17 @@ options:
         that it has not written yet is lost.
       - The default is V(false).
     type: bool
+  restart: &restart
+    description:
+      - What may be done for changes of a machine that runs which count from its next start only.
+      - With V(never) they stay in its definition and are told in RV(pending_restart), on every run.
+      - With V(allowed) and O(state=running), the guest is asked to shut down and the machine is started again, when
+        something is in RV(pending_restart) after all that can be done at once. The peers are asked before the guest is.
+        When it does not shut down within O(shutdown_timeout), the module fails and the machine goes on as it was.
+      - The default is V(never).
+    type: str
+    choices: [never, allowed]
+    version_added: "0.1.0"
   shutdown_timeout: &shutdown_timeout
     description:
       - How long to wait for the guest to shut down, in seconds. When they are over, the module fails and the machine
@@ -450,6 +461,7 @@ options:
       tags: *tags
       autostart: *autostart
       force: *force
+      restart: *restart
       shutdown_timeout: *shutdown_timeout
       remove_disks: *remove_disks
       fenced: *fenced
@@ -697,7 +709,14 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, seeding, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import (
+    changing,
+    cloud_init,
+    leasing,
+    power,
+    seeding,
+    starting,
+)
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -709,9 +728,10 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, c
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
+STATES = ("present", "running", "paused", "restarted", "stopped", "absent")
 FIELDS = (
     Field("name", required=True, check=check_name),
-    Field("state", choices=("present", "running", "stopped", "absent"), default="present"),
+    Field("state", choices=STATES, default="present"),
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
@@ -719,6 +739,7 @@ FIELDS = (
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
     Field("autostart", type="bool"),
     Field("force", type="bool", default=False),
+    Field("restart", choices=("never", "allowed"), default="never"),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),
     Field("remove_disks", type="bool", default=False),
     Field("fenced", type="list", elements="str", default=[]),
@@ -752,15 +773,17 @@ class Vm(Resource):
 
     def wanted(self, before: State) -> State:
         """The definition edited in place. Asks the node and its peers whether it may be, and may start."""
-        self.act = power.act(self.draft.facts, self.params["state"], self.params["force"])
+        act = power.act(self.draft.facts, self.params["state"], self.params["force"])
         if self.params["state"] == "absent":
+            self.draft.act = act
             return None
-        state = self.draft.edit(self.act)
+        state = self.draft.edit(act)
         held = claims_of(self.draft.after)
         if not self.planned:
             old = set() if self.draft.before is None else claims_of(self.draft.before)
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
-            starting.admit(self.act, self.admission, self.draft)
+            starting.admit(self.draft.act, self.admission, self.draft)
+            changing.admit(self.admission, self.draft)
             self.admission.plan(held, runs=state["state"] == "running")
             fault = leasing.fault(self.site.leases, self.domain)
             self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
@@ -768,34 +791,27 @@ class Vm(Resource):
         return state
 
     def steps(self, before: State, wanted: State) -> list[Step]:
-        """Power off, volumes, definition, live changes, power on; or the removal."""
-        steps = self._power_off()
+        """Power off, volumes, definition, live changes, power on; or the removal. A restart comes after the changes."""
+        draft, act = self.draft, self.draft.act
+        off = starting.power_off(act, self.admission, draft)
         if wanted is None:
-            steps += self._removal()
+            steps = off + self._removal()
         else:
-            steps += self.draft.seed + self._make_volumes() + self._define(wanted) + self._change_live()
-            steps += starting.steps(self.act, self.admission, self.draft)
-        if steps and self.draft.facts:
-            power.guard(self.draft.facts)
+            edits = draft.seed + self._make_volumes() + self._define(wanted)
+            live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
+            steps = edits + off if act == "restart" else off + edits
+            steps += on + live if act == "resume" else live + on
+        if steps and draft.facts:
+            power.guard(draft.facts)
+        if self.params["state"] == "restarted":
+            # It is an act, done once; after it the machine runs.
+            self.params = {**self.params, "state": "running"}
         return steps
 
     def result(self, state: State) -> dict[str, Any]:
         """The VM, and what waits for its next start."""
         vm = None if state is None or state["state"] == "absent" else dict(state)
         return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else []}
-
-    def _power_off(self) -> list[Step]:
-        node, name = self.site.node, self.name
-        if self.act == "destroy":
-            return [Step(f"cut the power of {name}", partial(node.destroy, name), self._is_off)]
-        if self.act in ("shutdown", "wait"):
-            ask = partial(node.shutdown, name) if self.act == "shutdown" else lambda: None
-            return [Step(f"shut {name} down", ask, self._is_off, self.params["shutdown_timeout"])]
-        return []
-
-    def _is_off(self) -> bool | str:
-        domain = self.site.node.domain(self.name)
-        return domain is None or domain.state == power.STOPPED or domain.state
 
     def _removal(self) -> list[Step]:
         defined = self.domain is not None and self.domain.persistent
@@ -824,14 +840,6 @@ class Vm(Resource):
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
             words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))
-        return steps
-
-    def _change_live(self) -> list[Step]:
-        node, name = self.site.node, self.name
-        steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
-        steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if notes := " and ".join(self.draft.noted):
-            steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
 
 

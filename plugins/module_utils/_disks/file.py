@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -31,6 +32,11 @@ DIRECTORY = "/var/lib/libvirt/images"
 SYSTEM = ("", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 
 
+def check_medium(value: str) -> str:
+    """A path; empty for a drive without a medium."""
+    return check_path(value) if value else value
+
+
 def check_path(value: str) -> str:
     """An absolute path without detours; so it can be neither an option nor a protocol (`json:`, `nbd:`) to QEMU."""
     parts = value.split("/")
@@ -39,7 +45,16 @@ def check_path(value: str) -> str:
     return value
 
 
-FIELDS = (Field("path", type="path", check=check_path, place=Property("source/@file")),)
+@dataclass(frozen=True)
+class Medium(Property):
+    """The path of the file; an empty drive has none."""
+
+    def put(self, root: Element, value: Any) -> None:
+        """Write it; an empty one takes the medium out."""
+        super().put(root, value or None)
+
+
+FIELDS = (Field("path", type="path", check=check_medium, place=Medium("source/@file")),)
 
 
 def seed_path(vm: str) -> str:
@@ -61,7 +76,7 @@ def _fill(options: dict[str, Any], vm: str, number: int) -> dict[str, Any]:
     filled = dict(options)
     if filled.get("device") == "cdrom":
         filled["format"] = filled.get("format") or "raw"
-    elif filled.get("format") and not filled.get("path"):
+    elif filled.get("format") and filled.get("path") is None:
         filled["path"] = f"{DIRECTORY}/{volume_name(vm, number)}.{filled['format']}"
     return filled
 
@@ -71,6 +86,8 @@ def _identity(options: dict[str, Any]) -> str | None:
 
 
 def _complaint(options: dict[str, Any]) -> str | None:
+    if options.get("path") == "" and options.get("device") != "cdrom":
+        return "path is empty; only a cdrom can be without a file"
     return "a file can't be made from a source yet; put the image at its path" if options.get("source") else None
 
 

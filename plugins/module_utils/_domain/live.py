@@ -6,34 +6,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 from xml.etree.ElementTree import Element
 
-from .._xml import devices, text_of
+from .._xml import Property, devices, text_of
 from . import bandwidth, metadata, nics, spoofing
 
+Able = Callable[[], bool]
 CHECKS = "address checks"
 
 
-def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Words and device XML for each NIC that runs in other VLANs than its sheet says; writes them into `live`.
+def plugs(live: Element, definition: Element, able: Able) -> list[tuple[str, str]]:
+    """Words and device XML for each NIC that runs in other VLANs, or on another bridge, than its definition says.
 
-    libvirt takes a change of a NIC only with its whole live XML.
+    Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML; `able` tells whether it can
+    move one between bridges of Open vSwitch.
     """
     changes = []
-    wanted = {nic["mac"]: nic for nic in sheet["nics"]}
+    wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
     for nic in filter(nics.known, devices(live, "interface")):
-        before = nics.read(nic)
-        after = wanted.get(nics.nic_mac(nic))
-        if not after or before["bridge"] != after["bridge"] or _carried(before) == _carried(after) == "none":
+        new = wanted.get(nics.nic_mac(nic))
+        if new is None or (_bridge(nic) != _bridge(new) and _keeps_bridge(nic, new, able)):
             continue
-        if _carried(after) != "none" and _carried(before) != _carried(after):
+        before, after = nics.read(nic), nics.read(new)
+        words = []
+        if before["bridge"] != after["bridge"]:
+            nics.PLACED["bridge"].place.put(nic, after["bridge"])
+            words.append(f"from bridge {before['bridge']} to {after['bridge']}")
+        if _carried(after) not in ("none", _carried(before)):
             for name in ("vlan", "trunks"):
                 if after[name]:
                     nics.PLACED[name].place.put(nic, after[name])
-            words = f"move nic {after['mac']} at once from VLAN {_carried(before)} to {_carried(after)}"
-            changes.append((words, text_of(nic)))
+            words.append(f"from VLAN {_carried(before)} to {_carried(after)}")
+        if words:
+            changes.append((f"move nic {after['mac']} at once {', '.join(words)}", text_of(nic)))
     return changes
+
+
+def kept_plugs(live: Element, definition: Element, able: Able) -> dict[str, str]:
+    """Why a NIC changes its bridge at the next start only, by the words of the sheet's changes."""
+    wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
+    found = {}
+    for nic in filter(nics.known, devices(live, "interface")):
+        mac = nics.nic_mac(nic)
+        new = wanted.get(mac)
+        if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new, able)):
+            found[f"nic {mac} bridge {_bridge(nic)} -> {_bridge(new)}"] = reason
+    return found
+
+
+def _bridge(nic: Element) -> str | None:
+    bridge: str | None = nics.PLACED["bridge"].place.get(nic)
+    return bridge
+
+
+def _keeps_bridge(nic: Element, new: Element, able: Able) -> str | None:
+    """Why libvirt can't move it to the other bridge as it runs."""
+    kinds = [Property("virtualport/@type").get(one) for one in (nic, new)]
+    if kinds[0] != kinds[1]:
+        return "the bridges are of different kinds"
+    if kinds[0] is None and _carried(nics.read(nic)) != _carried(nics.read(new)):
+        return "its VLAN changes, too"
+    if kinds[0] is not None and not able():
+        return "between bridges of Open vSwitch it takes libvirt 11.3"
+    return None
 
 
 def _carried(nic: Mapping[str, Any]) -> str:

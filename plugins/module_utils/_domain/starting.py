@@ -1,12 +1,13 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A VM gets its power, or goes on after an I/O error had paused it; whether it may is asked before, and once more."""
+"""A VM gets its power, loses it, or goes on after a pause; whether it may is asked before, and once more."""
 
 from __future__ import annotations
 
 from functools import partial
 from time import monotonic, sleep
+from typing import Callable
 
 from .._errors import Failed
 from .._libvirt import Node
@@ -21,31 +22,69 @@ STEADY_SECONDS = 2.0
 POLL = 0.1
 
 
-def admit(act: str | None, admission: Admission, draft: Draft) -> None:
-    """Ask whether the VM may start or be resumed (`act`); nothing for other acts. Raises Refused."""
+def admit(act: str | None, admission: Admission, draft: Draft, own: bool | None = None) -> None:
+    """Ask whether the VM may start or be resumed (`act`); nothing for other acts. Raises Refused.
+
+    `own` says whether its own process is there, which has its disks; by default as the act finds it.
+    """
     if act in power.ON:
-        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, resumed=act == "resume"))
+        own = act != "start" if own is None else own
+        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, own=own))
 
 
 def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:
-    """The step that starts or resumes it; none for other acts."""
+    """The step that starts, resumes or pauses it; none for other acts."""
+    node, name = admission.site.node, admission.name
+    if act == "pause":
+        return [Step(f"pause {name}", partial(node.suspend, name))]
     if act not in power.ON:
         return []
-    node, name = admission.site.node, admission.name
+    paused = draft.params["state"] == "paused"
     saved = " from its saved memory" if draft.domain and draft.domain.has_managed_save else ""
-    words, call = f"start {name}{saved}", partial(node.start, name)
+    words = f"start {name}{saved}{' and pause it' if paused else ''}"
+    call: Callable[[], object] = partial(node.start, name, paused)
     if act == "resume":
-        words, call = f"resume {name}, which an I/O error had paused", partial(resume, node, name)
+        words, call = _resuming(admission, draft)
 
     def run() -> None:
         # What the peers said may be old by now, when many VMs are started one after the other.
-        admit(act, admission, draft)
+        admit(act, admission, draft, own=act == "resume")
         # Another node may have removed the VM, and the file of its lease with it.
         admission.site.leases.make(draft.uuid)
         call()
         leasing.check_held(admission.site.leases, node.domain(name))
 
     return [Step(words, run)]
+
+
+def _resuming(admission: Admission, draft: Draft) -> tuple[str, Callable[[], object]]:
+    node, name = admission.site.node, admission.name
+    if draft.facts and draft.facts["reason"] == power.IO_ERROR:
+        return f"resume {name}, which an I/O error had paused", partial(resume, node, name)
+    return f"resume {name}", partial(node.resume, name)
+
+
+def power_off(act: str | None, admission: Admission, draft: Draft) -> list[Step]:
+    """The step that takes its power, and waits until it is off; none for other acts."""
+    node, name = admission.site.node, admission.name
+
+    def is_off() -> bool | str:
+        domain = node.domain(name)
+        return domain is None or domain.state == power.STOPPED or domain.state
+
+    if act == "destroy" or (draft.params["state"] == "restarted" and act == "restart" and draft.params["force"]):
+        return [Step(f"cut the power of {name}", partial(node.destroy, name), is_off)]
+    if act not in ("shutdown", "wait", "restart"):
+        return []
+
+    def ask() -> None:
+        # Better than that it can't start afterwards.
+        admit(act, admission, draft)
+        if draft.facts and draft.facts["state"] == "running":
+            node.shutdown(name)
+
+    words = f"shut {name} down" + (f", as this waits for a restart: {'; '.join(draft.waited)}" if draft.waited else "")
+    return [Step(words, ask, is_off, draft.params["shutdown_timeout"])]
 
 
 def resume(node: Node, name: str) -> None:
