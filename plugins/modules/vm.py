@@ -24,8 +24,21 @@ description:
   - Before it makes or starts a machine, the module asks all other nodes in C(/etc/drover/cluster.json). A machine that
     exists on another node, by name or by UUID, is refused. So are a MAC address and a disk that another machine has. A
     node without that file has no peers.
-  - A change of a running machine is written to its definition. What the guest does not have yet is told in
-    RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
+  - A change of a running machine is written to its definition, and made in the machine at once where QEMU can. What the
+    guest does not have yet is told in RV(pending_restart), with the reason where it is a device, on every run until the
+    machine was powered off and on; O(restart=allowed) has that done. The words of RV(actions) say "at once" and "from
+    its next start".
+  - At once come and go disks on the buses V(virtio) and V(scsi), NICs, the media of drives, the bridge, the VLANs, the
+    limits and the address checks of a NIC, the size of a disk, and tags. What is not changed keeps its address,
+    its name and its order in the guest.
+  - A disk or NIC that is attached gets the PCI address that the definition has for it, or the next that is free where
+    something sits there. A machine of type V(q35) needs a free PCI port for each disk on V(virtio) and each NIC. New
+    machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
+  - A disk is attached only after the peers were asked, as before a start.
+  - A guest has to let go of what is detached. When it has not after 30 seconds, the module fails and says so. The
+    definition is without the device then, and the next run tries again. A guest that does not know hot-plug, such as one
+    that is still booting, needs O(state=restarted) then. Unmount a disk in the guest first; it may be taken from it
+    while it is in use.
   - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
     C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
     and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
@@ -40,10 +53,15 @@ options:
   state: &state
     description:
       - V(present) is defined; its power stays as it is.
-      - V(running) is defined and runs. A machine that an I/O error of its storage paused is resumed, and watched for
-        two seconds. One that is paused or crashed for another reason is refused with the reason, never resumed.
-        One with the marker of a migration is left to module M(drover.kvm.migrate) with
-        O(drover.kvm.migrate#module:state=recovered).
+      - V(running) is defined and runs. A machine that was paused by request is resumed, when no peer has it. So is one
+        that an I/O error of its storage paused, and it is watched for two seconds. One that is paused or crashed for
+        another reason is refused with the reason, never resumed. One with the marker of a migration is left to module
+        M(drover.kvm.migrate) with O(drover.kvm.migrate#module:state=recovered).
+      - V(paused) is defined and has its memory, and its CPUs stand still. A machine that is off is started for that. One
+        that an error or a migration paused is refused with the reason.
+      - V(restarted) is an act and no state, and is done on each run. The guest is asked to shut down and the machine is
+        started again, with all that is in its definition. With O(force=true) its power is cut instead. A machine that
+        is off is started. It is refused while it could not be started again, as peers are silent or have it.
       - V(stopped) is defined and off. The guest is asked to shut down, and waited for.
       - V(absent) is not defined. Its disks stay, unless O(remove_disks) is set. A machine that runs is refused, unless
         O(force) is set.
@@ -106,7 +124,8 @@ options:
         O(disks[].type) yet are left alone.
       - A disk is found again by O(disks[].target), else by its storage. To take a disk from the list takes it from the
         machine; its data stays.
-      - What is changed here of a running machine counts from its next start.
+      - Disks on the buses V(virtio) and V(scsi) come and go at once, and a drive gets another medium at once. A disk on
+        V(sata), a drive, the first disk on V(scsi), and other values of a disk that is there, count from the next start.
     type: list
     elements: dict
     suboptions:
@@ -135,6 +154,7 @@ options:
       bus:
         description:
           - The default is V(virtio), and V(sata) for a cdrom. It can't be changed later.
+          - The first disk on V(scsi) brings a controller of the model C(virtio-scsi) with it.
         type: str
         choices: [virtio, scsi, sata]
       format:
@@ -232,13 +252,16 @@ options:
           - The default is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
             number.
           - A file that is there already is used as it is. One that is based on another file is refused.
+          - The medium of a drive (O(disks[].device=cdrom)) is changed at once. With an empty path the drive is empty.
+            Where the guest has locked the tray, the module fails and says so.
         type: path
   nics: &nics
     description:
       - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
-      - What is changed here of a running machine counts from its next start, but for O(nics[].vlan),
-        O(nics[].trunks), O(nics[].bandwidth), and on Open vSwitch O(nics[].anti_spoof) and O(nics[].ips).
+      - NICs come and go at once in a running machine. At once change also O(nics[].bridge) between bridges of one kind
+        (of Open vSwitch where libvirt is 11.3 or later), O(nics[].vlan), O(nics[].trunks), O(nics[].bandwidth), and on
+        Open vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next start.
       - On Open vSwitch a VLAN that belongs to the hosts is refused, alone and in a trunk, and so is a NIC without a
         VLAN, which would carry all of them. C(/etc/drover/network.json) on the node says which VLANs these are; role
         P(drover.kvm.open_vswitch#role) writes it.
@@ -397,8 +420,8 @@ options:
     type: bool
   force: &force
     description:
-      - With O(state=stopped) or O(state=absent), cut the power of a machine that runs. The guest is not asked, and data
-        that it has not written yet is lost.
+      - With O(state=stopped), O(state=restarted) or O(state=absent), cut the power of a machine that runs. The guest is
+        not asked, and data that it has not written yet is lost.
       - The default is V(false).
     type: bool
   restart: &restart
@@ -468,6 +491,10 @@ options:
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
+attributes:
+  idempotent:
+    support: partial
+    details: All but O(state=restarted), which is an act and done on each run.
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img) for disks of type C(file)
@@ -512,7 +539,7 @@ EXAMPLES = r"""
     state: running
     vms: "{{ groups['vms'] | map('extract', hostvars) | map('drover.kvm.vm_sheet') }}"
 
-- name: More memory from the next start on, and a second disk in a file
+- name: A second disk in a file, at once, and more memory from the next start on
   drover.kvm.vm:
     name: db1
     memory: 16GiB
@@ -543,10 +570,25 @@ EXAMPLES = r"""
 - name: Restart it in the night, when something waits for that
   drover.kvm.vm:
     name: db1
-    state: "{{ item }}"
+    state: running
+    restart: allowed
     shutdown_timeout: 600
-  loop: [stopped, running]
-  when: db1.pending_restart | length > 0
+
+- name: Restart it in any case
+  drover.kvm.vm:
+    name: db1
+    state: restarted
+
+- name: Put another medium into its drive, as it runs; with an empty path it is ejected
+  drover.kvm.vm:
+    name: inst1
+    disks:
+      - type: file
+        target: vda
+      - type: file
+        device: cdrom
+        target: sda
+        path: /srv/iso/drivers.iso
 
 - name: Start it here after its node died; hv2 is certainly off
   drover.kvm.vm:
@@ -641,13 +683,13 @@ actions:
   sample: ["define web1: 4 vCPUs, 4GiB, 1 disks, 1 NICs", "start web1"]
 pending_restart:
   description:
-    - What the running machine does not have yet of its definition. It gets that when it is powered off and on; a reboot
-      inside the guest is not enough.
+    - What the running machine does not have yet of its definition, and for a device why it can't have it at once. It
+      gets that when it is powered off and on; a reboot inside the guest is not enough.
     - With O(vms), in each item of RV(results).
   returned: always
   type: list
   elements: str
-  sample: ["memory 4GiB -> 8GiB", "disk vdb added"]
+  sample: ["memory 4GiB -> 8GiB", "nic 52:54:00:30:fa:62 added: no PCI port is free"]
 vm:
   description:
     - The machine as it is defined after the task, with the options of this module; null when it is absent.

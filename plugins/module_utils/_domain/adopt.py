@@ -50,7 +50,8 @@ def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
         if value is not None:
             kept[field.name] = value
     kept["autostart"] = domain.autostart
-    kept["state"] = "stopped" if domain.state == power.STOPPED else "running"
+    asked = domain.state == "paused" and domain.reason == power.USER
+    kept["state"] = "paused" if asked else "stopped" if domain.state == power.STOPPED else "running"
     return kept, words
 
 

@@ -220,6 +220,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
     if cdrom:
         Property("driver/@discard").put(disk, None)
+    if options["bus"] == "scsi" and not any(one.get("type") == "scsi" for one in devices(root, "controller")):
+        # libvirt's own choice is an old one, which takes no disk while the VM runs.
+        add_device(root, Element("controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"}))
     add_device(root, disk)
 
 
