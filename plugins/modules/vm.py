@@ -36,9 +36,8 @@ description:
     machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
   - A disk is attached only after the peers were asked, as before a start.
   - A guest has to let go of what is detached. When it has not after 30 seconds, the module fails and says so. The
-    definition is without the device then, and the next run tries again. A guest that does not know hot-plug, such as one
-    that is still booting, needs O(state=restarted) then. Unmount a disk in the guest first; it may be taken from it
-    while it is in use.
+    definition is without the device then, and the next run tries again. A guest that does not know hot-plug needs
+    O(state=restarted) then. Unmount a disk in the guest first; it may be taken from it while it is in use.
   - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
     C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
     and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
@@ -57,8 +56,8 @@ options:
         that an I/O error of its storage paused, and it is watched for two seconds. One that is paused or crashed for
         another reason is refused with the reason, never resumed. One with the marker of a migration is left to module
         M(drover.kvm.migrate) with O(drover.kvm.migrate#module:state=recovered).
-      - V(paused) is defined and has its memory, and its CPUs stand still. A machine that is off is started for that. One
-        that an error or a migration paused is refused with the reason.
+      - V(paused) is defined and has its memory, and its CPUs stand still. A machine that is off is started for that.
+        One that an error or a migration paused is refused with the reason.
       - V(restarted) is an act and no state, and is done on each run. The guest is asked to shut down and the machine is
         started again, with all that is in its definition. With O(force=true) its power is cut instead. A machine that
         is off is started. It is refused while it could not be started again, as peers are silent or have it.
@@ -125,7 +124,8 @@ options:
       - A disk is found again by O(disks[].target), else by its storage. To take a disk from the list takes it from the
         machine; its data stays.
       - Disks on the buses V(virtio) and V(scsi) come and go at once, and a drive gets another medium at once. A disk on
-        V(sata), a drive, the first disk on V(scsi), and other values of a disk that is there, count from the next start.
+        V(sata), a drive, the first disk on V(scsi), and other values of a disk that is there count from the next
+        start.
     type: list
     elements: dict
     suboptions:

@@ -401,3 +401,17 @@ def test_one_that_is_paused_is_not_resumed_beside_its_double(lab, plug):
     lab.peers = {"hv2": elsewhere()}
     assert lab.run(name="web1", state="running")["error"] == "Refused"
     assert lab.node.domain("web1").state == "paused"
+
+
+def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug, monkeypatch):
+    """Four lists, two definitions and the job of the VM; nothing for each disk or NIC."""
+    lab.run(name="web1", disks=MORE)
+    asked = []
+    for name in ("_do", "domain", "host", "block_sizes"):
+        call = getattr(Node, name)
+        monkeypatch.setattr(Node, name, lambda *args, _call=call, _name=name: (asked.append(_name), _call(*args))[1])
+    assert lab.run(name="web1", disks=MORE, nics=[{"vlan": 100}], state="running")["actions"] == []
+    assert asked == []
+    assert lab.run(name="web1", disks=MORE[:1], nics=[{"vlan": 100}])["actions"][1:] == ["detach disk vdb at once"]
+    # Before and after the guest was asked, and the proof at the end.
+    assert asked.count("domain") == 2, asked
