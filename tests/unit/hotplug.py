@@ -82,7 +82,7 @@ class Hotplug:
         self.calls: list[tuple[str, str]] = []
         self.deaf, self.locked = False, set[str]()
         self.really, self.node = Node._domain, node
-        define = Node.define
+        define, self.look = Node.define, Node.domain
         hotplug = self
 
         def seen(node: Node, *args: Any, **named: Any) -> Domain | None:
@@ -110,7 +110,7 @@ class Hotplug:
 
     def live(self, name: str) -> Element:
         """The running VM's tree; changing its devices changes the VM."""
-        domain = self.node.domain(name)
+        domain = self.look(self.node, name)
         assert domain is not None and domain.live_xml is not None, f"{name} does not run"
         return self._tree(domain)
 

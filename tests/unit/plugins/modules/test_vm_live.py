@@ -413,5 +413,5 @@ def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug,
     assert lab.run(name="web1", disks=MORE, nics=[{"vlan": 100}], state="running")["actions"] == []
     assert asked == []
     assert lab.run(name="web1", disks=MORE[:1], nics=[{"vlan": 100}])["actions"][1:] == ["detach disk vdb at once"]
-    # Before and after the guest was asked, and the proof at the end.
+    # Whether the guest let go of it, and the proof at the end.
     assert asked.count("domain") == 2, asked
