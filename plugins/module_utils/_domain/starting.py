@@ -9,8 +9,9 @@ from functools import partial
 from time import monotonic, sleep
 from typing import Callable
 
-from .._errors import Failed
+from .._errors import Failed, Refused
 from .._libvirt import Node
+from .._node import cordon
 from .._resource import Step
 from . import leasing, power
 from .admission import Admission
@@ -27,9 +28,19 @@ def admit(act: str | None, admission: Admission, draft: Draft, own: bool | None 
 
     `own` says whether its own process is there, which has its disks; by default as the act finds it.
     """
+    if act == "restart":
+        _check_cordon(admission.name)
     if act in power.ON:
         own = act != "start" if own is None else own
         admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, own=own))
+
+
+def _check_cordon(name: str) -> None:
+    """Raise Refused where libvirt's hook would let the VM go down and not come up again."""
+    found = cordon()
+    if found is not None:
+        since = f"since {found.get('since')} by {found.get('by')} ({found.get('reason')})"
+        raise Refused(f"{name} is not restarted: this node is cordoned {since}, and nothing starts; undrain_node ends it")
 
 
 def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:

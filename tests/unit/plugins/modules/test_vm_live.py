@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.drover.kvm.plugins.module_utils import _node
 from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -331,6 +332,16 @@ def test_a_restart_that_could_not_end_in_a_start_is_not_begun(lab, plug, peer, w
         assert result["error"] == "Refused" and words in result["msg"]
         domain = lab.node.domain("web1")
         assert domain.state == "running" and domain.xml == before
+
+
+def test_on_a_cordoned_node_nothing_is_restarted(lab, plug, monkeypatch, tmp_path):
+    monkeypatch.setattr(_node, "FACT", tmp_path / "drover.fact")
+    (tmp_path / "drover.fact").write_text('{"cordon": {"since": "now", "by": "ann", "reason": "RAM"}}', encoding="utf-8")
+    result = lab.run(name="web1", state="restarted")
+    assert result["error"] == "Refused" and "cordoned since now by ann (RAM)" in result["msg"]
+    assert lab.node.domain("web1").state == "running"
+    result = lab.run(name="web1", memory="128MiB", state="running", restart="allowed")
+    assert "cordoned" in result["msg"] and lab.run(name="web1")["pending_restart"] == []
 
 
 def test_the_peers_are_asked_once_more_before_the_guest_goes_down(lab, plug, monkeypatch):
