@@ -101,25 +101,24 @@ def _is_drive(device: Element) -> bool:
     return device.get("device", "disk") != "disk"
 
 
-def _differ(one: Element, other: Element) -> bool:
-    """Whether two disks of one name lie elsewhere; a drive is one with any medium."""
-    names = [disks.identity(disks.read(disk) or {}) for disk in (one, other)]
-    return not _is_drive(one) and names[0] != names[1]
-
-
 def _gone(live: Element, after: Element, kind: str) -> dict[str, Element]:
-    """What runs and is not, or no more, as defined."""
+    """What runs and is defined no more. A disk that lies elsewhere than defined stays: its data may be the newer."""
     wanted = _known(after, kind)
-    return {
-        key: device
-        for key, device in _known(live, kind).items()
-        if key not in wanted or (kind == "disk" and _differ(device, wanted[key]))
-    }
+    return {key: device for key, device in _known(live, kind).items() if key not in wanted}
 
 
 def _missing(live: Element, after: Element, kind: str) -> dict[str, Element]:
-    present = _known(live, kind)
-    return {key: device for key, device in _known(after, kind).items() if key not in present}
+    return _gone(after, live, kind)
+
+
+def astray(live: Element, after: Element) -> list[str]:
+    """The disks, with their storage, that run from another one than they are defined on."""
+    defined = {target: _storage(disk) for target, disk in _known(after, "disk").items()}
+    return [
+        f"{target} runs on {_storage(disk)} and is defined on {defined[target]}"
+        for target, disk in _known(live, "disk").items()
+        if not _is_drive(disk) and defined.get(target) not in (None, _storage(disk))
+    ]
 
 
 def _stays(device: Element, awake: bool) -> str | None:
@@ -169,7 +168,7 @@ def _media(live: Element, after: Element) -> Iterator[Change]:
     wanted = _known(after, "disk")
     for target, drive in _known(live, "disk").items():
         new = wanted.get(target)
-        if new is None or not _is_drive(drive) or not _is_drive(new) or _medium(drive) == _medium(new):
+        if new is None or not _is_drive(drive) or not _is_drive(new) or _storage(drive) == _storage(new):
             continue
         drive.set("type", new.get("type", "file"))
         for name in ("source", "backingStore", "driver"):
@@ -181,8 +180,8 @@ def _media(live: Element, after: Element) -> Iterator[Change]:
         yield Change("load", "disk", target, text_of(drive).strip())
 
 
-def _medium(drive: Element) -> str | None:
-    return disks.identity(disks.read(drive) or {})
+def _storage(disk: Element) -> str | None:
+    return disks.identity(disks.read(disk) or {})
 
 
 def _bare(device: Element) -> Element:

@@ -13,7 +13,8 @@ from .._errors import Failed, Refused
 from .._libvirt import Node
 from .._node import cordon
 from .._resource import Step
-from . import leasing, power
+from .._xml import parse
+from . import attaching, leasing, power
 from .admission import Admission
 from .draft import Draft
 from .neighbours import claims_of
@@ -29,18 +30,25 @@ def admit(act: str | None, admission: Admission, draft: Draft, own: bool | None 
     `own` says whether its own process is there, which has its disks; by default as the act finds it.
     """
     if act == "restart":
-        _check_cordon(admission.name)
+        _check_comes_back(admission.name, draft)
     if act in power.ON:
         own = act != "start" if own is None else own
         admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, own=own))
 
 
-def _check_cordon(name: str) -> None:
-    """Raise Refused where libvirt's hook would let the VM go down and not come up again."""
+def _check_comes_back(name: str, draft: Draft) -> None:
+    """Raise Refused where the VM would go down and not come up, as libvirt's hook stops it, or with other data."""
+    live = draft.domain.live_xml if draft.domain else None
+    astray = attaching.astray(parse(live), draft.after) if live else []
+    if astray:
+        raise Refused(
+            f"{name} is not restarted: {', '.join(astray)}, where its data may be old; end the copy with "
+            "drover.kvm.vm_storage, or see which one is right and stop and start it"
+        )
     found = cordon()
     if found is not None:
         since = f"since {found.get('since')} by {found.get('by')} ({found.get('reason')})"
-        raise Refused(f"{name} is not restarted: this node is cordoned {since}, and nothing starts; undrain_node ends it")
+        raise Refused(f"{name} is not restarted: this node is cordoned {since}, so it could not start again")
 
 
 def steps(act: str | None, admission: Admission, draft: Draft) -> list[Step]:

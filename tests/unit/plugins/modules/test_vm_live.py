@@ -19,7 +19,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreacha
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse
-from ansible_collections.drover.kvm.tests.unit.hotplug import Hotplug, bus_of, free_ports, key_of
+from ansible_collections.drover.kvm.tests.unit.hotplug import Hotplug, bus_of, free_ports, inner, key_of
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import SAN, WEB, elsewhere, lab
 
 pytest.importorskip("libvirt")
@@ -150,6 +150,21 @@ def test_a_guest_that_does_not_let_go_is_an_error_and_the_next_run_tries_again(l
     plug.deaf = False
     result = lab.both(name="web1", disks=MORE[:1])
     assert result["actions"] == ["detach disk vdb at once"] and result["pending_restart"] == []
+
+
+def test_a_disk_that_lies_elsewhere_than_defined_is_never_swapped_in_a_running_guest(lab, plug):
+    """Between the end of a copy to another storage and the definition of that, say."""
+    disk = devices(plug.live("web1"), "disk")[0]
+    inner(disk, "source").set("name", f"{SAN['iqn']}/9")
+    for options in ({"disks": WEB["disks"]}, {"disks": MORE}):
+        result = lab.both(name="web1", **options)
+        assert not [words for words in result["actions"] if "vda" in words], result["actions"]
+        assert result["pending_restart"] == ["disk vda lun 9 -> 1"]
+    assert plug.calls == [("attach", "vdb")]
+    for state in ("running", "restarted"):
+        result = lab.run(name="web1", state=state, restart="allowed")
+        assert result["error"] == "Refused" and "vda runs on iscsi:" in result["msg"], result
+    assert lab.node.domain("web1").state == "running"
 
 
 def test_a_guest_that_was_asked_a_moment_ago_is_waited_for(lab, plug, monkeypatch):
@@ -336,7 +351,8 @@ def test_a_restart_that_could_not_end_in_a_start_is_not_begun(lab, plug, peer, w
 
 def test_on_a_cordoned_node_nothing_is_restarted(lab, plug, monkeypatch, tmp_path):
     monkeypatch.setattr(_node, "FACT", tmp_path / "drover.fact")
-    (tmp_path / "drover.fact").write_text('{"cordon": {"since": "now", "by": "ann", "reason": "RAM"}}', encoding="utf-8")
+    fact = '{"cordon": {"since": "now", "by": "ann", "reason": "RAM"}}'
+    (tmp_path / "drover.fact").write_text(fact, encoding="utf-8")
     result = lab.run(name="web1", state="restarted")
     assert result["error"] == "Refused" and "cordoned since now by ann (RAM)" in result["msg"]
     assert lab.node.domain("web1").state == "running"
