@@ -839,7 +839,7 @@ class Vm(Resource):
         if wanted is None:
             steps = off + self._removal()
         else:
-            edits = draft.seed + self._make_volumes() + self._define(wanted)
+            edits = draft.seed + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
             live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
             steps = edits + off if act == "restart" else off + edits
             steps += on + live if act == "resume" else live + on

@@ -19,11 +19,13 @@ from .neighbours import claims_of
 
 DETACH_SECONDS = 30.0
 IN_PROGRESS = "in the process of unplug"
+RESTART = "power the machine off and on (state=restarted)"
 MEND = (
     "the guest has not let go of it: a system that starts, hangs or knows no hot-plug does not. Run this again later, "
-    "or power the machine off and on (state=restarted)"
+    f"or {RESTART}"
 )
 LOCKED = "is locked"
+UNPLUG = "unplug"
 
 
 def admit(admission: Admission, draft: Draft) -> None:
@@ -37,10 +39,29 @@ def steps(admission: Admission, draft: Draft) -> list[Step]:
     """Ports of NICs, limits, what is noted in the record; devices come last, as the guest may keep one."""
     node, name = admission.site.node, admission.name
     found = [Step(words, partial(_replug, draft, xml)) for words, xml in draft.plugs]
+    if draft.vcpus:
+        found.append(Step(draft.vcpus.words, partial(_set_vcpus, draft, draft.vcpus.value)))
     found += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in draft.limits]
     if notes := " and ".join(draft.noted):
         found.append(Step(f"change the {notes} of {name} as it runs", draft.write_record))
     return found + [_device(admission, draft, change) for change in draft.devices]
+
+
+def balloon(draft: Draft) -> list[Step]:
+    """The step that sets the memory. It comes before the definition, from which a run that was cut off sees it."""
+    if draft.memory is None:
+        return []
+    call = partial(draft.site.node.set_memory, draft.params["name"], draft.memory.value, live=True, config=False)
+    return [Step(draft.memory.words, call)]
+
+
+def _set_vcpus(draft: Draft, count: int) -> None:
+    try:
+        draft.site.node.set_vcpus(draft.params["name"], count, live=True, config=False)
+    except Failed as error:
+        if UNPLUG not in error.message:
+            raise
+        raise Failed(f"{error.message}: the guest keeps them; run this again, or {RESTART}", **error.details) from None
 
 
 def _device(admission: Admission, draft: Draft, change: Change) -> Step:

@@ -18,10 +18,11 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import attaching, disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import attaching, disks, leases, leasing, live, metadata, power, seeding, sheet, tuning
 from .declare import declare
 from .facts import domain_facts
 from .site import Site
+from .tuning import Tuning
 
 NEXT = "from its next start"
 
@@ -48,6 +49,8 @@ class Draft:
         # What is changed at once.
         self.devices: list[attaching.Change] = []
         self.plugs: list[tuple[str, str]] = []
+        self.memory: Tuning | None = None
+        self.vcpus: Tuning | None = None
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
         self.seed: list[Step] = []
@@ -117,6 +120,7 @@ class Draft:
         if self.running is None:
             return {}
         reasons = attaching.reasons(self.running, definition, self.awake)
+        reasons.update(tuning.reasons(self.running, definition))
         reasons.update(live.kept_plugs(self.running, definition, self.site.moves_between_switches))
         words = sheet.pending(self.running, sheet.read(definition))
         return {word: f"from its next start: {reasons[word]}" if word in reasons else NEXT for word in words}
@@ -177,7 +181,8 @@ class Draft:
         if self.act in power.OFF.values() or self.act == "destroy":
             self.attached = set()
         if self.act not in (None, "resume", "pause"):
-            self.running, self.devices, self.plugs, self.limits, self.noted = None, [], [], [], []
+            self.running, self.memory, self.vcpus = None, None, None
+            self.devices, self.plugs, self.limits, self.noted = [], [], [], []
 
     def _may_restart(self) -> bool:
         wanted = self.params["restart"] == "allowed" and self.params["state"] == "running"
@@ -187,6 +192,9 @@ class Draft:
         kinds = [kind for kind, name in (("disk", "disks"), ("interface", "nics")) if self.params[name] is not None]
         self.devices = attaching.plan(running, self.after, kinds, self.awake)
         options = sheet.read(self.after)
+        if self.before is not None:
+            self.memory = tuning.memory(running, self.before, self.after)
+            self.vcpus = tuning.vcpus(running, self.after) if self.params["vcpus"] is not None else None
         if self.params["nics"] is not None:
             self.plugs = live.plugs(running, self.after, self.site.moves_between_switches)
             self.limits = live.limits(running, options)
