@@ -826,7 +826,7 @@ class Vm(Resource):
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
             starting.admit(self.draft.act, self.admission, self.draft)
             changing.admit(self.admission, self.draft)
-            self.admission.plan(held, runs=state["state"] == "running")
+            self.admission.plan(held, runs=state["state"] != power.STOPPED)
             fault = leasing.fault(self.site.leases, self.domain)
             self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
             self.planned = True

@@ -26,7 +26,7 @@ DRIVE = {"type": "file", "target": "sdc", "device": "cdrom", "path": ""}
 NIC = {"bridge": "br0", "vlan": 100}
 # The guest does not shut down: somebody takes its power, at the moment when it is asked.
 WATCH = f"virsh qemu-monitor-event {NAME} --event POWERDOWN --timeout 100 && virsh destroy {NAME}"
-OBEDIENT = f"nohup sh -c '{WATCH}' >/dev/null 2>&1 &"
+OBEDIENT = f"nohup sh -c '{WATCH}' </dev/null >/dev/null 2>&1 &"
 
 
 class Plugged:
