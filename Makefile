@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
-.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
+.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs vm-page sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
 	lab-host lab-down demo stories stories-all stories-site stories-others molecule bench soak test test-all clean
 
 help: ## Show the targets
@@ -50,6 +50,9 @@ unit-controller:
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
 	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .
+
+vm-page: ## Write the table of docs/vm.md again, from the records of the options
+	$(TOOL) env PYTHONPATH=../../.. python tests/unit/vm_page.py "$(CURDIR)/docs/vm.md"
 
 sanity: sanity-main sanity-newest ## ansible-test sanity on ansible-core 2.19 and on the newest
 

@@ -229,7 +229,7 @@ class Lio:
             running = self._running(iqn, plugin, name)
         except Failed:  # left half made by a run that was killed: nothing that could be saved
             return False
-        return _sorted(self._parts(self.saved(), iqn, plugin, name)) == _sorted(running)
+        return bool(_sorted(self._parts(self.saved(), iqn, plugin, name)) == _sorted(running))
 
     def remembers(self, plugin: str, name: str) -> bool:
         """Whether the backstore is in the file that is restored at boot."""

@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 from .._fields import Field
 
 Options = dict[str, Any]
+ANOTHER = "that would be another disk; take this one off first, then add the other one"
 
 
 class Volume(NamedTuple):

@@ -12,12 +12,13 @@ from xml.etree.ElementTree import Element
 
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
-from .._disks.kind import Kind
+from .._disks.kind import ANOTHER, Kind
 from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
+from . import tuning
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -47,23 +48,22 @@ def _check_size(value: int) -> int:
 
 
 COMMON = (
-    Field("target", check=check_target, place=Property("target/@dev")),
-    Field("device", choices=("disk", "cdrom"), place=Property("@device")),
-    Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
-    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
+    Field("target", check=check_target, place=Property("target/@dev"), fixed=ANOTHER),
+    Field("device", choices=("disk", "cdrom"), place=Property("@device"), fixed=ANOTHER),
+    Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus"), fixed=ANOTHER),
+    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type"), fixed=ANOTHER),
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
+    *tuning.TUNING,
 )
 DISKS: tuple[Field, ...] = (
-    Field("type", choices=tuple(KINDS), required=True),
+    Field("type", choices=tuple(KINDS), required=True, fixed=ANOTHER),
     *COMMON,
-    Field("size", type="size", check=_check_size),
-    Field("source", type="path"),
+    Field("size", type="size", check=_check_size, when="live"),
+    Field("source", type="path", fixed="it says what a new volume starts as"),
     *(field for kind in KINDS.values() for field in kind.fields),
 )
-# What the guest sees of a disk, or how its bytes are read: another value would be another disk.
-FIXED = ("device", "bus", "format")
 
 
 def read(disk: Element) -> dict[str, Any] | None:
@@ -182,7 +182,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
     target = before["target"]
     if given["type"] != before["type"]:
         raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
-    for name in FIXED:
+    for name in [field.name for field in COMMON if field.fixed]:
         if after[name] != before[name]:
             raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")
     if before["device"] == "disk" and identity(before) and identity(after) != identity(before):
@@ -190,6 +190,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
             f"{where}: {target} is {identity(before)}, not {identity(after)}; take it off first, then add this one"
         )
     _put(disk, {name: value for name, value in after.items() if value != before[name]}, before["type"])
+    tuning.check(disk, where)
 
 
 def _put(disk: Element, values: Mapping[str, Any], kind: str) -> None:
@@ -218,8 +219,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
-    if cdrom:
+    if cdrom and not options.get("discard"):
         Property("driver/@discard").put(disk, None)
+    tuning.check(disk, where)
     if options["bus"] == "scsi" and not any(one.get("type") == "scsi" for one in devices(root, "controller")):
         # libvirt's own choice is an old one, which takes no disk while the VM runs.
         add_device(root, Element("controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"}))

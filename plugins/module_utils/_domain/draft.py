@@ -18,11 +18,11 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import attaching, disks, leases, leasing, live, metadata, power, seeding, sheet, tuning
+from . import attaching, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .site import Site
-from .tuning import Tuning
+from .scaling import Scaling
 
 NEXT = "from its next start"
 
@@ -49,8 +49,8 @@ class Draft:
         # What is changed at once.
         self.devices: list[attaching.Change] = []
         self.plugs: list[tuple[str, str]] = []
-        self.memory: Tuning | None = None
-        self.vcpus: Tuning | None = None
+        self.memory: Scaling | None = None
+        self.vcpus: Scaling | None = None
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
         self.seed: list[Step] = []
@@ -101,8 +101,8 @@ class Draft:
         self.site.node.define(text_of(self.after))
 
     def undefine(self) -> None:
-        """Remove the definition, and the file of its lease with the last one."""
-        self.site.node.undefine(self.params["name"])
+        """Remove the definition, and the file of its lease with the last one. What the firmware keeps is like disks."""
+        self.site.node.undefine(self.params["name"], keep_state=not self.params["remove_disks"])
         if self.site.leases.directory:
             leasing.forget(self.site.leases, self.uuid, *self.site.peers())
 
@@ -120,7 +120,7 @@ class Draft:
         if self.running is None:
             return {}
         reasons = attaching.reasons(self.running, definition, self.awake)
-        reasons.update(tuning.reasons(self.running, definition))
+        reasons.update(scaling.reasons(self.running, definition))
         reasons.update(live.kept_plugs(self.running, definition, self.site.moves_between_switches))
         words = sheet.pending(self.running, sheet.read(definition))
         return {word: f"from its next start: {reasons[word]}" if word in reasons else NEXT for word in words}
@@ -193,8 +193,8 @@ class Draft:
         self.devices = attaching.plan(running, self.after, kinds, self.awake)
         options = sheet.read(self.after)
         if self.before is not None:
-            self.memory = tuning.memory(running, self.before, self.after)
-            self.vcpus = tuning.vcpus(running, self.after) if self.params["vcpus"] is not None else None
+            self.memory = scaling.memory(running, self.before, self.after)
+            self.vcpus = scaling.vcpus(running, self.after) if self.params["vcpus"] is not None else None
         if self.params["nics"] is not None:
             self.plugs = live.plugs(running, self.after, self.site.moves_between_switches)
             self.limits = live.limits(running, options)
@@ -220,9 +220,10 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        memory = self.params["memory"]
-        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
+        for name in ("memory", "max_memory"):
+            memory = self.params[name]
+            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self) -> str:
         if self.act is None:

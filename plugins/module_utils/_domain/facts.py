@@ -55,6 +55,7 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
         "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
         "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
+        "state_files": state_files(root),
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }
@@ -63,6 +64,16 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
 def _attribute(element: Element, path: str, name: str) -> str | None:
     found = find(element, path)
     return None if found is None else found.get(name)
+
+
+def state_files(root: Element) -> list[str]:
+    """What the VM keeps in files of its node beside disks: the variables of UEFI (nvram), the keys of its TPM.
+
+    libvirt 9.0 names the file of the variables in the XML of a running VM only.
+    """
+    nvram = find(root, "os/nvram") is not None or _attribute(root, "os", "firmware") == "efi"
+    tpm = any(_attribute(device, "backend", "type") == "emulator" for device in devices(root, "tpm"))
+    return [name for name, there in (("nvram", nvram), ("tpm", tpm)) if there]
 
 
 def size_of(element: Element | None) -> int | None:

@@ -1,76 +1,84 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Memory and vCPUs that a running VM gets or gives back at once, within the most that it was started with. Pure.
+"""How a disk is read and written: caches, threads, what is given back, and how much may pass. Pure.
 
-Memory goes into and out of the balloon (virtio-balloon), vCPUs are plugged in and out.
+https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver and iotune.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from .._fields import size_text
-from .._xml import find, make
-from .facts import size_of
+from .._errors import Invalid
+from .._fields import Field, between, size_text
+from .._xml import Property, drop, find, make
 
-BORN = "the vCPUs that it started with can't be taken away"
-
-
-class Tuning(NamedTuple):
-    """What to set at once: `memory` in bytes, or the number of `vcpus`."""
-
-    what: str
-    value: int
-    words: str
+WAYS = ("total", "read", "write")
+DIRECT = ("none", "directsync")
+MOST = 2**63 - 1
 
 
-def memory(live: Element, before: Element, after: Element) -> Tuning | None:
-    """The memory, where its definition changes in this run; writes it into `live`.
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one kind, requests or bytes a second, in all or each way; other words of iotune stay."""
 
-    What the guest really has may stay another: it gives memory back when it can, and not without a driver. So one run
-    asks for it once.
-    """
-    old, wanted, most = _memory(before), _memory(after), size_of(find(live, "memory")) or 0
-    if wanted == old or not wanted or wanted > most:
-        return None
-    element = make(live, "currentMemory")
-    element.set("unit", "KiB")
-    element.text = str(wanted // 1024)
-    return Tuning("memory", wanted, f"set the memory at once to {size_text(wanted)}")
+    unit: str
 
+    def get(self, disk: Element) -> dict[str, int] | None:
+        """The limits; None without any."""
+        found = {way: Property(f"iotune/{way}_{self.unit}_sec", int).get(disk) for way in WAYS}
+        return {way: number for way, number in found.items() if number} or None
 
-def _memory(root: Element) -> int | None:
-    return size_of(find(root, "currentMemory")) or size_of(find(root, "memory"))
-
-
-def vcpus(live: Element, after: Element) -> Tuning | None:
-    """The number of vCPUs, where it differs from the definition's; writes it into `live`."""
-    has, most = _vcpus(live)
-    wanted, _most = _vcpus(after)
-    if wanted == has or wanted > most or _kept(live, after):
-        return None
-    make(live, "vcpu").set("current", str(wanted))
-    return Tuning("vcpus", wanted, f"set the vCPUs at once from {has} to {wanted}")
+    def put(self, disk: Element, value: Mapping[str, int]) -> None:
+        """Write exactly these."""
+        for way in WAYS:
+            name = f"{way}_{self.unit}_sec"
+            old = find(disk, f"iotune/{name}")
+            if way in value:
+                make(disk, f"iotune/{name}").text = str(value[way])
+            elif old is not None:
+                drop(make(disk, "iotune"), old)
+        tune = find(disk, "iotune")
+        if tune is not None and not len(tune):
+            drop(disk, tune)
 
 
-def reasons(live: Element, after: Element) -> dict[str, str]:
-    """Why vCPUs wait for the next start, by the words of the sheet's changes."""
-    kept = _kept(live, after)
-    return {f"vcpus {_vcpus(live)[0]} -> {_vcpus(after)[0]}": kept} if kept else {}
+def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
+    """The limits that are some; one for both ways excludes one for each."""
+    given = {way: between(0, MOST)(number) for way, number in value.items() if number}
+    if "total" in given and len(given) > 1:
+        raise ValueError("write total, or read and write; both don't go together")
+    return given
 
 
-def _kept(live: Element, after: Element) -> str | None:
-    fewer = _vcpus(live)[0] - _vcpus(after)[0]
-    listed = find(live, "vcpus")
-    # Without a list all of them were there from the beginning.
-    each = [] if listed is None else list(listed)
-    plugged = [one for one in each if one.get("hotpluggable") == one.get("enabled") == "yes"]
-    return BORN if fewer > len(plugged) else None
+def check(disk: Element, where: str) -> None:
+    """Raise Invalid for what QEMU would refuse at the start."""
+    driver = {name: Property(f"driver/@{name}").get(disk) for name in ("cache", "io", "queues")}
+    if driver["io"] == "native" and driver["cache"] not in DIRECT:
+        raise Invalid(f"{where}: io=native needs cache=none or cache=directsync", option=where)
+    if driver["queues"] and Property("target/@bus").get(disk) != "virtio":
+        raise Invalid(f"{where}: queues are for the bus virtio", option=where)
 
 
-def _vcpus(root: Element) -> tuple[int, int]:
-    element = find(root, "vcpu")
-    most = 1 if element is None else int(element.text or 1)
-    return most if element is None else int(element.get("current", most)), most
+def words(value: Mapping[str, int]) -> str:
+    """The limits of bytes for people."""
+    return ", ".join(f"{way} {size_text(number)}/s" for way, number in value.items()) or "none"
+
+
+IOPS_FIELDS = tuple(Field(way, type="int") for way in WAYS)
+BYTES_FIELDS = tuple(Field(way, type="size") for way in WAYS)
+TUNING = (
+    Field(
+        "cache",
+        choices=("none", "writeback", "writethrough", "directsync", "unsafe"),
+        place=Property("driver/@cache"),
+    ),
+    Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
+    Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
+    Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
+    Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops")),
+    Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes")),
+)

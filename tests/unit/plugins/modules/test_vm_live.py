@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _node
-from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, draft, tuning
+from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, draft, scaling
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
@@ -458,20 +458,20 @@ def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
     before, after = (parse(lab.node.domain("web1").xml) for _copy in range(2))
     inner(after, "currentMemory").text = "131072"
     live = parse(lab.node.domain("web1").live_xml)
-    assert tuning.memory(live, before, after) == ("memory", 1 << 27, "set the memory at once to 128MiB")
-    assert tuning.memory(live, after, after) is None, "asked for once"
+    assert scaling.memory(live, before, after) == ("memory", 1 << 27, "set the memory at once to 128MiB")
+    assert scaling.memory(live, after, after) is None, "asked for once"
     inner(after, "currentMemory").text = str(1 << 19)
-    assert tuning.memory(live, before, after) is None, "more than the most"
+    assert scaling.memory(live, before, after) is None, "more than the most"
     inner(after, "vcpu").set("current", "4")
-    assert tuning.vcpus(live, after) == ("vcpus", 4, "set the vCPUs at once from 2 to 4")
-    assert tuning.vcpus(live, after) is None and tuning.reasons(live, after) == {}
+    assert scaling.vcpus(live, after) == ("vcpus", 4, "set the vCPUs at once from 2 to 4")
+    assert scaling.vcpus(live, after) is None and scaling.reasons(live, after) == {}
 
 
 def test_vcpus_that_the_vm_started_with_stay_until_its_next_start(lab, plug):
     result = lab.both(name="web1", vcpus=1)
-    assert result["pending_restart"] == [f"vcpus 2 -> 1: {tuning.BORN}"]
+    assert result["pending_restart"] == [f"vcpus 2 -> 1: {scaling.BORN}"]
     live, after = parse("<domain><vcpu current='3'>4</vcpu></domain>"), parse("<domain><vcpu>2</vcpu></domain>")
-    assert tuning.vcpus(live, after) is None
+    assert scaling.vcpus(live, after) is None
     listed = "".join(f"<vcpu id='{n}' enabled='yes' hotpluggable='{'yes' if n else 'no'}'/>" for n in range(3))
     live.append(parse(f"<vcpus>{listed}</vcpus>"))
-    assert tuning.vcpus(live, after) == ("vcpus", 2, "set the vCPUs at once from 3 to 2")
+    assert scaling.vcpus(live, after) == ("vcpus", 2, "set the vCPUs at once from 3 to 2")
