@@ -54,7 +54,7 @@ class Medium(Property):
         super().put(root, value or None)
 
 
-FIELDS = (Field("path", type="path", check=check_medium, place=Medium("source/@file")),)
+FIELDS = (Field("path", type="path", check=check_medium, place=Medium("source/@file"), when="live"),)
 
 
 def seed_path(vm: str) -> str:

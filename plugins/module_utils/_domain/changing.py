@@ -42,6 +42,7 @@ def steps(admission: Admission, draft: Draft) -> list[Step]:
     if draft.vcpus:
         found.append(Step(draft.vcpus.words, partial(_set_vcpus, draft, draft.vcpus.value)))
     found += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in draft.limits]
+    found += [Step(words, partial(node.set_disk_limits, name, disk, to)) for words, disk, to in draft.disk_limits]
     if notes := " and ".join(draft.noted):
         found.append(Step(f"change the {notes} of {name} as it runs", draft.write_record))
     return found + [_device(admission, draft, change) for change in draft.devices]

@@ -52,6 +52,7 @@ class Draft:
         self.memory: Scaling | None = None
         self.vcpus: Scaling | None = None
         self.limits: list[tuple[str, str, dict[str, int]]] = []
+        self.disk_limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
         self.seed: list[Step] = []
 
@@ -182,7 +183,7 @@ class Draft:
             self.attached = set()
         if self.act not in (None, "resume", "pause"):
             self.running, self.memory, self.vcpus = None, None, None
-            self.devices, self.plugs, self.limits, self.noted = [], [], [], []
+            self.devices, self.plugs, self.limits, self.disk_limits, self.noted = [], [], [], [], []
 
     def _may_restart(self) -> bool:
         wanted = self.params["restart"] == "allowed" and self.params["state"] == "running"
@@ -195,6 +196,8 @@ class Draft:
         if self.before is not None:
             self.memory = scaling.memory(running, self.before, self.after)
             self.vcpus = scaling.vcpus(running, self.after) if self.params["vcpus"] is not None else None
+        if self.params["disks"] is not None:
+            self.disk_limits = live.disk_limits(running, self.after)
         if self.params["nics"] is not None:
             self.plugs = live.plugs(running, self.after, self.site.moves_between_switches)
             self.limits = live.limits(running, options)

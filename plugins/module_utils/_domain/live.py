@@ -10,14 +10,16 @@ from typing import Any, Callable
 from xml.etree.ElementTree import Element
 
 from .._xml import Property, devices, text_of
-from . import bandwidth, metadata, nics, spoofing
+from . import bandwidth, disks, metadata, nics, spoofing, tuning
 
 Able = Callable[[], bool]
 CHECKS = "address checks"
+LINK = nics.PLACED["link"].place
+DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
 
 
 def plugs(live: Element, definition: Element, able: Able) -> list[tuple[str, str]]:
-    """Words and device XML for each NIC that runs in other VLANs, or on another bridge, than its definition says.
+    """Words and device XML for each NIC that runs in other VLANs, on another bridge, or with another link than defined.
 
     Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML; `able` tells whether it can
     move one between bridges of Open vSwitch.
@@ -26,21 +28,30 @@ def plugs(live: Element, definition: Element, able: Able) -> list[tuple[str, str
     wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
     for nic in filter(nics.known, devices(live, "interface")):
         new = wanted.get(nics.nic_mac(nic))
-        if new is None or (_bridge(nic) != _bridge(new) and _keeps_bridge(nic, new, able)):
+        if new is None:
             continue
-        before, after = nics.read(nic), nics.read(new)
-        words = []
-        if before["bridge"] != after["bridge"]:
-            nics.PLACED["bridge"].place.put(nic, after["bridge"])
-            words.append(f"from bridge {before['bridge']} to {after['bridge']}")
-        if _carried(after) not in ("none", _carried(before)):
-            for name in ("vlan", "trunks"):
-                if after[name]:
-                    nics.PLACED[name].place.put(nic, after[name])
-            words.append(f"from VLAN {_carried(before)} to {_carried(after)}")
+        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new, able) else _replug(nic, nics.read(new))
         if words:
-            changes.append((f"move nic {after['mac']} at once {', '.join(words)}", text_of(nic)))
+            changes.append((f"move nic {nics.nic_mac(nic)} at once {', '.join(words)}", text_of(nic)))
+        before, after = LINK.get(nic) or "up", LINK.get(new) or "up"
+        if before != after:
+            LINK.put(nic, after)
+            changes.append((f"set the link of nic {nics.nic_mac(nic)} at once from {before} to {after}", text_of(nic)))
     return changes
+
+
+def _replug(nic: Element, after: Mapping[str, Any]) -> list[str]:
+    """Write the bridge and the VLANs; the changes in words."""
+    before, words = nics.read(nic), []
+    if before["bridge"] != after["bridge"]:
+        nics.PLACED["bridge"].place.put(nic, after["bridge"])
+        words.append(f"from bridge {before['bridge']} to {after['bridge']}")
+    if _carried(after) not in ("none", _carried(before)):
+        for name in ("vlan", "trunks"):
+            if after[name]:
+                nics.PLACED[name].place.put(nic, after[name])
+        words.append(f"from VLAN {_carried(before)} to {_carried(after)}")
+    return words
 
 
 def kept_plugs(live: Element, definition: Element, able: Able) -> dict[str, str]:
@@ -87,6 +98,30 @@ def limits(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str, dict
             bandwidth.BANDWIDTH.put(nic, limit)
             words = f"limit nic {after['mac']} at once: {bandwidth.words(before)} -> {bandwidth.words(limit)}"
             changes.append((words, after["mac"], bandwidth.parameters(limit)))
+    return changes
+
+
+def disk_limits(live: Element, definition: Element) -> list[tuple[str, str, dict[str, int]]]:
+    """Words, target and libvirt's parameters for each disk whose limits are not its definition's; writes them, too.
+
+    A parameter of 0 takes a limit away.
+    """
+    changes = []
+    wanted = {Property("target/@dev").get(disk): disk for disk in devices(definition, "disk")}
+    for disk in devices(live, "disk"):
+        target = Property("target/@dev").get(disk)
+        new = wanted.get(target)
+        if new is None or disks.read(disk) is None or disk.get("device") == "cdrom":
+            continue
+        texts, parameters = [], {}
+        for name, place in DISK_LIMITS.items():
+            before, after = place.get(disk) or {}, place.get(new) or {}
+            if before != after:
+                place.put(disk, after)
+                texts.append(f"{name} {tuning.shown(name, before)} -> {tuning.shown(name, after)}")
+                parameters.update({f"{way}_{place.unit}_sec": after.get(way, 0) for way in tuning.WAYS})
+        if texts:
+            changes.append((f"limit disk {target} at once: {', '.join(texts)}", target, parameters))
     return changes
 
 

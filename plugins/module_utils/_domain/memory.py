@@ -119,7 +119,7 @@ def check_hugepages(value: Any) -> Any:
 
 MEMORY = Memory()
 MEMORY_FIELDS = (
-    Field("memory", type="size", check=check_memory, place=MEMORY),
+    Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),
     Field("max_memory", type="size", check=check_memory, place=MaxMemory()),
     Field("hugepages", type="raw", check=check_hugepages, place=Hugepages()),
 )

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from xml.etree.ElementTree import SubElement
 
 import pytest
 
@@ -444,27 +445,68 @@ def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug,
     assert asked.count("domain") == 2, asked
 
 
-def grown(lab, memory: int, vcpus: int) -> None:
-    """Let the VM start with less than the most that it can have: KiB and number."""
-    xml = lab.node.domain("web1").xml
-    lab.run(name="web1", state="stopped", force=True)
-    xml = re.sub(r"<memory unit='KiB'>\d+", f"<memory unit='KiB'>{memory}", xml)
-    lab.node.define(re.sub(r"<vcpu [^>]*>2<", f"<vcpu current='2'>{vcpus}<", xml))
-    lab.run(name="web1", state="running")
-
-
 def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
-    grown(lab, 1 << 18, 4)
-    before, after = (parse(lab.node.domain("web1").xml) for _copy in range(2))
-    inner(after, "currentMemory").text = "131072"
-    live = parse(lab.node.domain("web1").live_xml)
-    assert scaling.memory(live, before, after) == ("memory", 1 << 27, "set the memory at once to 128MiB")
-    assert scaling.memory(live, after, after) is None, "asked for once"
-    inner(after, "currentMemory").text = str(1 << 19)
-    assert scaling.memory(live, before, after) is None, "more than the most"
-    inner(after, "vcpu").set("current", "4")
-    assert scaling.vcpus(live, after) == ("vcpus", 4, "set the vCPUs at once from 2 to 4")
-    assert scaling.vcpus(live, after) is None and scaling.reasons(live, after) == {}
+    lab.run(name="web1", max_memory="256MiB", max_vcpus=4, state="restarted")
+    done = lab.both(name="web1", memory="128MiB", vcpus=3)
+    assert done["actions"] == [
+        "set the memory at once to 128MiB",
+        "change web1: memory 64MiB -> 128MiB, vcpus 2 -> 3",
+        "set the vCPUs at once from 2 to 3",
+    ]
+    assert done["pending_restart"] == []
+    live = lab.node.domain("web1").live_xml
+    assert "<currentMemory unit='KiB'>131072<" in live and "current='3'" in live
+    done = lab.both(name="web1", memory="512MiB")
+    assert "at once" not in str(done["actions"]) and "memory 128MiB -> 512MiB" in done["pending_restart"]
+
+
+def test_vcpus_that_a_guest_keeps_are_named(lab, plug, monkeypatch):
+    lab.run(name="web1", max_vcpus=4, state="restarted")
+
+    def kept(*_args, **_named):
+        raise changing.Failed("operation failed: vcpu unplug request timed out")
+
+    monkeypatch.setattr(Node, "set_vcpus", kept)
+    assert "the guest keeps them" in lab.run(name="web1", vcpus=4)["msg"]
+
+
+def test_the_link_of_a_nic_changes_at_once(lab, plug):
+    result = lab.both(name="web1", nics=[{"link": "down"}])
+    assert result["actions"][1:] == [f"set the link of nic {MACS[0]} at once from up to down"]
+    assert result["pending_restart"] == [] and "<link state='down'/>" in lab.node.domain("web1").live_xml
+    result = lab.both(name="web1", nics=[{"link": "up", "vlan": 200}])
+    assert result["actions"][1:] == [
+        f"move nic {MACS[0]} at once from VLAN 100 to 200", f"set the link of nic {MACS[0]} at once from down to up",
+    ]  # fmt: skip
+    assert "<link state='down'/>" not in lab.node.domain("web1").live_xml
+
+
+def test_the_limits_of_a_disk_change_at_once(lab, plug, monkeypatch):
+    asked = []
+
+    def limited(node, name, target, limits):
+        """The test driver limits no disk that is not there when it starts; QEMU does."""
+        asked.append((target, limits))
+        disk = devices(plug.live(name), "disk")[0]
+        tune = next((child for child in disk if child.tag == "iotune"), None)
+        tune = SubElement(disk, "iotune") if tune is None else tune
+        for key, number in limits.items():
+            for old in [child for child in tune if child.tag == key]:
+                tune.remove(old)
+            if number:
+                SubElement(tune, key).text = str(number)
+
+    monkeypatch.setattr(Node, "set_disk_limits", limited)
+    disk = {**WEB["disks"][0], "iops": {"total": 500}, "bandwidth": {"read": "10MiB"}}
+    result = lab.both(name="web1", disks=[disk])
+    assert result["actions"][1:] == ["limit disk vda at once: iops none -> total 500, bandwidth none -> read 10MiB/s"]
+    assert result["pending_restart"] == [] and asked[0] == ("vda", {
+        "total_iops_sec": 500, "read_iops_sec": 0, "write_iops_sec": 0,
+        "total_bytes_sec": 0, "read_bytes_sec": 10 << 20, "write_bytes_sec": 0,
+    })  # fmt: skip
+    result = lab.both(name="web1", disks=[{**disk, "iops": {}}])
+    assert result["actions"][1:] == ["limit disk vda at once: iops total 500 -> none"]
+    assert set(asked[1][1].values()) == {0} and result["pending_restart"] == []
 
 
 def test_vcpus_that_the_vm_started_with_stay_until_its_next_start(lab, plug):
