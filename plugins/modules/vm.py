@@ -27,9 +27,9 @@ description:
     guest does not have yet is told in RV(pending_restart), with the reason where it is a device, on every run until the
     machine was powered off and on; O(restart=allowed) has that done. The words of RV(actions) say "at once" and "from
     its next start".
-  - At once come and go disks on the buses V(virtio) and V(scsi), NICs, the media of drives, the bridge, the VLANs, the
-    limits and the address checks of a NIC, the size of a disk, and tags. What is not changed keeps its address,
-    its name and its order in the guest.
+  - At once come and go disks on the buses V(virtio) and V(scsi), NICs, and the media of drives. At once change memory
+    and virtual CPUs within their maximum, size and limits of a disk, bridge, VLANs, link, limits and address checks of
+    a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
   - A disk or NIC that is attached gets the PCI address that the definition has for it, or the next that is free where
     something sits there. A machine of type V(q35) needs a free PCI port for each disk on V(virtio) and each NIC. New
     machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
@@ -75,6 +75,8 @@ options:
     description:
       - Memory in bytes, or with a unit such as V(4GiB); whole mebibytes. Required for a new machine.
       - Where O(max_memory) was never given, or is less than this, the maximum is this.
+      - Within the maximum with which a machine was started, it changes at once. The guest is asked once, and gives back
+        what it can; one without a driver for the balloon keeps what it has.
     type: str
   max_memory: &max_memory
     description:
@@ -94,6 +96,8 @@ options:
     description:
       - Number of virtual CPUs. Required for a new machine.
       - Where O(max_vcpus) was never given, or is less than this, the maximum is this.
+      - Within the maximum with which a machine was started, it changes at once, but never below the number with which
+        it was started. The guest must know hot-plug of CPUs.
     type: int
   max_vcpus: &max_vcpus
     description:
@@ -308,9 +312,9 @@ options:
         O(disks[].type) yet are left alone.
       - A disk is found again by O(disks[].target), else by its storage. To take a disk from the list takes it from the
         machine; its data stays.
-      - Disks on the buses V(virtio) and V(scsi) come and go at once, and a drive gets another medium at once. A disk on
-        V(sata), a drive, the first disk on V(scsi), and other values of a disk that is there count from the next
-        start.
+      - Disks on the buses V(virtio) and V(scsi) come and go at once. So do the medium of a drive, O(disks[].size),
+        O(disks[].iops) and O(disks[].bandwidth). A disk on V(sata), a drive, the first disk on V(scsi), and other
+        values of a disk that is there count from the next start.
     type: list
     elements: dict
     suboptions:
@@ -502,8 +506,9 @@ options:
       - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
       - NICs come and go at once in a running machine. At once change also O(nics[].bridge) between bridges of one kind
-        (of Open vSwitch where libvirt is 11.3 or later), O(nics[].vlan), O(nics[].trunks), O(nics[].bandwidth), and on
-        Open vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next start.
+        (of Open vSwitch where libvirt is 11.3 or later), O(nics[].vlan), O(nics[].trunks), O(nics[].link),
+        O(nics[].bandwidth), and on Open vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next
+        start.
       - On Open vSwitch a VLAN that belongs to the hosts is refused, alone and in a trunk, and so is a NIC without a
         VLAN, which would carry all of them. C(/etc/drover/network.json) on the node says which VLANs these are; role
         P(drover.kvm.open_vswitch#role) writes it.

@@ -21,8 +21,8 @@ from .._xml import parse, text_of
 from . import attaching, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
-from .site import Site
 from .scaling import Scaling
+from .site import Site
 
 NEXT = "from its next start"
 
