@@ -445,6 +445,10 @@ class Node:
         params = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: rate} if rate else {}
         self._do(f"copy disk {target} of", name, lambda vm: vm.blockCopy(target, xml, params, flags))
 
+    def pull(self, name: str, target: str) -> None:
+        """Begin to take into a running VM's disk what it is based on; then it is based on nothing."""
+        self._do(f"flatten disk {target} of", name, lambda vm: vm.blockPull(target, 0, 0))
+
     def block_job(self, name: str, target: str) -> dict[str, int]:
         """Bytes of the job on a disk: `cur` of `end`; empty when there is none."""
         job = self._do(f"read the job on disk {target} of", name, lambda vm: vm.blockJobInfo(target, 0))

@@ -439,8 +439,19 @@ options:
           - What a new volume starts as. It says nothing about one that is there.
           - With O(disks[].type=rbd) a protected snapshot, V(POOL/IMAGE@SNAPSHOT). The image is a clone of it.
           - With O(disks[].type=iscsi) an image on the SAN. It is for filter P(drover.kvm.iscsi_volumes#filter), which
-            runs before; this module does not use it. With O(disks[].type=file) it is refused.
+            runs before; this module does not use it.
+          - With O(disks[].type=file) a template on the node, made by M(drover.kvm.image), as an absolute path.
         type: path
+      clone:
+        description:
+          - How a file is made from its O(disks[].source). V(linked) is a qcow2 file that holds only what differs from
+            the template; it is there at once. V(full) is a copy of its own.
+          - A linked clone for which V(full) is given is flattened; as its machine runs, if it does. What it took from
+            the template is copied into it, and then it is based on nothing. If the module is killed, run the task
+            again. A full copy stays one, whatever is given.
+          - The default for a new disk with a source is V(linked) with O(disks[].format=qcow2), else V(full).
+        type: str
+        choices: [linked, full]
       iqn:
         description:
           - IQN of the iSCSI target. Required for a new disk of O(disks[].type=iscsi).
@@ -497,7 +508,8 @@ options:
           - Path of the file, in a folder that exists. It must not be one of the operating system's.
           - The default is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
             number.
-          - A file that is there already is used as it is. One that is based on another file is refused.
+          - A file that is there already is used as it is. One that is based on another file is refused, unless it is a
+            linked clone that was made for this machine. A template is refused; it is a O(disks[].source).
           - The medium of a drive (O(disks[].device=cdrom)) is changed at once. With an empty path the drive is empty.
             Where the guest has locked the tray, the module fails and says so.
         type: path
@@ -712,7 +724,8 @@ options:
       - With O(state=absent), also delete the files of its disks, after the definition is gone. Images of Ceph that
         nobody has open are moved to the trash of their pool, from where C(rbd trash restore) brings them back.
       - Only what this module made is deleted (it carries the UUID in the extended attribute C(user.drover.vm), or in
-        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer.
+        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer. Never a template, an
+        ISO, or a file that others are based on. RV(kept) names what stays.
       - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
       - The default is V(false).
     type: bool
@@ -835,6 +848,26 @@ EXAMPLES = r"""
         format: qcow2
         size: 100GiB
   register: db1
+
+- name: Two machines on files, each a linked clone of a template; see module image
+  drover.kvm.vm:
+    state: running
+    memory: 2GiB
+    vcpus: 2
+    disks:
+      - type: file
+        format: qcow2
+        source: /var/lib/libvirt/templates/debian-13.qcow2
+        size: 40GiB
+    vms: [{name: test1}, {name: test2}]
+
+- name: Make the disk of one of them a copy of its own, as it runs
+  drover.kvm.vm:
+    name: test1
+    disks:
+      - type: file
+        target: vda
+        clone: full
 
 - name: A machine on Ceph, as a clone of a template
   drover.kvm.vm:
@@ -1016,7 +1049,10 @@ vm:
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}
     disks:
-      description: Its disks, with the suboptions of O(disks); C(size) in bytes, null where it is not known.
+      description:
+        - Its disks, with the suboptions of O(disks).
+        - With O(disks), also C(size) in bytes, null where it is not known, and C(backing), the file that a disk is
+          based on, so the template of a linked clone.
       type: list
       elements: dict
       returned: always
@@ -1028,8 +1064,17 @@ vm:
           somebody took it out of the drive. Null where nothing was given.
       type: dict
       returned: always
+kept:
+  description:
+    - What the disks of a machine that is removed lie on and what stays, such as ISOs, disks that were not made by this
+      module, and, without O(remove_disks), all of them.
+    - With O(vms), in each item of RV(results).
+  returned: always
+  type: list
+  elements: str
+  sample: ["/srv/iso/debian-13.iso"]
 results:
-  description: One item per machine, with RV(vm), RV(pending_restart), RV(actions) and C(changed).
+  description: One item per machine, with RV(vm), RV(pending_restart), RV(kept), RV(actions) and C(changed).
   returned: when O(vms) is given
   type: list
   elements: dict
@@ -1051,17 +1096,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
 from ansible_collections.drover.kvm.plugins.module_utils._domain import (
     changing,
     cloud_init,
     leasing,
     power,
-    seeding,
+    removal,
     starting,
 )
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
@@ -1098,6 +1142,7 @@ class Vm(Resource):
         self.site = client
         self.admission = Admission(client, self.name, params["fenced"])
         self.planned = False
+        self.kept: list[str] = []
 
     @classmethod
     @contextmanager
@@ -1112,7 +1157,7 @@ class Vm(Resource):
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        volumes = [volume.name for _store, volume in self._volumes()] + self.draft.left()
+        volumes = [one.name for _store, one in removal.volumes(self.draft, self.admission)] + self.draft.left()
         return {"name": self.name, "state": "absent", "volumes": volumes} if volumes else None
 
     def wanted(self, before: State) -> State:
@@ -1139,9 +1184,10 @@ class Vm(Resource):
         draft, act = self.draft, self.draft.act
         off = starting.power_off(act, self.admission, draft)
         if wanted is None:
-            steps = off + self._removal()
+            self.kept = self.kept or removal.kept(draft, self.admission)
+            steps = off + removal.steps(draft, self.admission)
         else:
-            edits = draft.seed + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
+            edits = draft.ahead + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
             live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
             steps = edits + off if act == "restart" else off + edits
             steps += on + live if act == "resume" else live + on
@@ -1153,22 +1199,9 @@ class Vm(Resource):
         return steps
 
     def result(self, state: State) -> dict[str, Any]:
-        """The VM, and what waits for its next start."""
+        """The VM, what waits for its next start, and what stays of one that goes."""
         vm = None if state is None or state["state"] == "absent" else dict(state)
-        return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else []}
-
-    def _removal(self) -> list[Step]:
-        defined = self.domain is not None and self.domain.persistent
-        steps = [Step(f"undefine {self.name}", self.draft.undefine)] if defined else []
-        uuid, volumes = self.draft.uuid, self._volumes()
-        steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
-        return steps + seeding.removal(self.name, uuid)
-
-    def _volumes(self) -> list[tuple[Store, Volume]]:
-        if self.params["state"] != "absent" or not self.params["remove_disks"]:
-            return []
-        others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
-        return self.draft.removable(others)
+        return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else [], "kept": self.kept}
 
     def _make_volumes(self) -> list[Step]:
         return [Step(change.words, partial(self._make_volume, change)) for change in self.draft.volumes]

@@ -19,13 +19,15 @@ class Volume(NamedTuple):
     """What a store holds for one disk.
 
     `identity` is the disk's, `size` in bytes, `mark` the UUID of the VM for which we made it, `backing` what it is
-    based on.
+    based on. `template`: others are made from it, so it is nobody's disk. `clone`: what it is based on is a template.
     """
 
     identity: str
     size: int
     mark: str | None = None
     backing: str | None = None
+    template: bool = False
+    clone: bool = False
 
     @property
     def name(self) -> str:
@@ -35,6 +37,10 @@ class Volume(NamedTuple):
 
 def _nothing(_options: Options) -> str | None:
     return None
+
+
+def _none(_identity: str) -> list[str]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Store:
     - `remove` (identity, UUID): deletes one; looks at the mark, and at who has it open, once more.
     - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
     - `canonical`: the one spelling of an identity that has several.
+    - `based` (identity): the volumes that are based on it, so that it must stay.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
     """
 
@@ -63,6 +70,7 @@ class Store:
     canonical: Callable[[str], str] = str
     grows_open: bool = False
     check_free: Callable[[Options], object] = _nothing
+    based: Callable[[str], list[str]] = _none
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ DISKS: tuple[Field, ...] = (
     *COMMON,
     Field("size", type="size", check=_check_size, when="live"),
     Field("source", type="path", fixed="it says what a new volume starts as"),
+    Field("clone", choices=("linked", "full"), when="live"),
     *(field for kind in KINDS.values() for field in kind.fields),
 )
 
@@ -103,8 +104,8 @@ def filled(wanted: Sequence[Mapping[str, Any]], vm: str) -> list[dict[str, Any]]
 def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, Mapping[str, Any]]:
     """Make the disks of the definition exactly these; kinds that this module does not know stay.
 
-    A disk is found by its target, else by its storage. Returns the disks as declared, by target: size and source are
-    no part of a definition. Raises Invalid, Refused.
+    A disk is found by its target, else by its storage. Returns the disks as declared, by target: size, source and
+    clone are no part of a definition. Raises Invalid, Refused.
     """
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
@@ -125,7 +126,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
         else:
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
-        declared[options["target"]] = given
+        declared[options["target"]] = {**given, "clone": options.get("clone")}
     return declared
 
 
@@ -205,6 +206,8 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if missing and not (options["device"] == "cdrom" and missing == ["path"]):
         raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
     complaint = kind.complaint(options)
+    if options.get("clone") and kind.name != "file":
+        complaint = "clone is for disks of type file; a source of another type says itself what is made of it"
     if complaint:
         raise Invalid(f"{where}: {complaint}", option=where)
     if bool(options.get("user")) != bool(options.get("secret")):

@@ -18,7 +18,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import attaching, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
+from . import attaching, chains, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .scaling import Scaling
@@ -38,13 +38,14 @@ class Draft:
         self.after: Element = Element("domain")
         self.before = parse(domain.xml) if domain else None
         self.running = parse(domain.live_xml) if domain and domain.live_xml else None
+        # What QEMU has, for as long as it is not shut down first.
+        self.now = self.running
         self.act: str | None = None
         self.awake = bool(self.facts and self.facts["state"] == "running")
         # For what it is restarted.
         self.waited: list[str] = []
         self.volumes: list[storage.Change] = []
         self.seen: dict[str, int | None] = {}
-        # The disks that QEMU has open, for as long as it is not shut down first.
         self.attached = {disk["target"] for disk in disks.read_all(self.running)} if self.running is not None else set()
         # What is changed at once.
         self.devices: list[attaching.Change] = []
@@ -54,7 +55,7 @@ class Draft:
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.disk_limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.seed: list[Step] = []
+        self.ahead: list[Step] = []
 
     @property
     def redefined(self) -> bool:
@@ -150,8 +151,8 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `volumes`, `seed` and what changes live, and makes `act` a
-        restart where that is allowed and something waits for it. Raises Invalid, Refused.
+        Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
+        changes live, and makes `act` a restart where that is allowed and something waits for it. Raises Invalid, Refused.
         """
         self.act, self.awake = act, self.awake or act == "resume"
         self._check_host()
@@ -161,6 +162,8 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+        chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
         self._plan_live()
         options = sheet.read(self.after)
@@ -168,9 +171,10 @@ class Draft:
             self._check_vlans(options["nics"])
         state = self.state(self.after, self._power_after(), self._autostart())
         if self.params["disks"] is not None:
-            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-        self.seed = seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
+            full = {target for target, given in declared.items() if given["clone"] == "full"}
+            self.ahead = chains.flatten(self.site.node, self.after, self.now, state["disks"], full)
+        self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
     def _plan_live(self) -> None:
@@ -180,7 +184,7 @@ class Draft:
             self.waited = self.pending(self.after) if self.act is None and self._may_restart() else []
             self.act = "restart" if self.waited else self.act
         if self.act in power.OFF.values() or self.act == "destroy":
-            self.attached = set()
+            self.attached, self.now = set(), None
         if self.act not in (None, "resume", "pause"):
             self.running, self.memory, self.vcpus = None, None, None
             self.devices, self.plugs, self.limits, self.disk_limits, self.noted = [], [], [], [], []

@@ -106,10 +106,17 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "format": _attribute(disk, "driver", "type"),
         "size": None,
         "readonly": find(disk, "readonly") is not None,
-        "shared_storage": kind in NETWORK_TYPES or (kind == "file" and _below(identity, shared_mounts)),
+        "shared_storage": kind in NETWORK_TYPES
+        or (kind == "file" and all(_below(name, shared_mounts) for name in (identity, *_backing(disk)))),
         # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
         "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
+
+
+def _backing(disk: Element) -> list[str]:
+    """The files that a disk is based on; one that is not on shared storage keeps the disk on its node."""
+    sources = [find(store, "source") for store in disk.iter("backingStore")]
+    return [f"file:{source.get('file')}" for source in sources if source is not None]
 
 
 def _below(identity: str | None, mounts: Sequence[str]) -> bool:

@@ -184,7 +184,10 @@ def _mend(need: Mapping[str, Any]) -> str:
         return "move it to shared storage first, or have it copied with storage=copy"
     if not need["running"]:
         return "start it: only a running VM is copied"
-    return "move it to shared storage first: only a raw or qcow2 file that is based on no other is copied"
+    return (
+        "move it to shared storage first, or, a linked clone, flatten it (clone: full): only a raw or qcow2 file that "
+        "is based on no other is copied"
+    )
 
 
 def _room(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:

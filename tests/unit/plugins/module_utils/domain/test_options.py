@@ -119,6 +119,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "path": (FILE, "<source file='/srv/vms/web1.qcow2'/>"),
     "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2' error_policy='stop'/>"),
     "source": ({**SAN, "source": "/srv/drover/images/a.img"}, NEW_SAN),
+    "clone": ({**FILE, "source": "/srv/debian.qcow2", "clone": "linked"}, "<source file='/srv/vms/web1.qcow2'/>"),
     "size": (FILE, "<disk type='file' device='disk'>"),
     "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),
     "pool": (RBD, NEW_RBD),
@@ -191,7 +192,7 @@ def test_disks(option):
     disk, fragment = DISK_ROWS[option]
     root, params = build(disks=[disk])
     check(root, params, fragment)
-    if option not in ("size", "source"):
+    if option not in ("size", "source", "clone"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
