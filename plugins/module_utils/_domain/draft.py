@@ -152,7 +152,7 @@ class Draft:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
         Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
-        changes live, and makes `act` a restart where that is allowed and something waits for it. Raises Invalid, Refused.
+        changes live, and makes `act` a restart where that is allowed and something waits. Raises Invalid, Refused.
         """
         self.act, self.awake = act, self.awake or act == "resume"
         self._check_host()
