@@ -517,10 +517,9 @@ options:
     description:
       - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
-      - NICs come and go at once in a running machine. At once change also O(nics[].bridge) between bridges of one kind
-        (of Open vSwitch where libvirt is 11.3 or later), O(nics[].vlan), O(nics[].trunks), O(nics[].link),
-        O(nics[].bandwidth), and on Open vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next
-        start.
+      - NICs come and go at once in a running machine. At once change also O(nics[].bridge) from one Linux bridge to
+        another with the same VLAN, O(nics[].vlan), O(nics[].trunks), O(nics[].link), O(nics[].bandwidth), and on Open
+        vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next start.
       - On Open vSwitch a VLAN that belongs to the hosts is refused, alone and in a trunk, and so is a NIC without a
         VLAN, which would carry all of them. C(/etc/drover/network.json) on the node says which VLANs these are; role
         P(drover.kvm.open_vswitch#role) writes it.

@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 
-NODE, NAME, BRIDGE = "hv3", "plugged1", "br-live"
+NODE, NAME, BRIDGES = "hv3", "plugged1", ("br-one", "br-two")
 FILES = "/var/lib/libvirt/images"
 ISO = f"{FILES}/{NAME}.iso"
 FIRST = {"type": "file", "target": "vda", "format": "qcow2", "size": "8MiB"}
@@ -71,10 +71,13 @@ class Plugged:
 @pytest.fixture
 def plugged(site: Cluster) -> Iterator[Plugged]:
     found = Plugged(site)
-    found.ssh(f"ovs-vsctl add-br {BRIDGE} -- set bridge {BRIDGE} datapath_type=netdev; head -c 64K /dev/zero >{ISO}")
+    for bridge in BRIDGES:
+        found.ssh(f"ip link add {bridge} up type bridge; head -c 64K /dev/zero >{ISO}")
     yield found
     gone = found.task(state="absent", force=True, remove_disks=True)
-    left = found.ssh(f"rm -f {ISO}; ovs-vsctl --if-exists del-br {BRIDGE}; ls {FILES} | grep {NAME}", check=False)
+    for bridge in BRIDGES:
+        found.ssh(f"ip link del {bridge}")
+    left = found.ssh(f"rm -f {ISO}; ls {FILES} | grep {NAME}", check=False)
     assert not gone["failed"] and left == "", (gone, left)
 
 
@@ -86,18 +89,21 @@ def test_devices_come_and_go_while_the_vm_runs_and_the_rest_takes_a_restart(plug
     # One change of all that can be changed at once.
     disks = [{**FIRST, "size": "16MiB"}, SCSI, {**DRIVE, "path": ISO}]
     disks += [{**FIRST, "target": "vdb"}, {**SCSI, "target": "sdb"}]
-    done = plugged.vm(disks=disks, nics=[NIC, {"bridge": "br0", "vlan": 200}], tags=["live"])
+    done = plugged.vm(disks=disks, nics=[NIC, {"bridge": BRIDGES[0]}], tags=["live"])
     assert done["pending_restart"] == [] and done["vm"]["disks"][0]["size"] == 16 << 20
     now = plugged.places()
     assert now == plugged.places("--inactive") and {**now, **before} == now and len(now) == len(before) + 3
     assert plugged.ssh(f"virsh -q domblklist {NAME} | grep sdc").split()[-1] == ISO
 
-    # Another bridge of Open vSwitch, with another VLAN; the guest sees nothing of it.
-    mac = done["vm"]["nics"][0]["mac"]
-    moved = plugged.vm(nics=[{"bridge": BRIDGE, "vlan": 101}, {"bridge": "br0", "vlan": 200}])
+    # Another VLAN, and another Linux bridge; the guest sees nothing of it.
+    macs = [nic["mac"] for nic in done["vm"]["nics"]]
+    moved = plugged.vm(nics=[{"bridge": "br0", "vlan": 200}, {"bridge": BRIDGES[1]}])
     assert moved["pending_restart"] == [] and plugged.places() == now
-    tap = plugged.tap(mac)
-    assert plugged.ssh(f"ovs-vsctl port-to-br {tap}; ovs-vsctl get port {tap} tag").split() == [BRIDGE, "101"]
+    taps = [plugged.tap(mac) for mac in macs]
+    assert plugged.ssh(f"ovs-vsctl get port {taps[0]} tag; ls /sys/class/net/{BRIDGES[1]}/brif").split() == [
+        "200",
+        taps[1],
+    ]
 
     # An empty drive and a disk less, at once; a PCI disk only when the guest lets go of it.
     plugged.vm(disks=[{**FIRST, "size": "16MiB"}, SCSI, DRIVE, {**FIRST, "target": "vdb"}])

@@ -75,6 +75,9 @@ def read(disk: Element) -> dict[str, Any] | None:
     options: dict[str, Any] = {"type": kind.name}
     options.update({field.name: field.place.get(disk) for field in (*COMMON, *kind.fields)})
     options["device"] = options["device"] or "disk"
+    if options["device"] == "cdrom":
+        # libvirt leaves it out of an empty drive that runs.
+        options["format"] = options["format"] or "raw"
     return options
 
 

@@ -123,7 +123,7 @@ class Draft:
             return {}
         reasons = attaching.reasons(self.running, definition, self.awake)
         reasons.update(scaling.reasons(self.running, definition))
-        reasons.update(live.kept_plugs(self.running, definition, self.site.moves_between_switches))
+        reasons.update(live.kept_plugs(self.running, definition))
         words = sheet.pending(self.running, sheet.read(definition))
         return {word: f"from its next start: {reasons[word]}" if word in reasons else NEXT for word in words}
 
@@ -203,7 +203,7 @@ class Draft:
         if self.params["disks"] is not None:
             self.disk_limits = live.disk_limits(running, self.after)
         if self.params["nics"] is not None:
-            self.plugs = live.plugs(running, self.after, self.site.moves_between_switches)
+            self.plugs = live.plugs(running, self.after)
             self.limits = live.limits(running, options)
         said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
         said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._xml import Property, devices, text_of
 from . import bandwidth, disks, metadata, nics, spoofing, tuning
 
-Able = Callable[[], bool]
 CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
 DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
 
 
-def plugs(live: Element, definition: Element, able: Able) -> list[tuple[str, str]]:
+def plugs(live: Element, definition: Element) -> list[tuple[str, str]]:
     """Words and device XML for each NIC that runs in other VLANs, on another bridge, or with another link than defined.
 
-    Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML; `able` tells whether it can
-    move one between bridges of Open vSwitch.
+    Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML.
     """
     changes = []
     wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
@@ -30,7 +28,7 @@ def plugs(live: Element, definition: Element, able: Able) -> list[tuple[str, str
         new = wanted.get(nics.nic_mac(nic))
         if new is None:
             continue
-        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new, able) else _replug(nic, nics.read(new))
+        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
         if words:
             changes.append((f"move nic {nics.nic_mac(nic)} at once {', '.join(words)}", text_of(nic)))
         before, after = LINK.get(nic) or "up", LINK.get(new) or "up"
@@ -54,14 +52,14 @@ def _replug(nic: Element, after: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def kept_plugs(live: Element, definition: Element, able: Able) -> dict[str, str]:
+def kept_plugs(live: Element, definition: Element) -> dict[str, str]:
     """Why a NIC changes its bridge at the next start only, by the words of the sheet's changes."""
     wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
     found = {}
     for nic in filter(nics.known, devices(live, "interface")):
         mac = nics.nic_mac(nic)
         new = wanted.get(mac)
-        if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new, able)):
+        if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new)):
             found[f"nic {mac} bridge {_bridge(nic)} -> {_bridge(new)}"] = reason
     return found
 
@@ -71,15 +69,16 @@ def _bridge(nic: Element) -> str | None:
     return bridge
 
 
-def _keeps_bridge(nic: Element, new: Element, able: Able) -> str | None:
+def _keeps_bridge(nic: Element, new: Element) -> str | None:
     """Why libvirt can't move it to the other bridge as it runs."""
     kinds = [Property("virtualport/@type").get(one) for one in (nic, new)]
     if kinds[0] != kinds[1]:
         return "the bridges are of different kinds"
     if kinds[0] is None and _carried(nics.read(nic)) != _carried(nics.read(new)):
         return "its VLAN changes, too"
-    if kinds[0] is not None and not able():
-        return "between bridges of Open vSwitch it takes libvirt 11.3"
+    if kinds[0] is not None:
+        # It adds the port to the new one, while the old one has it (seen with 11.3).
+        return "libvirt can't move it between bridges of Open vSwitch"
     return None
 
 

@@ -20,7 +20,6 @@ from .neighbours import survey
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0
-BETWEEN_SWITCHES = (11, 3)  # the libvirt that was seen to move a NIC between bridges of Open vSwitch as it runs
 LIBVIRT_VLANS = 11  # the first version that gives a port of a Linux bridge its VLAN
 
 
@@ -65,10 +64,6 @@ class Site:
     def offer(self) -> dict[str, Any]:
         """What the node can run: `arch`, `virt_types`, `machine_types`, `memory` (see `Node.host`)."""
         return self.node.host()
-
-    def moves_between_switches(self) -> bool:
-        """Whether libvirt can move a NIC that runs from one bridge of Open vSwitch to another."""
-        return tuple(int(part) for part in self.offer["libvirt_version"].split(".")[:2]) >= BETWEEN_SWITCHES
 
     @cached_property
     def leases(self) -> Leases:

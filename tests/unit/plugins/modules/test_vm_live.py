@@ -286,19 +286,16 @@ def test_only_a_drive_can_be_empty(lab):
 
 
 BRIDGES = {"br-int": "ovs", "br-ext": "ovs", "br0": "linux", "br1": "linux"}
-MOVES = [
-    ({"bridge": "br0"}, {"bridge": "br1"}, "9.0.0", None),
-    ({"bridge": "br-int", "vlan": 100}, {"bridge": "br-ext", "vlan": 200}, "11.3.0", None),
-    ({"bridge": "br-int", "vlan": 100}, {"bridge": "br-ext"}, "11.2.0", "between bridges of Open vSwitch"),
-    ({"bridge": "br0"}, {"bridge": "br-int", "vlan": 100}, "11.3.0", "the bridges are of different kinds"),
+MOVES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
+    ({"bridge": "br0"}, {"bridge": "br1"}, None),
+    ({"bridge": "br-int", "vlan": 100}, {"bridge": "br-ext"}, "libvirt can't move it between bridges of Open vSwitch"),
+    ({"bridge": "br0"}, {"bridge": "br-int", "vlan": 100}, "the bridges are of different kinds"),
 ]
 
 
 @pytest.mark.parametrize("move", MOVES)
 def test_a_nic_changes_its_bridge_at_once_where_libvirt_can(lab, plug, monkeypatch, move):
-    old, new, version, reason = move
-    host = Node.host
-    monkeypatch.setattr(Node, "host", lambda node: {**host(node), "libvirt_version": version})
+    old, new, reason = move
     monkeypatch.setattr(draft.Site, "bridges", BRIDGES)
     lab.run(name="web1", nics=[old], state="restarted", force=True)
     lab.run(name="web1", nics=[{**old, "mac": MACS[1]}])
@@ -310,9 +307,7 @@ def test_a_nic_changes_its_bridge_at_once_where_libvirt_can(lab, plug, monkeypat
         assert [words for words in result["pending_restart"] if reason in words], result["pending_restart"]
         return
     assert result["pending_restart"] == [] and words in result["actions"][0]
-    said = f"move nic {MACS[1]} at once from bridge {old['bridge']} to {new['bridge']}"
-    said += ", from VLAN 100 to 200" if "vlan" in new else ""
-    assert result["actions"][1:] == [said]
+    assert result["actions"][1:] == [f"move nic {MACS[1]} at once from bridge {old['bridge']} to {new['bridge']}"]
     assert buses(lab.node.domain("web1").live_xml) == place
 
 
