@@ -465,6 +465,11 @@ class Node:
 
     # ---- storage pools
 
+    def networks(self) -> dict[str, str | None]:
+        """All of its virtual networks, active or not, each with the bridge that it plugs into."""
+        with translated(f"list the networks of {self.name}"):
+            return {network.name(): _bridge_of(network) for network in self.connection.listAllNetworks(0)}
+
     def pools(self) -> dict[str, Pool]:
         """All storage pools by name."""
         with translated(f"list the storage pools of {self.name}"):
@@ -617,6 +622,13 @@ class Node:
         flags = libvirt.VIR_CONNECT_BASELINE_CPU_MIGRATABLE if migratable else 0
         with translated(f"compute a CPU baseline on {self.name}"):
             return str(self.connection.baselineHypervisorCPU(None, None, None, virt, list(cpus), flags))
+
+
+def _bridge_of(network: Any) -> str | None:
+    try:
+        return str(network.bridgeName())
+    except libvirt.libvirtError:  # a network of another kind, such as a pool of host devices
+        return None
 
 
 def _pool_of(pool: Any) -> Pool:

@@ -515,7 +515,8 @@ options:
         type: path
   nics: &nics
     description:
-      - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
+      - The network interfaces, exactly these, in this order. Those that are neither on a bridge
+        nor in a virtual network of libvirt are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
       - NICs come and go at once in a running machine. At once change also O(nics[].bridge) from one Linux bridge to
         another with the same VLAN, O(nics[].vlan), O(nics[].trunks), O(nics[].link), O(nics[].bandwidth), and on Open
@@ -528,8 +529,15 @@ options:
     suboptions:
       bridge:
         description:
-          - Name of the node's bridge, of Open vSwitch or of Linux. Required for a new NIC.
+          - Name of the node's bridge, of Open vSwitch or of Linux. Required for a new NIC, unless O(nics[].network) is
+            given.
         type: str
+      network:
+        description:
+          - Name of a virtual network of libvirt, in the place of O(nics[].bridge). Each node that runs the machine
+            needs it. It has no VLANs. One that plugs into a bridge of Open vSwitch is refused.
+        type: str
+        version_added: "0.1.0"
       vlan:
         description:
           - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch, or on a Linux bridge that filters VLANs where

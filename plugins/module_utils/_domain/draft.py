@@ -21,6 +21,7 @@ from .._xml import parse, text_of
 from . import attaching, chains, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
+from .nics import read_all as nic_options
 from .scaling import Scaling
 from .site import Site
 
@@ -169,6 +170,7 @@ class Draft:
         options = sheet.read(self.after)
         if self.params["nics"] or self.act in power.STARTS:
             self._check_vlans(options["nics"])
+        self._check_networks(options["nics"])
         state = self.state(self.after, self._power_after(), self._autostart())
         if self.params["disks"] is not None:
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
@@ -205,9 +207,9 @@ class Draft:
         if self.params["nics"] is not None:
             self.plugs = live.plugs(running, self.after)
             self.limits = live.limits(running, options)
-        said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
-        said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
-        self.noted = [words for words in said if words]
+        self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
+        if self.params["nics"] is not None and (words := live.checks(running, self.after)):
+            self.noted.append(words)
 
     def write_record(self) -> None:
         """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
@@ -216,6 +218,18 @@ class Draft:
         node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
         if live.CHECKS in self.noted:
             declare(node.domain(name))
+
+    def _check_networks(self, nics: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse new ones that are not there, or that lead around the guard of the hosts' VLANs."""
+        has = [] if self.before is None else [nic["network"] for nic in nic_options(self.before)]
+        named = [(place, nic["network"]) for place, nic in enumerate(nics)]
+        for place, network in [(place, network) for place, network in named if network and network not in has]:
+            where, known = f"nics[{place}] of {self.params['name']}", self.site.networks
+            if network not in known:
+                have = ", ".join(sorted(known)) or "none"
+                raise Invalid(f"{where}: this node has no network {network} (it has: {have})", option="nics")
+            if self.site.bridges.get(str(known[network])) == "ovs":
+                raise Refused(f"{where}: network {network} is {known[network]} of Open vSwitch; give bridge and vlan")
 
     def _check_vlans(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse VLANs that are the hosts' own."""
@@ -228,9 +242,9 @@ class Draft:
 
     def _check_host(self) -> None:
         for name in ("memory", "max_memory"):
-            memory = self.params[name]
-            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
+            size = self.params[name]
+            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self) -> str:
         if self.act is None:

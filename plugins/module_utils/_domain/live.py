@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -15,6 +15,7 @@ from . import bandwidth, disks, metadata, nics, spoofing, tuning
 CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
 DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
+RECORD = ("tags", "owner", "rollback_safe")
 
 
 def plugs(live: Element, definition: Element) -> list[tuple[str, str]]:
@@ -60,7 +61,7 @@ def kept_plugs(live: Element, definition: Element) -> dict[str, str]:
         mac = nics.nic_mac(nic)
         new = wanted.get(mac)
         if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new)):
-            found[f"nic {mac} bridge {_bridge(nic)} -> {_bridge(new)}"] = reason
+            found[f"nic {mac} bridge {_bridge(nic) or 'none'} -> {_bridge(new) or 'none'}"] = reason
     return found
 
 
@@ -71,6 +72,8 @@ def _bridge(nic: Element) -> str | None:
 
 def _keeps_bridge(nic: Element, new: Element) -> str | None:
     """Why libvirt can't move it to the other bridge as it runs."""
+    if None in (_bridge(nic), _bridge(new)):
+        return "it goes from a bridge to a network, or back"
     kinds = [Property("virtualport/@type").get(one) for one in (nic, new)]
     if kinds[0] != kinds[1]:
         return "the bridges are of different kinds"
@@ -124,13 +127,13 @@ def disk_limits(live: Element, definition: Element) -> list[tuple[str, str, dict
     return changes
 
 
-def tags(live: Element, definition: Element) -> str | None:
-    """The words for tags of a running VM that differ from its definition's; writes them into `live`."""
-    wanted = metadata.read(definition)["tags"]
-    if metadata.read(live)["tags"] == wanted:
-        return None
-    metadata.edit(live, {"tags": wanted})
-    return "tags"
+def said(live: Element, definition: Element, names: Sequence[str]) -> list[str]:
+    """What the record of a running VM says otherwise than its definition's, of these names; writes it into `live`."""
+    before, wanted = metadata.read(live), metadata.read(definition)
+    changed = [name for name in names if before.get(name) != wanted.get(name)]
+    if changed:
+        metadata.edit(live, {name: wanted.get(name) for name in changed})
+    return changed
 
 
 def checks(live: Element, definition: Element) -> str | None:

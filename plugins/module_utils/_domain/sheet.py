@@ -110,11 +110,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
-    if definition["memory"] <= memory.most(live):
-        # The rest is a matter of the balloon, which a guest takes its time for, or has no driver for.
-        running["memory"] = definition["memory"]
-    if memory.most(live) == (definition["max_memory"] or definition["memory"]):
-        running["max_memory"] = definition["max_memory"]
+    running.update(memory.compared(live, definition))
     if cpu.has_features(live, definition["cpu_features"] or {}):
         running["cpu_features"] = definition["cpu_features"]
     for field in HARDWARE:

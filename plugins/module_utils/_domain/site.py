@@ -56,6 +56,11 @@ class Site:
         return {name: "filtering" if kind == "linux" and name in able else kind for name, kind in found.items()}
 
     @cached_property
+    def networks(self) -> dict[str, str | None]:
+        """libvirt's virtual networks with the bridge of each."""
+        return self.node.networks()
+
+    @cached_property
     def reserved(self) -> dict[str, list[int]]:
         """The VLANs of the hosts by bridge."""
         return _reserved.read()

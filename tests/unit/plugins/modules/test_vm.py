@@ -112,11 +112,28 @@ def test_a_running_vm_says_what_waits_for_its_next_start_on_every_run(lab):
     assert lab.both(name="web1", state="running")["pending_restart"] == []
 
 
+def test_a_balloon_that_is_elsewhere_waits_for_no_restart(lab):
+    lab.run(**WEB, max_memory="128MiB", state="running")
+    lab.node.set_memory("web1", 128 * MIB, live=True, config=False)
+    assert lab.run(name="web1")["pending_restart"] == []
+    result = lab.both(name="web1", max_memory="256MiB")
+    assert result["pending_restart"] == ["memory 128MiB -> 64MiB", "max_memory 128MiB -> 256MiB"]
+
+
 def test_tags_of_a_running_vm_change_at_once(lab):
     lab.run(**WEB, state="running", tags=["web", "prod"])
     result = lab.both(name="web1", tags={"add": ["gold"], "remove": ["prod"]})
     assert result["vm"]["tags"] == ["gold", "web"] and result["pending_restart"] == []
     assert "change the tags of web1 as it runs" in result["actions"]
+
+
+def test_what_is_said_of_a_running_vm_changes_at_once(lab):
+    lab.run(**WEB, state="running", owner="Sales")
+    result = lab.both(name="web1", owner="R&D", rollback_safe=True)
+    assert "change the owner and rollback_safe of web1 as it runs" in result["actions"]
+    assert result["pending_restart"] == [] and "R&amp;D" in lab.node.domain("web1").live_xml
+    assert lab.both(name="web1", owner="")["vm"]["owner"] is None
+    assert "owner" not in lab.node.domain("web1").live_xml
 
 
 def test_the_title_changes_at_any_time_and_waits_for_no_restart(lab):

@@ -133,6 +133,7 @@ NEW_NIC = (
 )
 NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "bridge": (NIC, NEW_NIC),
+    "network": ({"network": "default"}, "<interface type='network'><mac address='52:54:00:0e:19:98'/><source network="),
     "vlan": ({**NIC, "vlan": 100}, "<vlan><tag id='100'/></vlan>"),
     "mac": ({**NIC, "mac": "02-00-00-AA-BB-CC"}, "<mac address='02:00:00:aa:bb:cc'/>"),
     "model": ({**NIC, "model": "e1000e"}, "<model type='e1000e'/>"),
@@ -345,6 +346,8 @@ REFUSED = [
         "single addresses of IPv4",
     ),
     ({"nics": [{"bridge": "br0", "vlan": 5}]}, "Linux bridge"),
+    ({"nics": [{"network": "default"}, {}]}, "a network has no vlan"),
+    ({"nics": [{"bridge": "br0", "network": "default"}]}, "bridge and network don't go together"),
     ({"nics": [{}, {}, {"bridge": "br0", "model": "e1000", "queues": 2}]}, "queues are for the model virtio"),
     ({"disks": [{"type": "file", "target": "vdb", "io": "native"}]}, "io=native needs cache=none"),
     ({"disks": [{**SAN, "target": "sdb", "bus": "scsi", "queues": 2}]}, "queues are for the bus virtio"),
@@ -390,8 +393,7 @@ def test_pending_names_what_the_running_vm_lacks():
     params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
     sheet.edit(wanted, params, BRIDGES)
     assert sheet.pending(running, sheet.read(wanted)) == [
-        "memory 1GiB -> 4GiB",
-        "max_memory 2GiB -> none",
+        "memory 2GiB -> 4GiB",
         "disk vda removed",
         "disk vdb removed",
         "disk vdc removed",
