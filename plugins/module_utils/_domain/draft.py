@@ -72,9 +72,12 @@ class Draft:
             size = sheet.shown("memory", after["memory"])
             disks_nics = f"{len(after['disks'])} disks, {len(after['nics'])} NICs"
             return f"define {name}: {after['vcpus']} vCPUs, {size}, {disks_nics}"
-        later = self.later(self.after)
-        changes = sheet.changes(sheet.read(self.before), after)
-        texts = [f"{change} ({later[change]})" if change in later else change for change in changes]
+        # The running machine's value may be another one than the definition had.
+        later = {sheet.subject(change): when for change, when in self.later(self.after).items()}
+        changes = [
+            (change, later.get(sheet.subject(change))) for change in sheet.changes(sheet.read(self.before), after)
+        ]
+        texts = [f"{change} ({when})" if when else change for change, when in changes]
         return f"change {name}: {', '.join(texts) or 'keep its definition'}"
 
     def removable(self, others: Mapping[str, list[dict[str, Any]]]) -> list[tuple[Store, Volume]]:

@@ -452,7 +452,8 @@ def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
     live = lab.node.domain("web1").live_xml
     assert "<currentMemory unit='KiB'>131072<" in live and "current='3'" in live
     done = lab.both(name="web1", memory="512MiB")
-    assert "at once" not in str(done["actions"]) and "memory 128MiB -> 512MiB" in done["pending_restart"]
+    assert "memory 128MiB -> 512MiB (from its next start)" in done["actions"][0] and len(done["actions"]) == 1
+    assert done["pending_restart"] == ["memory 256MiB -> 512MiB"]
 
 
 def test_vcpus_that_a_guest_keeps_are_named(lab, plug, monkeypatch):
