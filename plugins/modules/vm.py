@@ -474,7 +474,8 @@ options:
         type: str
       user:
         description:
-          - CHAP user. It goes with O(disks[].secret). Empty strings mean to log in without CHAP.
+          - CHAP user, of letters, digits and C(_ + -), as libvirt takes no other. It goes with O(disks[].secret). Empty
+            strings mean to log in without CHAP.
           - With O(disks[].type=rbd) the user of Ceph, without C(client.). The default is V(libvirt).
         type: str
       secret:
@@ -505,7 +506,8 @@ options:
         elements: str
       path:
         description:
-          - Path of the file, in a folder that exists. It must not be one of the operating system's.
+          - Path of the file, in a folder that exists. It must not be one of the operating system's, nor in use by the
+            node itself (swap space, a loop device).
           - The default is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
             number.
           - A file that is there already is used as it is. One that is based on another file is refused, unless it is a
