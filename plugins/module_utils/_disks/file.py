@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -49,6 +50,11 @@ SYSTEM_VAR = (
 SWAPS, LOOPS = Path("/proc/swaps"), Path("/sys/block")
 
 
+def check_medium(value: str) -> str:
+    """A path; empty for a drive without a medium."""
+    return check_path(value) if value else value
+
+
 def check_path(value: str) -> str:
     """An absolute path without detours; so it can be neither an option nor a protocol (`json:`, `nbd:`) to QEMU."""
     parts = value.split("/")
@@ -57,7 +63,16 @@ def check_path(value: str) -> str:
     return value
 
 
-FIELDS = (Field("path", type="path", check=check_path, place=Property("source/@file")),)
+@dataclass(frozen=True)
+class Medium(Property):
+    """The path of the file; an empty drive has none."""
+
+    def put(self, root: Element, value: Any) -> None:
+        """Write it; an empty one takes the medium out."""
+        super().put(root, value or None)
+
+
+FIELDS = (Field("path", type="path", check=check_medium, place=Medium("source/@file"), when="live"),)
 
 
 def seed_path(vm: str) -> str:
@@ -79,7 +94,7 @@ def _fill(options: dict[str, Any], vm: str, number: int) -> dict[str, Any]:
     filled = dict(options)
     if filled.get("device") == "cdrom":
         filled["format"] = filled.get("format") or "raw"
-    elif filled.get("format") and not filled.get("path"):
+    elif filled.get("format") and filled.get("path") is None:
         filled["path"] = f"{DIRECTORY}/{volume_name(vm, number)}.{filled['format']}"
     if filled.get("source") and not filled.get("clone"):
         filled["clone"] = "linked" if filled.get("format") == "qcow2" else "full"
@@ -91,6 +106,8 @@ def _identity(options: dict[str, Any]) -> str | None:
 
 
 def _complaint(options: dict[str, Any]) -> str | None:
+    if options.get("path") == "" and options.get("device") != "cdrom":
+        return "path is empty; only a cdrom can be without a file"
     if options.get("clone") == "linked" and options.get("format") != "qcow2":
         return "a linked clone has the format qcow2"
     try:

@@ -23,7 +23,7 @@ PROFILES: dict[str, dict[str, int]] = {
     "standard": {"vcpus": 4, "memory": 4 * GIB, "disk": 40 * GIB},
     "large": {"vcpus": 8, "memory": 16 * GIB, "disk": 40 * GIB},
 }
-STATES = ("present", "running", "stopped", "absent")
+STATES = ("present", "running", "paused", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 TIMES = (Field("shutdown_timeout", type="int", check=check_seconds),)

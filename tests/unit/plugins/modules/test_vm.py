@@ -121,16 +121,6 @@ def test_a_balloon_that_is_elsewhere_waits_for_no_restart(lab):
     assert result["pending_restart"] == ["memory 128MiB -> 64MiB", "max_memory 128MiB -> 256MiB"]
 
 
-def test_disks_and_nics_come_and_go_and_no_data_is_touched(lab):
-    lab.run(**WEB, state="running")
-    more = [*WEB["disks"], {**SAN, "iqn": SAN["iqn"][:-1] + "1"}]
-    result = lab.both(name="web1", disks=more, nics=[*WEB["nics"], {"bridge": "br0"}])
-    assert [disk["target"] for disk in result["vm"]["disks"]] == ["vda", "vdb"]
-    assert result["pending_restart"] == ["disk vdb added", f"nic {vm_mac('web1', 1)} added"]
-    result = lab.both(name="web1", disks=more[1:], nics=[])
-    assert [disk["target"] for disk in result["vm"]["disks"]] == ["vdb"] and result["vm"]["nics"] == []
-
-
 def test_tags_of_a_running_vm_change_at_once(lab):
     lab.run(**WEB, state="running", tags=["web", "prod"])
     result = lab.both(name="web1", tags={"add": ["gold"], "remove": ["prod"]})
@@ -273,17 +263,13 @@ def test_a_migration_that_was_cut_off_is_left_to_its_recovery(lab):
     assert not lab.run(name="web1")["changed"]
 
 
-@pytest.mark.parametrize(
-    "wish,words",
-    [("running", "not resumed blindly.*somebody paused it"), ("stopped", "force=true"), ("absent", "force=true")],
-)
-def test_a_paused_vm_is_not_resumed(lab, wish, words):
+@pytest.mark.parametrize("wish", ["stopped", "absent"])
+def test_a_paused_vm_is_not_woken_to_shut_down(lab, wish):
     lab.run(**WEB, state="running")
     lab.node.suspend("web1")
     result = lab.run(name="web1", state=wish)
-    assert (
-        result["error"] == "Refused" and re.search(words, result["msg"]) and lab.node.domain("web1").state == "paused"
-    )
+    assert result["error"] == "Refused" and "force=true" in result["msg"]
+    assert lab.node.domain("web1").state == "paused"
 
 
 class Broken:
