@@ -411,6 +411,11 @@ class Node:
         live = libvirt.VIR_DOMAIN_AFFECT_LIVE
         self._do(f"limit NIC {device} of", name, lambda vm: vm.setInterfaceParameters(device, dict(limits), live))
 
+    def set_disk_limits(self, name: str, target: str, limits: Mapping[str, int]) -> None:
+        """Limit a disk of a running VM; requests and bytes a second by libvirt's names, 0 for no limit."""
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._do(f"limit disk {target} of", name, lambda vm: vm.setBlockIoTune(target, dict(limits), live))
+
     def set_memory(self, name: str, size: int, live: bool, config: bool, maximum: bool = False) -> None:
         """Set its memory (the balloon), or the maximum, in bytes; libvirt counts whole KiB."""
         flags = affect(live, config) | (libvirt.VIR_DOMAIN_MEM_MAXIMUM if maximum else 0)

@@ -133,7 +133,7 @@ def check_hugepages(value: Any) -> Any:
 
 MEMORY, MAX_MEMORY = Memory(), MaxMemory()
 MEMORY_FIELDS = (
-    Field("memory", type="size", check=check_memory, place=MEMORY),
+    Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),
     Field("max_memory", type="size", check=check_memory, place=MAX_MEMORY),
     Field("hugepages", type="raw", check=check_hugepages, place=Hugepages()),
 )

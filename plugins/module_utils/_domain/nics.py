@@ -124,13 +124,13 @@ def check_trunks(value: Sequence[int]) -> list[int]:
 
 VLAN, TRUNKS = Vlan(), Trunks()
 NICS: tuple[Field, ...] = (
-    Field("bridge", check=check_bridge, place=Plug("bridge")),
+    Field("bridge", check=check_bridge, place=Plug("bridge"), when="live"),
     Field("network", check=check_name, place=Plug("network")),
     Field("vlan", type="int", check=check_vlan, place=VLAN, when="live"),
     Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS, when="live"),
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower), fixed=ANOTHER),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type"), fixed=ANOTHER),
-    Field("link", choices=("up", "down"), place=Link()),
+    Field("link", choices=("up", "down"), place=Link(), when="live"),
     Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
     Field("queues", type="int", check=between(1, 256), place=Queues()),
     Field(

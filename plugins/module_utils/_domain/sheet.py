@@ -104,6 +104,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def subject(change: str) -> str:
+    """What one of the `changes` is about, without the values: `memory`, `disk vda iops`, `disk vdb added`."""
+    words = change.split(" ")
+    return " ".join(words[:3] if words[0] in ("disk", "nic") else words[:1])
+
+
 def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     """What the running VM does not have yet of its definition (a sheet); it gets that at its next start."""
     running = read(live)

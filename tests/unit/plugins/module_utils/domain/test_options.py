@@ -417,3 +417,23 @@ def test_a_disk_that_lies_elsewhere_than_its_sheet_says_is_not_swapped(disk):
         sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": []}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)
+
+
+def free(root: Any) -> int:
+    """Ports that are left, when libvirt has put four devices of each VM, its disks and its NICs on one each."""
+    text = text_of(root)
+    devices_there = sum(text.count(f"<{name} ") for name in ("disk", "interface", "rng", "memballoon", "channel"))
+    return text.count("pcie-root-port") - devices_there
+
+
+@pytest.mark.parametrize("many", [0, 1, 6, 20])
+def test_a_new_vm_has_free_ports_for_what_is_plugged_in_later(many):
+    root, _params = build(disks=[{**SAN, "lun": number} for number in range(many)], nics=[NIC] * 2)
+    assert free(root) >= 4 and "pcie" not in text_of(build(machine="pc")[0])
+
+
+def test_the_first_scsi_disk_brings_a_controller_that_takes_more_as_the_vm_runs():
+    disks = [{**SAN, "bus": "scsi", "lun": number} for number in range(2)]
+    root, params = build(disks=disks)
+    check(root, params, "<controller type='scsi' index='0' model='virtio-scsi'/>")
+    assert text_of(root).count("type='scsi'") == 1
