@@ -399,7 +399,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._resource import Resour
 from ansible_collections.drover.kvm.plugins.module_utils._target_lio import LUN
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
 from ansible_collections.drover.kvm.plugins.module_utils._volume_lio import LioVolume, Server
-from ansible_collections.drover.kvm.plugins.module_utils._volume_lvm import check_lvm_name
+from ansible_collections.drover.kvm.plugins.module_utils._lvm import check_lvm_name
 from ansible_collections.drover.kvm.plugins.module_utils._volume_tgt import TgtVolume
 
 # The client, open and locked for one run, and what one volume is there. docs/storage.md tells how to add another one.

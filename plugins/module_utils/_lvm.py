@@ -1,0 +1,247 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LVM on this machine: volume groups and logical volumes, with our mark in their tags, and new space wiped.
+
+A shared group is one whose locks lvmlockd holds (with sanlock or dlm), see lvmlockd(8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ._errors import Failed, Invalid, NotFound, Refused
+from ._run import run, run_json
+
+COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
+GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size"
+# Where lvmlockd lists the locks of a group that sanlock keeps, one sector (512 or 4096 bytes) or more each; sanlock(8).
+LEASES = "/dev/mapper/{}-lvmlock"
+LOCKED = "locked by other host"
+TAG = "drover."
+DEVICES = "/dev"
+WIPE_SECONDS = 12 * 3600
+# Names that LVM keeps for itself, lvm(8).
+RESERVED = re.compile(r"(snapshot|pvmove).*|.*_([crtv](data|meta)|[cv]vol|corig|vorigin|mlog|mimage|pmspare|rimage).*")
+NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,100}", re.ASCII)
+
+
+def check_lvm_name(value: str) -> str:
+    """A name of a volume group, thin pool or logical volume."""
+    if not NAME.fullmatch(value) or RESERVED.fullmatch(value):
+        raise ValueError(f"{value!r} is not a name that LVM allows, lvm(8)")
+    return value
+
+
+def check_volume_name(name: str) -> None:
+    """The same. Raises Invalid."""
+    try:
+        check_lvm_name(name)
+    except ValueError as error:
+        raise Invalid(str(error), option="name") from None
+
+
+@dataclass(frozen=True)
+class Logical:
+    """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only."""
+
+    size: int
+    tags: tuple[str, ...]
+    layout: tuple[str, ...]
+    pool: str
+    zeroes: bool
+    uuid: str = ""
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """Our mark; empty when there is none."""
+        words = [tag[len(TAG) :].partition("=") for tag in self.tags if tag.startswith(TAG)]
+        return {key: value for key, _equals, value in words}
+
+
+class Group(NamedTuple):
+    """A volume group: sizes in bytes, and the kind of its locks (`sanlock`, `dlm`; empty for a local one)."""
+
+    extent: int
+    free: int
+    uuid: str = ""
+    lock: str = ""
+    size: int = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether lvmlockd holds its locks, so that several nodes may have it."""
+        return self.lock in ("sanlock", "dlm")
+
+
+class Lvm:
+    """LVM on this machine: verbs in, plain data out. Every method raises Failed with LVM's own words."""
+
+    def __init__(self) -> None:
+        self._volumes: dict[tuple[str, str], Logical] | None = None
+        self._groups: dict[str, Group] | None = None
+
+    def volumes(self) -> dict[tuple[str, str], Logical]:
+        """All logical volumes by group and name, as they were after the last change that was made here."""
+        if self._volumes is None:
+            rows = _report("lvs", COLUMNS)
+            self._volumes = {(row["vg_name"], row["lv_name"]): _logical(row) for row in rows}
+        return self._volumes
+
+    def groups(self) -> dict[str, Group]:
+        """All volume groups, as they were after the last change that was made here."""
+        if self._groups is None:
+            self._groups = {row["vg_name"]: _group(row) for row in _report("vgs", GROUP_COLUMNS)}
+        return self._groups
+
+    def group(self, name: str) -> Group:
+        """One volume group. Raises NotFound."""
+        if name not in self.groups():
+            raise NotFound(f"there is no volume group {name} on this machine", vg=name)
+        return self.groups()[name]
+
+    def devices(self, vg: str) -> list[str]:
+        """The paths of the devices that a group lies on."""
+        rows = _report("pvs", "pv_name,vg_name")
+        return [row["pv_name"] for row in rows if row["vg_name"] == vg]
+
+    def forget(self) -> None:
+        """Ask LVM anew, as another node may have changed something."""
+        self._volumes = self._groups = None
+
+    def create(self, vg: str, name: str, size: int, mark: Mapping[str, Any], pool: str | None = None) -> None:
+        """A new volume of so many bytes, thin when a pool is given."""
+        space = ["--virtualsize", f"{size}b", "--thinpool", pool] if pool else ["--size", f"{size}b"]
+        self._do("lvcreate", "--yes", *space, "--name", name, *_adding(mark), vg)
+
+    def snapshot(self, vg: str, origin: str, name: str, mark: Mapping[str, Any]) -> None:
+        """A thin volume that begins as the other one is now. It does not depend on it."""
+        words = ["--snapshot", "--setactivationskip", "n", "--name", name, *_adding(mark)]
+        self._do("lvcreate", "--yes", *words, f"{vg}/{origin}")
+        # Whatever it has from the origin is not its own.
+        self.tag(vg, name, mark)
+
+    def tag(self, vg: str, name: str, mark: Mapping[str, Any]) -> None:
+        """Our mark in the volume's tags; tags of others stay."""
+        have, new = self.volumes()[vg, name].tags, _tags(mark)
+        gone = [word for tag in have if tag.startswith(TAG) and tag not in new for word in ("--deltag", tag)]
+        come = [word for tag in new if tag not in have for word in ("--addtag", tag)]
+        if gone or come:
+            self._do("lvchange", *gone, *come, f"{vg}/{name}")
+
+    def extend(self, vg: str, name: str, size: int, ranges: str = "") -> None:
+        """Make it bigger, on these extents if any are named."""
+        self._do("lvextend", "--size", f"{size}b", f"{vg}/{name}", *ranges.split())
+
+    def ranges(self, vg: str, name: str) -> str:
+        """Where it lies, as `extend` takes it."""
+        return " ".join(row["seg_pe_ranges"] for row in _report("lvs", "seg_pe_ranges", f"{vg}/{name}"))
+
+    def rename(self, vg: str, old: str, new: str) -> None:
+        """Another name."""
+        self._do("lvrename", vg, old, new)
+
+    def activate(self, vg: str, name: str, how: str = "y") -> None:
+        """Make its device appear (`y`), on this node alone (`ey`) or beside another (`sy`), or go (`n`).
+
+        An active one takes the lock of the new kind. Raises Refused when another node has it.
+        """
+        try:
+            self._do("lvchange", "--activate", how, "--ignoreactivationskip", f"{vg}/{name}")
+        except Failed as error:
+            if LOCKED not in error.message:
+                raise
+            raise Refused(f"{vg}/{name} is held by {self.holders(vg, name) or 'another node'}") from None
+
+    def holders(self, vg: str, name: str) -> str:
+        """The nodes that hold the lock of a volume, in words, this one too; empty when nobody does, or none can tell.
+
+        Reads what sanlock keeps on the storage; asks no other node.
+        """
+        if self.group(vg).lock != "sanlock":
+            return ""
+        args = _report("lvs", "lv_lockargs", f"{vg}/{name}")[0]["lv_lockargs"]
+        try:
+            text = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+        except (Failed, NotFound):
+            return ""
+        return ", ".join(lease_owners(text, args.rpartition(":")[2]))
+
+    def autoactivate(self, vg: str, name: str, on: bool) -> None:
+        """Whether it becomes active when its group is found, at boot."""
+        self._do("lvchange", "--setautoactivation", "y" if on else "n", f"{vg}/{name}")
+
+    def remove(self, vg: str, name: str) -> None:
+        """The volume and what is in it; LVM refuses while it is open."""
+        self._do("lvremove", "--yes", f"{vg}/{name}")
+
+    def _do(self, *argv: str) -> None:
+        try:
+            run(argv, timeout=300)
+        finally:
+            self.forget()
+
+
+def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
+    argv = [program, "--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", columns, *names]
+    report = run_json(argv)["report"][0]
+    return list(report[{"lvs": "lv", "vgs": "vg", "pvs": "pv"}[program]])
+
+
+def _logical(row: Mapping[str, str]) -> Logical:
+    tags = tuple(row["lv_tags"].split(",")) if row["lv_tags"] else ()
+    layout = tuple(row["lv_layout"].split(","))
+    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"])
+
+
+def _group(row: Mapping[str, str]) -> Group:
+    sizes = [int(row[column]) for column in ("vg_extent_size", "vg_free", "vg_size")]
+    return Group(sizes[0], sizes[1], row["vg_uuid"], row["vg_lock_type"], sizes[2])
+
+
+def _tags(mark: Mapping[str, Any]) -> list[str]:
+    return [f"{TAG}{key}={value}" for key, value in sorted(mark.items()) if value]
+
+
+def _adding(mark: Mapping[str, Any]) -> list[str]:
+    return [word for tag in _tags(mark) for word in ("--addtag", tag)]
+
+
+def device(vg: str, name: str) -> str:
+    """The path of a volume that is active."""
+    return f"{DEVICES}/{vg}/{name}"
+
+
+def wipe(vg: str, name: str, how: str = "zero") -> None:
+    """Write zeroes over a volume, or tell the storage that nothing of it is needed (`discard`)."""
+    words = ["--zeroout"] if how == "zero" else []
+    run(["blkdiscard", *words, device(vg, name)], timeout=WIPE_SECONDS)
+
+
+def grow_wiped(lvm: Lvm, vg: str, name: str, size: int, how: str = "zero") -> None:
+    """Make a volume bigger. The new extents are wiped before they are its own: afterwards a guest may write to them."""
+    found = lvm.volumes()[vg, name]
+    part = f"{name}.part"
+    lvm.create(vg, part, size - found.size, found.mark)
+    if how != "none":
+        wipe(vg, part, how)
+    ranges = lvm.ranges(vg, part)
+    lvm.remove(vg, part)
+    lvm.extend(vg, name, size, ranges)
+
+
+def lease_owners(text: str, offset: str) -> list[str]:
+    """Who holds the lease at a place of what `sanlock direct dump` prints, by the names that the hosts gave themselves.
+
+    A line is: offset, lockspace, resource, time stamp, owner's number, generation, version. Of the hosts themselves the
+    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. One that several hold has a line
+    for each more, without a place.
+    """
+    rows = [line.split() for line in text.splitlines()]
+    rows = [row for row in rows if len(row) >= 6 and row[0].isdecimal()]
+    names = {str(int(row[4])): row[2].partition(".")[2] or row[2] for row in rows if int(row[0]) < 2**20}
+    held = [row for row in rows if int(row[0]) == int(offset or -1) and row[3].strip("0")]
+    return [names.get(str(int(row[4])), f"host {int(row[4])}") for row in held]
