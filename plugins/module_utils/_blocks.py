@@ -261,6 +261,23 @@ def _names(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder)]
 
 
+def other_names(identity: str, blocks: Blocks | None = None) -> list[str]:
+    """What else a disk of this identity (`block:PATH`, `lvm:VG/LV`) is on this node: by its WWID, or LVM's UUIDs.
+
+    Empty for what this node does not see. Two names may lead to one device, and one disk may have two paths.
+    """
+    kind, _colon, place = identity.partition(":")
+    if kind not in ("block", "lvm"):
+        return []
+    blocks = blocks or Blocks()
+    try:
+        found = blocks.look(blocks.resolve(place if kind == "block" else f"/dev/{place}"))
+    except NotFound:
+        return []
+    name = found.uuid if found.uuid and not found.is_multipath else found.wwid
+    return [f"device:{name}"] if name else []
+
+
 def describe(block: Block) -> dict[str, Any]:
     """A device as modules return it."""
     return {"wwid": block.wwid, "serial": block.serial, "size": block.size, "path": block.by_id}

@@ -20,6 +20,7 @@ COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
 GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size"
 # Where lvmlockd lists the locks of a group that sanlock keeps, one sector (512 or 4096 bytes) or more each; sanlock(8).
 LEASES = "/dev/mapper/{}-lvmlock"
+FIRST_LEASE = 2**20
 LOCKED = "locked by other host"
 TAG = "drover."
 DEVICES = "/dev"
@@ -154,21 +155,24 @@ class Lvm:
         except Failed as error:
             if LOCKED not in error.message:
                 raise
-            raise Refused(f"{vg}/{name} is held by {self.holders(vg, name) or 'another node'}") from None
+            others = ", ".join(self.holders(vg, name, dead=True))
+            raise Refused(f"{vg}/{name} is held by {others or 'another node'}") from None
 
-    def holders(self, vg: str, name: str) -> str:
-        """The nodes that hold the lock of a volume, in words, this one too; empty when nobody does, or none can tell.
+    def holders(self, vg: str, name: str, dead: bool = False) -> list[str]:
+        """The other nodes that hold the lock of a volume; empty when none does, or nobody here can tell.
 
-        Reads what sanlock keeps on the storage; asks no other node.
+        Reads what sanlock keeps on the storage, and asks no other node. One that is dead loses its lock to who wants
+        it, and counts only with `dead`.
         """
         if self.group(vg).lock != "sanlock":
-            return ""
+            return []
         args = _report("lvs", "lv_lockargs", f"{vg}/{name}")[0]["lv_lockargs"]
         try:
-            text = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+            dump = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+            hosts = run(["sanlock", "client", "gets", "-h", "1"])
         except (Failed, NotFound):
-            return ""
-        return ", ".join(lease_owners(text, args.rpartition(":")[2]))
+            return []
+        return lease_owners(dump, hosts, f"lvm_{vg}", args.rpartition(":")[2], dead)
 
     def autoactivate(self, vg: str, name: str, on: bool) -> None:
         """Whether it becomes active when its group is found, at boot."""
@@ -233,15 +237,24 @@ def grow_wiped(lvm: Lvm, vg: str, name: str, size: int, how: str = "zero") -> No
     lvm.extend(vg, name, size, ranges)
 
 
-def lease_owners(text: str, offset: str) -> list[str]:
-    """Who holds the lease at a place of what `sanlock direct dump` prints, by the names that the hosts gave themselves.
+def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> list[str]:
+    """The other nodes that hold the lease at a place of what `sanlock direct dump` prints, by their own names.
 
-    A line is: offset, lockspace, resource, time stamp, owner's number, generation, version. Of the hosts themselves the
-    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. One that several hold has a line
-    for each more, without a place.
+    A line of it is: offset, lockspace, resource, time stamp, owner's number, generation, version. Of the hosts the
+    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. `hosts` is what `sanlock client
+    gets -h 1` prints: a line `s LOCKSPACE:OWN NUMBER:...`, followed by `h NUMBER gen N timestamp N STATE`.
     """
-    rows = [line.split() for line in text.splitlines()]
+    own, states = "", {}
+    mine = False
+    for words in map(str.split, hosts.splitlines()):
+        if words[0] == "s":
+            mine = words[1].startswith(f"{space}:")
+            own = words[1].split(":")[1] if mine else own
+        elif words[0] == "h" and mine:
+            states[int(words[1])] = words[-1]
+    rows = [line.split() for line in dump.splitlines()]
     rows = [row for row in rows if len(row) >= 6 and row[0].isdecimal()]
-    names = {str(int(row[4])): row[2].partition(".")[2] or row[2] for row in rows if int(row[0]) < 2**20}
-    held = [row for row in rows if int(row[0]) == int(offset or -1) and row[3].strip("0")]
-    return [names.get(str(int(row[4])), f"host {int(row[4])}") for row in held]
+    names = {int(row[4]): row[2].partition(".")[2] or row[2] for row in rows if int(row[0]) < FIRST_LEASE}
+    held = [int(row[4]) for row in rows if int(row[0]) == int(offset or -1) and int(row[3])]
+    found = [number for number in held if str(number) != own and (dead or states.get(number) != "DEAD")]
+    return [names.get(number, f"host {number}") for number in found]

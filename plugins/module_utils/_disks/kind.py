@@ -36,6 +36,14 @@ def _nothing(_options: Options) -> str | None:
     return None
 
 
+def _always(_options: Options, _size: int) -> None:
+    pass
+
+
+def _exactly(_options: Options, size: int) -> int:
+    return size
+
+
 @dataclass(frozen=True)
 class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
@@ -51,6 +59,8 @@ class Store:
     - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
     - `canonical`: the one spelling of an identity that has several.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
+    - `check_grow` (options, size): raises Refused when the volume can't get as big.
+    - `rounded` (options, size): the size that a volume gets for the size asked for.
     """
 
     inspect: Callable[[Options], Volume | None]
@@ -62,6 +72,8 @@ class Store:
     canonical: Callable[[str], str] = str
     grows_open: bool = False
     check_free: Callable[[Options], object] = _nothing
+    check_grow: Callable[[Options, int], None] = _always
+    rounded: Callable[[Options, int], int] = _exactly
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._ceph_conf import identity as identity_of_image
+from .._identity import logical_of
 from .._xml import devices, find, parse, text_of
 from . import metadata
 
@@ -116,7 +117,8 @@ def disk_identity(disk: Element) -> tuple[str, str | None]:
         return _network_identity(source)
     if kind == "block":
         path = source.get("dev") or ""
-        return ("lvm" if _is_lvm(path) else "block"), f"block:{path}" if path else None
+        logical = logical_of(path)
+        return ("lvm", f"lvm:{'/'.join(logical)}") if logical else ("block", f"block:{path}" if path else None)
     if kind == "volume":
         return kind, f"volume:{source.get('pool')}/{source.get('volume')}"
     path = source.get("file") or source.get("dir") or ""
@@ -137,11 +139,6 @@ def _network_identity(source: Element) -> tuple[str, str]:
     if protocol == "rbd":
         return protocol, identity_of_image(name, [child.get("name") or "" for child in source if child.tag == "host"])
     return protocol, f"{protocol}:{name}" + (f"@{address}" if address else "")
-
-
-def _is_lvm(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return len(parts) == 4 and parts[1] == "dev" and parts[2] not in {"mapper", "disk", "block"}
 
 
 def nic_facts(nic: Element) -> dict[str, Any]:

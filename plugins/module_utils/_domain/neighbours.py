@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What two VMs must not share, on one node or on two: name, UUID, MAC addresses, disks. Pure."""
+"""What two VMs must not share, on one node or on two: name, UUID, MAC addresses, disks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._blocks import other_names
 from .._ceph_conf import may_be
 from .._errors import Refused
 from .._xml import Property, devices
@@ -23,7 +24,8 @@ def claims(facts: Mapping[str, Any]) -> set[Claim]:
     found |= {("MAC address", nic["mac"].lower()) for nic in facts["nics"] if nic["mac"]}
     for disk in facts["disks"]:
         if disk["identity"] and not disk["readonly"] and disk["device"] == "disk":
-            found |= {("disk", name) for name in may_be(disk["identity"])}
+            names = [*may_be(disk["identity"]), *other_names(disk["identity"])]
+            found |= {("disk", name) for name in names}
     return found
 
 

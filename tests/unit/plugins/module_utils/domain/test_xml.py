@@ -109,7 +109,7 @@ def test_facts_of_a_running_domain():
         ("iscsi", "iscsi:iqn.2026-11.lab:h1/1@10.231.5.10:3260", True),
         ("file", "file:/srv/shared/data, & more.qcow2", True),
         ("rbd", "rbd:?/vms/legacy", True),
-        ("lvm", "block:/dev/vg0/legacy", False),
+        ("volume", "volume:vg0/legacy", False),
         ("file", None, False),
     ]
     assert [(nic["mac"][-2:], nic["bridge"], nic["vlan"], nic["trunks"]) for nic in facts["nics"]] == [
