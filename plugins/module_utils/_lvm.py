@@ -9,7 +9,7 @@ A shared group is one whose locks lvmlockd holds (with sanlock or dlm), see lvml
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ from ._errors import Failed, Invalid, NotFound, Refused
 from ._run import run, run_json
 
 COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
-GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size"
+GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size,vg_tags,lv_count"
+DEVICE_COLUMNS = "pv_name,vg_name,dev_size,pv_size,pe_start"
 # Where lvmlockd lists the locks of a group that sanlock keeps, one sector (512 or 4096 bytes) or more each; sanlock(8).
 LEASES = "/dev/mapper/{}-lvmlock"
+BEGINNING = 2**20
 FIRST_LEASE = 2**20
 LOCKED = "locked by other host"
 TAG = "drover."
@@ -59,23 +61,32 @@ class Logical:
     @property
     def mark(self) -> dict[str, str]:
         """Our mark; empty when there is none."""
-        words = [tag[len(TAG) :].partition("=") for tag in self.tags if tag.startswith(TAG)]
-        return {key: value for key, _equals, value in words}
+        return _mark(self.tags)
 
 
 class Group(NamedTuple):
-    """A volume group: sizes in bytes, and the kind of its locks (`sanlock`, `dlm`; empty for a local one)."""
+    """A volume group: sizes in bytes, the kind of its locks (`sanlock`, `dlm`; empty for a local one), our mark."""
 
     extent: int
     free: int
     uuid: str = ""
     lock: str = ""
     size: int = 0
+    mark: Mapping[str, str] = {}
+    volumes: int = 0
 
     @property
     def shared(self) -> bool:
         """Whether lvmlockd holds its locks, so that several nodes may have it."""
         return self.lock in ("sanlock", "dlm")
+
+
+class Physical(NamedTuple):
+    """A device of a group, in bytes: its own size, what of it LVM uses, and where that begins."""
+
+    size: int
+    used: int
+    start: int
 
 
 class Lvm:
@@ -104,10 +115,38 @@ class Lvm:
             raise NotFound(f"there is no volume group {name} on this machine", vg=name)
         return self.groups()[name]
 
-    def devices(self, vg: str) -> list[str]:
-        """The paths of the devices that a group lies on."""
-        rows = _report("pvs", "pv_name,vg_name")
-        return [row["pv_name"] for row in rows if row["vg_name"] == vg]
+    def physical(self, vg: str) -> dict[str, Physical]:
+        """The devices that a group lies on, by their paths."""
+        rows = [row for row in _report("pvs", DEVICE_COLUMNS) if row["vg_name"] == vg]
+        names = ("dev_size", "pv_size", "pe_start")
+        return {row["pv_name"]: Physical(*(int(row[name]) for name in names)) for row in rows}
+
+    def make_group(self, vg: str, devices: Sequence[str], mark: Mapping[str, Any], shared: bool) -> None:
+        """A new group. LVM asks before it overwrites anything, and nobody answers."""
+        self._do("vgcreate", *(["--shared"] if shared else []), *_adding(mark), vg, *devices)
+
+    def extend_group(self, vg: str, device: str) -> None:
+        """Add a device."""
+        self._do("vgextend", vg, device)
+
+    def resize_device(self, path: str) -> None:
+        """Use what a device has become bigger by."""
+        self._do("pvresize", path)
+
+    def remove_group(self, vg: str, devices: Iterable[str]) -> None:
+        """A group without volumes, and LVM's label on its devices."""
+        self._do("vgremove", vg)
+        for path in devices:
+            self._do("pvremove", path)
+
+    def start_locks(self, vg: str) -> None:
+        """Join the nodes that have a shared group."""
+        self._do("vgchange", "--lock-start", vg)
+
+    def locks_started(self, vg: str) -> bool:
+        """Whether this node takes part in the locks of a shared group."""
+        lines = run(["lvmlockctl", "--info"]).splitlines()
+        return any(line.split()[:2] == ["VG", vg] for line in lines)
 
     def forget(self) -> None:
         """Ask LVM anew, as another node may have changed something."""
@@ -203,7 +242,13 @@ def _logical(row: Mapping[str, str]) -> Logical:
 
 def _group(row: Mapping[str, str]) -> Group:
     sizes = [int(row[column]) for column in ("vg_extent_size", "vg_free", "vg_size")]
-    return Group(sizes[0], sizes[1], row["vg_uuid"], row["vg_lock_type"], sizes[2])
+    mark = _mark(row["vg_tags"].split(","))
+    return Group(sizes[0], sizes[1], row["vg_uuid"], row["vg_lock_type"], sizes[2], mark, int(row["lv_count"]))
+
+
+def _mark(tags: Iterable[str]) -> dict[str, str]:
+    words = [tag[len(TAG) :].partition("=") for tag in tags if tag.startswith(TAG)]
+    return {key: value for key, _equals, value in words}
 
 
 def _tags(mark: Mapping[str, Any]) -> list[str]:
@@ -217,6 +262,15 @@ def _adding(mark: Mapping[str, Any]) -> list[str]:
 def device(vg: str, name: str) -> str:
     """The path of a volume that is active."""
     return f"{DEVICES}/{vg}/{name}"
+
+
+def content(path: str) -> str:
+    """What a device carries, in words; empty when its beginning is blank and nothing on it is known."""
+    found = (run_json(["wipefs", "--json", path]) or {}).get("signatures") or []
+    if found:
+        return ", ".join(str(one["type"]) for one in found)
+    with open(path, "rb") as stream:
+        return "data of an unknown kind" if any(stream.read(BEGINNING)) else ""
 
 
 def wipe(vg: str, name: str, how: str = "zero") -> None:

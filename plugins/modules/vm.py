@@ -168,8 +168,8 @@ options:
         type: bool
       size:
         description:
-          - Size of a file, image or logical volume, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is
-            none, unless O(disks[].source) tells it.
+          - Size of a file, image or logical volume, in bytes or with a unit such as V(40GiB); whole mebibytes.
+            Required when there is none, unless O(disks[].source) tells it.
           - A bigger size grows it, and a running machine has it at once. A smaller one is refused.
           - An iSCSI volume is made and grown by M(drover.kvm.iscsi_volume). With the new size here, a running machine
             is told of it; one that is off finds it when it starts. The same holds for O(disks[].type=block), once
@@ -249,8 +249,8 @@ options:
           - With O(disks[].type=block) the device, as V(/dev/san/NAME), V(/dev/mapper/NAME) or
             V(/dev/disk/by-id/NAME); required then. V(/dev/sdb) and the like are refused, with the name to write
             instead.
-          - The default for a file is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
-            number.
+          - The default for a file is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list,
+            from 0, as number.
           - A file that is there already is used as it is. One that is based on another file is refused.
         type: path
   nics: &nics

@@ -217,6 +217,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import Place
 from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
@@ -224,6 +225,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, c
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
+TO = {name: kind for name, kind in KINDS.items() if name in LANDINGS}
 FIELDS = (
     Field("name", required=True, check=check_name),
     Field(
@@ -233,9 +235,9 @@ FIELDS = (
         required=True,
         fields=(
             Field("target", required=True, check=check_target),
-            Field("type", choices=tuple(KINDS), default="file"),
+            Field("type", choices=tuple(TO), default="file"),
             Field("format", choices=("raw", "qcow2")),
-            *(field for kind in KINDS.values() for field in kind.fields),
+            *(field for kind in TO.values() for field in kind.fields),
         ),
     ),
     Field("overwrite", type="bool", default=False),

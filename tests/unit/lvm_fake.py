@@ -50,9 +50,8 @@ class Lvm:
         if argv[0] == "vgs":
             row = {"vg_name": self.vg, "vg_extent_size": str(self.extent), "vg_free": str(self.free() * self.extent)}
             row.update(vg_uuid="VG-UUID", vg_lock_type=self.lock, vg_size=str(self.extents * self.extent))
+            row.update(vg_tags="", lv_count=str(len(self.volumes)))
             return {"report": [{"vg": [row]}]}
-        if argv[0] == "pvs":
-            return {"report": [{"pv": [{"pv_name": "/dev/sdx", "vg_name": self.vg}]}]}
         if "lv_lockargs" in argv:
             return {"report": [{"lv": [{"lv_lockargs": "1.0.0:70254592"}]}]}
         if "seg_pe_ranges" in argv:
@@ -150,4 +149,81 @@ class Lvm:
     def blkdiscard(self, words):
         device = self.device(words[-1].rpartition("/")[2])
         device.write_bytes((b"\0" if "--zeroout" in words else b"?") * device.stat().st_size)
+        return ""
+
+
+class Groups:
+    """LVM's commands on devices and groups: `sizes` are the devices by path, `carried` what they hold."""
+
+    extent = 4 * MIB
+    start = MIB
+
+    def __init__(self, sizes: dict[str, int]):
+        self.sizes = sizes
+        self.carried: dict[str, str] = {}
+        self.groups: dict[str, dict[str, Any]] = {}
+        self.commands: list[str] = []
+
+    def run(self, argv, stdin=None, timeout=60):
+        program, *words = argv
+        if program == "lvmlockctl":
+            return "".join(f"VG {name} lock_type=sanlock x\n" for name, one in self.groups.items() if one["started"])
+        self.commands.append(" ".join(argv))
+        return getattr(self, program)(words)
+
+    def report(self, argv, timeout=60):
+        if argv[0] == "wipefs":
+            return {"signatures": [{"type": self.carried[argv[-1]]}]} if argv[-1] in self.carried else None
+        if argv[0] == "vgs":
+            return {"report": [{"vg": [self.row(name, one) for name, one in self.groups.items()]}]}
+        rows = [(name, path, used) for name, one in self.groups.items() for path, used in one["devices"].items()]
+        columns = ("pv_name", "vg_name", "dev_size", "pv_size", "pe_start")
+        found = [(path, name, str(self.sizes[path]), str(used), str(self.start)) for name, path, used in rows]
+        return {"report": [{"pv": [dict(zip(columns, row)) for row in found]}]}
+
+    def row(self, name, one):
+        size = sum(one["devices"].values())
+        return {
+            "vg_name": name,
+            "vg_extent_size": str(self.extent),
+            "vg_free": str(size),
+            "vg_uuid": f"UUID-{name}",
+            "vg_lock_type": "sanlock" if one["shared"] else "",
+            "vg_size": str(size),
+            "vg_tags": ",".join(one["tags"]),
+            "lv_count": str(one["volumes"]),
+        }
+
+    def usable(self, path):
+        return (self.sizes[path] - self.start) // self.extent * self.extent
+
+    def vgcreate(self, words):
+        shared = "--shared" in words
+        tags = [value for key, value in zip(words, words[1:]) if key == "--addtag"]
+        name, *devices = [word for word in words if not word.startswith("--") and word not in tags]
+        used = {path: self.usable(path) for path in devices}
+        self.groups[name] = {"shared": shared, "started": shared, "tags": tags, "devices": used, "volumes": 0}
+        self.carried.update(dict.fromkeys(devices, "LVM2_member"))
+        return ""
+
+    def vgextend(self, words):
+        self.groups[words[0]]["devices"][words[1]] = self.usable(words[1])
+        self.carried[words[1]] = "LVM2_member"
+        return ""
+
+    def pvresize(self, words):
+        group = next(one for one in self.groups.values() if words[0] in one["devices"])
+        group["devices"][words[0]] = self.usable(words[0])
+        return ""
+
+    def vgchange(self, words):
+        self.groups[words[-1]]["started"] = True
+        return ""
+
+    def vgremove(self, words):
+        del self.groups[words[0]]
+        return ""
+
+    def pvremove(self, words):
+        del self.carried[words[0]]
         return ""

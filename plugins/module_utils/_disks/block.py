@@ -65,11 +65,15 @@ def stable_name(block: Block) -> str | None:
 
 
 def _complaint(options: Options) -> str | None:
-    path = options["path"]
     if options["format"] != "raw":
         return "a disk of type block has the format raw"
     if options.get("source"):
         return "source has no effect on a disk of type block; the volume is made on the SAN"
+    return speaks_against(options["path"])
+
+
+def speaks_against(path: str) -> str | None:
+    """Why a path is no name for a device to rely on; None when it is one."""
     if not path.startswith("/dev/"):
         return f"{path} is no block device; give one by /dev/san/NAME, /dev/mapper/NAME or /dev/disk/by-id/NAME"
     if logical_of(path):

@@ -17,43 +17,15 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import neighbou
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
 from ansible_collections.drover.kvm.tests.unit import lvm_fake
+from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, Devices
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import WEB, Lab, lab
 
 MIB = 2**20
-WWID = "36001405ee27ff29e2f44851b1dc257c9"
 UUID = vm_uuid("web1")
 NAME = "drover-web1-0"
 DISK = {"type": "lvm", "vg": "vg0", "size": "8MiB"}
 SHEET = {**WEB, "disks": [DISK]}
 ON_SAN = {**WEB, "disks": [{"type": "block", "path": "/dev/san/web1"}]}
-
-
-class Devices:
-    """The block devices of a node, as files."""
-
-    def __init__(self, root):
-        self.root = root
-        for folder in ("dev/san", "dev/mapper", "proc/self", "run/udev/data", "sys/class/block"):
-            (root / folder).mkdir(parents=True)
-
-    def add(self, name, number, links=(), udev="", uuid="", label=""):
-        size = 64 * MIB
-        folder = self.root / "sys/class/block" / name
-        folder.mkdir()
-        (folder / "dev").write_text(number)
-        (folder / "size").write_text(str(size // 512))
-        if uuid:
-            (folder / "dm").mkdir()
-            (folder / "dm/uuid").write_text(uuid)
-            (folder / "dm/name").write_text(label)
-        (self.root / "dev" / name).write_text("")
-        lines = [f"E:ID_SERIAL={udev}" if udev else "", *(f"S:{link}" for link in links)]
-        (self.root / f"run/udev/data/b{number}").write_text("\n".join(lines))
-        for link in links:
-            (self.root / "dev" / link).symlink_to(self.root / "dev" / name)
-
-    def hold(self, below, above):
-        (self.root / "sys/class/block" / below / "holders" / above).mkdir(parents=True)
 
 
 @pytest.fixture
