@@ -215,9 +215,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import Place
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS, Place
 from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
-from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site

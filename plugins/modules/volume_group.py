@@ -113,7 +113,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.module_utils._disks import block
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, NotFound, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._lvm import Lvm, check_lvm_name, content
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 
 CHAP = ("userid", "password", "mutual_userid", "mutual_password")
 MIB = 2**20

@@ -9,6 +9,7 @@ VM; the hook drover-lvm of role hypervisor sees to that, whoever starts and stop
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -22,6 +23,8 @@ from .kind import Kind, Options, Store, Volume
 
 MARK = "vm"
 PART = "{}.part"
+# The socket of lvmlockd; without it there are no shared groups.
+LOCKS = "/run/lvm/lvmlockd.socket"
 LVM = Lvm()
 
 
@@ -220,6 +223,10 @@ STORE = Store(
     check_grow=_check_grow,
     rounded=rounded,
 )
-LVM_VOLUME = Kind(
-    "lvm", FIELDS, ("vg", "lv"), _recognises, block.source, _fill, _identity, _complaint, STORE
-)
+LVM_VOLUME = Kind("lvm", FIELDS, ("vg", "lv"), _recognises, block.source, _fill, _identity, _complaint, STORE)
+
+
+def shared_places() -> list[str]:
+    """The devices of a SAN, and the folders of shared volume groups, by all their names."""
+    groups = Lvm().groups() if os.path.exists(LOCKS) else {}
+    return [*block.Blocks().of_san(), *(f"/dev/{name}" for name, group in groups.items() if group.shared)]

@@ -28,11 +28,15 @@ UNITS.update(
 )
 NETWORK_TYPES = frozenset({"iscsi", "rbd", "nbd", "gluster", "nfs", "ssh", "http", "https"})
 
+# What an identity of a kind needs before it to be a path.
+PATHS = {"file": "", "block": "", "lvm": "/dev/"}
+
 
 def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:
     """The facts of a domain: of the running one where it runs, else of its definition.
 
-    `shared_mounts` are the mount points of file systems that other nodes see too; files below are shared storage.
+    `shared_mounts` are the mount points of file systems that other nodes see too, the devices of a SAN and the folders
+    of shared volume groups; what is one of them or below is shared storage.
     """
     root = parse(domain.live_xml or domain.xml)
     definition = parse(domain.xml) if domain.live_xml and domain.xml else root
@@ -96,15 +100,16 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "format": _attribute(disk, "driver", "type"),
         "size": None,
         "readonly": find(disk, "readonly") is not None,
-        "shared_storage": kind in NETWORK_TYPES or (kind == "file" and _below(identity, shared_mounts)),
+        "shared_storage": kind in NETWORK_TYPES or (kind in PATHS and _below(identity or "", shared_mounts)),
         # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
         "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
 
 
-def _below(identity: str | None, mounts: Sequence[str]) -> bool:
-    parents = {str(parent) for parent in PurePosixPath((identity or "")[len("file:") :]).parents}
-    return bool(parents & set(mounts))
+def _below(identity: str, places: Sequence[str]) -> bool:
+    kind, _colon, name = identity.partition(":")
+    path = PurePosixPath(PATHS.get(kind, "") + name)
+    return bool({str(path), *map(str, path.parents)} & set(places))
 
 
 def disk_identity(disk: Element) -> tuple[str, str | None]:
