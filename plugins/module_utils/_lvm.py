@@ -95,6 +95,7 @@ class Lvm:
     def __init__(self) -> None:
         self._volumes: dict[tuple[str, str], Logical] | None = None
         self._groups: dict[str, Group] | None = None
+        self._devices: list[dict[str, str]] | None = None
 
     def volumes(self) -> dict[tuple[str, str], Logical]:
         """All logical volumes by group and name, as they were after the last change that was made here."""
@@ -117,7 +118,9 @@ class Lvm:
 
     def physical(self, vg: str) -> dict[str, Physical]:
         """The devices that a group lies on, by their paths."""
-        rows = [row for row in _report("pvs", DEVICE_COLUMNS) if row["vg_name"] == vg]
+        if self._devices is None:
+            self._devices = _report("pvs", DEVICE_COLUMNS)
+        rows = [row for row in self._devices if row["vg_name"] == vg]
         names = ("dev_size", "pv_size", "pe_start")
         return {row["pv_name"]: Physical(*(int(row[name]) for name in names)) for row in rows}
 
@@ -150,7 +153,7 @@ class Lvm:
 
     def forget(self) -> None:
         """Ask LVM anew, as another node may have changed something."""
-        self._volumes = self._groups = None
+        self._volumes = self._groups = self._devices = None
 
     def create(self, vg: str, name: str, size: int, mark: Mapping[str, Any], pool: str | None = None) -> None:
         """A new volume of so many bytes, thin when a pool is given."""

@@ -20,12 +20,12 @@ from .._lvm import Lvm
 from .._xml import Property
 
 
-def read(disks: Iterable[Element]) -> list[dict[str, Any]]:
+def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
     """The block devices of a definition: target, path, identity, WWIDs, and `lock` or a `fault` of a logical volume.
 
     `wwids` are those of all disks that it lies on; None stands for one that has none.
     """
-    found, lvm = [], Lvm()
+    found = []
     for disk in disks:
         path = Property("source/@dev").get(disk)
         if disk.get("type") == "block" and path and disk.get("device", "disk") == "disk":

@@ -15,6 +15,7 @@ from .._domain import metadata
 from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
+from .._lvm import Lvm
 from . import locks
 from .order import Order
 from .volumes import Volumes
@@ -31,6 +32,7 @@ class End:
         self.node = node.name
         self.connection = node.connection
         self.volumes = Volumes(node)
+        self.lvm = Lvm()
 
     def _domain(self, uuid: str) -> Any:
         with translated(f"looking for {uuid} on {self.node}"):

@@ -67,7 +67,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "disks": disks,
         "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
         "copying": False,
-        "devices": block_devices.read(devices(root, "disk")),
+        "devices": block_devices.read(devices(root, "disk"), end.lvm),
         "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
