@@ -298,20 +298,34 @@ def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> 
     """The other nodes that hold the lease at a place of what `sanlock direct dump` prints, by their own names.
 
     A line of it is: offset, lockspace, resource, time stamp, owner's number, generation, version. Of the hosts the
-    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. `hosts` is what `sanlock client
-    gets -h 1` prints: a line `s LOCKSPACE:OWN NUMBER:...`, followed by `h NUMBER gen N timestamp N STATE`.
+    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. Those that share one have a
+    line `NUMBER GENERATION SH` each, after that. `hosts` is what `sanlock client gets -h 1` prints: a line
+    `s LOCKSPACE:OWN NUMBER:...`, followed by `h NUMBER gen N timestamp N STATE`.
     """
-    own, states = "", {}
-    mine = False
-    for words in map(str.split, hosts.splitlines()):
-        if words[0] == "s":
+    own, states = _hosts(hosts, space)
+    names: dict[int, str] = {}
+    held: list[int] = []
+    place = -1
+    for words in map(str.split, dump.splitlines()):
+        if len(words) == 3 and words[2] == "SH":
+            held += [int(words[0])] if place == int(offset or -1) else []
+        elif len(words) >= 6 and words[0].isdecimal():
+            place, number = int(words[0]), int(words[4])
+            if place < FIRST_LEASE:
+                names[number] = words[2].partition(".")[2] or words[2]
+            elif place == int(offset or -1) and int(words[3]):
+                held.append(number)
+    found = [number for number in held if number != own and (dead or states.get(number) != "DEAD")]
+    return [names.get(number, f"host {number}") for number in dict.fromkeys(found)]
+
+
+def _hosts(text: str, space: str) -> tuple[int, dict[int, str]]:
+    """This node's number in a lockspace, and the states of all nodes there by number."""
+    own, states, mine = 0, {}, False
+    for words in map(str.split, text.splitlines()):
+        if words[:1] == ["s"]:
             mine = words[1].startswith(f"{space}:")
-            own = words[1].split(":")[1] if mine else own
-        elif words[0] == "h" and mine:
+            own = int(words[1].split(":")[1]) if mine else own
+        elif words[:1] == ["h"] and mine:
             states[int(words[1])] = words[-1]
-    rows = [line.split() for line in dump.splitlines()]
-    rows = [row for row in rows if len(row) >= 6 and row[0].isdecimal()]
-    names = {int(row[4]): row[2].partition(".")[2] or row[2] for row in rows if int(row[0]) < FIRST_LEASE}
-    held = [int(row[4]) for row in rows if int(row[0]) == int(offset or -1) and int(row[3])]
-    found = [number for number in held if str(number) != own and (dead or states.get(number) != "DEAD")]
-    return [names.get(number, f"host {number}") for number in found]
+    return own, states
