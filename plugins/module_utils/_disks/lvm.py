@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from .._blocks import Blocks
 from .._errors import Failed, Invalid, NotFound, Refused
 from .._fields import Field, size_text
 from .._identity import logical_of, volume_name
@@ -229,4 +230,4 @@ LVM_VOLUME = Kind("lvm", FIELDS, ("vg", "lv"), _recognises, block.source, _fill,
 def shared_places() -> list[str]:
     """The devices of a SAN, and the folders of shared volume groups, by all their names."""
     groups = Lvm().groups() if os.path.exists(LOCKS) else {}
-    return [*block.Blocks().of_san(), *(f"/dev/{name}" for name, group in groups.items() if group.shared)]
+    return [*Blocks().of_san(), *(f"/dev/{name}" for name, group in groups.items() if group.shared)]

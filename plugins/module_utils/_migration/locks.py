@@ -30,6 +30,7 @@ def share(order: Order) -> None:
     lvm = Lvm()
     for lock in locks:
         try:
-            lvm.activate(*lock.split("/"), how="sy")
+            vg, _slash, lv = lock.partition("/")
+            lvm.activate(vg, lv, "sy")
         except DroverError as error:
             raise Failed(f"{lock} can't be shared with {order.target}: {error.message}") from None
