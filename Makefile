@@ -7,8 +7,8 @@ SHELL := /bin/bash
 TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
-.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
-	lab-down demo stories stories-all stories-site stories-others molecule bench soak test test-all clean
+.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs vm-page sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
+	lab-host lab-down demo stories stories-all stories-site stories-others molecule bench soak test test-all clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ unit-controller:
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
 	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .
+
+vm-page: ## Write the table of docs/vm.md again, from the records of the options
+	$(TOOL) env PYTHONPATH=../../.. python tests/unit/vm_page.py "$(CURDIR)/docs/vm.md"
 
 sanity: sanity-main sanity-newest ## ansible-test sanity on ansible-core 2.19 and on the newest
 
@@ -101,7 +104,7 @@ lab: install ## The lab: servers, SAN and switches on this machine; ARGS="-e lab
 lab-down: install ## Take the lab away
 	$(LAB) -e lab_state=absent $(ARGS)
 
-demo: install ## From bare servers to a drained node, in the lab
+demo: lab-host ## From bare servers to a drained node, in the lab
 	$(STORIES) env -C ../../.. python -m ansible_collections.drover.kvm.tests.lab.demo $(ARGS)
 
 # The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
@@ -121,11 +124,16 @@ MOLECULE := $(TOOL) $(INSTALLED) molecule
 molecule: install ## Molecule scenarios
 	$(call if_any,extensions/molecule/*/molecule.yml,$(MOLECULE) destroy --all && $(MOLECULE) test --all)
 
-bench: install ## Measurements, side by side; the table is in build/benchmarks.md
+# For stories that make labs of their own: what the playbook would install, without a lab.
+lab-host: install
+	$(TOOL) $(INSTALLED) ansible -i localhost, -c local localhost -m ansible.builtin.include_role \
+		-a 'name=drover.kvm.lab tasks_from=install' -e 'ansible_python_interpreter={{ ansible_playbook_python }}'
+
+bench: lab-host ## Measurements, side by side; the table is in build/benchmarks.md
 	rm -f $(BUILD)/benchmarks.md
 	$(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md pytest -s tests/benchmarks $(ARGS)
 
-soak: install ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
+soak: lab-host ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
 	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure

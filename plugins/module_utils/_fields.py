@@ -31,7 +31,8 @@ class Field:
     `type` is an Ansible type, or `size` (bytes; also "4GiB"), or `names` (a list that means exactly these,
     or a dict of `add`, `remove`, `set`). `check` takes the converted value and returns it normalised, or raises
     ValueError with the rule. `place` is the resource's own word for where the value lives. `fixed` says why the value
-    of a thing that exists can't change. `unseen` is a value that no running guest sees, so that none waits for it.
+    of a thing that exists can't change. `when` says when a running VM has a new value: `power_cycle` (once it was
+    powered off and on), `live` (at once), or `unseen` (at once, since no guest sees it, so that none waits for it).
     """
 
     name: str
@@ -46,7 +47,7 @@ class Field:
     check: Callable[[Any], Any] | None = None
     place: Any = None
     fixed: str = ""
-    unseen: bool = False
+    when: str = "power_cycle"
 
 
 ANSIBLE_TYPES = {"size": "str", "names": "raw"}

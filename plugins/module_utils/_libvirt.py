@@ -340,11 +340,16 @@ class Node:
         """Take its power away."""
         self._do("power off", name, lambda vm: vm.destroy())
 
-    def undefine(self, name: str) -> None:
-        """Remove its definition, NVRAM, saved memory, and what libvirt knows of its snapshots; no disk."""
+    def undefine(self, name: str, keep_state: bool = False) -> None:
+        """Remove its definition, saved memory, and what libvirt knows of its snapshots; no disk.
+
+        `keep_state` keeps the variables of UEFI and the keys of its TPM.
+        """
         flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        if self.connection.getType() != "TEST":  # libvirt's test driver knows neither
-            flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        if self.connection.getType() != "TEST":  # libvirt's test driver knows none of these
+            kept = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+            gone = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_TPM
+            flags |= libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | (kept if keep_state else gone)
         self._do("undefine", name, lambda vm: vm.undefineFlags(flags))
 
     def suspend(self, name: str) -> None:
@@ -434,6 +439,10 @@ class Node:
         flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
         params = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: rate} if rate else {}
         self._do(f"copy disk {target} of", name, lambda vm: vm.blockCopy(target, xml, params, flags))
+
+    def pull(self, name: str, target: str) -> None:
+        """Begin to take into a running VM's disk what it is based on; then it is based on nothing."""
+        self._do(f"flatten disk {target} of", name, lambda vm: vm.blockPull(target, 0, 0))
 
     def block_job(self, name: str, target: str) -> dict[str, int]:
         """Bytes of the job on a disk: `cur` of `end`; empty when there is none."""

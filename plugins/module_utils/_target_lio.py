@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ class Lio:
             running = self._running(iqn, plugin, name)
         except Failed:  # left half made by a run that was killed: nothing that could be saved
             return False
-        return self._parts(self.saved(), iqn, plugin, name) == running
+        return bool(_sorted(self._parts(self.saved(), iqn, plugin, name)) == _sorted(running))
 
     def remembers(self, plugin: str, name: str) -> bool:
         """Whether the backstore is in the file that is restored at boot."""
@@ -308,6 +309,15 @@ class Lio:
             return kind(name)
         except rtslib.RTSLibNotInCFS:
             return None
+
+
+def _sorted(value: Any) -> Any:
+    """The same with every list in one order: configfs lists newest first, so each boot turns round what was saved."""
+    if isinstance(value, dict):
+        return {key: _sorted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted(map(_sorted, value), key=partial(json.dumps, sort_keys=True))
+    return value
 
 
 def _backstore(found: Any) -> Backstore:

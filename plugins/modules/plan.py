@@ -75,7 +75,7 @@ options:
     description:
       - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
         (of each its C(bridge)), C(uuid), C(machine), C(virt_type) and C(state) are read, the rest is left alone.
-      - C(memory) may be left out for a VM that exists.
+      - C(memory) may be left out for a VM that exists. With C(max_memory) the VM counts with that.
     type: list
     elements: dict
     default: []
@@ -255,8 +255,9 @@ blockers:
       type: str
     reason:
       description:
-        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(job), C(interrupted), C(state) and
-          C(defined_twice) keep a VM where it is, whatever the destination.
+        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(state_file) (it is off, and a file of
+          the node has its UEFI variables or TPM keys), C(job), C(interrupted), C(state) and C(defined_twice) keep a VM
+          where it is, whatever the destination.
         - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
           why no node can take it; to mend one of those of a VM is enough.
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.

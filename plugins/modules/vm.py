@@ -19,8 +19,7 @@ description:
     are, so machines that other tools made can be taken over.
   - UUID and MAC addresses follow from the name, unless they are given. A machine that is built again is the same one.
     One that exists keeps those that it has.
-  - A new machine has a serial console, the channel of the guest agent, a random number generator, a memory balloon and
-    virtio devices; it has no graphics.
+  - A new machine has a serial console, a memory balloon and virtio devices. It has no graphics unless it is given some.
   - Before it makes or starts a machine, the module asks all other nodes in C(/etc/drover/cluster.json). A machine that
     exists on another node, by name or by UUID, is refused. So are a MAC address and a disk that another machine has. A
     node without that file has no peers.
@@ -58,11 +57,33 @@ options:
   memory: &memory
     description:
       - Memory in bytes, or with a unit such as V(4GiB); whole mebibytes. Required for a new machine.
+      - Where O(max_memory) was never given, or is less than this, the maximum is this.
     type: str
+  max_memory: &max_memory
+    description:
+      - The most that the memory can be changed to as the machine runs, by its balloon, in bytes or with a unit. Nodes
+        and plans count the machine with it.
+      - The default is O(memory).
+    type: str
+    version_added: "0.1.0"
+  hugepages: &hugepages
+    description:
+      - Whether the node backs the memory with huge pages. V(true) takes its default size of them, V(2MiB) or V(1GiB)
+        asks for that size. The node must have reserved enough of them, or the machine does not start.
+      - The default is V(false).
+    type: raw
+    version_added: "0.1.0"
   vcpus: &vcpus
     description:
       - Number of virtual CPUs. Required for a new machine.
+      - Where O(max_vcpus) was never given, or is less than this, the maximum is this.
     type: int
+  max_vcpus: &max_vcpus
+    description:
+      - The most that the number of virtual CPUs can be changed to as the machine runs.
+      - The default is O(vcpus).
+    type: int
+    version_added: "0.1.0"
   cpu: &cpu
     description:
       - CPU model. V(host-model), V(host-passthrough), V(maximum), or the name of a model that QEMU knows, such as
@@ -71,6 +92,56 @@ options:
         Under emulation it is V(Nehalem), which is the same on every node.
       - Where the nodes differ, name the oldest model among them.
     type: str
+  cpu_features: &cpu_features
+    description:
+      - Features beside those of the model O(cpu), exactly these; V({}) takes all away. Another O(cpu) without this
+        option has none.
+      - Each is one more thing that a node must have to run the machine, and that decides where it can move.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      require:
+        description: What the CPU must have, such as V(pcid) or V(vmx). A node without it refuses to start the machine.
+        type: list
+        elements: str
+      disable:
+        description: What the guest must not see.
+        type: list
+        elements: str
+  cpu_topology: &cpu_topology
+    description:
+      - How the guest sees its CPUs arranged, exactly this; V({}) takes it away. Some systems and licences count
+        sockets. The product must be O(max_vcpus).
+      - Without it each CPU is a socket of its own. Where there is one, another number of CPUs changes the sockets.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      sockets:
+        description:
+          - Number of sockets.
+          - The default is as many as O(max_vcpus) fills.
+        type: int
+      dies:
+        description:
+          - Dies in a socket.
+          - The default is V(1).
+        type: int
+      cores:
+        description:
+          - Cores in a die.
+          - The default is V(1).
+        type: int
+      threads:
+        description:
+          - Threads of a core.
+          - The default is V(1).
+        type: int
+  cpu_shares: &cpu_shares
+    description:
+      - Weight of the machine where CPU time is short, 2 to 10000. One with twice as many as another gets twice the
+        time. V(0) is the default of libvirt, 100 on nodes with cgroups version 2.
+    type: int
+    version_added: "0.1.0"
   virt_type: &virt_type
     description:
       - V(kvm) is the hardware's virtualisation, V(qemu) is emulation. It can't be changed later.
@@ -83,12 +154,114 @@ options:
       - The default for a new machine is V(q35) where the node has it, else V(pc).
     type: str
     choices: [q35, pc]
+  firmware: &firmware
+    description:
+      - V(bios), or V(efi) for UEFI, whose file libvirt finds on the node (C(ovmf) on Debian, option
+        O(drover.kvm.hypervisor#role:main:hypervisor_firmware)). It can't be changed later.
+      - The variables of UEFI are in a file of the node, C(/var/lib/libvirt/qemu/nvram/NAME_VARS.fd). A running machine
+        takes them along when it moves; one that is off is refused to move. With O(state=absent) they stay like the
+        disks, so that the machine can be built again, and go with O(remove_disks=true).
+      - The default is V(bios).
+    type: str
+    choices: [bios, efi]
+    version_added: "0.1.0"
+  secure_boot: &secure_boot
+    description:
+      - Whether UEFI starts only what is signed; the keys of Microsoft, which sign the loaders of most systems, are
+        enrolled. Needs O(firmware=efi) and O(machine=q35). It can't be changed later.
+      - The default is V(false).
+    type: bool
+    version_added: "0.1.0"
+  tpm: &tpm
+    description:
+      - V(2.0) is an emulated TPM (C(swtpm) on the node, option
+        O(drover.kvm.hypervisor#role:main:hypervisor_firmware)). Its keys are in a file of the node, for which holds
+        what O(firmware) says of the variables.
+      - "B(Danger:) a guest that has sealed its disk with it can't read the disk without it."
+      - The default is V(none).
+    type: str
+    choices: [none, "2.0"]
+    version_added: "0.1.0"
   boot: &boot
     description:
       - Kinds of devices from which the firmware boots, in this order. One or more of V(disk), V(cdrom) and V(network).
       - The default for a new machine is V(disk).
     type: list
     elements: str
+  clock: &clock
+    description:
+      - What the computer's clock is set to at a start. V(localtime), the time zone of the node, is for Windows.
+      - The default is V(utc).
+    type: str
+    choices: [utc, localtime]
+    version_added: "0.1.0"
+  agent: &agent
+    description:
+      - Whether there is the channel C(org.qemu.guest_agent.0), by which the guest agent can be asked.
+      - The default for a new machine is V(true).
+    type: bool
+    version_added: "0.1.0"
+  rng: &rng
+    description:
+      - Whether there is a random number generator, fed from C(/dev/urandom) of the node.
+      - The default for a new machine is V(true).
+    type: bool
+    version_added: "0.1.0"
+  watchdog: &watchdog
+    description:
+      - What acts when the guest no longer shows that it lives; its system must serve it. What is not given stays.
+      - By default there is none, but for the one that is built into O(machine=q35), which acts in the same way.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      model:
+        description: V(i6300esb), V(ib700) for O(machine=pc), or V(none) to take it out.
+        type: str
+        choices: [none, i6300esb, ib700]
+        required: true
+      action:
+        description:
+          - V(reset), V(shutdown) (the guest is asked), V(poweroff), V(pause), V(dump) to a file of the node and reset,
+            V(inject-nmi), or V(none). A machine that is paused by it is not resumed by O(state=running).
+          - The default is V(reset).
+        type: str
+        choices: [reset, shutdown, poweroff, pause, none, dump, inject-nmi]
+  console_log: &console_log
+    description:
+      - File below C(/var/log) of the node to which all that the serial console says is appended, such as
+        C(/var/log/libvirt/qemu/web1-console.log). The folder must be there on each node that runs the machine. The
+        file stays on a node when the machine leaves it. An empty text ends it.
+      - By default there is none.
+    type: path
+    version_added: "0.1.0"
+  graphics: &graphics
+    description:
+      - A screen to be seen over the network. A new one has a free port from 5900 on, and no password; C(virsh
+        domdisplay) tells the port.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      type:
+        description:
+          - V(vnc), V(spice), or V(none), which takes it out. Another type takes the place of the one that is there.
+          - The default for a new machine is V(none).
+        type: str
+        choices: [none, vnc, spice]
+        required: true
+      listen:
+        description:
+          - Address on which the node listens. Everybody who can reach it sees the screen and can type; over the
+            default V(127.0.0.1), these are those who have an account on the node, through ssh. With V(0.0.0.0) the
+            machine can be moved, with another address of one node it can't.
+          - The default of a new screen is V(127.0.0.1).
+        type: str
+  video: &video
+    description:
+      - The graphics card.
+      - The default of a new machine is V(none), of one that gets O(graphics) and has no card V(vga).
+    type: str
+    choices: [none, vga, virtio, qxl, bochs]
+    version_added: "0.1.0"
   title: &title
     description:
       - Short text for people, one line, which other tools show beside the name or in its place. Empty removes it.
@@ -100,6 +273,18 @@ options:
     description:
       - One line about the machine. Empty removes it.
     type: str
+  owner: &owner
+    description:
+      - To whom the machine belongs, one line, kept in its metadata. Empty removes it.
+    type: str
+    version_added: "0.1.0"
+  rollback_safe: &rollback_safe
+    description:
+      - Whether the machine may be set back to a snapshot without harm to others, kept in its metadata. It is not so for
+        one of several that keep data together, such as a member of a database cluster.
+      - By default nothing is said.
+    type: bool
+    version_added: "0.1.0"
   disks: &disks
     description:
       - The disks, exactly these, in the order in which the guest finds them. Kinds of storage for which there is no
@@ -166,6 +351,63 @@ options:
           - Whether the guest can only read it.
           - The default is V(false), and V(true) for a cdrom.
         type: bool
+      cache:
+        description:
+          - Who keeps what was read and written. V(none) and V(directsync) go past the node's memory, V(writeback) and
+            V(writethrough) use it, V(unsafe) also takes no notice when the guest asks for its data to be safe. With
+            another one than V(none) and V(directsync), libvirt may refuse to move a running machine.
+          - The default of a new disk is V(writeback) for RBD, that of libvirt for a file, and V(none) for others.
+        type: str
+        choices: [none, writeback, writethrough, directsync, unsafe]
+        version_added: "0.1.0"
+      io:
+        description:
+          - How QEMU waits for the storage. V(native) needs O(disks[].cache=none) or O(disks[].cache=directsync).
+          - The default of a new disk of type V(block) and V(lvm) is V(native) where it can be; else libvirt chooses.
+        type: str
+        choices: [native, threads, io_uring]
+        version_added: "0.1.0"
+      discard:
+        description:
+          - Whether storage is given back that the guest no longer uses (V(unmap)) or not (V(ignore)).
+          - The default of a new disk is that of libvirt, V(ignore), for iSCSI, and V(unmap) for others.
+        type: str
+        choices: [unmap, ignore]
+        version_added: "0.1.0"
+      queues:
+        description:
+          - Number of queues of a disk on the bus V(virtio).
+          - By default QEMU makes one for each virtual CPU.
+        type: int
+        version_added: "0.1.0"
+      iops:
+        description: Most requests in a second, exactly this; V({}) takes all limits away.
+        type: dict
+        version_added: "0.1.0"
+        suboptions:
+          total:
+            description: Both ways together; it does not go with the others.
+            type: int
+          read:
+            description: What is read.
+            type: int
+          write:
+            description: What is written.
+            type: int
+      bandwidth:
+        description: Most bytes in a second, exactly this; V({}) takes all limits away.
+        type: dict
+        version_added: "0.1.0"
+        suboptions:
+          total:
+            description: Both ways together, in bytes or with a unit; it does not go with the others.
+            type: str
+          read:
+            description: What is read, in bytes or with a unit such as V(100MiB).
+            type: str
+          write:
+            description: What is written, in bytes or with a unit.
+            type: str
       size:
         description:
           - Size of a file, image or logical volume, in bytes or with a unit such as V(40GiB); whole mebibytes.
@@ -182,8 +424,19 @@ options:
           - What a new volume starts as. It says nothing about one that is there.
           - With O(disks[].type=rbd) a protected snapshot, V(POOL/IMAGE@SNAPSHOT). The image is a clone of it.
           - With O(disks[].type=iscsi) an image on the SAN. It is for filter P(drover.kvm.iscsi_volumes#filter), which
-            runs before; this module does not use it. With O(disks[].type=file) it is refused.
+            runs before; this module does not use it.
+          - With O(disks[].type=file) a template on the node, made by M(drover.kvm.image), as an absolute path.
         type: path
+      clone:
+        description:
+          - How a file is made from its O(disks[].source). V(linked) is a qcow2 file that holds only what differs from
+            the template; it is there at once. V(full) is a copy of its own.
+          - A linked clone for which V(full) is given is flattened; as its machine runs, if it does. What it took from
+            the template is copied into it, and then it is based on nothing. If the module is killed, run the task
+            again. A full copy stays one, whatever is given.
+          - The default for a new disk with a source is V(linked) with O(disks[].format=qcow2), else V(full).
+        type: str
+        choices: [linked, full]
       iqn:
         description:
           - IQN of the iSCSI target. Required for a new disk of O(disks[].type=iscsi).
@@ -251,7 +504,8 @@ options:
             instead.
           - The default for a file is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list,
             from 0, as number.
-          - A file that is there already is used as it is. One that is based on another file is refused.
+          - A file that is there already is used as it is. One that is based on another file is refused, unless it is a
+            linked clone that was made for this machine. A template is refused; it is a O(disks[].source).
         type: path
   nics: &nics
     description:
@@ -295,6 +549,25 @@ options:
           - The default is V(virtio).
         type: str
         choices: [virtio, e1000e, e1000, rtl8139]
+      link:
+        description:
+          - Whether the guest sees a cable in it.
+          - The default is V(up).
+        type: str
+        choices: [up, down]
+        version_added: "0.1.0"
+      mtu:
+        description:
+          - Largest packet, in bytes, of the port and as the guest is told; 68 to 65535. The bridge must carry it.
+          - By default that of the bridge.
+        type: int
+        version_added: "0.1.0"
+      queues:
+        description:
+          - Number of queues of a NIC of the model V(virtio), for guests that carry more than one CPU of the node can.
+          - The default is V(1).
+        type: int
+        version_added: "0.1.0"
       bandwidth:
         description:
           - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,
@@ -432,7 +705,8 @@ options:
       - With O(state=absent), also delete the files of its disks, after the definition is gone. Images of Ceph that
         nobody has open are moved to the trash of their pool, from where C(rbd trash restore) brings them back.
       - Only what this module made is deleted (it carries the UUID in the extended attribute C(user.drover.vm), or in
-        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer.
+        the image's metadata C(drover.vm)), and only what no other machine has, here or on a peer. Never a template, an
+        ISO, or a file that others are based on. RV(kept) names what stays.
       - Volumes of a SAN are removed with M(drover.kvm.iscsi_volume).
       - The default is V(false).
     type: bool
@@ -457,13 +731,31 @@ options:
       state: *state
       uuid: *uuid
       memory: *memory
+      max_memory: *max_memory
+      hugepages: *hugepages
       vcpus: *vcpus
+      max_vcpus: *max_vcpus
       cpu: *cpu
+      cpu_features: *cpu_features
+      cpu_topology: *cpu_topology
+      cpu_shares: *cpu_shares
       virt_type: *virt_type
       machine: *machine
+      firmware: *firmware
+      secure_boot: *secure_boot
+      tpm: *tpm
       boot: *boot
+      clock: *clock
+      agent: *agent
+      rng: *rng
+      watchdog: *watchdog
+      console_log: *console_log
+      graphics: *graphics
+      video: *video
       title: *title
       description: *description
+      owner: *owner
+      rollback_safe: *rollback_safe
       disks: *disks
       nics: *nics
       cloud_init: *cloud_init
@@ -532,6 +824,26 @@ EXAMPLES = r"""
         format: qcow2
         size: 100GiB
   register: db1
+
+- name: Two machines on files, each a linked clone of a template; see module image
+  drover.kvm.vm:
+    state: running
+    memory: 2GiB
+    vcpus: 2
+    disks:
+      - type: file
+        format: qcow2
+        source: /var/lib/libvirt/templates/debian-13.qcow2
+        size: 40GiB
+    vms: [{name: test1}, {name: test2}]
+
+- name: Make the disk of one of them a copy of its own, as it runs
+  drover.kvm.vm:
+    name: test1
+    disks:
+      - type: file
+        target: vda
+        clone: full
 
 - name: A machine on Ceph, as a clone of a template
   drover.kvm.vm:
@@ -683,17 +995,38 @@ vm:
       returned: always
     uuid: {description: Its UUID., type: str, returned: always}
     memory: {description: Memory in bytes., type: int, returned: always}
+    max_memory: {description: The most that it can have; null for no more than its memory., type: int, returned: always}
+    hugepages: {description: True or the size in bytes; null for none., type: raw, returned: always}
     vcpus: {description: Number of virtual CPUs., type: int, returned: always}
+    max_vcpus: {description: The most that it can have; null for no more than its vCPUs., type: int, returned: always}
     cpu: {description: CPU model., type: str, returned: always}
+    cpu_features: {description: Features beside those of the model., type: dict, returned: always}
+    cpu_topology: {description: How its CPUs are arranged; null where nothing is said., type: dict, returned: always}
+    cpu_shares: {description: Its weight; null for libvirt's default., type: int, returned: always}
     virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
     machine: {description: Family of the emulated computer., type: str, returned: always}
+    firmware: {description: V(bios) or V(efi)., type: str, returned: always}
+    secure_boot: {description: Whether it starts only what is signed., type: bool, returned: always}
+    tpm: {description: Version of its TPM; null without one., type: str, returned: always}
     boot: {description: From what it boots., type: list, elements: str, returned: always}
+    clock: {description: V(utc) or V(localtime)., type: str, returned: always}
+    agent: {description: Whether it has the channel of the guest agent., type: bool, returned: always}
+    rng: {description: Whether it has a random number generator., type: bool, returned: always}
+    watchdog: {description: Its watchdog; null without one., type: dict, returned: always}
+    console_log: {description: The file with what its console says., type: str, returned: always}
+    graphics: {description: Its screen; null without one., type: dict, returned: always}
+    video: {description: Its graphics card; null without one., type: str, returned: always}
     title: {description: Its title; null when it has none., type: str, returned: always}
     description: {description: One line about it., type: str, returned: always}
+    owner: {description: To whom it belongs., type: str, returned: always}
+    rollback_safe: {description: Whether it may be set back; null where nothing is said., type: bool, returned: always}
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}
     disks:
-      description: Its disks, with the suboptions of O(disks); C(size) in bytes, null where it is not known.
+      description:
+        - Its disks, with the suboptions of O(disks).
+        - With O(disks), also C(size) in bytes, null where it is not known, and C(backing), the file that a disk is
+          based on, so the template of a linked clone.
       type: list
       elements: dict
       returned: always
@@ -705,8 +1038,17 @@ vm:
           somebody took it out of the drive. Null where nothing was given.
       type: dict
       returned: always
+kept:
+  description:
+    - What the disks of a machine that is removed lie on and what stays, such as ISOs, disks that were not made by this
+      module, and, without O(remove_disks), all of them.
+    - With O(vms), in each item of RV(results).
+  returned: always
+  type: list
+  elements: str
+  sample: ["/srv/iso/debian-13.iso"]
 results:
-  description: One item per machine, with RV(vm), RV(pending_restart), RV(actions) and C(changed).
+  description: One item per machine, with RV(vm), RV(pending_restart), RV(kept), RV(actions) and C(changed).
   returned: when O(vms) is given
   type: list
   elements: dict
@@ -728,10 +1070,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks.kind import Store, Volume
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, seeding, starting
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, removal, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
@@ -748,7 +1089,7 @@ FIELDS = (
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
-    Field("tags", type="names", check=check_tags),
+    Field("tags", type="names", check=check_tags, when="live"),
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
     Field("autostart", type="bool"),
     Field("force", type="bool", default=False),
@@ -766,6 +1107,7 @@ class Vm(Resource):
         self.site = client
         self.admission = Admission(client, self.name, params["fenced"])
         self.planned = False
+        self.kept: list[str] = []
 
     @classmethod
     @contextmanager
@@ -780,7 +1122,7 @@ class Vm(Resource):
         self.draft = Draft(self.params, self.site, self.domain)
         if self.draft.before is not None and self.domain is not None:
             return self.draft.state(self.draft.before, self.domain.state, self.domain.autostart)
-        volumes = [volume.name for _store, volume in self._volumes()] + self.draft.left()
+        volumes = [one.name for _store, one in removal.volumes(self.draft, self.admission)] + self.draft.left()
         return {"name": self.name, "state": "absent", "volumes": volumes} if volumes else None
 
     def wanted(self, before: State) -> State:
@@ -804,18 +1146,19 @@ class Vm(Resource):
         """Power off, volumes, definition, live changes, power on; or the removal."""
         steps = self._power_off()
         if wanted is None:
-            steps += self._removal()
+            self.kept = self.kept or removal.kept(self.draft, self.admission)
+            steps += removal.steps(self.draft, self.admission)
         else:
-            steps += self.draft.seed + self._make_volumes() + self._define(wanted) + self._change_live()
+            steps += self.draft.ahead + self._make_volumes() + self._define(wanted) + self._change_live()
             steps += starting.steps(self.act, self.admission, self.draft)
         if steps and self.draft.facts:
             power.guard(self.draft.facts)
         return steps
 
     def result(self, state: State) -> dict[str, Any]:
-        """The VM, and what waits for its next start."""
+        """The VM, what waits for its next start, and what stays of one that goes."""
         vm = None if state is None or state["state"] == "absent" else dict(state)
-        return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else []}
+        return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else [], "kept": self.kept}
 
     def _power_off(self) -> list[Step]:
         node, name = self.site.node, self.name
@@ -829,19 +1172,6 @@ class Vm(Resource):
     def _is_off(self) -> bool | str:
         domain = self.site.node.domain(self.name)
         return domain is None or domain.state == power.STOPPED or domain.state
-
-    def _removal(self) -> list[Step]:
-        defined = self.domain is not None and self.domain.persistent
-        steps = [Step(f"undefine {self.name}", self.draft.undefine)] if defined else []
-        uuid, volumes = self.draft.uuid, self._volumes()
-        steps += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in volumes]
-        return steps + seeding.removal(self.name, uuid)
-
-    def _volumes(self) -> list[tuple[Store, Volume]]:
-        if self.params["state"] != "absent" or not self.params["remove_disks"]:
-            return []
-        others = {HERE: self.site.surveyed, **self.admission.answers("deprived of its disks")}
-        return self.draft.removable(others)
 
     def _make_volumes(self) -> list[Step]:
         return [Step(change.words, partial(self._make_volume, change)) for change in self.draft.volumes]

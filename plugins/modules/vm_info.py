@@ -160,6 +160,11 @@ vms:
       type: list
       elements: str
       sample: []
+    state_files:
+      description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it moves when it runs.
+      type: list
+      elements: str
+      sample: []
     metadata:
       description: What this collection keeps with the VM, such as tags and the node that it returns to.
       type: dict

@@ -126,6 +126,9 @@ def in_memory(mover: Mover, node: str, text: bytes) -> int:
     return found
 
 
-def is_of(pid: int, uuid: str) -> bool:
-    """Whether a process was started for this VM."""
-    return uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+def is_of(pid: int, word: str) -> bool:
+    """Whether a process was started with this word, such as its VM's UUID; False when it is gone."""
+    try:
+        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False

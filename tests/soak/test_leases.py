@@ -21,6 +21,7 @@ import pytest
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.conftest import TRAVELLER
 from ansible_collections.drover.kvm.tests.lab.migration import NODES, Mover
+from ansible_collections.drover.kvm.tests.lab.wire import is_of
 
 DIRECTORY = "/shared/leases"
 LOCKED = "is locked"
@@ -39,8 +40,9 @@ class Leased:
         return self.cluster.play("site", hypervisor_lease_directory=DIRECTORY).good().changed
 
     def processes(self) -> dict[str, list[int]]:
-        """The QEMU processes of the nodes."""
-        return {node: sorted(self.lab.machine(node).find("qemu-system-x86")) for node in NODES}
+        """The nodes' VMs: processes of QEMU, without those that libvirt starts to ask what QEMU can."""
+        found = {node: self.lab.machine(node).find("qemu-system-x86_64") for node in NODES}
+        return {node: sorted(pid for pid in pids if is_of(pid, "-uuid")) for node, pids in found.items()}
 
     def lockd(self) -> dict[str, list[int]]:
         """Those of virtlockd."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 COLLECTIONS = Path(__file__).resolve().parents[5]
-OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run")
+OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run", "/var/log/libvirt", "/var/lib/swtpm-localca")
 SOCKETS = """
 unix_sock_dir = "{folder}"
 auth_unix_rw = "none"
@@ -29,10 +29,12 @@ group = "root"
 security_driver = "none"
 cgroup_controllers = []
 namespaces = []
+stdio_handler = "file"
 """
 START = """
 extra=64055::/var/lib/libvirt:/usr/sbin/nologin
 for place in {own}; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
+mkdir -p /var/log/libvirt/qemu
 cp {folder}/qemu.conf /etc/libvirt/
 # The guests' user, which comes with a package that also starts a libvirtd for the whole machine.
 for file in passwd group; do
@@ -66,6 +68,10 @@ class Daemon:
     def uri(self, readonly: bool = False) -> str:
         """Where it answers."""
         return f"qemu+unix:///system?socket={self.folder}/libvirt-sock{'-ro' if readonly else ''}"
+
+    def path(self, path: str) -> Path:
+        """A file as the daemon sees it."""
+        return Path(f"/proc/{self.process.pid}/root{path}")
 
     def freeze(self) -> None:
         """Let it hang as a stuck daemon does: the sockets take connections, nothing answers."""

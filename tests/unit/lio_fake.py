@@ -4,7 +4,8 @@
 """LIO and LVM for tests: what the module asks of rtslib and of LVM's commands, with a state, and their traps.
 
 As rtslib: making what exists is an error, deleting a backstore takes the units of all targets with it, deleting an
-access rule ends the session. As LVM: sizes are whole extents, new space holds what was in it before.
+access rule ends the session, and what a portal group holds is listed newest first, as configfs has it.
+As LVM: sizes are whole extents, new space holds what was in it before.
 """
 
 from __future__ import annotations
@@ -207,13 +208,13 @@ class Group(Place):
         self.nps: dict[str, Any] = {}
         self.rules: dict[str, Any] = {}
 
-    luns = property(lambda self: iter(list(self.units.values())))
-    network_portals = property(lambda self: iter(list(self.nps.values())))
-    node_acls = property(lambda self: iter(list(self.rules.values())))
+    luns = property(lambda self: reversed(list(self.units.values())))
+    network_portals = property(lambda self: reversed(list(self.nps.values())))
+    node_acls = property(lambda self: reversed(list(self.rules.values())))
 
     def dump(self):
-        parts = {"luns": self.units, "portals": self.nps, "node_acls": self.rules}
-        shown = {key: [item.dump() for item in items.values()] for key, items in parts.items()}
+        parts = {"luns": self.luns, "portals": self.network_portals, "node_acls": self.node_acls}
+        shown = {key: [item.dump() for item in items] for key, items in parts.items()}
         return {**super().dump(), "tag": self.tag, "enable": self.enable, **shown}
 
 

@@ -57,7 +57,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         name=values["name"],
         node="",
         uuid=values.get("uuid") or "",
-        memory=values.get("memory") or 0,
+        memory=max(values.get("memory") or 0, values.get("max_memory") or 0),
         vcpus=values.get("vcpus") or 1,
         active=values.get("state") != "stopped",
         tags=frozenset(tags.get("set", tags.get("add", ())) if isinstance(tags, Mapping) else tags),

@@ -77,6 +77,9 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
         mend = "unmount it in the guest and detach it; share the files over the network instead (NFS, CephFS)"
         text = f"{name} shares a folder with its node: {_label(share, number)}"
         found.append(Obstacle("filesystem", text, mend))
+    if files := domain.get("state_files") if domain.get("state") == "stopped" else None:
+        text = f"{name} is shut off and has {' and '.join(files)} state in a file of its node, which would stay behind"
+        found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
     return found
 
 

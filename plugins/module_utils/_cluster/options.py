@@ -43,6 +43,7 @@ CPU_FIELDS = (
 SHEET_FIELDS = (
     Field("name", required=True, check=check_name),
     Field("memory", type="size"),
+    Field("max_memory", type="size"),
     Field("vcpus", type="raw", default=1, check=_number),
     Field("tags", type="names"),
     Field("nics", type="list"),

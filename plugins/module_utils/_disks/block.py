@@ -31,7 +31,7 @@ STABLE = ("/dev/san/", "/dev/mapper/", "/dev/disk/by-id/")
 def source() -> Element:
     """The empty disk of a block device. The guest's own cache is enough; with the node's no migration would be safe."""
     disk = Element("disk", {"type": "block"})
-    SubElement(disk, "driver", {"name": "qemu", "cache": "none", "io": "native", "discard": "unmap"})
+    SubElement(disk, "driver", {"name": "qemu", "cache": "none", "discard": "unmap"})
     SubElement(disk, "source")
     return disk
 
@@ -40,8 +40,14 @@ def _recognises(disk: Element) -> bool:
     return disk.get("type") == "block" and logical_of(DEVICE.get(disk) or "") is None
 
 
+def usual(options: Options) -> Options:
+    """What a new disk has unless it is given: requests go to the kernel as they come where its cache is left out."""
+    io = "native" if options.get("cache") in (None, "none", "directsync") else None
+    return {**options, "format": options.get("format") or "raw", "io": options.get("io") or io}
+
+
 def _fill(options: Options, _vm: str, _number: int) -> Options:
-    return {**options, "format": options.get("format") or "raw"}
+    return usual(options)
 
 
 def _identity(options: Options) -> str | None:

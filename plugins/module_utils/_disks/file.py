@@ -22,6 +22,7 @@ from .._fields import Field
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
+from . import template
 from .kind import Kind, Store, Volume
 
 MARK = "user.drover.vm"
@@ -63,6 +64,8 @@ def _fill(options: dict[str, Any], vm: str, number: int) -> dict[str, Any]:
         filled["format"] = filled.get("format") or "raw"
     elif filled.get("format") and not filled.get("path"):
         filled["path"] = f"{DIRECTORY}/{volume_name(vm, number)}.{filled['format']}"
+    if filled.get("source") and not filled.get("clone"):
+        filled["clone"] = "linked" if filled.get("format") == "qcow2" else "full"
     return filled
 
 
@@ -71,7 +74,13 @@ def _identity(options: dict[str, Any]) -> str | None:
 
 
 def _complaint(options: dict[str, Any]) -> str | None:
-    return "a file can't be made from a source yet; put the image at its path" if options.get("source") else None
+    if options.get("clone") == "linked" and options.get("format") != "qcow2":
+        return "a linked clone has the format qcow2"
+    try:
+        check_path(options.get("source") or "/template")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def inspect(options: Mapping[str, Any]) -> Volume | None:
@@ -86,13 +95,14 @@ def inspect(options: Mapping[str, Any]) -> Volume | None:
     status = _status(path, options.get("device") == "cdrom")
     if status is None:
         return None
-    identity, mark = f"file:{path}", read_mark(path)
+    identity, mark, is_template = f"file:{path}", read_mark(path), template.read(path) is not None
     if image_format == "raw":
-        return Volume(identity, status.st_size, mark)
+        return Volume(identity, status.st_size, mark, template=is_template)
     facts = run_json(["qemu-img", "info", "--force-share", "-f", image_format, "--output=json", path])
     data = facts.get("format-specific", {}).get("data", {})
     backing = facts.get("backing-filename") or data.get("data-file")
-    return Volume(identity, int(facts["virtual-size"]), mark, backing)
+    clone = bool(backing and template.read(backing))
+    return Volume(identity, int(facts["virtual-size"]), mark, backing, is_template, clone)
 
 
 def _status(path: str, cdrom: bool) -> os.stat_result | None:
@@ -112,20 +122,23 @@ def _status(path: str, cdrom: bool) -> os.stat_result | None:
 
 
 def check_new(options: Mapping[str, Any]) -> int | None:
-    """Raise Invalid where no file can be made. It has no source that could tell a size."""
+    """The size of the template, where it is made from one. Raises Invalid where no file can be made, and Refused."""
     folder = Path(options["path"]).parent
     if not folder.is_dir():
         raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
-    return None
+    return template.checked(options).size if options.get("source") else None
 
 
 def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:
-    """Make an empty image that carries our mark; never over a file that is there. False when it can't be marked."""
+    """Make an image that carries our mark; never over a file that is there. False when it can't be marked."""
     path = options["path"]
     part = f"{path}.part"
     check_new(options)
     Path(part).unlink(missing_ok=True)
-    run(["qemu-img", "create", "-q", "-f", options["format"], part, str(size)])
+    if options.get("source"):
+        template.fill(options, part, size)
+    else:
+        run(["qemu-img", "create", "-q", "-f", options["format"], part, str(size)])
     # libvirt gives the file to QEMU's user when the VM starts; nobody else has to read a guest's data.
     Path(part).chmod(0o600)
     marked = _write_mark(part, MARK, uuid) and (not unfinished or _write_mark(part, UNFINISHED, "1"))
@@ -205,5 +218,10 @@ def canonical(identity: str) -> str:
     return f"file:{Path(identity[len('file:') :]).resolve()}"
 
 
-STORE = Store(inspect, check_new, create, grow, marked, remove, canonical)
+def based(identity: str) -> list[str]:
+    """The files that are based on this one."""
+    return template.clones(identity[len("file:") :])
+
+
+STORE = Store(inspect, check_new, create, grow, marked, remove, canonical, based=based)
 FILE = Kind("file", FIELDS, ("format", "path"), _recognises, _source, _fill, _identity, _complaint, STORE)

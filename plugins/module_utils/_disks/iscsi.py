@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, SubElement
 from .._fields import Field, check_iqn, check_portal
 from .._identity import initiator_iqn
 from .._xml import Property, drop, find, make
-from .kind import Kind
+from .kind import ANOTHER, Kind
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
 
@@ -89,9 +89,9 @@ class Account(Property):
 
 
 FIELDS = (
-    Field("iqn", check=check_iqn, place=Name(lun=False)),
-    Field("lun", type="int", check=_check_lun, place=Name(lun=True)),
-    Field("portal", check=check_portal, place=Portal()),
+    Field("iqn", check=check_iqn, place=Name(lun=False), fixed=ANOTHER),
+    Field("lun", type="int", check=_check_lun, place=Name(lun=True), fixed=ANOTHER),
+    Field("portal", check=check_portal, place=Portal(), fixed=ANOTHER),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
     Field("user", check=check_account, place=Account("source/auth/@username")),
     Field(

@@ -12,19 +12,22 @@ from xml.etree.ElementTree import Element
 from .._fields import Field
 
 Options = dict[str, Any]
+ANOTHER = "that would be another disk; take this one off first, then add the other one"
 
 
 class Volume(NamedTuple):
     """What a store holds for one disk.
 
     `identity` is the disk's, `size` in bytes, `mark` the UUID of the VM for which we made it, `backing` what it is
-    based on.
+    based on. `template`: others are made from it, so it is nobody's disk. `clone`: what it is based on is a template.
     """
 
     identity: str
     size: int
     mark: str | None = None
     backing: str | None = None
+    template: bool = False
+    clone: bool = False
 
     @property
     def name(self) -> str:
@@ -44,6 +47,10 @@ def _exactly(_options: Options, size: int) -> int:
     return size
 
 
+def _none(_identity: str) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
@@ -58,6 +65,7 @@ class Store:
     - `remove` (identity, UUID): deletes one; looks at the mark, and at who has it open, once more.
     - `check_free`: raises Refused when somebody has it open whom the peers do not know of; asked before a start.
     - `canonical`: the one spelling of an identity that has several.
+    - `based` (identity): the volumes that are based on it, so that it must stay.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
     - `check_grow` (options, size): raises Refused when the volume can't get as big.
     - `rounded` (options, size): the size that a volume gets for the size asked for.
@@ -74,6 +82,7 @@ class Store:
     check_free: Callable[[Options], object] = _nothing
     check_grow: Callable[[Options, int], None] = _always
     rounded: Callable[[Options, int], int] = _exactly
+    based: Callable[[str], list[str]] = _none
 
 
 @dataclass(frozen=True)

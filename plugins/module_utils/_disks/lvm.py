@@ -58,8 +58,7 @@ def _recognises(disk: Element) -> bool:
 
 
 def _fill(options: Options, vm: str, number: int) -> Options:
-    given = {name: value for name, value in options.items() if value is not None}
-    return {**options, "format": "raw", "lv": volume_name(vm, number), **given}
+    return {**block.usual(options), "lv": options.get("lv") or volume_name(vm, number)}
 
 
 def _identity(options: Options) -> str | None:

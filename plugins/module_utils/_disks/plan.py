@@ -9,6 +9,7 @@ its target, and None for a disk that no QEMU has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, NamedTuple
 
@@ -41,7 +42,12 @@ class Change(NamedTuple):
         size = "the size of its source" if self.size is None else size_text(self.size)
         if self.verb == "resize":
             return f"grow {self.disk['target']} as it runs to {size}"
-        return f"{self.verb} {self.name} ({self.disk['format']}, {size})"
+        clone = (
+            f", a {self.disk['clone']} clone of {self.disk['source']}"
+            if self.disk.get("source") and self.disk.get("clone")
+            else ""
+        )
+        return f"{self.verb} {self.name} ({self.disk['format']}, {size}{clone if self.verb == 'create' else ''})"
 
     def apply(self, uuid: str, resize: Callable[[str, int], None]) -> bool:
         """Do it, with `resize` for a running VM's disk; False when a new volume could not be marked."""
@@ -56,10 +62,11 @@ class Change(NamedTuple):
 
 
 def measure(kinds: Kinds, disks: Iterable[Options], capacity: Capacity) -> None:
-    """Write the size of each disk, in bytes, into its options; None where nobody here can tell."""
+    """Write the size of each disk, in bytes, and what it is based on into its options; None where nobody can tell."""
     for disk in disks:
         store = kinds[disk["type"]].store
         volume = store.inspect(disk) if store else None
+        disk["backing"] = volume.backing if volume else None
         disk["size"] = volume.size if volume else None if store else capacity(disk["target"])
 
 
@@ -83,10 +90,11 @@ def plan(
         if kind.store is None:
             changes += _told(kind, disk, wanted, seen)
         elif kind.identity(disk):
-            source = {"source": given.get("source")}
+            source = {"source": given.get("source"), "clone": given.get("clone")}
             wanted = kind.store.rounded(disk, wanted) if wanted else wanted
             volume, disk["size"] = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
             changes += _changes(kind, {**disk, **source}, volume, seen)
+            disk["backing"] = _backing(volume, source)
     return changes
 
 
@@ -102,6 +110,14 @@ def _told(kind: Kind, disk: Options, wanted: int | None, seen: int | None) -> li
 
 def _cut(name: str, size: int, wanted: int) -> str:
     return f"{name} has {size} bytes; to make it smaller ({wanted}) would cut off what is in it"
+
+
+def _backing(volume: Volume | None, source: Options) -> str | None:
+    """What a disk will be based on: the template of a linked clone, until it is wanted to be a copy of its own."""
+    if source["clone"] == "full":
+        return None
+    linked = source["clone"] and source["source"]
+    return volume.backing if volume else os.path.realpath(linked) if linked else None
 
 
 def _changes(kind: Kind, disk: Options, volume: Volume | None, seen: int | None) -> list[Change]:
@@ -125,7 +141,9 @@ def _checked(
     volume = kind.store.inspect(disk) if kind.store else None
     if volume is None:
         return None, _check_new(kind, disk, present, wanted)
-    if not present and volume.backing:
+    if volume.template and disk["device"] == "disk" and not disk["readonly"]:
+        raise Refused(f"{volume.name} is a template, which no VM may write to; name it as the source of a disk")
+    if not present and volume.backing and not (volume.clone and volume.mark == uuid):
         raise Refused(f"{volume.name} is based on {volume.backing}; such a file can't be added to a VM yet")
     if not present and volume.mark not in (None, uuid):
         raise Refused(f"{volume.name} was made for another VM, with the UUID {volume.mark}")
@@ -165,6 +183,8 @@ def removable(
 
 
 def _check_unused(kind: Kind, vm: str, volume: Volume, others: Mapping[str, list[dict[str, Any]]]) -> None:
+    if kind.store and (based := kind.store.based(volume.identity)):
+        raise Refused(f"{volume.name} is what {', '.join(based)} is based on; it is not removed", based=based)
     for node, domains in others.items():
         for other in domains:
             held = [str(name) for _kind, name in other["claims"] if name.startswith(f"{kind.name}:")]

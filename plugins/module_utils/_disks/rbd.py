@@ -25,7 +25,7 @@ from .._identity import volume_name
 from .._rbd import Images
 from .._xml import Property, drop, find, make
 from .iscsi import check_account
-from .kind import Kind, Options, Store, Volume
+from .kind import ANOTHER, Kind, Options, Store, Volume
 
 MARK = "drover.vm"
 # Beside the mark: the image is a copy that no VM uses yet.
@@ -100,9 +100,9 @@ def check_monitors(value: list[str]) -> list[str]:
 
 
 FIELDS = (
-    Field("pool", check=check_name, place=Part("pool")),
-    Field("image", check=lambda value: check_name(value, 95), place=Part("image")),
-    Field("namespace", check=check_name, place=Part("namespace")),
+    Field("pool", check=check_name, place=Part("pool"), fixed=ANOTHER),
+    Field("image", check=lambda value: check_name(value, 95), place=Part("image"), fixed=ANOTHER),
+    Field("namespace", check=check_name, place=Part("namespace"), fixed=ANOTHER),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
     Field("user", check=check_account, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.

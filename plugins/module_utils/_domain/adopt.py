@@ -25,7 +25,7 @@ FIELDS = (
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS),
     Field("nics", type="list", elements="dict", fields=NICS),
-    Field("tags", type="names", check=check_tags),
+    Field("tags", type="names", check=check_tags, when="live"),
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
 )
 

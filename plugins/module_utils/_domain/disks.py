@@ -13,13 +13,14 @@ from xml.etree.ElementTree import Element
 from .._disks.block import BLOCK
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
-from .._disks.kind import Kind
+from .._disks.kind import ANOTHER, Kind
 from .._disks.lvm import LVM_VOLUME
 from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
+from . import tuning
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -48,23 +49,23 @@ def _check_size(value: int) -> int:
 
 
 COMMON = (
-    Field("target", check=check_target, place=Property("target/@dev")),
-    Field("device", choices=("disk", "cdrom"), place=Property("@device")),
-    Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus")),
-    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type")),
+    Field("target", check=check_target, place=Property("target/@dev"), fixed=ANOTHER),
+    Field("device", choices=("disk", "cdrom"), place=Property("@device"), fixed=ANOTHER),
+    Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus"), fixed=ANOTHER),
+    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type"), fixed=ANOTHER),
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
+    *tuning.TUNING,
 )
 DISKS: tuple[Field, ...] = (
-    Field("type", choices=tuple(KINDS), required=True),
+    Field("type", choices=tuple(KINDS), required=True, fixed=ANOTHER),
     *COMMON,
-    Field("size", type="size", check=_check_size),
-    Field("source", type="path"),
+    Field("size", type="size", check=_check_size, when="live"),
+    Field("source", type="path", fixed="it says what a new volume starts as"),
+    Field("clone", choices=("linked", "full"), when="live"),
     *(field for kind in KINDS.values() for field in kind.fields),
 )
-# What the guest sees of a disk, or how its bytes are read: another value would be another disk.
-FIXED = ("device", "bus", "format")
 
 
 def read(disk: Element) -> dict[str, Any] | None:
@@ -104,8 +105,8 @@ def filled(wanted: Sequence[Mapping[str, Any]], vm: str) -> list[dict[str, Any]]
 def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[str, Mapping[str, Any]]:
     """Make the disks of the definition exactly these; kinds that this module does not know stay.
 
-    A disk is found by its target, else by its storage. Returns the disks as declared, by target: size and source are
-    no part of a definition. Raises Invalid, Refused.
+    A disk is found by its target, else by its storage. Returns the disks as declared, by target: size, source and
+    clone are no part of a definition. Raises Invalid, Refused.
     """
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
@@ -125,7 +126,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
         else:
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
-        declared[options["target"]] = given
+        declared[options["target"]] = {**given, "clone": options.get("clone")}
     return declared
 
 
@@ -167,7 +168,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
     target = before["target"]
     if given["type"] != before["type"]:
         raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
-    for name in FIXED:
+    for name in [field.name for field in COMMON if field.fixed]:
         if after[name] != before[name]:
             raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")
     if before["device"] == "disk" and identity(before) and identity(after) != identity(before):
@@ -175,6 +176,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
             f"{where}: {target} is {identity(before)}, not {identity(after)}; take it off first, then add this one"
         )
     _put(disk, {name: value for name, value in after.items() if value != before[name]}, before["type"])
+    tuning.check(disk, where)
 
 
 def _put(disk: Element, values: Mapping[str, Any], kind: str) -> None:
@@ -189,6 +191,8 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if missing and not (options["device"] == "cdrom" and missing == ["path"]):
         raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
     complaint = kind.complaint(options)
+    if options.get("clone") and kind.name != "file":
+        complaint = "clone is for disks of type file; a source of another type says itself what is made of it"
     if complaint:
         raise Invalid(f"{where}: {complaint}", option=where)
     if bool(options.get("user")) != bool(options.get("secret")):
@@ -203,8 +207,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
-    if cdrom:
+    if cdrom and not options.get("discard"):
         Property("driver/@discard").put(disk, None)
+    tuning.check(disk, where)
     add_device(root, disk)
 
 

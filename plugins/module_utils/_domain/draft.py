@@ -18,7 +18,7 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import chains, disks, leases, leasing, live, metadata, power, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
 from .site import Site
@@ -40,7 +40,7 @@ class Draft:
         self.vlans: list[tuple[str, str]] = []
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
-        self.seed: list[Step] = []
+        self.ahead: list[Step] = []
 
     @property
     def redefined(self) -> bool:
@@ -84,8 +84,8 @@ class Draft:
         self.site.node.define(text_of(self.after))
 
     def undefine(self) -> None:
-        """Remove the definition, and the file of its lease with the last one."""
-        self.site.node.undefine(self.params["name"])
+        """Remove the definition, and the file of its lease with the last one. What the firmware keeps is like disks."""
+        self.site.node.undefine(self.params["name"], keep_state=not self.params["remove_disks"])
         if self.site.leases.directory:
             leasing.forget(self.site.leases, self.uuid, *self.site.peers())
 
@@ -120,7 +120,8 @@ class Draft:
     def edit(self, act: str | None) -> dict[str, Any]:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
-        Returns the state that the VM will have; fills `volumes`, `seed` and what changes live. Raises Invalid, Refused.
+        Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
+        changes live. Raises Invalid, Refused.
         """
         self._check_host()
         if self.before is None:
@@ -129,6 +130,8 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
+        chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
         if act in ("shutdown", "destroy", "wait"):
             self.running = None
@@ -139,9 +142,10 @@ class Draft:
             self._change_live(self.running, options)
         state = self.state(self.after, self._power_after(act), self._autostart())
         if self.params["disks"] is not None:
-            present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
-        self.seed = seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
+            full = {target for target, given in declared.items() if given["clone"] == "full"}
+            self.ahead = chains.flatten(self.site.node, self.after, self.running, state["disks"], full)
+        self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
     def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
@@ -170,9 +174,10 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        memory = self.params["memory"]
-        if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-            raise Invalid(f"memory={memory} is more than this node has ({has} bytes)", option="memory")
+        for name in ("memory", "max_memory"):
+            memory = self.params[name]
+            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self, act: str | None) -> str:
         if act is None:

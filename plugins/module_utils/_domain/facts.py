@@ -60,6 +60,7 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
         "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
         "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
+        "state_files": state_files(root),
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }
@@ -68,6 +69,16 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
 def _attribute(element: Element, path: str, name: str) -> str | None:
     found = find(element, path)
     return None if found is None else found.get(name)
+
+
+def state_files(root: Element) -> list[str]:
+    """What the VM keeps in files of its node beside disks: the variables of UEFI (nvram), the keys of its TPM.
+
+    libvirt 9.0 names the file of the variables in the XML of a running VM only.
+    """
+    nvram = find(root, "os/nvram") is not None or _attribute(root, "os", "firmware") == "efi"
+    tpm = any(_attribute(device, "backend", "type") == "emulator" for device in devices(root, "tpm"))
+    return [name for name, there in (("nvram", nvram), ("tpm", tpm)) if there]
 
 
 def size_of(element: Element | None) -> int | None:
@@ -100,10 +111,17 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "format": _attribute(disk, "driver", "type"),
         "size": None,
         "readonly": find(disk, "readonly") is not None,
-        "shared_storage": kind in NETWORK_TYPES or (kind in PATHS and _below(identity or "", shared_mounts)),
+        "shared_storage": kind in NETWORK_TYPES
+        or (kind in PATHS and all(_below(name or "", shared_mounts) for name in (identity, *_backing(disk)))),
         # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
         "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
+
+
+def _backing(disk: Element) -> list[str]:
+    """The files that a disk is based on; one that is not on shared storage keeps the disk on its node."""
+    sources = [find(store, "source") for store in disk.iter("backingStore")]
+    return [f"file:{source.get('file')}" for source in sources if source is not None]
 
 
 def _below(identity: str, places: Sequence[str]) -> bool:

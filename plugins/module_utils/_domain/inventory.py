@@ -48,7 +48,7 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
         options["cloud_init"] = _cloud_init(name, given["cloud_init"])
     sheet = {"name": name, **{key: value for key, value in options.items() if value is not None}}
     checked = _checked(name, sheet)
-    sheet.update({key: checked[key] for key in ("memory",) if key in sheet})
+    sheet.update({key: checked[key] for key in ("memory", "max_memory") if key in sheet})
     return {**sheet, **_others(name, given)}
 
 

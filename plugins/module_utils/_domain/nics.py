@@ -11,11 +11,12 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
-from .._fields import Field, check_mac, check_vlan
+from .._fields import Field, between, check_mac, check_vlan
 from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find
 from . import addresses, bandwidth, metadata, spoofing
 
+ANOTHER = "the guest would see another NIC; take this one off first"
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 
 
@@ -33,6 +34,31 @@ class Vlan:
         if find(nic, "vlan") is not None and self.get(nic) is None:
             TRUNKS.put(nic, None)
         Property("vlan/tag/@id").put(nic, str(value))
+
+
+class Link:
+    """Whether the guest sees a cable: down, or None where it does."""
+
+    def get(self, nic: Element) -> str | None:
+        """The state."""
+        return "down" if Property("link/@state").get(nic) == "down" else None
+
+    def put(self, nic: Element, value: str) -> None:
+        """Write it."""
+        Property("link/@state").put(nic, None if value == "up" else value)
+
+
+class Queues:
+    """How many queues; None for one, which libvirt does not write down."""
+
+    def get(self, nic: Element) -> int | None:
+        """The number."""
+        number = Property("driver/@queues", int).get(nic) or 1
+        return number if number > 1 else None
+
+    def put(self, nic: Element, value: int) -> None:
+        """Write it."""
+        Property("driver/@queues").put(nic, value if value > 1 else None)
 
 
 class Trunks:
@@ -79,20 +105,28 @@ def check_trunks(value: Sequence[int]) -> list[int]:
 VLAN, TRUNKS = Vlan(), Trunks()
 NICS: tuple[Field, ...] = (
     Field("bridge", check=check_bridge, place=Property("source/@bridge")),
-    Field("vlan", type="int", check=check_vlan, place=VLAN),
-    Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS),
-    Field("mac", check=check_mac, place=Property("mac/@address", str.lower)),
-    Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type")),
-    Field("bandwidth", type="dict", fields=bandwidth.FIELDS, check=bandwidth.check_limits, place=bandwidth.BANDWIDTH),
-    Field("anti_spoof", type="bool"),
-    Field("ips", type="list", elements="str", check=spoofing.check_ips),
-    Field("addresses", type="list", elements="str", check=addresses.check_addresses),
-    Field("gateway", type="list", elements="str", check=addresses.check_gateway),
-    Field("nameservers", type="list", elements="str", check=addresses.check_nameservers),
+    Field("vlan", type="int", check=check_vlan, place=VLAN, when="live"),
+    Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS, when="live"),
+    Field("mac", check=check_mac, place=Property("mac/@address", str.lower), fixed=ANOTHER),
+    Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type"), fixed=ANOTHER),
+    Field("link", choices=("up", "down"), place=Link()),
+    Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
+    Field("queues", type="int", check=between(1, 256), place=Queues()),
+    Field(
+        "bandwidth",
+        type="dict",
+        fields=bandwidth.FIELDS,
+        check=bandwidth.check_limits,
+        place=bandwidth.BANDWIDTH,
+        when="live",
+    ),
+    Field("anti_spoof", type="bool", when="live"),
+    Field("ips", type="list", elements="str", check=spoofing.check_ips, when="live"),
+    Field("addresses", type="list", elements="str", check=addresses.check_addresses, when="unseen"),
+    Field("gateway", type="list", elements="str", check=addresses.check_gateway, when="unseen"),
+    Field("nameservers", type="list", elements="str", check=addresses.check_nameservers, when="unseen"),
 )
 PLACED = {field.name: field for field in NICS if field.place}
-# What can be changed in a running machine.
-LIVE = ("vlan", "trunks", "bandwidth")
 
 
 def known(nic: Element) -> bool:
@@ -172,11 +206,17 @@ def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str]
     given = {name: options[name] for name in PLACED if options.get(name) is not None}
     changes = {name: value for name, value in given.items() if (value or None) != before[name]}
     if "model" in changes:
-        raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; the guest would see another NIC")
+        raise Refused(f"{where}: the model of {before['mac']} is {before['model']}; {ANOTHER}")
     for name, value in changes.items():
         PLACED[name].place.put(nic, value)
+    _check_queues(nic, where)
     if {"bridge", "vlan", "trunks"} & set(changes):
         _plug(nic, bridges, where)
+
+
+def _check_queues(nic: Element, where: str) -> None:
+    if PLACED["queues"].place.get(nic) and PLACED["model"].place.get(nic) != "virtio":
+        raise Invalid(f"{where}: queues are for the model virtio", option=where)
 
 
 def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> Element:
@@ -184,9 +224,10 @@ def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boo
         raise Invalid(f"{where}: bridge is missing; a new NIC needs it", option=where)
     nic = Element("interface", {"type": "bridge"})
     values = {**options, "model": options.get("model") or "virtio"}
-    for name in ("mac", "bridge", "vlan", "trunks", "model", "bandwidth"):
+    for name in ("mac", "bridge", "vlan", "trunks", "model", "link", "mtu", "queues", "bandwidth"):
         if values.get(name):
             PLACED[name].place.put(nic, values[name])
+    _check_queues(nic, where)
     _plug(nic, bridges, where)
     if not boot:
         # The boot ROM of a NIC costs a second at each start.

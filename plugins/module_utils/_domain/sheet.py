@@ -13,11 +13,11 @@ from .._errors import Invalid, Refused
 from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
-from . import bandwidth, cloud_init, disks, leases, metadata, nics
+from . import bandwidth, cloud_init, cpu, disks, leases, memory, metadata, nics, tuning
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
-SIZES = ("memory", "size")
+SIZES = ("memory", "max_memory", "hugepages", "size")
 
 
 def read(root: Element) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
             value = defaults.get(field.name) if value is None else value
             if value not in (None, ""):
                 field.place.put(root, value)
+    cpu.check_arrangement(root)
     metadata.edit(root, {"tags": names_after([], params["tags"])})
     return root
 
@@ -62,6 +63,8 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
         if field.fixed:
             raise Refused(f"{field.name} is {present} and can't become {value}: {field.fixed}")
         field.place.put(root, None if value == "" else value)
+    if any(params[field.name] is not None for field in cpu.CPU_FIELDS):
+        cpu.check_arrangement(root)
     tags = metadata.read(root)["tags"]
     if names_after(tags, params["tags"]) != tags:
         metadata.edit(root, {"tags": names_after(tags, params["tags"])})
@@ -107,8 +110,15 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
+    if definition["memory"] <= memory.most(live):
+        # The rest is a matter of the balloon, which a guest takes its time for, or has no driver for.
+        running["memory"] = definition["memory"]
+    if memory.most(live) == (definition["max_memory"] or definition["memory"]):
+        running["max_memory"] = definition["max_memory"]
+    if cpu.has_features(live, definition["cpu_features"] or {}):
+        running["cpu_features"] = definition["cpu_features"]
     for field in HARDWARE:
-        if field.fixed or field.unseen:
+        if field.fixed or field.when == "unseen":
             running[field.name] = definition[field.name]
     return changes(running, definition)
 
@@ -116,9 +126,11 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
 def shown(name: str, value: Any) -> str:
     """A value in words."""
     if name == "bandwidth":
-        return bandwidth.words(value or {})
-    if name in SIZES and isinstance(value, int):
+        return bandwidth.words(value or {}) if set(value or ()) <= set(bandwidth.WAYS) else tuning.words(value)
+    if name in SIZES and isinstance(value, int) and not isinstance(value, bool):
         return size_text(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(key, item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None or value == "" else str(value)

@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._domain import leases
-from .._domain.facts import disk_facts, nic_facts, size_of
+from .._domain.facts import disk_facts, nic_facts, size_of, state_files
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
@@ -73,8 +73,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
         "hostdevs": len(devices(root, "hostdev")),
         "filesystems": len(devices(root, "filesystem")),
-        "tpm": bool(devices(root, "tpm")),
-        "nvram": find(root, "os/nvram") is not None,
+        "state_files": state_files(root),
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
     }
@@ -165,8 +164,8 @@ def _own(need: Mapping[str, Any]) -> list[Blocker]:
         found.append(Blocker("snapshots", text, "remove them, or export what is needed, first"))
     if need["managed_save"]:
         found.append(Blocker("managed_save", "its memory is saved on the node", "start it here first"))
-    if not need["running"] and (need["nvram"] or need["tpm"]):
-        what = " and ".join(name for name in ("nvram", "tpm") if need[name])
+    if not need["running"] and need["state_files"]:
+        what = " and ".join(need["state_files"])
         text = f"it is shut off and has {what} state in a file of the node, which would stay behind"
         found.append(Blocker("state_file", text, "start it and move it while it runs"))
     return found
@@ -208,7 +207,10 @@ def _mend(need: Mapping[str, Any]) -> str:
         return "move it to shared storage first, or have it copied with storage=copy"
     if not need["running"]:
         return "start it: only a running VM is copied"
-    return "move it to shared storage first: only a raw or qcow2 file that is based on no other is copied"
+    return (
+        "move it to shared storage first, or, a linked clone, flatten it (clone: full): only a raw or qcow2 file that "
+        "is based on no other is copied"
+    )
 
 
 def _room(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:

@@ -170,6 +170,17 @@ def test_on_each_store_a_volume_lives_grows_comes_back_and_goes(san, store):
     assert not device.exists() and san.lvm.volumes.keys() == {"pool0"}
 
 
+def test_the_order_in_which_the_kernel_lists_it_is_no_change_after_a_reboot(san):
+    args = {"initiators": [HOST, OTHER], "portals": ["127.0.0.1:3260", "127.0.0.2:3260"]}
+    san.make(**args)
+    before = san.group().dump()
+    san.restart()
+    assert san.group().dump() != before
+    assert not done(san(name="a", **args))["changed"]
+    san.group().nps.popitem()
+    assert done(san(name="a", **args))["changed"]
+
+
 def test_old_data_is_wiped_before_a_thick_volume_gets_it(san):
     san.make(**STORES["lvm"])
     assert done(san(name="a", **STORES["lvm"], size="4MiB"))["changed"]

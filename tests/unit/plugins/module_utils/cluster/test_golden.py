@@ -39,6 +39,7 @@ def domain(name, given):
         "nics": [{"mac": "52:54:00:00:00:01", "bridge": given.get("bridge", "br0"), "vlan": 100}],
         "hostdevs": [],
         "filesystems": [],
+        "state_files": [],
         "marker": None,
     }
     metadata = {"managed": True, "tags": given.get("tags", []), "home": given.get("home")}
@@ -96,5 +97,5 @@ def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
         memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm"""
+        reserved_vlan unknown_vm state_file"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -32,18 +32,46 @@ FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size"
 BLOCK = {"type": "block", "path": "/dev/san/web1"}
 LVM = {"type": "lvm", "vg": "vmdata"}
 NIC = {"bridge": "br-int"}
+LOG = "/var/log/libvirt/qemu/web1-console.log"
 
 HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "uuid": ("6F0F1A3C-0f0d-4c5e-9f51-2a1c3c2c8d11", "<uuid>6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11</uuid>"),
     "memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>2097152</currentMemory>"),
+    "max_memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>1048576</currentMemory>"),
+    "hugepages": ("1GiB", "<memoryBacking><hugepages><page size='1048576' unit='KiB'/></hugepages></memoryBacking>"),
     "vcpus": (3, "<vcpu>3</vcpu>"),
+    "max_vcpus": (8, "<vcpu current='2'>8</vcpu>"),
+    "cpu_features": (
+        {"require": ["vmx", "pcid"], "disable": ["svm"]},
+        "<feature policy='require' name='pcid'/><feature policy='require' name='vmx'/><feature policy='disable' ",
+    ),
+    "cpu_topology": (
+        {"sockets": 1, "cores": 1, "threads": 2},
+        "<topology sockets='1' cores='1' threads='2'/>",
+    ),
+    "cpu_shares": (2048, "<cputune><shares>2048</shares></cputune>"),
     "cpu": (
         "Nehalem",
         "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
     ),
     "virt_type": ("qemu", "<domain type='qemu'>"),
     "machine": ("pc", "<type arch='x86_64' machine='pc'>hvm</type>"),
+    "firmware": ("efi", "<os firmware='efi'>"),
+    "secure_boot": (False, "<os><type"),
+    "tpm": ("2.0", "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"),
     "boot": (["network", "disk"], "<boot dev='network'/><boot dev='hd'/>"),
+    "clock": ("localtime", "<clock offset='localtime'><timer name='rtc' tickpolicy='catchup'/>"),
+    "agent": (True, "<target type='virtio' name='org.qemu.guest_agent.0'/>"),
+    "rng": (True, "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"),
+    "watchdog": ({"model": "i6300esb", "action": "pause"}, "<watchdog model='i6300esb' action='pause'/>"),
+    "console_log": (LOG, f"<serial type='pty'><target port='0'/><log file='{LOG}' append='on'/></serial>"),
+    "graphics": (
+        {"type": "vnc", "listen": "10.0.0.1"},
+        "<graphics type='vnc' port='-1' autoport='yes'><listen type='address' address='10.0.0.1'/></graphics><video>",
+    ),
+    "video": ("virtio", "<video><model type='virtio'/></video>"),
+    "owner": ("R&D", "<drover:owner>R&amp;D</drover:owner>"),
+    "rollback_safe": (False, "<drover:rollback_safe>no</drover:rollback_safe>"),
     "title": ("R&D", "<title>R&amp;D</title>"),
     "description": ("R&D", "<description>R&amp;D</description>"),
 }
@@ -62,7 +90,7 @@ NEW_RBD = (
 )
 NEW_BLOCK = (
     "<disk type='block' device='disk'>"
-    "<driver name='qemu' cache='none' io='native' discard='unmap' type='raw' error_policy='stop'/>"
+    "<driver name='qemu' cache='none' discard='unmap' type='raw' error_policy='stop' io='native'/>"
     "<source dev='%s'/><target dev='vda' bus='virtio'/></disk>"
 )
 NAMED = "<host name='fd00::1' port='3300'/><host name='mon2' port='6789'/>"
@@ -83,9 +111,22 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "error_policy": ({**SAN, "error_policy": "enospace"}, "type='raw' error_policy='enospace'/>"),
     "serial": ({**SAN, "serial": "drover-web1-0"}, "<serial>drover-web1-0</serial>"),
     "readonly": ({**SAN, "readonly": True}, "<readonly/>"),
+    "cache": ({**SAN, "cache": "directsync"}, "cache='directsync'"),
+    "io": ({**SAN, "io": "native"}, "io='native'/>"),
+    "discard": ({**SAN, "discard": "unmap"}, "discard='unmap'/>"),
+    "queues": ({**SAN, "queues": 2}, "queues='2'/>"),
+    "iops": (
+        {**SAN, "iops": {"read": 500, "write": 100}},
+        "<iotune><read_iops_sec>500</read_iops_sec><write_iops_sec>100</write_iops_sec></iotune>",
+    ),
+    "bandwidth": (
+        {**SAN, "bandwidth": {"total": "100MiB"}},
+        "<iotune><total_bytes_sec>104857600</total_bytes_sec></iotune>",
+    ),
     "path": (FILE, "<source file='/srv/vms/web1.qcow2'/>"),
     "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2' error_policy='stop'/>"),
     "source": ({**SAN, "source": "/srv/drover/images/a.img"}, NEW_SAN),
+    "clone": ({**FILE, "source": "/srv/debian.qcow2", "clone": "linked"}, "<source file='/srv/vms/web1.qcow2'/>"),
     "size": (FILE, "<disk type='file' device='disk'>"),
     "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),
     "pool": (RBD, NEW_RBD),
@@ -105,6 +146,9 @@ NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "mac": ({**NIC, "mac": "02-00-00-AA-BB-CC"}, "<mac address='02:00:00:aa:bb:cc'/>"),
     "model": ({**NIC, "model": "e1000e"}, "<model type='e1000e'/>"),
     "trunks": ({**NIC, "trunks": [30, 20]}, "<vlan trunk='yes'><tag id='20'/><tag id='30'/></vlan>"),
+    "link": ({**NIC, "link": "down"}, "<link state='down'/>"),
+    "mtu": ({**NIC, "mtu": 9000}, "<mtu size='9000'/>"),
+    "queues": ({**NIC, "queues": 4}, "<driver queues='4'/>"),
     "bandwidth": (
         {**NIC, "bandwidth": {"inbound": {"average": "10Mbit/s", "burst": "64KiB"}, "outbound": {"average": 8000}}},
         "<bandwidth><inbound average='1250' peak='1250' burst='64'/><outbound average='1' peak='1'/></bandwidth>",
@@ -157,7 +201,7 @@ def test_disks(option):
     disk, fragment = DISK_ROWS[option]
     root, params = build(disks=[disk])
     check(root, params, fragment)
-    if option not in ("size", "source"):
+    if option not in ("size", "source", "clone"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
@@ -243,6 +287,30 @@ FOREIGN_EDITS = [
     ({"title": "new"}, {"title"}),
     ({"title": ""}, {"title"}),
     ({"description": "new"}, {"description"}),
+    ({"memory": "512MiB"}, {"currentMemory"}),
+    ({"max_memory": "4GiB"}, {"memory"}),
+    ({"vcpus": 3}, {"vcpu"}),
+    ({"cpu_topology": {"cores": 2, "threads": 2}}, {"topology"}),
+    ({"cpu_features": {"disable": ["vmx"]}}, {"feature"}),
+    ({"tpm": "2.0"}, {"tpm", "backend"}),
+    ({"clock": "localtime"}, {"clock"}),
+    ({"owner": "R&D"}, {"drover:owner"}),
+    ({"rollback_safe": False}, {"drover:rollback_safe"}),
+    ({"graphics": {"type": "vnc", "listen": "::1"}}, {"graphics", "video"}),
+    ({"video": "none"}, {"video"}),
+    ({"watchdog": {"model": "i6300esb"}}, {"watchdog"}),
+    ({"agent": True, "rng": True}, {"channel", "rng"}),
+    (
+        {
+            "disks": [
+                {"type": "iscsi", "target": "vda", "io": "native"},
+                {"type": "file", "target": "vdb", "bandwidth": {"read": "1MiB"}},
+                {"type": "rbd", "target": "vdc", "iops": {"total": 5}},
+                {"type": "file", "target": "sda"},
+            ]
+        },
+        {"driver", "iotune"},
+    ),
     ({"nics": [{"mac": "52:54:00:aa:bb:01", "vlan": 200}, {"mac": "52:54:00:aa:bb:02"}]}, {"tag"}),
 ]
 
@@ -314,6 +382,23 @@ REFUSED = [
         "single addresses of IPv4",
     ),
     ({"nics": [{"bridge": "br0", "vlan": 5}]}, "Linux bridge"),
+    ({"nics": [{}, {}, {"bridge": "br0", "model": "e1000", "queues": 2}]}, "queues are for the model virtio"),
+    ({"disks": [{"type": "file", "target": "vdb", "io": "native"}]}, "io=native needs cache=none"),
+    ({"disks": [{**SAN, "target": "sdb", "bus": "scsi", "queues": 2}]}, "queues are for the bus virtio"),
+    ({"disks": [{**SAN, "iops": {"total": 1, "read": 1}}]}, "don't go together"),
+    ({"max_memory": "512MiB"}, "max_memory=512MiB is less than the memory of 1GiB"),
+    ({"max_vcpus": 1}, "max_vcpus=1 is less than the 2 vCPUs"),
+    ({"cpu_topology": {"sockets": 3}}, "max_vcpus=4 does not fit the VM's CPU topology of 1 per socket, 3 in all"),
+    ({"cpu_topology": {"cores": 3}}, "does not fit"),
+    ({"cpu_features": {"require": ["a b"]}}, "is not a CPU feature"),
+    ({"cpu_features": {"require": ["vmx"], "disable": ["vmx"]}}, "listed twice"),
+    ({"hugepages": "3MiB"}, "is not the size of a page"),
+    ({"firmware": "bios"}, "firmware is efi and can't become bios: the guest was installed"),
+    ({"secure_boot": True}, "secure_boot is False and can't become True"),
+    ({"console_log": "/etc/passwd"}, "below /var/log"),
+    ({"console_log": "/var/log/../../etc/passwd"}, "below /var/log"),
+    ({"graphics": {"type": "vnc", "listen": "all"}}, "is not an IP address"),
+    ({"cpu_shares": 1}, "out of range"),
     ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
     ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
@@ -342,7 +427,8 @@ def test_pending_names_what_the_running_vm_lacks():
     params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
     sheet.edit(wanted, params, BRIDGES)
     assert sheet.pending(running, sheet.read(wanted)) == [
-        "memory 2GiB -> 4GiB",
+        "memory 1GiB -> 4GiB",
+        "max_memory 2GiB -> none",
         "disk vda removed",
         "disk vdb removed",
         "disk vdc removed",

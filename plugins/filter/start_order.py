@@ -1,0 +1,27 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filter start_order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def start_order(vms: Iterable[Mapping[str, Any]], order: Sequence[str]) -> list[list[dict[str, str]]]:
+    """The VMs (facts of node_info) in groups: those of each tag of `order`, a VM with its first one, then the rest."""
+    groups: list[list[dict[str, str]]] = [[] for _tag in (*order, None)]
+    for vm in sorted(vms, key=lambda vm: str(vm["name"])):
+        tags = vm["metadata"]["tags"]
+        place = next((number for number, tag in enumerate(order) if tag in tags), len(order))
+        groups[place].append({"name": vm["name"]})
+    return [group for group in groups if group]
+
+
+class FilterModule:
+    """The filter as Ansible finds it."""
+
+    def filters(self) -> dict[str, object]:
+        """Its name and its function."""
+        return {"start_order": start_order}

@@ -1,0 +1,84 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a disk is read and written: caches, threads, what is given back, and how much may pass. Pure.
+
+https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver and iotune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from .._errors import Invalid
+from .._fields import Field, between, size_text
+from .._xml import Property, drop, find, make
+
+WAYS = ("total", "read", "write")
+DIRECT = ("none", "directsync")
+MOST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one kind, requests or bytes a second, in all or each way; other words of iotune stay."""
+
+    unit: str
+
+    def get(self, disk: Element) -> dict[str, int] | None:
+        """The limits; None without any."""
+        found = {way: Property(f"iotune/{way}_{self.unit}_sec", int).get(disk) for way in WAYS}
+        return {way: number for way, number in found.items() if number} or None
+
+    def put(self, disk: Element, value: Mapping[str, int]) -> None:
+        """Write exactly these."""
+        for way in WAYS:
+            name = f"{way}_{self.unit}_sec"
+            old = find(disk, f"iotune/{name}")
+            if way in value:
+                make(disk, f"iotune/{name}").text = str(value[way])
+            elif old is not None:
+                drop(make(disk, "iotune"), old)
+        tune = find(disk, "iotune")
+        if tune is not None and not len(tune):
+            drop(disk, tune)
+
+
+def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
+    """The limits that are some; one for both ways excludes one for each."""
+    given = {way: between(0, MOST)(number) for way, number in value.items() if number}
+    if "total" in given and len(given) > 1:
+        raise ValueError("write total, or read and write; both don't go together")
+    return given
+
+
+def check(disk: Element, where: str) -> None:
+    """Raise Invalid for what QEMU would refuse at the start."""
+    driver = {name: Property(f"driver/@{name}").get(disk) for name in ("cache", "io", "queues")}
+    if driver["io"] == "native" and driver["cache"] not in DIRECT:
+        raise Invalid(f"{where}: io=native needs cache=none or cache=directsync", option=where)
+    if driver["queues"] and Property("target/@bus").get(disk) != "virtio":
+        raise Invalid(f"{where}: queues are for the bus virtio", option=where)
+
+
+def words(value: Mapping[str, int]) -> str:
+    """The limits of bytes for people."""
+    return ", ".join(f"{way} {size_text(number)}/s" for way, number in value.items()) or "none"
+
+
+IOPS_FIELDS = tuple(Field(way, type="int") for way in WAYS)
+BYTES_FIELDS = tuple(Field(way, type="size") for way in WAYS)
+TUNING = (
+    Field(
+        "cache",
+        choices=("none", "writeback", "writethrough", "directsync", "unsafe"),
+        place=Property("driver/@cache"),
+    ),
+    Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
+    Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
+    Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
+    Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops")),
+    Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes")),
+)

@@ -1,0 +1,202 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hardware of a VM as a real libvirt with QEMU keeps it: all options together, checked against libvirt's schema."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._domain import site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
+from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
+from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
+from ansible_collections.drover.kvm.plugins.modules import vm
+from ansible_collections.drover.kvm.tests.unit import libvirt_server
+
+pytest.importorskip("libvirt")
+
+BASE: dict[str, Any] = {"name": "web1", "memory": "64MiB", "vcpus": 2, "virt_type": "qemu"}
+# Each option of HARDWARE with a value that is not its default.
+ALL: dict[str, Any] = {
+    **BASE,
+    "uuid": "6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11",
+    "max_memory": "128MiB",
+    "hugepages": "2MiB",
+    "max_vcpus": 8,
+    "cpu": "Nehalem",
+    "cpu_features": {"require": ["pcid"], "disable": ["x2apic"]},
+    "cpu_topology": {"sockets": 1, "cores": 4, "threads": 2},
+    "cpu_shares": 200,
+    "machine": "q35",
+    "firmware": "efi",
+    "secure_boot": True,
+    "tpm": "2.0",
+    "boot": ["network", "disk"],
+    "clock": "localtime",
+    "agent": False,
+    "rng": False,
+    "watchdog": {"model": "i6300esb", "action": "poweroff"},
+    "console_log": "/var/log/libvirt/qemu/web1-console.log",
+    "graphics": {"type": "vnc", "listen": "127.0.0.2"},
+    "video": "virtio",
+    "title": "The shop",
+    "description": "R&D's <shop>",
+    "owner": "R&D",
+    "rollback_safe": True,
+}
+# What an existing VM is changed to; the others of ALL can't change.
+OTHERS: dict[str, Any] = {
+    "memory": "96MiB",
+    "max_memory": "256MiB",
+    "hugepages": False,
+    "vcpus": 3,
+    "max_vcpus": 12,
+    "cpu": "Westmere",
+    "cpu_features": {"disable": ["pcid"]},
+    "cpu_topology": {"sockets": 2, "dies": 3, "cores": 1, "threads": 2},
+    "cpu_shares": 0,
+    "tpm": "none",
+    "boot": ["disk"],
+    "clock": "utc",
+    "agent": True,
+    "rng": True,
+    "watchdog": {"model": "none"},
+    "console_log": "",
+    "graphics": {"type": "none"},
+    "video": "none",
+    "title": "",
+    "description": "",
+    "owner": "",
+    "rollback_safe": False,
+}
+DISK = {
+    "type": "iscsi",
+    "iqn": "iqn.2026-11.org.example:drover-web1-0",
+    "portal": "10.231.5.10:3260",
+    "cache": "directsync",
+    "io": "native",
+    "discard": "unmap",
+    "queues": 2,
+    "iops": {"read": 500, "write": 100},
+    "bandwidth": {"total": "100MiB"},
+}
+NIC = {"bridge": "br-int", "vlan": 100, "link": "down", "mtu": 9000, "queues": 4}
+# These are taken back by it, and then shown as null.
+TAKEN_BACK = {"hugepages", "cpu_shares", "tpm", "watchdog", "console_log", "graphics", "video"}
+TAKEN_BACK |= {"title", "description", "owner"}
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    if libvirt_server.missing():
+        pytest.skip(f"no private libvirtd: {libvirt_server.missing()}")
+    with libvirt_server.private_libvirtd() as running:
+        with connect(running.uri()) as node:
+            if "qemu" not in node.host()["virt_types"]:
+                pytest.skip("QEMU is not installed")
+        yield running
+
+
+@pytest.fixture
+def run(daemon, monkeypatch, capsys):
+    """The module in check mode, then for real, then once more; each test begins and ends without VMs."""
+    monkeypatch.setattr(vm, "connect", lambda: connect(daemon.uri()))
+    monkeypatch.setattr(_bridges, "bridges", lambda: {"br-int": "ovs"})
+    monkeypatch.setattr(site, "ask_peers", lambda call, seconds: {})
+
+    def once(**args: Any) -> dict[str, Any]:
+        with patch_module_args(args), pytest.raises(SystemExit):
+            vm.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert not result.get("failed"), result["msg"]
+        result.pop("invocation")
+        return result
+
+    def thrice(**args: Any) -> dict[str, Any]:
+        predicted, real = once(**args, _ansible_check_mode=True), once(**args)
+        assert predicted == real
+        again = once(**args)
+        assert again["actions"] == [] and again["changed"] is False
+        return real
+
+    yield thrice
+    with connect(daemon.uri()) as node:
+        for domain in node.domains().values():
+            if domain.active:
+                node.destroy(domain.name)
+            node.undefine(domain.name)
+
+
+def shown(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the module returns them."""
+    fields = [field for field in HARDWARE if field.name in options]
+    return normalise(fields, options)
+
+
+def test_every_option_is_in_the_table():
+    assert set(ALL) - {"name"} == {field.name for field in HARDWARE}
+    assert set(OTHERS) == {field.name for field in HARDWARE if not field.fixed}
+
+
+def test_all_options_together_are_what_libvirt_keeps_and_adopts(run, daemon):
+    made = run(**ALL)["vm"]
+    assert {name: made[name] for name in shown(ALL)} == shown(ALL)
+    with connect(daemon.uri()) as node:
+        sheet, left_out = adoption(node.domain("web1"))
+    assert left_out == []
+    assert run(**{name: value for name, value in sheet.items() if name != "state"})["actions"] == []
+
+
+def test_all_options_together_change_in_place_and_back(run):
+    run(**ALL)
+    changed = run(name="web1", **OTHERS)["vm"]
+    wanted = {name: None if name in TAKEN_BACK else value for name, value in shown(OTHERS).items()}
+    assert {name: changed[name] for name in wanted} == wanted
+    back = run(**ALL)["vm"]
+    assert {name: back[name] for name in shown(ALL)} == shown(ALL)
+
+
+def test_a_new_vm_has_the_defaults(run):
+    made = run(**BASE)["vm"]
+    nothing = ["max_memory", "hugepages", "max_vcpus", "cpu_features", "cpu_topology", "cpu_shares", "tpm", "watchdog"]
+    nothing += ["console_log", "graphics", "video", "title", "description", "owner", "rollback_safe"]
+    assert {name: made[name] for name in nothing} == dict.fromkeys(nothing)
+    assert made["agent"] and made["rng"] and made["clock"] == "utc"
+    assert made["firmware"] == "bios" and made["secure_boot"] is False
+
+
+def test_disks_and_nics_are_what_libvirt_keeps(run):
+    made = run(**BASE, disks=[DISK], nics=[NIC])["vm"]
+    assert {name: made["disks"][0][name] for name in DISK} == {**DISK, "bandwidth": {"total": 100 * 2**20}}
+    assert {name: made["nics"][0][name] for name in NIC} == NIC
+    others = {"cache": "none", "io": "threads", "discard": "ignore", "queues": 4, "iops": {}, "bandwidth": {}}
+    changed = run(**BASE, disks=[{**DISK, **others}], nics=[{**NIC, "link": "up", "mtu": 1500, "queues": 1}])["vm"]
+    shown_disk = {name: changed["disks"][0][name] for name in others}
+    assert shown_disk == {**others, "iops": None, "bandwidth": None}
+    nic = changed["nics"][0]
+    assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
+
+
+@pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
+def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
+    # Hugepages and CPU features are what this machine may lack.
+    sheet = {name: value for name, value in ALL.items() if name not in ("hugepages", "cpu_features")}
+    started = run(**sheet, state="running")
+    assert started["vm"]["state"] == "running" and started["pending_restart"] == []
+    run(name="web1", state="stopped", force=True)
+    kept = ["/var/lib/libvirt/qemu/nvram/web1_VARS.fd", f"/var/lib/libvirt/swtpm/{ALL['uuid']}/tpm2/tpm2-00.permall"]
+    assert [daemon.path(path).exists() for path in kept] == [True, True]
+    run(name="web1", state="absent")
+    assert [daemon.path(path).exists() for path in kept] == [True, True]
+    run(**sheet)
+    run(name="web1", state="absent", remove_disks=True)
+    assert [daemon.path(path).exists() for path in kept] == [False, False]
