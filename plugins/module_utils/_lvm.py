@@ -19,10 +19,11 @@ from ._run import run, run_json
 COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
 GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size,vg_tags,lv_count"
 DEVICE_COLUMNS = "pv_name,vg_name,dev_size,pv_size,pe_start"
-# Where lvmlockd lists the locks of a group that sanlock keeps, one sector (512 or 4096 bytes) or more each; sanlock(8).
+# Where sanlock keeps the locks of a group: first those of the hosts, then those of its volumes; sanlock(8).
 LEASES = "/dev/mapper/{}-lvmlock"
 BEGINNING = 2**20
-FIRST_LEASE = 2**20
+LEASE = 2**20
+HOST = re.compile(r"[0-9a-f-]{36}\.")
 LOCKED = "locked by other host"
 TAG = "drover."
 DEVICES = "/dev"
@@ -208,13 +209,15 @@ class Lvm:
         """
         if self.group(vg).lock != "sanlock":
             return []
-        args = _report("lvs", "lv_lockargs", f"{vg}/{name}")[0]["lv_lockargs"]
+        place = _report("lvs", "lv_lockargs", f"{vg}/{name}")[0]["lv_lockargs"].rpartition(":")[2]
+        leases = LEASES.format(vg)
         try:
-            dump = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+            # Without a place it prints the hosts.
+            dump = [run(["sanlock", "direct", "dump", path]) for path in (leases, f"{leases}:{place}:{LEASE}")]
             hosts = run(["sanlock", "client", "gets", "-h", "1"])
         except (Failed, NotFound):
             return []
-        return lease_owners(dump, hosts, f"lvm_{vg}", args.rpartition(":")[2], dead)
+        return lease_owners("\n".join(dump), hosts, f"lvm_{vg}", place, dead)
 
     def autoactivate(self, vg: str, name: str, on: bool) -> None:
         """Whether it becomes active when its group is found, at boot."""
@@ -298,8 +301,8 @@ def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> 
     """The other nodes that hold the lease at a place of what `sanlock direct dump` prints, by their own names.
 
     A line of it is: offset, lockspace, resource, time stamp, owner's number, generation, version. Of the hosts the
-    resource is the name, UUID.HOST; a lease that is held by none has the time stamp 0. Those that share one have a
-    line `NUMBER GENERATION SH` each, after that. `hosts` is what `sanlock client gets -h 1` prints: a line
+    resource is the name, HOST or UUID.HOST; a lease that is held by none has the time stamp 0. Those that share one
+    have a line `NUMBER GENERATION SH` each, after that. `hosts` is what `sanlock client gets -h 1` prints: a line
     `s LOCKSPACE:OWN NUMBER:...`, followed by `h NUMBER gen N timestamp N STATE`.
     """
     own, states = _hosts(hosts, space)
@@ -311,8 +314,8 @@ def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> 
             held += [int(words[0])] if place == int(offset or -1) else []
         elif len(words) >= 6 and words[0].isdecimal():
             place, number = int(words[0]), int(words[4])
-            if place < FIRST_LEASE:
-                names[number] = words[2].partition(".")[2] or words[2]
+            if place < LEASE:
+                names[number] = HOST.sub("", words[2], count=1)
             elif place == int(offset or -1) and int(words[3]):
                 held.append(number)
     found = [number for number in held if number != own and (dead or states.get(number) != "DEAD")]

@@ -136,7 +136,7 @@ class Lvm:
 
     def sanlock(self, words):
         owners = {name: f"70254592 lvm_vg0 {name} 0000001 0002 0001 1" for name in self.elsewhere}
-        return "\n".join(["00000000 lvm_vg0 u-u-i-d.hv2 0000001 0002 0001", *owners.values()])
+        return "\n".join(["00000000 lvm_vg0 hv2 0000001 0002 0001", *owners.values()])
 
     def lvremove(self, words):
         name = words[-1].rpartition("/")[2]

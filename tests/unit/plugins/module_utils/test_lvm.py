@@ -12,7 +12,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._lvm import lease_owner
 DUMP = """  offset   lockspace   resource  timestamp  own  gen lver
 00000000                            lvm_vmsan          3f4e5a6b-0000-4000-8000-000000000001.hv1 0000001234 0001 0001
 00000512                            lvm_vmsan          3f4e5a6b-0000-4000-8000-000000000002.hv2 0000001240 0002 0003
-00001024                            lvm_vmsan          3f4e5a6b-0000-4000-8000-000000000003.hv3 0000000900 0003 0001
+00001024                            lvm_vmsan                                           hv3.example 0000000900 0003 0001
 69206016                            lvm_vmsan                                          VGLK 0000000000 0001 0001 40
 70254592                            lvm_vmsan            7xoDtu-yvNM-iwQx-C94t-BbYs-UzBl-o8hAIa 0000001200 0002 0003 3
 71303168                            lvm_vmsan            exxNPX-wZdO-uCNy-yiGa-aJGT-JKVl-arfcYT 0000000000 0001 0001 9
@@ -35,7 +35,7 @@ h 3 gen 1 timestamp 900 DEAD
         ("70254592", False, ["hv2"]),
         ("71303168", False, ["hv2"]),
         ("72351744", False, []),
-        ("72351744", True, ["hv3"]),
+        ("72351744", True, ["hv3.example"]),
         ("69206016", True, []),
         ("99999999", True, []),
         ("", True, []),
