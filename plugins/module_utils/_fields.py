@@ -18,6 +18,7 @@ UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
+WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
 PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
@@ -76,6 +77,31 @@ def argument_spec(fields: Sequence[Field], defaults: bool = True) -> dict[str, d
     return spec
 
 
+def tame(params: Any, spec: Mapping[str, Any]) -> Any:
+    """The params with what Ansible's own checks of this argument_spec fall over as a text, which they refuse.
+
+    That is a number where a dictionary belongs, and for a whole number what is infinite or has a huge exponent
+    (ansible-core 2.19 to 2.21).
+    """
+    if isinstance(params, list):
+        return [tame(item, spec) for item in params]
+    if not isinstance(params, Mapping):
+        return str(params)
+    result = dict(params)
+    for name, value in params.items():
+        option = spec.get(name, {})
+        if "int" in (option.get("type"), option.get("elements")):
+            result[name] = [_quoted(item) for item in value] if isinstance(value, list) else _quoted(value)
+        elif option.get("options") and value is not None:
+            result[name] = tame(value, option["options"])
+    return result
+
+
+def _quoted(value: Any) -> Any:
+    known = not isinstance(value, (str, float)) or WHOLE.fullmatch(str(value))
+    return value if known else f"'{value}'"
+
+
 def normalise(fields: Sequence[Field], params: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """The params converted and checked; options that were not given stay None, missing defaults are filled in.
 
@@ -94,12 +120,16 @@ def normalise(fields: Sequence[Field], params: Mapping[str, Any], path: str = ""
 
 def _converted(field: Field, value: Any, path: str) -> Any:
     try:
+        if isinstance(value, list) and None in value:
+            raise ValueError("an item of the list is empty")
         if field.type == "size":
             value = parse_size(value)
         elif field.type == "names":
             value = parse_names(value)
         elif field.type == "list" and field.elements == "size":
             value = [parse_size(item) for item in value]
+        elif "int" in (field.type, field.elements):
+            _check_whole(value)
         if field.fields and field.type == "list":
             value = [normalise(field.fields, item, f"{path}[{number}].") for number, item in enumerate(value)]
         elif field.fields:
@@ -107,6 +137,12 @@ def _converted(field: Field, value: Any, path: str) -> Any:
         return field.check(value) if field.check else value
     except ValueError as error:
         raise Invalid(f"{path}: {error}", option=path) from None
+
+
+def _check_whole(value: Any) -> None:
+    """Raise ValueError for what Ansible and Python take for 0 and 1."""
+    if any(isinstance(item, bool) for item in (value if isinstance(value, list) else [value])):
+        raise ValueError(f"{value} is not a whole number")
 
 
 def parse_size(value: Any) -> int:
@@ -142,13 +178,19 @@ def size_text(size: int) -> str:
 
 def parse_names(value: Any) -> dict[str, list[str]]:
     """A list (exactly these), or a dict of add, remove and set, as a dict of lists. Raises ValueError."""
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, (list, tuple)):
-        return {"set": [str(item) for item in value]}
+    if isinstance(value, (str, list, tuple)):
+        return {"set": _texts(value)}
     if not isinstance(value, dict) or not value or set(value) - {"add", "remove", "set"}:
         raise ValueError("write a list (exactly these), or a dict with add, remove or set")
-    return {key: [str(item) for item in items or []] for key, items in value.items()}
+    return {key: _texts(items) for key, items in value.items()}
+
+
+def _texts(items: Any) -> list[str]:
+    """The names as texts; one alone is a list of one, as Ansible takes it. Raises ValueError."""
+    items = [items] if isinstance(items, (str, int, float)) else [] if items is None else items
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, int, float)) for item in items):
+        raise ValueError(f"{items!r} is not a list of names")
+    return [str(item) for item in items]
 
 
 def names_after(before: Sequence[str], change: Mapping[str, Sequence[str]] | None) -> list[str]:

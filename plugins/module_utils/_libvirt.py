@@ -411,6 +411,11 @@ class Node:
         live = libvirt.VIR_DOMAIN_AFFECT_LIVE
         self._do(f"limit NIC {device} of", name, lambda vm: vm.setInterfaceParameters(device, dict(limits), live))
 
+    def set_disk_limits(self, name: str, target: str, limits: Mapping[str, int]) -> None:
+        """Limit a disk of a running VM; requests and bytes a second by libvirt's names, 0 for no limit."""
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._do(f"limit disk {target} of", name, lambda vm: vm.setBlockIoTune(target, dict(limits), live))
+
     def set_memory(self, name: str, size: int, live: bool, config: bool, maximum: bool = False) -> None:
         """Set its memory (the balloon), or the maximum, in bytes; libvirt counts whole KiB."""
         flags = affect(live, config) | (libvirt.VIR_DOMAIN_MEM_MAXIMUM if maximum else 0)
@@ -459,6 +464,11 @@ class Node:
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
 
     # ---- storage pools
+
+    def networks(self) -> dict[str, str | None]:
+        """All of its virtual networks, active or not, each with the bridge that it plugs into."""
+        with translated(f"list the networks of {self.name}"):
+            return {network.name(): _bridge_of(network) for network in self.connection.listAllNetworks(0)}
 
     def pools(self) -> dict[str, Pool]:
         """All storage pools by name."""
@@ -612,6 +622,13 @@ class Node:
         flags = libvirt.VIR_CONNECT_BASELINE_CPU_MIGRATABLE if migratable else 0
         with translated(f"compute a CPU baseline on {self.name}"):
             return str(self.connection.baselineHypervisorCPU(None, None, None, virt, list(cpus), flags))
+
+
+def _bridge_of(network: Any) -> str | None:
+    try:
+        return str(network.bridgeName())
+    except libvirt.libvirtError:  # a network of another kind, such as a pool of host devices
+        return None
 
 
 def _pool_of(pool: Any) -> Pool:

@@ -11,6 +11,7 @@ the resource is read and planned again, and a plan that is not empty is an error
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -21,7 +22,7 @@ from typing import Any, Callable, ClassVar, Optional
 from ansible.module_utils.basic import AnsibleModule
 
 from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
-from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names
+from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names, tame
 
 State = Optional[dict[str, Any]]
 POLL = 0.1
@@ -162,7 +163,15 @@ def _failure(error: DroverError) -> dict[str, Any]:
     return {"failed": True, "msg": error.message, "error": type(error).__name__, "details": error.details}
 
 
-class _Discreet(AnsibleModule):
+class _Module(AnsibleModule):
+    """A module that says what is wrong where Ansible itself breaks off with a traceback."""
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.params: dict[str, Any] = tame(self.params, self.argument_spec)
+
+
+class _Discreet(_Module):
     """A module with secrets among its options: it does not write them to the system's log.
 
     Ansible blots secrets out there, but one of several lines, in a list or a dictionary, has its line ends escaped
@@ -190,7 +199,7 @@ def run_module(
         options = argument_spec(fields, defaults=False)
         spec[items] = {"type": "list", "elements": "dict", "options": options}
     secrets = secret_names(fields)
-    module = (_Discreet if secrets else AnsibleModule)(argument_spec=spec, supports_check_mode=True, **rules)
+    module = (_Discreet if secrets else _Module)(argument_spec=spec, supports_check_mode=True, **rules)
     try:
         wanted = _item_params(module.params, fields, items)
         with resource_class.connect(wanted[0] if wanted else module.params) as client:
@@ -220,8 +229,8 @@ def _item_params(params: Mapping[str, Any], fields: Sequence[Field], items: str 
 
 def _plans(resources: list[Resource], resource_class: type[Resource]) -> list[Plan]:
     """The plans of all items; raises before anything was changed when one of them is invalid or refused."""
-    names = [resource.name for resource in resources]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counted = Counter(resource.name for resource in resources)
+    twice = sorted(name for name, count in counted.items() if count > 1)
     if twice:
         raise Invalid(f"listed twice: {', '.join(twice)}; name each item once")
     resource_class.review(resources)
@@ -266,7 +275,7 @@ def run_info(
     **rules: Any,
 ) -> None:
     """The main of a module that only reads: `function` gets the normalised options and the client, returns facts."""
-    module = AnsibleModule(argument_spec=argument_spec(fields), supports_check_mode=True, **rules)
+    module = _Module(argument_spec=argument_spec(fields), supports_check_mode=True, **rules)
     try:
         params = normalise(fields, module.params)
         with connect(params) as client:

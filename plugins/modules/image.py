@@ -214,7 +214,11 @@ class Image(Resource):
             return new
         if not self.differs(before, new) and (before["intact"] or self.same):
             return {**before, "intact": True}
-        check_unused(self.name)
+        try:
+            check_unused(self.name)
+        except Refused as error:
+            changed = "" if before["intact"] else f"{self.name} has changed since it was made, and "
+            raise Refused(changed + error.message, **error.details) from None
         return new
 
     @staticmethod

@@ -327,7 +327,7 @@ class IscsiSession(Resource):
         have, after = (state["portals"] if state else {} for state in (before, wanted))
         steps = [step for name in have for step in self._leave(name, have, after)]
         steps += [step for name in after for step in self._enter(name, have, after)]
-        if wanted and self.params["multipath"] and not (before and before["in_maps"]):
+        if wanted and wanted["in_maps"] and not (before and before["in_maps"]):
             done = partial(self._seen, rules.Disks.mapped)
             steps.append(Step("wait for the multipath maps", self.client.initiator.settle, done, DISK_SECONDS))
         for lun, found in self.grown.items() if wanted and wanted["sizes"] else ():

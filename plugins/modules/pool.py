@@ -270,6 +270,7 @@ class PoolResource(Resource):
         if before is None:
             made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}"))}
             made.update(type=self.params["type"], **filled(self.params["type"], self.params))
+            self._refuse_double(made["path"])
             return {**made, "autostart": autostart is not False, "persistent": True, "state": state}
         for name in ("path", "source"):
             if self.params[name] is not None and self.params[name] != before[name]:
@@ -281,6 +282,12 @@ class PoolResource(Resource):
         state = before["state"] if state == "active" and before["state"] == "degraded" else state
         after = {**before, "state": state, "persistent": True}
         return after if autostart is None else {**after, "autostart": autostart}
+
+    def _refuse_double(self, path: str | None) -> None:
+        """Raises Refused when there is another pool at this place; libvirt takes one only."""
+        for other in self.client.pools().values():
+            if path and other.path == path:
+                raise Refused(f"pool {other.name} is at {path} already; use that one", pool=other.name)
 
     def _refuse_in_use(self) -> None:
         """Raises Refused when a VM has a disk of this pool; a disk that is named by its path does not count."""

@@ -23,8 +23,20 @@ description:
   - Before it makes or starts a machine, the module asks all other nodes in C(/etc/drover/cluster.json). A machine that
     exists on another node, by name or by UUID, is refused. So are a MAC address and a disk that another machine has. A
     node without that file has no peers.
-  - A change of a running machine is written to its definition. What the guest does not have yet is told in
-    RV(pending_restart), on every run until it was powered off and on. Tags and the VLAN of a NIC change at once.
+  - A change of a running machine is written to its definition, and made in the machine at once where QEMU can. What the
+    guest does not have yet is told in RV(pending_restart), with the reason where it is a device, on every run until the
+    machine was powered off and on; O(restart=allowed) has that done. The words of RV(actions) say "at once" and "from
+    its next start".
+  - At once come and go disks on the buses V(virtio) and V(scsi), NICs, and the media of drives. At once change memory
+    and virtual CPUs within their maximum, size and limits of a disk, bridge, VLANs, link, limits and address checks of
+    a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
+  - A disk or NIC that is attached gets the PCI address that the definition has for it, or the next that is free where
+    something sits there. A machine of type V(q35) needs a free PCI port for each disk on V(virtio) and each NIC. New
+    machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
+  - A disk is attached only after the peers were asked, as before a start.
+  - A guest has to let go of what is detached. When it has not after 30 seconds, the module fails and says so. The
+    definition is without the device then, and the next run tries again. A guest that does not know hot-plug needs
+    O(state=restarted) then. Unmount a disk in the guest first; it may be taken from it while it is in use.
   - Where role P(drover.kvm.hypervisor#role) has set a lease directory, each machine has one lease in its definition,
     C(<lease>) with its UUID as key, and a file of that name in the directory. The file is made before the definition
     and deleted with the last one. A start is refused while somebody holds the lease; after a start the machine must
@@ -39,16 +51,21 @@ options:
   state: &state
     description:
       - V(present) is defined; its power stays as it is.
-      - V(running) is defined and runs. A machine that an I/O error of its storage paused is resumed, and watched for
-        two seconds. One that is paused or crashed for another reason is refused with the reason, never resumed.
-        One with the marker of a migration is left to module M(drover.kvm.migrate) with
-        O(drover.kvm.migrate#module:state=recovered).
+      - V(running) is defined and runs. A machine that was paused by request is resumed, when no peer has it. So is one
+        that an I/O error of its storage paused, and it is watched for two seconds. One that is paused or crashed for
+        another reason is refused with the reason, never resumed. One with the marker of a migration is left to module
+        M(drover.kvm.migrate) with O(drover.kvm.migrate#module:state=recovered).
+      - V(paused) is defined and has its memory, and its CPUs stand still. A machine that is off is started for that.
+        One that an error or a migration paused is refused with the reason.
+      - V(restarted) is an act and no state, and is done on each run. The guest is asked to shut down and the machine is
+        started again, with all that is in its definition. With O(force=true) its power is cut instead. A machine that
+        is off is started. It is refused while it could not be started again, as peers are silent or have it.
       - V(stopped) is defined and off. The guest is asked to shut down, and waited for.
       - V(absent) is not defined. Its disks stay, unless O(remove_disks) is set. A machine that runs is refused, unless
         O(force) is set.
       - The default is V(present).
     type: str
-    choices: [present, running, stopped, absent]
+    choices: [present, running, paused, restarted, stopped, absent]
   uuid: &uuid
     description:
       - UUID of the machine. It can't be changed later.
@@ -58,6 +75,8 @@ options:
     description:
       - Memory in bytes, or with a unit such as V(4GiB); whole mebibytes. Required for a new machine.
       - Where O(max_memory) was never given, or is less than this, the maximum is this.
+      - Within the maximum with which a machine was started, it changes at once. The guest is asked once, and gives back
+        what it can; one without a driver for the balloon keeps what it has.
     type: str
   max_memory: &max_memory
     description:
@@ -77,6 +96,8 @@ options:
     description:
       - Number of virtual CPUs. Required for a new machine.
       - Where O(max_vcpus) was never given, or is less than this, the maximum is this.
+      - Within the maximum with which a machine was started, it changes at once, but never below the number with which
+        it was started. The guest must know hot-plug of CPUs.
     type: int
   max_vcpus: &max_vcpus
     description:
@@ -291,7 +312,9 @@ options:
         O(disks[].type) yet are left alone.
       - A disk is found again by O(disks[].target), else by its storage. To take a disk from the list takes it from the
         machine; its data stays.
-      - What is changed here of a running machine counts from its next start.
+      - Disks on the buses V(virtio) and V(scsi) come and go at once. So do the medium of a drive, O(disks[].size),
+        O(disks[].iops) and O(disks[].bandwidth). A disk on V(sata), a drive, the first disk on V(scsi), and other
+        values of a disk that is there count from the next start.
     type: list
     elements: dict
     suboptions:
@@ -326,6 +349,7 @@ options:
       bus:
         description:
           - The default is V(virtio), and V(sata) for a cdrom. It can't be changed later.
+          - The first disk on V(scsi) brings a controller of the model C(virtio-scsi) with it.
         type: str
         choices: [virtio, scsi, sata]
       format:
@@ -459,7 +483,8 @@ options:
         type: str
       user:
         description:
-          - CHAP user. It goes with O(disks[].secret). Empty strings mean to log in without CHAP.
+          - CHAP user, of letters, digits and C(_ + -), as libvirt takes no other. It goes with O(disks[].secret). Empty
+            strings mean to log in without CHAP.
           - With O(disks[].type=rbd) the user of Ceph, without C(client.). The default is V(libvirt).
         type: str
       secret:
@@ -498,7 +523,8 @@ options:
         type: str
       path:
         description:
-          - Path of the file, in a folder that exists. It must not be one of the operating system's.
+          - Path of the file, in a folder that exists. It must not be one of the operating system's, nor in use by the
+            node itself (swap space, a loop device).
           - With O(disks[].type=block) the device, as V(/dev/san/NAME), V(/dev/mapper/NAME) or
             V(/dev/disk/by-id/NAME); required then. V(/dev/sdb) and the like are refused, with the name to write
             instead.
@@ -506,13 +532,17 @@ options:
             from 0, as number.
           - A file that is there already is used as it is. One that is based on another file is refused, unless it is a
             linked clone that was made for this machine. A template is refused; it is a O(disks[].source).
+          - The medium of a drive (O(disks[].device=cdrom)) is changed at once. With an empty path the drive is empty.
+            Where the guest has locked the tray, the module fails and says so.
         type: path
   nics: &nics
     description:
-      - The network interfaces, exactly these, in this order. Those that are not on a bridge are left alone.
+      - The network interfaces, exactly these, in this order. Those that are neither on a bridge
+        nor in a virtual network of libvirt are left alone.
       - A NIC is found again by O(nics[].mac), else by its place in the list.
-      - What is changed here of a running machine counts from its next start, but for O(nics[].vlan),
-        O(nics[].trunks), O(nics[].bandwidth), and on Open vSwitch O(nics[].anti_spoof) and O(nics[].ips).
+      - NICs come and go at once in a running machine. At once change also O(nics[].bridge) from one Linux bridge to
+        another with the same VLAN, O(nics[].vlan), O(nics[].trunks), O(nics[].link), O(nics[].bandwidth), and on Open
+        vSwitch O(nics[].anti_spoof) and O(nics[].ips). The rest counts from the next start.
       - On Open vSwitch a VLAN that belongs to the hosts is refused, alone and in a trunk, and so is a NIC without a
         VLAN, which would carry all of them. C(/etc/drover/network.json) on the node says which VLANs these are; role
         P(drover.kvm.open_vswitch#role) writes it.
@@ -521,8 +551,15 @@ options:
     suboptions:
       bridge:
         description:
-          - Name of the node's bridge, of Open vSwitch or of Linux. Required for a new NIC.
+          - Name of the node's bridge, of Open vSwitch or of Linux. Required for a new NIC, unless O(nics[].network) is
+            given.
         type: str
+      network:
+        description:
+          - Name of a virtual network of libvirt, in the place of O(nics[].bridge). Each node that runs the machine
+            needs it. It has no VLANs. One that plugs into a bridge of Open vSwitch is refused.
+        type: str
+        version_added: "0.1.0"
       vlan:
         description:
           - VLAN of the port, 1 to 4094, on a bridge of Open vSwitch, or on a Linux bridge that filters VLANs where
@@ -690,10 +727,21 @@ options:
     type: bool
   force: &force
     description:
-      - With O(state=stopped) or O(state=absent), cut the power of a machine that runs. The guest is not asked, and data
-        that it has not written yet is lost.
+      - With O(state=stopped), O(state=restarted) or O(state=absent), cut the power of a machine that runs. The guest is
+        not asked, and data that it has not written yet is lost.
       - The default is V(false).
     type: bool
+  restart: &restart
+    description:
+      - What may be done for changes of a machine that runs which count from its next start only.
+      - With V(never) they stay in its definition and are told in RV(pending_restart), on every run.
+      - With V(allowed) and O(state=running), the guest is asked to shut down and the machine is started again, when
+        something is in RV(pending_restart) after all that can be done at once. The peers are asked before the guest is.
+        When it does not shut down within O(shutdown_timeout), the module fails and the machine goes on as it was.
+      - The default is V(never).
+    type: str
+    choices: [never, allowed]
+    version_added: "0.1.0"
   shutdown_timeout: &shutdown_timeout
     description:
       - How long to wait for the guest to shut down, in seconds. When they are over, the module fails and the machine
@@ -762,12 +810,17 @@ options:
       tags: *tags
       autostart: *autostart
       force: *force
+      restart: *restart
       shutdown_timeout: *shutdown_timeout
       remove_disks: *remove_disks
       fenced: *fenced
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
+attributes:
+  idempotent:
+    support: partial
+    details: All but O(state=restarted), which is an act and done on each run.
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img) for disks of type C(file)
@@ -812,7 +865,7 @@ EXAMPLES = r"""
     state: running
     vms: "{{ groups['vms'] | map('extract', hostvars) | map('drover.kvm.vm_sheet') }}"
 
-- name: More memory from the next start on, and a second disk in a file
+- name: A second disk in a file, at once, and more memory from the next start on
   drover.kvm.vm:
     name: db1
     memory: 16GiB
@@ -876,10 +929,25 @@ EXAMPLES = r"""
 - name: Restart it in the night, when something waits for that
   drover.kvm.vm:
     name: db1
-    state: "{{ item }}"
+    state: running
+    restart: allowed
     shutdown_timeout: 600
-  loop: [stopped, running]
-  when: db1.pending_restart | length > 0
+
+- name: Restart it in any case
+  drover.kvm.vm:
+    name: db1
+    state: restarted
+
+- name: Put another medium into its drive, as it runs; with an empty path it is ejected
+  drover.kvm.vm:
+    name: inst1
+    disks:
+      - type: file
+        target: vda
+      - type: file
+        device: cdrom
+        target: sda
+        path: /srv/iso/drivers.iso
 
 - name: Start it here after its node died; hv2 is certainly off
   drover.kvm.vm:
@@ -974,13 +1042,13 @@ actions:
   sample: ["define web1: 4 vCPUs, 4GiB, 1 disks, 1 NICs", "start web1"]
 pending_restart:
   description:
-    - What the running machine does not have yet of its definition. It gets that when it is powered off and on; a reboot
-      inside the guest is not enough.
+    - What the running machine does not have yet of its definition, and for a device why it can't have it at once. It
+      gets that when it is powered off and on; a reboot inside the guest is not enough.
     - With O(vms), in each item of RV(results).
   returned: always
   type: list
   elements: str
-  sample: ["memory 4GiB -> 8GiB", "disk vdb added"]
+  sample: ["memory 4GiB -> 8GiB", "nic 52:54:00:30:fa:62 added: no PCI port is free"]
 vm:
   description:
     - The machine as it is defined after the task, with the options of this module; null when it is absent.
@@ -1071,7 +1139,14 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.plan import Change
-from ansible_collections.drover.kvm.plugins.module_utils._domain import cloud_init, leasing, power, removal, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import (
+    changing,
+    cloud_init,
+    leasing,
+    power,
+    removal,
+    starting,
+)
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Draft
@@ -1083,16 +1158,18 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, c
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
+STATES = ("present", "running", "paused", "restarted", "stopped", "absent")
 FIELDS = (
     Field("name", required=True, check=check_name),
-    Field("state", choices=("present", "running", "stopped", "absent"), default="present"),
+    Field("state", choices=STATES, default="present"),
     *HARDWARE,
-    Field("disks", type="list", elements="dict", fields=DISKS),
-    Field("nics", type="list", elements="dict", fields=NICS),
+    Field("disks", type="list", elements="dict", fields=DISKS, when="live"),
+    Field("nics", type="list", elements="dict", fields=NICS, when="live"),
     Field("tags", type="names", check=check_tags, when="live"),
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
     Field("autostart", type="bool"),
     Field("force", type="bool", default=False),
+    Field("restart", choices=("never", "allowed"), default="never"),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),
     Field("remove_disks", type="bool", default=False),
     Field("fenced", type="list", elements="str", default=[]),
@@ -1127,51 +1204,46 @@ class Vm(Resource):
 
     def wanted(self, before: State) -> State:
         """The definition edited in place. Asks the node and its peers whether it may be, and may start."""
-        self.act = power.act(self.draft.facts, self.params["state"], self.params["force"])
+        act = power.act(self.draft.facts, self.params["state"], self.params["force"])
         if self.params["state"] == "absent":
+            self.draft.act = act
             return None
-        state = self.draft.edit(self.act)
+        state = self.draft.edit(act)
         held = claims_of(self.draft.after)
         if not self.planned:
             old = set() if self.draft.before is None else claims_of(self.draft.before)
             self.admission.definition(old, held, state["uuid"], new=self.domain is None)
-            starting.admit(self.act, self.admission, self.draft)
-            self.admission.plan(held, runs=state["state"] == "running")
+            starting.admit(self.draft.act, self.admission, self.draft)
+            changing.admit(self.admission, self.draft)
+            self.admission.plan(held, runs=state["state"] != power.STOPPED)
             fault = leasing.fault(self.site.leases, self.domain)
             self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
             self.planned = True
         return state
 
     def steps(self, before: State, wanted: State) -> list[Step]:
-        """Power off, volumes, definition, live changes, power on; or the removal."""
-        steps = self._power_off()
+        """Power off, volumes, definition, live changes, power on; or the removal. A restart comes after the changes."""
+        draft, act = self.draft, self.draft.act
+        off = starting.power_off(act, self.admission, draft)
         if wanted is None:
-            self.kept = self.kept or removal.kept(self.draft, self.admission)
-            steps += removal.steps(self.draft, self.admission)
+            self.kept = self.kept or removal.kept(draft, self.admission)
+            steps = off + removal.steps(draft, self.admission)
         else:
-            steps += self.draft.ahead + self._make_volumes() + self._define(wanted) + self._change_live()
-            steps += starting.steps(self.act, self.admission, self.draft)
-        if steps and self.draft.facts:
-            power.guard(self.draft.facts)
+            edits = draft.ahead + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
+            live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
+            steps = edits + off if act == "restart" else off + edits
+            steps += on + live if act == "resume" else live + on
+        if steps and draft.facts:
+            power.guard(draft.facts)
+        if self.params["state"] == "restarted":
+            # It is an act, done once; after it the machine runs.
+            self.params = {**self.params, "state": "running"}
         return steps
 
     def result(self, state: State) -> dict[str, Any]:
         """The VM, what waits for its next start, and what stays of one that goes."""
         vm = None if state is None or state["state"] == "absent" else dict(state)
         return {"vm": vm, "pending_restart": vm.pop("pending_restart") if vm else [], "kept": self.kept}
-
-    def _power_off(self) -> list[Step]:
-        node, name = self.site.node, self.name
-        if self.act == "destroy":
-            return [Step(f"cut the power of {name}", partial(node.destroy, name), self._is_off)]
-        if self.act in ("shutdown", "wait"):
-            ask = partial(node.shutdown, name) if self.act == "shutdown" else lambda: None
-            return [Step(f"shut {name} down", ask, self._is_off, self.params["shutdown_timeout"])]
-        return []
-
-    def _is_off(self) -> bool | str:
-        domain = self.site.node.domain(self.name)
-        return domain is None or domain.state == power.STOPPED or domain.state
 
     def _make_volumes(self) -> list[Step]:
         return [Step(change.words, partial(self._make_volume, change)) for change in self.draft.volumes]
@@ -1187,14 +1259,6 @@ class Vm(Resource):
         if wanted["autostart"] != (self.domain is not None and self.domain.autostart):
             words = f"{'start' if wanted['autostart'] else 'do not start'} {self.name} with the node"
             steps.append(Step(words, partial(node.set_autostart, self.name, wanted["autostart"])))
-        return steps
-
-    def _change_live(self) -> list[Step]:
-        node, name = self.site.node, self.name
-        steps = [Step(words, partial(node.update_device, name, xml, True, False)) for words, xml in self.draft.vlans]
-        steps += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in self.draft.limits]
-        if notes := " and ".join(self.draft.noted):
-            steps.append(Step(f"change the {notes} of {name} as it runs", self.draft.write_record))
         return steps
 
 

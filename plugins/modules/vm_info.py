@@ -140,7 +140,9 @@ vms:
       type: str
       sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Nehalem</model></cpu>"
     disks:
-      description: Disks and drives; C(identity) names the storage in the same way on every node.
+      description:
+        - Disks and drives; C(identity) names the storage in the same way on every node, C(backing) the files that a
+          disk is based on, such as the template of a linked clone.
       type: list
       elements: dict
       sample:

@@ -16,7 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Invalid
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, argument_spec, normalise
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, argument_spec, normalise, tame
 
 display = Display()
 
@@ -50,7 +50,8 @@ class Action(ActionBase):
         return {**result, **outcome}
 
     def _options(self) -> dict[str, Any]:
-        checked = ArgumentSpecValidator(argument_spec(self.FIELDS)).validate(self._task.args)
+        spec = argument_spec(self.FIELDS)
+        checked = ArgumentSpecValidator(spec).validate(tame(self._task.args, spec))
         if checked.error_messages:
             raise Invalid("; ".join(checked.error_messages))
         return normalise(self.FIELDS, checked.validated_parameters)

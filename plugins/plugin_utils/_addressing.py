@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from ansible_collections.drover.kvm.plugins.module_utils._domain import addresses
 from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import declared_nics
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Invalid, NotFound
+from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 
 try:
     import netaddr
@@ -97,6 +99,7 @@ def address_faults(machines: Iterable[Mapping[str, Any]], names: Sequence[str] |
         except DroverError as error:
             found.append(({name}, error.message))
             continue
+        held.setdefault(("UUID", _uuid(machine)), []).append((name, f"{name}: vm_uuid"))
         for place, nic in enumerate(nics):
             where = f"{name}: vm_nics[{place}]"
             found += [({name}, f"{where}: {words}") for words in addresses.faults(nic)]
@@ -107,6 +110,11 @@ def address_faults(machines: Iterable[Mapping[str, Any]], names: Sequence[str] |
             both = " and ".join(f"{where.partition(': ')[2]} of {name}" for name, where in holders)
             found.append(({name for name, _where in holders}, f"{kind} {value} is given to {both}"))
     return [words for touched, words in found if names is None or touched & set(names)]
+
+
+def _uuid(machine: Mapping[str, Any]) -> str:
+    given = machine.get("vm_uuid")
+    return vm_uuid(str(machine["inventory_hostname"])) if given is None else str(UUID(str(given)))
 
 
 def _claims(nic: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

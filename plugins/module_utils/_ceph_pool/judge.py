@@ -86,6 +86,9 @@ def _judge_type(before: State, wanted: Mapping[str, Any], params: Mapping[str, A
 
 def _judge_sizes(wanted: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     name, size, least = wanted["name"], wanted.get("size"), wanted.get("min_size")
+    parts = (params["erasure_k"] or 0) + (params["erasure_m"] or 0)
+    if params["erasure_k"] and params["erasure_m"] and least is not None and least > parts:
+        raise Invalid(f"min_size {least} of pool {name} is more than its {parts} parts (k + m)", option="min_size")
     if params["size"] == 1 and not params["accept_risk"]:
         raise Refused(
             f"pool {name} with size 1 loses data with the first disk that breaks; give accept_risk if that is meant"

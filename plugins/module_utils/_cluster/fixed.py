@@ -36,7 +36,9 @@ def _is_local(disk: Mapping[str, Any]) -> bool:
 
 def _can_be_copied(domain: Mapping[str, Any], disk: Mapping[str, Any]) -> bool:
     plain = disk.get("type") == "file" and disk.get("format") in ("raw", "qcow2") and disk.get("device") == "disk"
-    return plain and not disk.get("readonly") and domain.get("state") in ("running", "paused")
+    return (
+        plain and not disk.get("readonly") and not disk.get("backing") and domain.get("state") in ("running", "paused")
+    )
 
 
 def interrupted(domain: Mapping[str, Any]) -> bool:
@@ -98,6 +100,7 @@ def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
         else:
             mend = "copy it to shared storage (iSCSI, Ceph, NFS)"
             mend += ", or allow it to be copied along (copy_storage)" if can else ""
+            mend += ", or flatten the linked clone (clone: full)" if disk.get("backing") else ""
             found.append(Obstacle("local_disk", f"{name} has disk {target} on its node only: {identity}", mend))
     return found
 

@@ -13,6 +13,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -31,6 +33,27 @@ UNFINISHED = "user.drover.copy"
 DIRECTORY = "/var/lib/libvirt/images"
 SYSTEM = ("", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 
+# Folders below /var that hold no images, whatever else is kept there.
+SYSTEM_VAR = (
+    "backups",
+    "cache",
+    "lib/apt",
+    "lib/dpkg",
+    "lib/rpm",
+    "lib/systemd",
+    "lock",
+    "log",
+    "mail",
+    "run",
+    "spool",
+)
+SWAPS, LOOPS = Path("/proc/swaps"), Path("/sys/block")
+
+
+def check_medium(value: str) -> str:
+    """A path; empty for a drive without a medium."""
+    return check_path(value) if value else value
+
 
 def check_path(value: str) -> str:
     """An absolute path without detours; so it can be neither an option nor a protocol (`json:`, `nbd:`) to QEMU."""
@@ -40,7 +63,16 @@ def check_path(value: str) -> str:
     return value
 
 
-FIELDS = (Field("path", type="path", check=check_path, place=Property("source/@file")),)
+@dataclass(frozen=True)
+class Medium(Property):
+    """The path of the file; an empty drive has none."""
+
+    def put(self, root: Element, value: Any) -> None:
+        """Write it; an empty one takes the medium out."""
+        super().put(root, value or None)
+
+
+FIELDS = (Field("path", type="path", check=check_medium, place=Medium("source/@file"), when="live"),)
 
 
 def seed_path(vm: str) -> str:
@@ -62,7 +94,7 @@ def _fill(options: dict[str, Any], vm: str, number: int) -> dict[str, Any]:
     filled = dict(options)
     if filled.get("device") == "cdrom":
         filled["format"] = filled.get("format") or "raw"
-    elif filled.get("format") and not filled.get("path"):
+    elif filled.get("format") and filled.get("path") is None:
         filled["path"] = f"{DIRECTORY}/{volume_name(vm, number)}.{filled['format']}"
     if filled.get("source") and not filled.get("clone"):
         filled["clone"] = "linked" if filled.get("format") == "qcow2" else "full"
@@ -74,6 +106,8 @@ def _identity(options: dict[str, Any]) -> str | None:
 
 
 def _complaint(options: dict[str, Any]) -> str | None:
+    if options.get("path") == "" and options.get("device") != "cdrom":
+        return "path is empty; only a cdrom can be without a file"
     if options.get("clone") == "linked" and options.get("format") != "qcow2":
         return "a linked clone has the format qcow2"
     try:
@@ -98,7 +132,9 @@ def inspect(options: Mapping[str, Any]) -> Volume | None:
     identity, mark, is_template = f"file:{path}", read_mark(path), template.read(path) is not None
     if image_format == "raw":
         return Volume(identity, status.st_size, mark, template=is_template)
-    facts = run_json(["qemu-img", "info", "--force-share", "-f", image_format, "--output=json", path])
+    facts = run_json(
+        [*template.LIMITED, "qemu-img", "info", "--force-share", "-f", image_format, "--output=json", path]
+    )
     data = facts.get("format-specific", {}).get("data", {})
     backing = facts.get("backing-filename") or data.get("data-file")
     clone = bool(backing and template.read(backing))
@@ -107,8 +143,7 @@ def inspect(options: Mapping[str, Any]) -> Volume | None:
 
 def _status(path: str, cdrom: bool) -> os.stat_result | None:
     real = Path(path).resolve()
-    # Images of installation media come with packages, below /usr.
-    if (real.parts[1:2] or ("",))[0] in [name for name in SYSTEM if not (cdrom and name == "usr")]:
+    if _of_system(real, cdrom):
         raise Refused(f"{path} is {real}, which belongs to the operating system; keep disks in a folder of their own")
     try:
         status = real.stat()
@@ -118,7 +153,29 @@ def _status(path: str, cdrom: bool) -> os.stat_result | None:
         raise Failed(f"{path} can't be looked at: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"{path} is not a regular file")
+    if not cdrom and str(real) in _of_host():
+        raise Refused(
+            f"{path} is in use by this node itself, as swap space or as a loop device (losetup -a shows them)"
+        )
     return status
+
+
+def _of_system(real: Path, cdrom: bool) -> bool:
+    """Whether it lies where no disk may; images of installation media come with packages, below /usr."""
+    top = (real.parts[1:2] or ("",))[0]
+    below = {"/".join(real.parts[2 : 2 + depth]) for depth in (1, 2)} if top == "var" else set()
+    return (top in SYSTEM and not (cdrom and top == "usr")) or bool(below & set(SYSTEM_VAR))
+
+
+def _of_host() -> set[str]:
+    """The files that the node swaps to or has made a loop device of, such as to mount what is in them."""
+    found = set()
+    for source in [SWAPS, *LOOPS.glob("loop*/loop/backing_file")]:
+        with suppress(OSError):  # a loop device may go meanwhile
+            lines = source.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            # The kernel writes blanks in names of swap files as \040.
+            found |= {line.split(" ")[0].replace("\\040", " ") if source == SWAPS else line for line in lines}
+    return found
 
 
 def check_new(options: Mapping[str, Any]) -> int | None:
@@ -132,7 +189,7 @@ def check_new(options: Mapping[str, Any]) -> int | None:
 def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:
     """Make an image that carries our mark; never over a file that is there. False when it can't be marked."""
     path = options["path"]
-    part = f"{path}.part"
+    part = str(Path(path).with_name(f".{Path(path).name}.drover-part"))
     check_new(options)
     Path(part).unlink(missing_ok=True)
     if options.get("source"):

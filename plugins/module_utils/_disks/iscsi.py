@@ -19,6 +19,7 @@ from .._xml import Property, drop, find, make
 from .kind import ANOTHER, Kind
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
+USER = re.compile(r"[A-Za-z0-9_+-]{1,222}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,21 @@ def _check_lun(value: int) -> int:
 
 
 def check_word(value: str) -> str:
-    """The name of a user or a secret."""
+    """The name of a secret."""
     if not WORD.fullmatch(value):
         raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
     return value
 
 
+def check_user(value: str) -> str:
+    """The name of a user as libvirt takes it in a domain (genericName in its schema); empty for none."""
+    if value and not USER.fullmatch(value):
+        raise ValueError(f"{value!r} is not a user that libvirt takes: letters, digits and _ + - only")
+    return value
+
+
 def check_account(value: str) -> str:
-    """The name of a user or a secret; empty for none, so without CHAP."""
+    """The name of a secret; empty for none, so without CHAP."""
     return check_word(value) if value else value
 
 
@@ -93,7 +101,7 @@ FIELDS = (
     Field("lun", type="int", check=_check_lun, place=Name(lun=True), fixed=ANOTHER),
     Field("portal", check=check_portal, place=Portal(), fixed=ANOTHER),
     Field("initiator", check=check_iqn, place=Property("source/initiator/iqn/@name")),
-    Field("user", check=check_account, place=Account("source/auth/@username")),
+    Field("user", check=check_user, place=Account("source/auth/@username")),
     Field(
         "secret",
         # The name of a libvirt secret; what it holds never comes here.

@@ -89,7 +89,7 @@ def _proved(path: str, order: Order) -> int:
     # What is said to be raw is looked at: a qcow2 file used as raw would be a disk of rubbish.
     declared = [] if order.source_format == "raw" else ["-f", order.source_format]
     try:
-        facts = run_json(["qemu-img", "info", *declared, "--output=json", path])
+        facts = run_json([*template.LIMITED, "qemu-img", "info", *declared, "--output=json", path])
     except Failed as error:
         raise Refused(f"{order.source} is not {order.source_format}: {error.details.get('stderr', error)}") from None
     data: dict[str, Any] = facts.get("format-specific", {}).get("data", {})

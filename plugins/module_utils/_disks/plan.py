@@ -175,7 +175,7 @@ def removable(
     found: list[tuple[Store, Volume]] = []
     for kind in kinds.values():
         if kind.store:
-            own = [disk for disk in known if disk["type"] == kind.name]
+            own = [disk for disk in known if disk["type"] == kind.name and disk.get("device") != "cdrom"]
             for volume in kind.store.marked(vm, uuid, own):
                 _check_unused(kind, vm, volume, others)
                 found.append((kind.store, volume))

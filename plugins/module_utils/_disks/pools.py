@@ -22,6 +22,8 @@ NEEDS = {
     "iscsi-direct": ("source", "hosts", "initiator"),
     "rbd": ("source", "hosts"),
 }
+# What it may be told; other options would have no effect.
+TAKES = {**NEEDS, "iscsi-direct": (*NEEDS["iscsi-direct"], "user", "secret"), "rbd": (*NEEDS["rbd"], "user", "secret")}
 # To build one of the others would make file systems or volume groups.
 BUILT = ("dir", "netfs")
 SOURCES = {"netfs": "dir/@path", "logical": "name", "iscsi-direct": "device/@path", "rbd": "name"}
@@ -60,6 +62,9 @@ def _host(name: str, port: str | None, kind: str) -> str:
 def filled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a new pool, completed. Raises Invalid when something is missing, or does not belong to it."""
     found = {name: given[name] for name in ("path", "source", "hosts", "initiator", "user", "secret")}
+    astray = [name for name, value in found.items() if value is not None and name not in TAKES[kind]]
+    if astray:
+        raise Invalid(f"{astray[0]} does not belong to a pool of type {kind}", option=astray[0])
     if kind == "rbd":
         known = clusters()
         found["hosts"] = [check_monitor(host) for host in found["hosts"] or []] or (known and list(known[0].monitors))

@@ -24,7 +24,7 @@ from .._fields import Field, check_name, normalise
 from .._identity import volume_name
 from .._rbd import Images
 from .._xml import Property, drop, find, make
-from .iscsi import check_account
+from .iscsi import check_account, check_user
 from .kind import ANOTHER, Kind, Options, Store, Volume
 
 MARK = "drover.vm"
@@ -104,7 +104,7 @@ FIELDS = (
     Field("image", check=lambda value: check_name(value, 95), place=Part("image"), fixed=ANOTHER),
     Field("namespace", check=check_name, place=Part("namespace"), fixed=ANOTHER),
     Field("monitors", type="list", elements="str", check=check_monitors, place=Monitors()),
-    Field("user", check=check_account, place=Auth("/@username")),
+    Field("user", check=check_user, place=Auth("/@username")),
     # The name of a libvirt secret; what it holds never comes here.
     Field("secret", no_log=False, check=check_account, place=Auth("/secret/@usage", fixed=(("type", "ceph"),))),
 )

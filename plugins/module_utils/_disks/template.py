@@ -27,6 +27,8 @@ FOLDERS = "user.drover.clones"
 # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.rst: magic, version, backing file offset, size.
 HEADER = struct.Struct(">4sIQI")
 LONGEST_NAME = 1023
+# An image of a stranger may be made to take all memory or time of what reads it (bytes, seconds).
+LIMITED = ("prlimit", f"--as={2**30}", "--cpu=30")
 COPY_SECONDS_PER_GIB = 150
 
 

@@ -32,9 +32,17 @@ class Admission:
             check_elsewhere(self.name, uuid, peers)
         check_definition(self.name, after - before, {HERE: self.site.surveyed, **peers})
 
-    def start(self, held: set[Claim], uuid: str, check: Callable[[], object], seconds: float = FRESH_SECONDS) -> None:
+    def start(
+        self,
+        held: set[Claim],
+        uuid: str,
+        check: Callable[[], object],
+        seconds: float = FRESH_SECONDS,
+        *,
+        act: str = "started",
+    ) -> None:
         """Raise Refused when the VM may exist elsewhere, or another one uses what it holds; `check` asks its stores."""
-        peers = self.answers("started", seconds)
+        peers = self.answers(act, seconds)
         check_elsewhere(self.name, uuid, peers)
         check_start(self.name, held, {HERE: self.site.surveyed, **peers})
         check()

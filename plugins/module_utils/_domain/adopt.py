@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 FIELDS = (
     Field("name", required=True, check=check_name),
     *HARDWARE,
-    Field("disks", type="list", elements="dict", fields=DISKS),
-    Field("nics", type="list", elements="dict", fields=NICS),
+    Field("disks", type="list", elements="dict", fields=DISKS, when="live"),
+    Field("nics", type="list", elements="dict", fields=NICS, when="live"),
     Field("tags", type="names", check=check_tags, when="live"),
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
 )
@@ -50,7 +50,8 @@ def adoption(domain: Domain) -> tuple[dict[str, Any], list[str]]:
         if value is not None:
             kept[field.name] = value
     kept["autostart"] = domain.autostart
-    kept["state"] = "stopped" if domain.state == power.STOPPED else "running"
+    asked = domain.state == "paused" and domain.reason == power.USER
+    kept["state"] = "paused" if asked else "stopped" if domain.state == power.STOPPED else "running"
     return kept, words
 
 

@@ -222,7 +222,7 @@ VCPUS, CPU = Vcpus(), Cpu()
 LEVEL_FIELDS = tuple(Field(name, type="int", check=between(1, MOST)) for name in LEVELS if name != "clusters")
 FEATURE_FIELDS = tuple(Field(policy, type="list", elements="str") for policy in POLICIES)
 CPU_FIELDS = (
-    Field("vcpus", type="int", check=_check_vcpus, place=VCPUS),
+    Field("vcpus", type="int", check=_check_vcpus, place=VCPUS, when="live"),
     Field("max_vcpus", type="int", check=_check_vcpus, place=MaxVcpus()),
     Field("cpu", check=_check_cpu, place=CPU),
     Field("cpu_features", type="dict", fields=FEATURE_FIELDS, check=_check_features, place=Features()),

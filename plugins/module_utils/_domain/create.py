@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element
 from .._errors import Refused
 from .._xml import parse
 
-# Four devices that each VM has, its disks and NICs, and some that are plugged in later.
-ROOT_PORTS = 14
+# For four devices that each VM has, its disks and NICs, and some that are plugged in later.
+ROOT_PORTS, OWN_DEVICES, SPARE_PORTS = 14, 4, 4
 SKELETON = """\
 <domain>
   <name/>
@@ -57,10 +57,8 @@ SKELETON = """\
     </rng>
   </devices>
 </domain>"""
-PORTS = ["\n    <controller type='pci' index='0' model='pcie-root'/>"]
-PORTS += [
-    f"\n    <controller type='pci' index='{number}' model='pcie-root-port'/>" for number in range(1, ROOT_PORTS + 1)
-]
+ROOT = "\n    <controller type='pci' index='0' model='pcie-root'/>"
+PORT = "\n    <controller type='pci' index='{}' model='pcie-root-port'/>"
 # Under emulation a named model is what is the same on every node and for every version of QEMU; Nehalem is x86-64-v2.
 EMULATED_CPU = "Nehalem"
 
@@ -68,13 +66,14 @@ EMULATED_CPU = "Nehalem"
 def skeleton(offer: Mapping[str, Any], params: Mapping[str, Any]) -> Element:
     """A new definition for what the node offers: `virt_types`, `machine_types` and `arch`. Raises Refused.
 
-    Of `params` it takes `machine` (default q35 where the node has it) and `virt_type` (default hardware
-    virtualisation where the node has it).
+    Of `params` it takes `machine` (default q35 where the node has it), `virt_type` (default hardware
+    virtualisation where the node has it), and how many `disks` and `nics` there are.
     """
     machine = params["machine"] or ("q35" if "q35" in offer["machine_types"] else "pc")
     # A machine of type q35 has slots for what it is born with only; hot-plug needs free ports.
-    ports = "".join(PORTS) if machine == "q35" else ""
-    root = parse(SKELETON.format(ports=ports))
+    plugged = OWN_DEVICES + len(params["disks"] or []) + len(params["nics"] or [])
+    ports = ROOT + "".join(PORT.format(1 + number) for number in range(max(ROOT_PORTS, plugged + SPARE_PORTS)))
+    root = parse(SKELETON.format(ports=ports if machine == "q35" else ""))
     root.set("type", virt_type(offer, params["virt_type"]))
     kind = next(element for element in root.iter("type"))
     kind.attrib.update({"arch": offer["arch"], "machine": machine})

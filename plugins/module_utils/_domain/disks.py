@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, 
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
+Pair = tuple[Mapping[str, Any], dict[str, Any], "Element | None"]
 SEED = "ua-drover-seed"  # libvirt keeps names that begin with ua- for us
 
 
@@ -76,6 +77,9 @@ def read(disk: Element) -> dict[str, Any] | None:
     options: dict[str, Any] = {"type": kind.name}
     options.update({field.name: field.place.get(disk) for field in (*COMMON, *kind.fields)})
     options["device"] = options["device"] or "disk"
+    if options["device"] == "cdrom":
+        # libvirt leaves it out of an empty drive that runs.
+        options["format"] = options["format"] or "raw"
     return options
 
 
@@ -110,6 +114,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     """
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
+    pairs = _with_drives(present, pairs)
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
     gone: dict[str, str | None] = {}
@@ -128,6 +133,19 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
             options["target"] = Property("target/@dev").get(found)
         declared[options["target"]] = {**given, "clone": options.get("clone")}
     return declared
+
+
+def _with_drives(present: Sequence[Element], pairs: Sequence[Pair]) -> list[Pair]:
+    """A drive whose medium is another one, or none, is still that drive: the next of its kind that nobody names."""
+    kept = [found for _given, _options, found in pairs if found is not None]
+    spare = [disk for disk in present if disk.get("device") == "cdrom" and not any(disk is other for other in kept)]
+    result = []
+    for given, options, found in pairs:
+        named = given.get("target") or options["device"] != "cdrom"
+        same = [] if found is not None or named else [disk for disk in spare if _kind(disk) is KINDS[options["type"]]]
+        spare = [disk for disk in spare if disk not in same[:1]]
+        result.append((given, options, same[0] if same else found))
+    return result
 
 
 def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
@@ -164,7 +182,9 @@ def _match(present: Sequence[Element], given: Mapping[str, Any], options: Mappin
 
 def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
     before = read(disk) or {}
-    after = {**before, **{name: value for name, value in given.items() if value is not None and name in before}}
+    # An empty text takes a value away, such as the medium of a drive.
+    named = {name: None if value == "" else value for name, value in given.items() if value is not None}
+    after = {**before, **{name: value for name, value in named.items() if name in before}}
     target = before["target"]
     if given["type"] != before["type"]:
         raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
@@ -210,6 +230,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if cdrom and not options.get("discard"):
         Property("driver/@discard").put(disk, None)
     tuning.check(disk, where)
+    if options["bus"] == "scsi" and not any(one.get("type") == "scsi" for one in devices(root, "controller")):
+        # libvirt's own choice is an old one, which takes no disk while the VM runs.
+        add_device(root, Element("controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"}))
     add_device(root, disk)
 
 

@@ -18,10 +18,14 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import chains, disks, leases, leasing, live, metadata, power, seeding, sheet
+from . import attaching, chains, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
 from .declare import declare
 from .facts import domain_facts
+from .nics import read_all as nic_options
+from .scaling import Scaling
 from .site import Site
+
+NEXT = "from its next start"
 
 
 class Draft:
@@ -35,10 +39,22 @@ class Draft:
         self.after: Element = Element("domain")
         self.before = parse(domain.xml) if domain else None
         self.running = parse(domain.live_xml) if domain and domain.live_xml else None
+        # What QEMU has, for as long as it is not shut down first.
+        self.now = self.running
+        self.act: str | None = None
+        self.awake = bool(self.facts and self.facts["state"] == "running")
+        # For what it is restarted.
+        self.waited: list[str] = []
         self.volumes: list[storage.Change] = []
         self.seen: dict[str, int | None] = {}
-        self.vlans: list[tuple[str, str]] = []
+        self.attached = {disk["target"] for disk in disks.read_all(self.running)} if self.running is not None else set()
+        # What is changed at once.
+        self.devices: list[attaching.Change] = []
+        self.plugs: list[tuple[str, str]] = []
+        self.memory: Scaling | None = None
+        self.vcpus: Scaling | None = None
         self.limits: list[tuple[str, str, dict[str, int]]] = []
+        self.disk_limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
         self.ahead: list[Step] = []
 
@@ -56,9 +72,12 @@ class Draft:
             size = sheet.shown("memory", after["memory"])
             disks_nics = f"{len(after['disks'])} disks, {len(after['nics'])} NICs"
             return f"define {name}: {after['vcpus']} vCPUs, {size}, {disks_nics}"
-        later = [] if self.running is None else sheet.pending(self.running, after)
-        changes = sheet.changes(sheet.read(self.before), after)
-        texts = [f"{change} (from its next start)" if change in later else change for change in changes]
+        # The running machine's value may be another one than the definition had.
+        later = {sheet.subject(change): when for change, when in self.later(self.after).items()}
+        changes = [
+            (change, later.get(sheet.subject(change))) for change in sheet.changes(sheet.read(self.before), after)
+        ]
+        texts = [f"{change} ({when})" if when else change for change, when in changes]
         return f"change {name}: {', '.join(texts) or 'keep its definition'}"
 
     def removable(self, others: Mapping[str, list[dict[str, Any]]]) -> list[tuple[Store, Volume]]:
@@ -67,15 +86,19 @@ class Draft:
         declared = disks.filled(self.params["disks"] or [], self.params["name"])
         return storage.removable(disks.KINDS, self.params["name"], self.uuid, [*defined, *declared], others)
 
-    def check_free(self, resumed: bool) -> None:
+    def check_free(self, own: bool) -> None:
         """Raise Refused when somebody holds the VM's lease, or a store says that somebody has one of its disks open.
 
-        One that is paused and shall be `resumed` may hold its own lease, and its disks are open.
+        While its `own` process is there, that holds its lease and has its disks open.
         """
-        leasing.check_free(self.site.leases, self.params["name"], self.uuid, resumed)
-        for disk in [] if resumed else disks.read_all(self.after):
+        leasing.check_free(self.site.leases, self.params["name"], self.uuid, own)
+        self.check_stores(set() if own else {disk["target"] for disk in disks.read_all(self.after)})
+
+    def check_stores(self, targets: set[str]) -> None:
+        """Raise Refused when a store says that somebody has one of these disks open."""
+        for disk in disks.read_all(self.after):
             store = disks.KINDS[disk["type"]].store
-            if store and not disk["readonly"]:
+            if disk["target"] in targets and store and not disk["readonly"]:
                 store.check_free(disk)
 
     def define(self) -> None:
@@ -98,20 +121,32 @@ class Draft:
         """The seed of a VM that shall be absent, if there is one."""
         return seeding.left(self.params["name"], self.uuid) if self.params["state"] == "absent" else []
 
+    def later(self, definition: Element) -> dict[str, str]:
+        """What the running VM does not have yet of its definition, each with the words that it counts from when."""
+        if self.running is None:
+            return {}
+        reasons = attaching.reasons(self.running, definition, self.awake)
+        reasons.update(scaling.reasons(self.running, definition))
+        reasons.update(live.kept_plugs(self.running, definition))
+        words = sheet.pending(self.running, sheet.read(definition))
+        return {word: f"from its next start: {reasons[word]}" if word in reasons else NEXT for word in words}
+
+    def pending(self, definition: Element) -> list[str]:
+        """The same as the module tells it."""
+        return [word + words[len(NEXT) :] for word, words in self.later(definition).items()]
+
     def capacity(self, target: str) -> int | None:
         """How big, in bytes, the running VM takes a disk for; asked only where sizes are declared."""
-        if not any(disk["size"] for disk in self.params["disks"] or []) or self.running is None:
+        if not any(disk["size"] for disk in self.params["disks"] or []) or target not in self.attached:
             return None
         if target not in self.seen:
-            uses = target in {disk["target"] for disk in disks.read_all(self.running)}
-            sizes = self.site.node.block_sizes(self.params["name"], target) if uses else {}
-            self.seen[target] = sizes.get("capacity")
+            self.seen[target] = self.site.node.block_sizes(self.params["name"], target).get("capacity")
         return self.seen[target]
 
     def state(self, root: Element, power_state: str, autostart: bool) -> dict[str, Any]:
         """The sheet of a definition with the power state, autostart, and what waits for the next start."""
         options = sheet.read(root)
-        pending = [] if self.running is None else sheet.pending(self.running, options)
+        pending = self.pending(root)
         if self.params["disks"] is not None:
             storage.measure(disks.KINDS, options["disks"], self.capacity)
         name = self.params["name"]
@@ -121,8 +156,9 @@ class Draft:
         """Write the options into a copy of the definition (`after`); `act` is what will be done to its power.
 
         Returns the state that the VM will have; fills `volumes`, what is done `ahead` of the definition, and what
-        changes live. Raises Invalid, Refused.
+        changes live, and makes `act` a restart where that is allowed and something waits. Raises Invalid, Refused.
         """
+        self.act, self.awake = act, self.awake or act == "resume"
         self._check_host()
         if self.before is None:
             self.after = sheet.create(self.params, self.site.offer)
@@ -133,28 +169,50 @@ class Draft:
         present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
         chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
-        if act in ("shutdown", "destroy", "wait"):
-            self.running = None
+        self._plan_live()
         options = sheet.read(self.after)
-        if self.params["nics"] or act == "start":
+        if self.params["nics"] or self.act in power.STARTS:
             self._check_vlans(options["nics"])
-        if self.running is not None:
-            self._change_live(self.running, options)
-        state = self.state(self.after, self._power_after(act), self._autostart())
+        self._check_networks(options["nics"])
+        state = self.state(self.after, self._power_after(), self._autostart())
         if self.params["disks"] is not None:
             self.volumes = storage.plan(disks.KINDS, state["disks"], declared, present, options["uuid"], self.capacity)
             full = {target for target, given in declared.items() if given["clone"] == "full"}
-            self.ahead = chains.flatten(self.site.node, self.after, self.running, state["disks"], full)
+            self.ahead = chains.flatten(self.site.node, self.after, self.now, state["disks"], full)
         self.ahead += seeding.making(self.params["cloud_init"], self.before, self.after, self.running)
         return state
 
-    def _change_live(self, running: Element, options: Mapping[str, Any]) -> None:
+    def _plan_live(self) -> None:
+        """What changes at once: nothing where it goes off, or would be off for a moment for the rest all the same."""
+        if self.running is not None and self.act in (None, "resume", "pause"):
+            self._change_live(self.running)
+            self.waited = self.pending(self.after) if self.act is None and self._may_restart() else []
+            self.act = "restart" if self.waited else self.act
+        if self.act in power.OFF.values() or self.act == "destroy":
+            self.attached, self.now = set(), None
+        if self.act not in (None, "resume", "pause"):
+            self.running, self.memory, self.vcpus = None, None, None
+            self.devices, self.plugs, self.limits, self.disk_limits, self.noted = [], [], [], [], []
+
+    def _may_restart(self) -> bool:
+        wanted = self.params["restart"] == "allowed" and self.params["state"] == "running"
+        return wanted and self.facts is not None and self.facts["state"] == "running"
+
+    def _change_live(self, running: Element) -> None:
+        kinds = [kind for kind, name in (("disk", "disks"), ("interface", "nics")) if self.params[name] is not None]
+        self.devices = attaching.plan(running, self.after, kinds, self.awake)
+        options = sheet.read(self.after)
+        if self.before is not None:
+            self.memory = scaling.memory(running, self.before, self.after)
+            self.vcpus = scaling.vcpus(running, self.after) if self.params["vcpus"] is not None else None
+        if self.params["disks"] is not None:
+            self.disk_limits = live.disk_limits(running, self.after)
         if self.params["nics"] is not None:
-            self.vlans = live.vlans(running, options)
+            self.plugs = live.plugs(running, self.after)
             self.limits = live.limits(running, options)
-        said = [live.tags(running, self.after) if self.params["tags"] is not None else None]
-        said.append(live.checks(running, self.after) if self.params["nics"] is not None else None)
-        self.noted = [words for words in said if words]
+        self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
+        if self.params["nics"] is not None and (words := live.checks(running, self.after)):
+            self.noted.append(words)
 
     def write_record(self) -> None:
         """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
@@ -163,6 +221,18 @@ class Draft:
         node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
         if live.CHECKS in self.noted:
             declare(node.domain(name))
+
+    def _check_networks(self, nics: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse new ones that are not there, or that lead around the guard of the hosts' VLANs."""
+        has = [] if self.before is None else [nic["network"] for nic in nic_options(self.before)]
+        named = [(place, nic["network"]) for place, nic in enumerate(nics)]
+        for place, network in [(place, network) for place, network in named if network and network not in has]:
+            where, known = f"nics[{place}] of {self.params['name']}", self.site.networks
+            if network not in known:
+                have = ", ".join(sorted(known)) or "none"
+                raise Invalid(f"{where}: this node has no network {network} (it has: {have})", option="nics")
+            if self.site.bridges.get(str(known[network])) == "ovs":
+                raise Refused(f"{where}: network {network} is {known[network]} of Open vSwitch; give bridge and vlan")
 
     def _check_vlans(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse VLANs that are the hosts' own."""
@@ -175,14 +245,16 @@ class Draft:
 
     def _check_host(self) -> None:
         for name in ("memory", "max_memory"):
-            memory = self.params[name]
-            if memory is not None and memory > (has := self.site.offer["memory"]["total"]):
-                raise Invalid(f"{name}={memory} is more than this node has ({has} bytes)", option=name)
+            size = self.params[name]
+            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+                raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
-    def _power_after(self, act: str | None) -> str:
-        if act is None:
+    def _power_after(self) -> str:
+        if self.act is None:
             return self.facts["state"] if self.facts else power.STOPPED
-        return "running" if act in power.ON else power.STOPPED
+        if self.act == "pause" or (self.act == "start" and self.params["state"] == "paused"):
+            return "paused"
+        return "running" if self.act in power.ON else power.STOPPED
 
     def _autostart(self) -> bool:
         if self.params["autostart"] is not None:

@@ -103,6 +103,8 @@ def _vcpus(root: Element) -> dict[str, int]:
 def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:
     """One disk: what it is on the guest's side, and by which identity its storage is known."""
     kind, identity = disk_identity(disk)
+    backing = _backing(disk)
+    files = [identity, *(f"file:{path}" for path in backing)]
     return {
         "target": _attribute(disk, "target", "dev"),
         "device": disk.get("device", "disk"),
@@ -112,7 +114,8 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "size": None,
         "readonly": find(disk, "readonly") is not None,
         "shared_storage": kind in NETWORK_TYPES
-        or (kind in PATHS and all(_below(name or "", shared_mounts) for name in (identity, *_backing(disk)))),
+        or (kind in PATHS and all(_below(one or "", shared_mounts) for one in files)),
+        "backing": backing,
         # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
         "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
     }
@@ -121,7 +124,7 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
 def _backing(disk: Element) -> list[str]:
     """The files that a disk is based on; one that is not on shared storage keeps the disk on its node."""
     sources = [find(store, "source") for store in disk.iter("backingStore")]
-    return [f"file:{source.get('file')}" for source in sources if source is not None]
+    return [source.get("file") or "" for source in sources if source is not None]
 
 
 def _below(identity: str, places: Sequence[str]) -> bool:

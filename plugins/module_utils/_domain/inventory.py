@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,6 +15,7 @@ from .._errors import DroverError, Invalid
 from .._fields import Field, normalise
 from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
+from .disks import check_target
 from .hardware import check_seconds
 
 GIB = 2**30
@@ -21,9 +23,11 @@ PROFILES: dict[str, dict[str, int]] = {
     "standard": {"vcpus": 4, "memory": 4 * GIB, "disk": 40 * GIB},
     "large": {"vcpus": 8, "memory": 16 * GIB, "disk": 40 * GIB},
 }
-STATES = ("present", "running", "stopped", "absent")
+STATES = ("present", "running", "paused", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
+TIMES = (Field("shutdown_timeout", type="int", check=check_seconds),)
+NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
 RBD = ["pool", "namespace", "user", "secret", "monitors"]
 STORAGE += [f"rbd_{key}" for key in RBD]
@@ -92,9 +96,9 @@ def _all(known: Iterable[str]) -> str:
 
 def _profile(name: str, given: Mapping[str, Any]) -> dict[str, int]:
     profile = given.get("profile")
-    if profile is not None and profile not in PROFILES:
+    if profile is not None and str(profile) not in PROFILES:
         raise Invalid(f"{name}: vm_profile: {profile!r} is none of {', '.join(PROFILES)}", option="vm_profile")
-    return PROFILES[profile] if profile is not None else {}
+    return PROFILES[str(profile)] if profile is not None else {}
 
 
 def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,8 +108,7 @@ def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     others: dict[str, Any] = {"state": state}
     if "autostart" in given:
         others["autostart"] = given["autostart"]
-    if "shutdown_timeout" in given:
-        others["shutdown_timeout"] = check_seconds(given["shutdown_timeout"])
+    others.update({key: value for key, value in _converted(name, TIMES, given).items() if value is not None})
     return others
 
 
@@ -135,6 +138,8 @@ def numbered(disks: Iterable[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
 def _disks(name: str, given: Mapping[str, Any], disks: Any, size: int | None) -> list[Any]:
     if not isinstance(disks, (list, tuple)) or not all(isinstance(disk, Mapping) for disk in disks):
         raise Invalid(f"{name}: vm_disks: write a list of dictionaries", option="vm_disks")
+    targets = Field("disks", type="list", fields=(Field("target", check=check_target),))
+    _converted(name, [targets], {"disks": disks})
     result = []
     for number, disk in numbered(disks):
         if number == 0 and size is not None:
@@ -174,8 +179,13 @@ def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
                 raise Invalid(f"{name}: vm_{key}: write a list of dictionaries", option=f"vm_{key}")
             for inner in set(item) - set(known):
                 raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; there are {', '.join(known)}")
+    return _converted(name, FIELDS, sheet)
+
+
+def _converted(name: str, fields: Sequence[Field], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these fields as a module will read them. Raises Invalid naming the variable."""
     try:
-        return normalise(FIELDS, _typed(FIELDS, sheet))
+        return normalise(fields, _typed(fields, values))
     except DroverError as error:
         where = "" if error.details.get("option") == "name" else "vm_"
         raise Invalid(f"{name}: {where}{error.message}", option=error.details.get("option")) from None
@@ -187,7 +197,7 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
     for field in fields:
         value = values.get(field.name)
         if field.type == "int" and value is not None:
-            if isinstance(value, bool) or not str(value).strip().lstrip("-").isdecimal():
+            if isinstance(value, bool) or not NUMBER.fullmatch(str(value).strip()):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a whole number", option=path + field.name)
             result[field.name] = int(value)
         elif field.type in ("str", "path") and value is not None:
@@ -196,13 +206,13 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
             result[field.name] = str(value)
         elif field.elements == "str" and isinstance(value, str):
             result[field.name] = value.split(",")
-        elif (field.fields or field.elements == "int") and value is not None:
+        elif (field.fields or field.elements) and value is not None:
             result[field.name] = _nested(field, value, path + field.name)
     return result
 
 
 def _nested(field: Field, value: Any, where: str) -> Any:
-    """The same for a dictionary, a list of dictionaries and a list of numbers."""
+    """The same for a dictionary, a list of dictionaries and a list of single values."""
     if field.type == "dict":
         if not isinstance(value, Mapping):
             raise Invalid(f"{where}: {value!r} is not a dictionary", option=where)
@@ -214,7 +224,7 @@ def _nested(field: Field, value: Any, where: str) -> Any:
         return [_typed(field.fields, item, f"{where}[{n}].") for n, item in enumerate(value)]
     if not isinstance(value, (list, tuple)):
         raise Invalid(f"{where}: {value!r} is not a list", option=where)
-    one, parent = Field(field.name, type="int"), where[: -len(field.name)]
+    one, parent = Field(field.name, type=field.elements or "str"), where[: -len(field.name)]
     return [_typed([one], {field.name: item}, parent)[field.name] for item in value]
 
 

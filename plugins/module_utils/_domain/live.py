@@ -5,35 +5,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .._xml import devices, text_of
-from . import bandwidth, metadata, nics, spoofing
+from .._xml import Property, devices, text_of
+from . import bandwidth, disks, metadata, nics, spoofing, tuning
 
 CHECKS = "address checks"
+LINK = nics.PLACED["link"].place
+DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
+RECORD = ("tags", "owner", "rollback_safe")
 
 
-def vlans(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Words and device XML for each NIC that runs in other VLANs than its sheet says; writes them into `live`.
+def plugs(live: Element, definition: Element) -> list[tuple[str, str]]:
+    """Words and device XML for each NIC that runs in other VLANs, on another bridge, or with another link than defined.
 
-    libvirt takes a change of a NIC only with its whole live XML.
+    Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML.
     """
     changes = []
-    wanted = {nic["mac"]: nic for nic in sheet["nics"]}
+    wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
     for nic in filter(nics.known, devices(live, "interface")):
-        before = nics.read(nic)
-        after = wanted.get(nics.nic_mac(nic))
-        if not after or before["bridge"] != after["bridge"] or _carried(before) == _carried(after) == "none":
+        new = wanted.get(nics.nic_mac(nic))
+        if new is None:
             continue
-        if _carried(after) != "none" and _carried(before) != _carried(after):
-            for name in ("vlan", "trunks"):
-                if after[name]:
-                    nics.PLACED[name].place.put(nic, after[name])
-            words = f"move nic {after['mac']} at once from VLAN {_carried(before)} to {_carried(after)}"
-            changes.append((words, text_of(nic)))
+        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
+        if words:
+            changes.append((f"move nic {nics.nic_mac(nic)} at once {', '.join(words)}", text_of(nic)))
+        before, after = LINK.get(nic) or "up", LINK.get(new) or "up"
+        if before != after:
+            LINK.put(nic, after)
+            changes.append((f"set the link of nic {nics.nic_mac(nic)} at once from {before} to {after}", text_of(nic)))
     return changes
+
+
+def _replug(nic: Element, after: Mapping[str, Any]) -> list[str]:
+    """Write the bridge and the VLANs; the changes in words."""
+    before, words = nics.read(nic), []
+    if before["bridge"] != after["bridge"]:
+        nics.PLACED["bridge"].place.put(nic, after["bridge"])
+        words.append(f"from bridge {before['bridge']} to {after['bridge']}")
+    if _carried(after) not in ("none", _carried(before)):
+        for name in ("vlan", "trunks"):
+            if after[name]:
+                nics.PLACED[name].place.put(nic, after[name])
+        words.append(f"from VLAN {_carried(before)} to {_carried(after)}")
+    return words
+
+
+def kept_plugs(live: Element, definition: Element) -> dict[str, str]:
+    """Why a NIC changes its bridge at the next start only, by the words of the sheet's changes."""
+    wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
+    found = {}
+    for nic in filter(nics.known, devices(live, "interface")):
+        mac = nics.nic_mac(nic)
+        new = wanted.get(mac)
+        if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new)):
+            found[f"nic {mac} bridge {_bridge(nic) or 'none'} -> {_bridge(new) or 'none'}"] = reason
+    return found
+
+
+def _bridge(nic: Element) -> str | None:
+    bridge: str | None = nics.PLACED["bridge"].place.get(nic)
+    return bridge
+
+
+def _keeps_bridge(nic: Element, new: Element) -> str | None:
+    """Why libvirt can't move it to the other bridge as it runs."""
+    if None in (_bridge(nic), _bridge(new)):
+        return "it goes from a bridge to a network, or back"
+    kinds = [Property("virtualport/@type").get(one) for one in (nic, new)]
+    if kinds[0] != kinds[1]:
+        return "the bridges are of different kinds"
+    if kinds[0] is None and _carried(nics.read(nic)) != _carried(nics.read(new)):
+        return "its VLAN changes, too"
+    if kinds[0] is not None:
+        # It adds the port to the new one, while the old one has it (seen with 11.3).
+        return "libvirt can't move it between bridges of Open vSwitch"
+    return None
 
 
 def _carried(nic: Mapping[str, Any]) -> str:
@@ -54,13 +103,37 @@ def limits(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str, dict
     return changes
 
 
-def tags(live: Element, definition: Element) -> str | None:
-    """The words for tags of a running VM that differ from its definition's; writes them into `live`."""
-    wanted = metadata.read(definition)["tags"]
-    if metadata.read(live)["tags"] == wanted:
-        return None
-    metadata.edit(live, {"tags": wanted})
-    return "tags"
+def disk_limits(live: Element, definition: Element) -> list[tuple[str, str, dict[str, int]]]:
+    """Words, target and libvirt's parameters for each disk whose limits are not its definition's; writes them, too.
+
+    A parameter of 0 takes a limit away.
+    """
+    changes = []
+    wanted = {Property("target/@dev").get(disk): disk for disk in devices(definition, "disk")}
+    for disk in devices(live, "disk"):
+        target = Property("target/@dev").get(disk)
+        new = wanted.get(target)
+        if new is None or disks.read(disk) is None or disk.get("device") == "cdrom":
+            continue
+        texts, parameters = [], {}
+        for name, place in DISK_LIMITS.items():
+            before, after = place.get(disk) or {}, place.get(new) or {}
+            if before != after:
+                place.put(disk, after)
+                texts.append(f"{name} {tuning.shown(name, before)} -> {tuning.shown(name, after)}")
+                parameters.update({f"{way}_{place.unit}_sec": after.get(way, 0) for way in tuning.WAYS})
+        if texts:
+            changes.append((f"limit disk {target} at once: {', '.join(texts)}", target, parameters))
+    return changes
+
+
+def said(live: Element, definition: Element, names: Sequence[str]) -> list[str]:
+    """What the record of a running VM says otherwise than its definition's, of these names; writes it into `live`."""
+    before, wanted = metadata.read(live), metadata.read(definition)
+    changed = [name for name in names if before.get(name) != wanted.get(name)]
+    if changed:
+        metadata.edit(live, {name: wanted.get(name) for name in changed})
+    return changed
 
 
 def checks(live: Element, definition: Element) -> str | None:

@@ -8,6 +8,7 @@ https://libvirt.org/formatdomain.html#memory-allocation and #memory-backing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -80,6 +81,19 @@ def most(root: Element) -> int:
     return size_of(find(root, "memory")) or 0
 
 
+def compared(running: Element, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Both options of a running VM, as they are to be compared with its sheet.
+
+    How far the balloon is matters to nobody: a guest takes its time for it, or has no driver. libvirt asks it at each
+    start. Where it was never given, the maximum is a part of the memory.
+    """
+    if most(running) == (definition["max_memory"] or definition["memory"]):
+        return {"memory": definition["memory"], "max_memory": definition["max_memory"]}
+    if definition["max_memory"] is None:
+        return {"memory": most(running), "max_memory": None}
+    return {"memory": MEMORY.get(running), "max_memory": most(running)}
+
+
 def _page_size(page: Element) -> int | None:
     size = Element("size", {"unit": page.get("unit", "KiB")})
     size.text = page.get("size")
@@ -117,9 +131,9 @@ def check_hugepages(value: Any) -> Any:
     return size
 
 
-MEMORY = Memory()
+MEMORY, MAX_MEMORY = Memory(), MaxMemory()
 MEMORY_FIELDS = (
-    Field("memory", type="size", check=check_memory, place=MEMORY),
-    Field("max_memory", type="size", check=check_memory, place=MaxMemory()),
+    Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),
+    Field("max_memory", type="size", check=check_memory, place=MAX_MEMORY),
     Field("hugepages", type="raw", check=check_hugepages, place=Hugepages()),
 )

@@ -1,82 +1,109 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What two VMs must not share, on one node or on two: name, UUID, MAC addresses, disks."""
+"""What two VMs must not share, on one node or on two: name, UUID, MAC and IP addresses, disks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._blocks import other_names
 from .._ceph_conf import may_be
 from .._errors import Refused
-from .._xml import Property, devices
+from .._xml import Property, devices, parse
+from . import metadata
 from .facts import disk_facts, nic_facts
+
+if TYPE_CHECKING:
+    from .._libvirt import Domain
 
 Claim = tuple[str, str]
 
 
-def claims(facts: Mapping[str, Any]) -> set[Claim]:
-    """What a domain holds for itself, from its facts or its sheet. Media that are only read may be shared."""
-    found = {("UUID", str(facts["uuid"]))}
-    found |= {("MAC address", nic["mac"].lower()) for nic in facts["nics"] if nic["mac"]}
-    for disk in facts["disks"]:
-        if disk["identity"] and not disk["readonly"] and disk["device"] == "disk":
-            names = [*may_be(disk["identity"]), *other_names(disk["identity"])]
-            found |= {("disk", name) for name in names}
-    return found
+class Survey(list[dict[str, Any]]):
+    """What the domains of a node hold, as plain data that a child process can hand over.
+
+    It finds who holds a thing without looking at each: a site has thousands, and a task defines hundreds.
+    """
+
+    def __init__(self, domains: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(domains)
+        self._holders: dict[Claim, list[dict[str, Any]]] = {}
+        self._counted = 0
+
+    def who(self, claim: Claim) -> list[dict[str, Any]]:
+        """The domains that hold it; those of a name hold `("name", NAME)`."""
+        for one in self[self._counted :]:
+            for kind, value in [("name", one["name"]), *one["claims"]]:
+                self._holders.setdefault((kind, value), []).append(one)
+        self._counted = len(self)
+        return self._holders.get(claim, [])
 
 
 def claims_of(root: Element) -> set[Claim]:
-    """What a definition holds."""
-    return claims(
+    """What a definition holds for itself, and as `medium` what it only reads, which it may share."""
+    found = {("UUID", str(Property("uuid").get(root)))}
+    macs = {(nic_facts(nic)["mac"] or "").lower() for nic in devices(root, "interface")} - {""}
+    found |= {("MAC address", mac) for mac in macs}
+    for mac, said in metadata.nics(root).items():
+        own = said.get("addresses") if mac in macs else None
+        found |= {("IP address", text.partition("/")[0]) for text in (own.split(",") if own else ())}
+    for disk in map(disk_facts, devices(root, "disk")):
+        kind = "medium" if disk["readonly"] or disk["device"] != "disk" else "disk"
+        names = [*may_be(disk["identity"]), *other_names(disk["identity"])] if disk["identity"] else []
+        found |= {(kind, name) for name in names}
+    return found
+
+
+def survey(domains: Iterable[Domain]) -> Survey:
+    """What the domains of a node hold, as they run and as they are defined."""
+    return Survey(
         {
-            "uuid": Property("uuid").get(root),
-            "nics": [nic_facts(nic) for nic in devices(root, "interface")],
-            "disks": [disk_facts(disk) for disk in devices(root, "disk")],
+            "name": one.name,
+            "active": one.state != "stopped",
+            "claims": sorted(
+                map(list, set().union(*(claims_of(parse(xml)) for xml in {one.xml, one.live_xml} if xml)))
+            ),
         }
+        for one in domains
     )
 
 
-def survey(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the domains of a node hold, as plain data that a child process can hand over."""
-    return [
-        {"name": one["name"], "active": one["state"] != "stopped", "claims": sorted(map(list, claims(one)))}
-        for one in facts
-    ]
+def check_definition(
+    name: str, new: set[Claim], others: Mapping[str, list[dict[str, Any]]], active: bool = False
+) -> None:
+    """Refuse a definition that claims what another domain has; `others` are surveys by node.
 
-
-def check_definition(name: str, new: set[Claim], others: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Refuse a definition that claims what another domain has; `others` are surveys by node."""
+    With `active` only those that run count.
+    """
     for node, domains in others.items():
-        for other in domains:
-            shared = sorted(new & {tuple(claim) for claim in other["claims"]})
-            if shared and other["name"] != name:
-                kind, value = shared[0]
-                raise Refused(
-                    f"{kind} {value} of {name} belongs to {other['name']} on {node}", other=other["name"], node=node
-                )
+        known = domains if isinstance(domains, Survey) else Survey(domains)
+        for kind, value in sorted(claim for claim in new if claim[0] != "medium"):
+            for other in known.who((kind, value)):
+                if other["name"] != name and (other["active"] or not active):
+                    raise Refused(
+                        f"{kind} {value} of {name} belongs to {other['name']} on {node}", other=other["name"], node=node
+                    )
 
 
 def check_elsewhere(name: str, uuid: str, peers: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse a VM that another node has by its name or its UUID, running or only defined."""
     for node, domains in peers.items():
-        for other in domains:
-            if other["name"] == name or ["UUID", uuid] in [list(claim) for claim in other["claims"]]:
-                state = "runs" if other["active"] else "is defined"
-                what = name if other["name"] == name else f"UUID {uuid} of {name}"
-                alias = "" if other["name"] == name else f" as {other['name']}"
-                raise Refused(
-                    f"{what} {state} on {node}{alias}; a VM has one home: move it with drover.kvm.migrate, or remove "
-                    "the copy that is not the good one",
-                    node=node,
-                    active=other["active"],
-                )
+        known = domains if isinstance(domains, Survey) else Survey(domains)
+        for other in [*known.who(("name", name)), *known.who(("UUID", uuid))]:
+            state = "runs" if other["active"] else "is defined"
+            what = name if other["name"] == name else f"UUID {uuid} of {name}"
+            alias = "" if other["name"] == name else f" as {other['name']}"
+            raise Refused(
+                f"{what} {state} on {node}{alias}; a VM has one home: move it with drover.kvm.migrate, or remove "
+                "the copy that is not the good one",
+                node=node,
+                active=other["active"],
+            )
 
 
 def check_start(name: str, held: set[Claim], others: Mapping[str, list[dict[str, Any]]]) -> None:
     """Refuse to start a VM while a running one has its disk or its address."""
-    running = {node: [one for one in domains if one["active"]] for node, domains in others.items()}
-    check_definition(name, held, running)
+    check_definition(name, held, others, active=True)

@@ -7,17 +7,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
-from .._fields import Field, between, check_mac, check_vlan
+from .._fields import Field, between, check_mac, check_name, check_vlan
 from .._identity import vm_mac
-from .._xml import Property, add, add_device, devices, drop, find
+from .._xml import Property, add, add_device, devices, drop, find, make
 from . import addresses, bandwidth, metadata, spoofing
 
 ANOTHER = "the guest would see another NIC; take this one off first"
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plug:
+    """Into what the NIC is plugged: a `bridge` of the node, or a virtual `network` of libvirt."""
+
+    kind: str
+
+    def get(self, nic: Element) -> str | None:
+        """Its name. In a running VM a network shows its bridge, too."""
+        network: str | None = Property("source/@network").get(nic)
+        return network if self.kind == "network" else None if network else Property("source/@bridge").get(nic)
+
+    def put(self, nic: Element, value: str) -> None:
+        """Write it in the place of what was there."""
+        nic.set("type", self.kind)
+        source = make(nic, "source")
+        source.attrib.clear()
+        source.set(self.kind, value)
 
 
 class Vlan:
@@ -104,12 +124,13 @@ def check_trunks(value: Sequence[int]) -> list[int]:
 
 VLAN, TRUNKS = Vlan(), Trunks()
 NICS: tuple[Field, ...] = (
-    Field("bridge", check=check_bridge, place=Property("source/@bridge")),
+    Field("bridge", check=check_bridge, place=Plug("bridge"), when="live"),
+    Field("network", check=check_name, place=Plug("network")),
     Field("vlan", type="int", check=check_vlan, place=VLAN, when="live"),
     Field("trunks", type="list", elements="int", check=check_trunks, place=TRUNKS, when="live"),
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower), fixed=ANOTHER),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type"), fixed=ANOTHER),
-    Field("link", choices=("up", "down"), place=Link()),
+    Field("link", choices=("up", "down"), place=Link(), when="live"),
     Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
     Field("queues", type="int", check=between(1, 256), place=Queues()),
     Field(
@@ -130,8 +151,8 @@ PLACED = {field.name: field for field in NICS if field.place}
 
 
 def known(nic: Element) -> bool:
-    """Whether this module may change the NIC; others (libvirt networks, macvtap, host devices) stay as they are."""
-    return nic.get("type") == "bridge"
+    """Whether this module may change the NIC; others (macvtap, host devices) stay as they are."""
+    return nic.get("type") in ("bridge", "network")
 
 
 def read(nic: Element, said: spoofing.Said | None = None) -> dict[str, Any]:
@@ -162,8 +183,9 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: 
         mac = options.get("mac")
         nic = by_mac.get(mac) if mac else next(iter(rest), None)
         rest = [other for other in rest if other is not nic]
-        if options.get("vlan") and options.get("trunks"):
-            raise Invalid(f"nics[{place}]: vlan and trunks don't go together", option=f"nics[{place}]")
+        for one, other in (("vlan", "trunks"), ("bridge", "network")):
+            if options.get(one) and options.get(other):
+                raise Invalid(f"nics[{place}]: {one} and {other} don't go together", option=f"nics[{place}]")
         if nic is None:
             nic = _add(root, {**options, "mac": mac or _free_mac(root, vm, place)}, bridges, boot, f"nics[{place}]")
         else:
@@ -210,7 +232,7 @@ def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str]
     for name, value in changes.items():
         PLACED[name].place.put(nic, value)
     _check_queues(nic, where)
-    if {"bridge", "vlan", "trunks"} & set(changes):
+    if {"bridge", "network", "vlan", "trunks"} & set(changes):
         _plug(nic, bridges, where)
 
 
@@ -220,11 +242,11 @@ def _check_queues(nic: Element, where: str) -> None:
 
 
 def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boot: bool, where: str) -> Element:
-    if not options.get("bridge"):
-        raise Invalid(f"{where}: bridge is missing; a new NIC needs it", option=where)
-    nic = Element("interface", {"type": "bridge"})
+    if not options.get("bridge") and not options.get("network"):
+        raise Invalid(f"{where}: bridge is missing; a new NIC needs it, or network", option=where)
+    nic = Element("interface")
     values = {**options, "model": options.get("model") or "virtio"}
-    for name in ("mac", "bridge", "vlan", "trunks", "model", "link", "mtu", "queues", "bandwidth"):
+    for name in ("mac", "bridge", "network", "vlan", "trunks", "model", "link", "mtu", "queues", "bandwidth"):
         if values.get(name):
             PLACED[name].place.put(nic, values[name])
     _check_queues(nic, where)
@@ -238,10 +260,12 @@ def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boo
 
 def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:
     """What the type of the bridge asks for in the XML. Raises Invalid or Refused."""
-    bridge = Property("source/@bridge").get(nic)
+    bridge, network = PLACED["bridge"].place.get(nic), PLACED["network"].place.get(nic)
     kind = bridges.get(bridge)
     port = find(nic, "virtualport")
-    if kind is None:
+    if network and find(nic, "vlan") is not None:
+        raise Invalid(f"{where}: a network has no vlan and no trunks; give bridge instead", option=where)
+    if kind is None and not network:
         have = ", ".join(sorted(bridges)) or "none"
         raise Invalid(f"{where}: this node has no bridge {bridge} (it has: {have})", option=where)
     if kind == "ovs":

@@ -11,7 +11,10 @@ from .._errors import Refused
 
 STOPPED = "stopped"
 IO_ERROR = "I/O error"
-ON = ("start", "resume")
+USER = "user"  # what libvirt says of one that was paused by request
+ON = ("start", "resume", "restart")
+STARTS = ("start", "restart")
+UP = ("running", "paused", "restarted")
 OFF = {"running": "shutdown", "in shutdown": "wait"}
 RECOVER = "run drover.kvm.migrate with state=recovered first, which knows which copy of the VM is the good one"
 
@@ -33,35 +36,58 @@ def guard(facts: dict[str, Any]) -> None:
 
 
 def act(facts: dict[str, Any] | None, wanted: str, force: bool) -> str | None:
-    """`start`, `resume`, `shutdown`, `destroy` or `wait`; None where nothing is to do. Raises Refused with the reason.
+    """`start`, `resume`, `pause`, `restart`, `shutdown`, `destroy` or `wait`; None where nothing is to do.
 
-    `facts` are None for a VM that is not there; `wanted` is one of running, stopped, present, absent. A VM that its
-    storage stopped may be resumed: QEMU tries again what failed, and the guest never knew.
+    `facts` are None for a VM that is not there; `wanted` is a state of module vm. A VM that its storage
+    stopped may be resumed: QEMU tries again what failed, and the guest never knew. So may one that was paused by
+    request. Raises Refused with the reason.
     """
     if facts is None:
-        return "start" if wanted == "running" else None
-    name, state, reason = facts["name"], facts["state"], facts["reason"]
+        return "start" if wanted in UP else None
+    state = facts["state"]
     if wanted == "present" or (state == STOPPED and wanted in ("stopped", "absent")):
         return None
     if wanted == "running" and state == "running":
         return None
     guard(facts)
-    if wanted == "running" and state == "paused" and reason == IO_ERROR:
-        return "resume"
-    if wanted == "running" and state != STOPPED:
-        raise Refused(f"{name} is {state} ({reason}); it is not resumed blindly: {_mend(state)}")
+    if wanted in UP:
+        return "start" if state == STOPPED else _up(facts, wanted, force)
     if wanted == "absent" and not force:
-        raise Refused(f"{name} is {state}; stop it first (state=stopped), or cut its power with force=true")
-    if state not in OFF and not force and wanted != "running":
-        raise Refused(f"{name} is {state} ({reason}) and can't shut down by itself; force=true cuts its power")
-    return "start" if wanted == "running" else "destroy" if force else OFF[state]
+        raise Refused(f"{facts['name']} is {state}; stop it first (state=stopped), or cut its power with force=true")
+    return "destroy" if force else _off(facts)
+
+
+def _up(facts: dict[str, Any], wanted: str, force: bool) -> str | None:
+    """What leads a VM that has its power to running, paused or restarted."""
+    name, state, reason = facts["name"], facts["state"], facts["reason"]
+    if wanted == "restarted":
+        if not force:
+            _off(facts)
+        return "restart"
+    if wanted == "paused" and state == "running":
+        return "pause"
+    asked = state == "paused" and reason == USER
+    if wanted == "paused" and asked:
+        return None
+    if wanted == "running" and (asked or (state == "paused" and reason == IO_ERROR)):
+        return "resume"
+    act = "resumed blindly" if wanted == "running" else "taken for a machine that was paused by request"
+    raise Refused(f"{name} is {state} ({reason}); it is not {act}: {_mend(state)}")
+
+
+def _off(facts: dict[str, Any]) -> str:
+    """How the guest goes down by itself."""
+    state = facts["state"]
+    if state not in OFF:
+        raise Refused(
+            f"{facts['name']} is {state} ({facts['reason']}) and can't shut down by itself; force=true cuts its power"
+        )
+    return OFF[state]
 
 
 def _mend(state: str) -> str:
     if state == "in shutdown":
         return "it is shutting down; run again when it has stopped"
     if state == "paused":
-        return (
-            "somebody paused it; look why, then resume it with virsh resume, or stop it with state=stopped, force=true"
-        )
+        return "look why, then resume it with virsh resume, or stop it with state=stopped, force=true"
     return "look at its console, then stop it with state=stopped, force=true"

@@ -104,17 +104,19 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def subject(change: str) -> str:
+    """What one of the `changes` is about, without the values: `memory`, `disk vda iops`, `disk vdb added`."""
+    words = change.split(" ")
+    return " ".join(words[:3] if words[0] in ("disk", "nic") else words[:1])
+
+
 def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
     """What the running VM does not have yet of its definition (a sheet); it gets that at its next start."""
     running = read(live)
     if definition["cpu"] == "host-model" and Property("cpu/vendor").get(live):
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
-    if definition["memory"] <= memory.most(live):
-        # The rest is a matter of the balloon, which a guest takes its time for, or has no driver for.
-        running["memory"] = definition["memory"]
-    if memory.most(live) == (definition["max_memory"] or definition["memory"]):
-        running["max_memory"] = definition["max_memory"]
+    running.update(memory.compared(live, definition))
     if cpu.has_features(live, definition["cpu_features"] or {}):
         running["cpu_features"] = definition["cpu_features"]
     for field in HARDWARE:

@@ -15,8 +15,7 @@ from .._errors import DroverError
 from .._leases import Leases
 from .._libvirt import Domain, Node
 from .._peers import ask_peers, read_cluster
-from .facts import domain_facts
-from .neighbours import survey
+from .neighbours import Survey, survey
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0
@@ -25,7 +24,7 @@ LIBVIRT_VLANS = 11  # the first version that gives a port of a Linux bridge its 
 
 def survey_node(node: Node) -> list[dict[str, Any]]:
     """What all domains of a node hold; runs in a child for each peer."""
-    return survey(domain_facts(domain) for domain in node.domains(brief=True).values())
+    return survey(node.domains(brief=True).values())
 
 
 class Site:
@@ -43,9 +42,9 @@ class Site:
         return self.node.domains()
 
     @cached_property
-    def surveyed(self) -> list[dict[str, Any]]:
+    def surveyed(self) -> Survey:
         """What the domains of the node held at the beginning."""
-        return survey(domain_facts(domain) for domain in self.known.values())
+        return survey(self.known.values())
 
     @cached_property
     def bridges(self) -> dict[str, str]:
@@ -54,6 +53,11 @@ class Site:
         if able and int(self.offer["libvirt_version"].split(".")[0]) < LIBVIRT_VLANS:
             able = set()
         return {name: "filtering" if kind == "linux" and name in able else kind for name, kind in found.items()}
+
+    @cached_property
+    def networks(self) -> dict[str, str | None]:
+        """libvirt's virtual networks with the bridge of each."""
+        return self.node.networks()
 
     @cached_property
     def reserved(self) -> dict[str, list[int]]:
@@ -81,7 +85,11 @@ class Site:
         """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer."""
         with self._lock:
             if self._asked is None or time.monotonic() - self._asked[0] > seconds:
-                self._asked = time.monotonic(), ask_peers(survey_node, PEER_SECONDS)
+                told = ask_peers(survey_node, PEER_SECONDS)
+                found: dict[str, Any] = {
+                    name: one if isinstance(one, DroverError) else Survey(one) for name, one in told.items()
+                }
+                self._asked = time.monotonic(), found
             answers = self._asked[1]
         silent = sorted(name for name, answer in answers.items() if isinstance(answer, DroverError))
         return {name: answer for name, answer in answers.items() if name not in silent}, silent

@@ -63,6 +63,13 @@ def check(disk: Element, where: str) -> None:
         raise Invalid(f"{where}: queues are for the bus virtio", option=where)
 
 
+def shown(name: str, value: Mapping[str, int]) -> str:
+    """The limits of `bandwidth` (bytes) or `iops` for people."""
+    if name == "bandwidth":
+        return words(value)
+    return ", ".join(f"{way} {number}" for way, number in value.items()) or "none"
+
+
 def words(value: Mapping[str, int]) -> str:
     """The limits of bytes for people."""
     return ", ".join(f"{way} {size_text(number)}/s" for way, number in value.items()) or "none"
@@ -79,6 +86,6 @@ TUNING = (
     Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
     Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
     Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
-    Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops")),
-    Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes")),
+    Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops"), when="live"),
+    Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes"), when="live"),
 )

@@ -82,10 +82,9 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
 def _copy(end: End, uuid: str, disk: Element, mounts: list[str]) -> list[dict[str, Any]]:
     """What it takes to copy a disk to another node; nothing for one that is shared, or that can't be copied."""
     facts = disk_facts(disk, mounts)
-    source, chain = find(disk, "source"), find(disk, "backingStore")
+    source = find(disk, "source")
     plain = facts["type"] == "file" and facts["device"] == "disk" and facts["format"] in ("raw", "qcow2")
-    based = chain is not None and find(chain, "source") is not None
-    if source is None or not plain or based or facts["readonly"] or facts["shared_storage"]:
+    if source is None or not plain or facts["backing"] or facts["readonly"] or facts["shared_storage"]:
         return []
     if (end.state(uuid) or ("stopped",))[0] == "stopped":
         return []

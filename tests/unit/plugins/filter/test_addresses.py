@@ -14,7 +14,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import addresse
 from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import vm_sheet
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Invalid, NotFound
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
-from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
+from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 from ansible_collections.drover.kvm.plugins.plugin_utils import _addressing
 from ansible_collections.drover.kvm.plugins.plugin_utils._addressing import (
@@ -231,3 +231,9 @@ def test_numbers_and_networks_are_no_options_and_user_data_becomes_text():
         vm_sheet({**machine("web1"), "vm_cloud_init": {"user_data": "users: []"}})
     with pytest.raises(Invalid, match="there is no option key"):
         vm_sheet({**machine("web1"), "vm_cloud_init": {"key": "users: []"}})
+
+
+def test_a_uuid_is_given_to_one_vm_only():
+    given = {"vm_uuid": vm_uuid("db1").upper()}
+    faults = address_faults([machine("web1", **given), machine("db1"), machine("web2")])
+    assert faults == [f"UUID {vm_uuid('db1')} is given to vm_uuid of web1 and vm_uuid of db1"]

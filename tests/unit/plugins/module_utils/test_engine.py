@@ -188,3 +188,9 @@ def test_a_command_out_of_time_leaves_nothing_running(tmp_path):
 
 def test_engine_uses_the_module_of_ansible():
     assert vars(_resource)["AnsibleModule"] is basic.AnsibleModule
+
+
+@pytest.mark.parametrize("elements", ["int", "str", "dict", "size"])
+def test_an_empty_item_of_a_list_is_refused_by_its_name(elements):
+    with pytest.raises(Invalid, match="^things: an item of the list is empty"):
+        normalise((Field("things", type="list", elements=elements),), {"things": [None]})

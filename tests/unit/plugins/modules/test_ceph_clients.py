@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.drover.kvm.plugins.module_utils._ceph import OPTIONS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound, Refused
 from ansible_collections.drover.kvm.plugins.modules import ceph_maintenance, ceph_user
+from ansible_collections.drover.kvm.tests.unit import hostile
 
 FSID = "5a1fb9a4-6a4c-4b0e-9f0c-0d7b1c9b8f11"
 KEY = "AQDcanaryDROVERcanary=="
@@ -223,3 +226,19 @@ def test_a_run_that_was_cut_off_is_ended_by_its_mark_and_a_flag_of_others_stays(
 def test_a_host_without_osds(monitor, run, host):
     result = run(ceph_maintenance, hosts=[host])
     assert result["failed"] and f"no host {host} with OSDs (hosts with OSDs: hv1, hv2)" in result["msg"]
+
+
+OPERATED = [(ceph_user, {"name": "libvirt", "pools": ["vms"]}), (ceph_maintenance, {"hosts": ["hv1"]})]
+
+
+@pytest.mark.parametrize("module, base", OPERATED, ids=["user", "maintenance"])
+def test_any_input_gets_a_clear_answer(run, monitor, module, base):
+    def look():
+        return json.dumps([monitor.users, monitor.flags, monitor.keys], default=sorted)
+
+    @hostile.fuzz([field for field in module.FIELDS if field not in OPTIONS], base, {**base, "wait": 1}, quick=20)
+    def check(args):
+        monitor.__init__()
+        hostile.answered(partial(run, module), look, {"wait": 1, **args} if module is ceph_maintenance else args)
+
+    check()

@@ -11,6 +11,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _ceph
 from ansible_collections.drover.kvm.plugins.modules import ceph_pool
+from ansible_collections.drover.kvm.tests.unit import hostile
 from ansible_collections.drover.kvm.tests.unit.ceph_monitor import Library, Monitor, Refusal
 
 EC = {"erasure_profile": "k2m1", "erasure_k": 2, "erasure_m": 1, "failure_domain": "osd"}
@@ -419,3 +420,13 @@ def test_any_user_keyring_file_and_patience(run, library):
 def test_without_the_library_its_package_is_named(run, monkeypatch):
     monkeypatch.setattr(_ceph, "rados", None)
     assert "python3-rados" in run()["msg"]
+
+
+FUZZED = [field for field in ceph_pool.FIELDS if field not in _ceph.OPTIONS]
+
+
+@hostile.fuzz(FUZZED, {}, {"name": "old"}, {"name": "old", "state": "absent", "confirm_name": "old"}, EC, quick=25)
+def test_any_input_gets_a_clear_answer(run, monitor, args):
+    monitor.__init__()
+    run(name="old")
+    hostile.answered(run, lambda: json.dumps([monitor.pools, monitor.rules, monitor.profiles]), args)

@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.modules import cordon
+from ansible_collections.drover.kvm.tests.unit import hostile
 
 HOOK = Path(__file__).resolve().parents[4] / "roles/hypervisor/files/drover-cordon"
 
@@ -75,3 +77,9 @@ def test_the_hook_refuses_when_the_fact_cannot_be_read(fact):
     fact.write_text("not json")
     refused = hook(fact, "web1", "prepare", "begin", "-")
     assert refused.returncode == 1 and "mend or remove" in refused.stderr
+
+
+@hostile.fuzz(cordon.FIELDS, quick=20)
+def test_any_input_gets_a_clear_answer(fact, capsys, args):
+    hostile.answered(partial(module, capsys), lambda: fact.exists() and fact.read_text(), args)
+    module(capsys, state="absent")

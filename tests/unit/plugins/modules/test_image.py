@@ -22,6 +22,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _download
+from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain import chains, templates
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
@@ -300,9 +301,9 @@ def test_a_full_copy_stands_alone(site, cloned, tmp_path):
 
 
 def test_a_copy_that_was_killed_is_made_again(site, cloned, tmp_path):
-    (tmp_path / "drover-web1-0.raw.part").write_bytes(b"half")
+    (tmp_path / ".drover-web1-0.raw.drover-part").write_bytes(b"half")
     cloned.both(**BASE, disks=[disk(site, format="raw")])
-    assert not (tmp_path / "drover-web1-0.raw.part").exists()
+    assert not (tmp_path / ".drover-web1-0.raw.drover-part").exists()
     assert (tmp_path / "drover-web1-0.raw").read_bytes()[:4] == b"boot"
 
 
@@ -442,6 +443,37 @@ def test_removing_a_vm_leaves_media_and_files_of_others_and_says_so(site, cloned
     assert iso.exists() and foreign.exists() and site.path.exists() and not own.exists()
 
 
+def test_the_definition_goes_before_the_disk(site, cloned, tmp_path, monkeypatch):
+    """Other tools delete the disk first, and then libvirt keeps the domain for its snapshot or NVRAM."""
+    cloned.run(**BASE, disks=[disk(site)])
+    own = tmp_path / "drover-web1-0.qcow2"
+
+    def fails(*_args, **_options):
+        raise Failed("cannot undefine domain with nvram")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloned.node, "undefine", fails)
+        assert "nvram" in cloned.run(name="web1", state="absent", remove_disks=True)["msg"]
+    assert own.exists() and "web1" in cloned.node.domains()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", fails)
+        patch.setattr(Path, "unlink", fails)
+        assert cloned.run(name="web1", state="absent", remove_disks=True)["failed"]
+    assert own.exists() and cloned.node.domains() == {}
+    again = cloned.both(name="web1", state="absent", remove_disks=True)
+    assert again["actions"] == [f"delete {own}"] and not own.exists()
+
+
+def test_a_template_that_rots_under_its_clones_is_named(site, cloned):
+    cloned.run(**BASE, disks=[disk(site)])
+    site.path.chmod(0o644)
+    with site.path.open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"rot")
+    refused = site.make(verify=True)
+    assert "has changed since it was made, and" in refused["msg"] and "VM web1" in refused["msg"]
+
+
 def test_a_disk_that_others_are_based_on_is_not_removed(site, cloned, tmp_path):
     cloned.run(**BASE, disks=[disk(site)])
     own = tmp_path / "drover-web1-0.qcow2"
@@ -460,6 +492,16 @@ def test_a_clone_stays_on_its_node_unless_its_template_is_shared_too(site, clone
         # The folder of the templates is below that of the disks.
         shared = domain_facts(domain, [only])["disks"][0]["shared_storage"]
         assert shared is (only == str(tmp_path))
+
+
+def test_a_drain_that_copies_disks_says_that_a_clone_must_be_flattened(site, cloned):
+    cloned.run(**BASE, disks=[disk(site)], state="running")
+    facts = domain_facts(cloned.node.domain("web1"))
+    (obstacle,) = fixed.obstacles(facts, copies=True)
+    assert obstacle.reason == "local_disk" and "flatten the linked clone" in obstacle.mend
+    assert facts["disks"][0]["backing"] == [str(site.path)] and not fixed.copied(facts)
+    alone = {**facts, "disks": [{**facts["disks"][0], "backing": []}]}
+    assert fixed.obstacles(alone, copies=True) == () and fixed.copied(alone)
 
 
 def test_without_libvirts_answer_nothing_is_removed(site, cloned, monkeypatch):

@@ -15,6 +15,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _initiator
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.modules import iscsi_session
+from ansible_collections.drover.kvm.tests.unit import hostile
 from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
     IQN,
     MIB,
@@ -324,3 +325,18 @@ def test_the_records_of_debian_12_are_below_etc(run, node):
     node.write("usr/sbin/iscsiadm", "\0/etc/iscsi/nodes\0")
     run(**BOTH, state="logged_out")
     assert list((node.root / "etc/iscsi/nodes" / IQN).iterdir())
+
+
+# Another account than that of the target is refused by the SAN itself, which has no way to ask it before.
+FUZZED = [field for field in iscsi_session.FIELDS if "chap" not in field.name]
+
+
+@hostile.fuzz(FUZZED, BOTH, {"target": IQN, "state": "absent"}, {"target": IQN}, quick=20)
+def test_any_input_gets_a_clear_answer(run, node, args):
+    run(**BOTH, state="logged_out")
+
+    def look():
+        return node.sessions(), {path: path.read_text() for path in node.root.glob("var/lib/iscsi/nodes/*/*/*")}
+
+    hostile.answered(run, look, args)
+    run(target=IQN, state="absent")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from ansible_collections.drover.kvm.plugins.module_utils import _lifelines, _lin
 from ansible_collections.drover.kvm.plugins.module_utils._bridge import restore
 from ansible_collections.drover.kvm.plugins.module_utils._rollback import timer
 from ansible_collections.drover.kvm.plugins.modules import ovs_bridge
-from ansible_collections.drover.kvm.tests.unit import ovs_server
+from ansible_collections.drover.kvm.tests.unit import hostile, ovs_server
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_corpus import tables
 
 pytestmark = [
     pytest.mark.skipif(bool(ovs_server.missing()), reason=f"not installed: {', '.join(ovs_server.missing())}"),
@@ -1370,3 +1372,17 @@ def _running(pid):
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+FUZZED = [
+    field
+    for field in ovs_bridge.FIELDS
+    if field.name not in ("socket", "name", "timeout", "wait_lacp", "confirm_timeout")
+]
+
+
+@hostile.fuzz(FUZZED, {}, UP, {"bonds": [BOND]}, {"state": "absent"}, {**INTERNAL, "bonds": [BOND]}, quick=12)
+def test_any_input_gets_a_clear_answer(module, ovs, args):
+    ovs.bare()
+    module(ports=[{"name": "eth7", "tag": 9}])
+    hostile.answered(module, partial(tables, ovs), {"timeout": 5, **args})

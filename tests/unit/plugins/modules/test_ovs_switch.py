@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _ovs
 from ansible_collections.drover.kvm.plugins.modules import ovs_switch
-from ansible_collections.drover.kvm.tests.unit import ovs_server
+from ansible_collections.drover.kvm.tests.unit import hostile, ovs_server
 
 pytestmark = [
     pytest.mark.skipif(bool(ovs_server.missing()), reason=f"not installed: {', '.join(ovs_server.missing())}"),
@@ -67,3 +68,15 @@ def test_a_switch_that_does_not_run_is_named(module, server):
     with server.frozen("ovs-vswitchd"):
         result = module(timeout=1, other_config={"x": "y"})
     assert result["failed"] and result["error"] == "TimedOut" and "is ovs-vswitchd running?" in result["msg"]
+
+
+@hostile.fuzz(ovs_switch.FIELDS[:2], {"external_ids": {"rack": "b7"}}, quick=15)
+def test_any_input_gets_a_clear_answer(module, server, args):
+    hostile.answered(module, partial(settings, server), args)
+    for column in ovs_switch.MAPS:
+        server.vsctl("clear", "Open_vSwitch", ".", column)
+
+
+def settings(server):
+    with _ovs.connect(server.socket) as client:
+        return {key: client.snapshot().root[key] for key in ovs_switch.MAPS}

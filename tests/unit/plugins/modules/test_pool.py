@@ -13,6 +13,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _ceph_conf
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.modules import pool
+from ansible_collections.drover.kvm.tests.unit import hostile
 
 pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
 DISK = "<disk type='volume'><source pool='media' volume='a.iso'/><target dev='vda'/></disk>"
@@ -175,3 +176,12 @@ def test_pools_of_other_kinds(run, node, monitors, kind):
 def test_pools_that_lack_something(run, node, monitors, options, words):
     result = run(name="more", **options)
     assert result["failed"] and words in result["msg"] and node.pool("more") is None
+
+
+@hostile.fuzz(pool.FIELDS[:-1], {"name": "media", "path": "/srv/media"}, {"name": "media"}, quick=30)
+def test_any_input_gets_a_clear_answer(run, node, args):
+    hostile.answered(run, node.pools, args)
+    for found in node.pools().values():
+        if found.state == "active":
+            node.stop_pool(found.name)
+        node.undefine_pool(found.name)

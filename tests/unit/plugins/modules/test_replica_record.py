@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.modules import replica_record
+from ansible_collections.drover.kvm.tests.unit import hostile
 
 TIME = "2026-11-21T20:15:00Z"
 TORN = {"vm": "db1", "slot": "a", "whole": False}
@@ -57,3 +59,13 @@ def test_a_file_that_is_no_record_is_named(run, tmp_path):
     run(WHOLE)
     (tmp_path / "replicas/db1.b.json").write_text("{}")
     assert "db1.b.json is no record" in run()["msg"]
+
+
+RECORDS = {"records": [WHOLE]}, {"records": [TORN, {**WHOLE, "slot": "b"}]}
+
+
+@hostile.fuzz(replica_record.FIELDS[:1], *RECORDS, quick=20)
+def test_any_input_gets_a_clear_answer(run, tmp_path, args):
+    folder = tmp_path / "replicas"
+    hostile.answered(run, lambda: {path.name: path.read_text() for path in folder.glob("*")}, {"records": [], **args})
+    shutil.rmtree(folder, ignore_errors=True)

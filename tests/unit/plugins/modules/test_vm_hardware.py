@@ -90,6 +90,8 @@ DISK = {
     "bandwidth": {"total": "100MiB"},
 }
 NIC = {"bridge": "br-int", "vlan": 100, "link": "down", "mtu": 9000, "queues": 4}
+INSIDE = "<network><name>inside</name><bridge name='virbr7'/></network>"
+AROUND = "<network><name>around</name><forward mode='bridge'/><bridge name='br-int'/></network>"
 # These are taken back by it, and then shown as null.
 TAKEN_BACK = {"hugepages", "cpu_shares", "tpm", "watchdog", "console_log", "graphics", "video"}
 TAKEN_BACK |= {"title", "description", "owner"}
@@ -184,6 +186,23 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert shown_disk == {**others, "iops": None, "bandwidth": None}
     nic = changed["nics"][0]
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
+
+
+def test_a_network_takes_the_place_of_a_bridge(run, daemon):
+    with connect(daemon.uri()) as node:
+        defined = [node.connection.networkDefineXML(xml) for xml in (INSIDE, AROUND)]
+    made = run(**BASE, nics=[{"network": "inside"}])["vm"]["nics"][0]
+    assert (made["network"], made["bridge"], made["model"]) == ("inside", None, "virtio")
+    plugged = run(**BASE, nics=[{"bridge": "br-int", "vlan": 100}])["vm"]["nics"][0]
+    assert (plugged["network"], plugged["bridge"], plugged["mac"]) == (None, "br-int", made["mac"])
+    with pytest.raises(AssertionError, match="a network has no vlan"):
+        run(**BASE, nics=[{"network": "inside"}])
+    with pytest.raises(AssertionError, match="this node has no network other .it has: around, inside"):
+        run(**BASE, nics=[{"bridge": "br-int", "vlan": 100}, {"network": "other"}])
+    with pytest.raises(AssertionError, match="network around is br-int of Open vSwitch; give bridge and vlan"):
+        run(**BASE, nics=[{"bridge": "br-int", "vlan": 100}, {"network": "around"}])
+    for network in defined:
+        network.undefine()
 
 
 @pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")

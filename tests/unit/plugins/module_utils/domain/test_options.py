@@ -142,6 +142,7 @@ NEW_NIC = (
 )
 NIC_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "bridge": (NIC, NEW_NIC),
+    "network": ({"network": "default"}, "<interface type='network'><mac address='52:54:00:0e:19:98'/><source network="),
     "vlan": ({**NIC, "vlan": 100}, "<vlan><tag id='100'/></vlan>"),
     "mac": ({**NIC, "mac": "02-00-00-AA-BB-CC"}, "<mac address='02:00:00:aa:bb:cc'/>"),
     "model": ({**NIC, "model": "e1000e"}, "<model type='e1000e'/>"),
@@ -382,6 +383,8 @@ REFUSED = [
         "single addresses of IPv4",
     ),
     ({"nics": [{"bridge": "br0", "vlan": 5}]}, "Linux bridge"),
+    ({"nics": [{"network": "default"}, {}]}, "a network has no vlan"),
+    ({"nics": [{"bridge": "br0", "network": "default"}]}, "bridge and network don't go together"),
     ({"nics": [{}, {}, {"bridge": "br0", "model": "e1000", "queues": 2}]}, "queues are for the model virtio"),
     ({"disks": [{"type": "file", "target": "vdb", "io": "native"}]}, "io=native needs cache=none"),
     ({"disks": [{**SAN, "target": "sdb", "bus": "scsi", "queues": 2}]}, "queues are for the bus virtio"),
@@ -427,8 +430,7 @@ def test_pending_names_what_the_running_vm_lacks():
     params = normalise(FIELDS, {"name": "legacy", "memory": "4GiB", "disks": [], "nics": [{"bridge": "br-int"}]})
     sheet.edit(wanted, params, BRIDGES)
     assert sheet.pending(running, sheet.read(wanted)) == [
-        "memory 1GiB -> 4GiB",
-        "max_memory 2GiB -> none",
+        "memory 2GiB -> 4GiB",
         "disk vda removed",
         "disk vdb removed",
         "disk vdc removed",
@@ -452,3 +454,23 @@ def test_a_disk_that_lies_elsewhere_than_its_sheet_says_is_not_swapped(disk):
         sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": []}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)
+
+
+def free(root: Any) -> int:
+    """Ports that are left, when libvirt has put four devices of each VM, its disks and its NICs on one each."""
+    text = text_of(root)
+    devices_there = sum(text.count(f"<{name} ") for name in ("disk", "interface", "rng", "memballoon", "channel"))
+    return text.count("pcie-root-port") - devices_there
+
+
+@pytest.mark.parametrize("many", [0, 1, 6, 20])
+def test_a_new_vm_has_free_ports_for_what_is_plugged_in_later(many):
+    root, _params = build(disks=[{**SAN, "lun": number} for number in range(many)], nics=[NIC] * 2)
+    assert free(root) >= 4 and "pcie" not in text_of(build(machine="pc")[0])
+
+
+def test_the_first_scsi_disk_brings_a_controller_that_takes_more_as_the_vm_runs():
+    disks = [{**SAN, "bus": "scsi", "lun": number} for number in range(2)]
+    root, params = build(disks=disks)
+    check(root, params, "<controller type='scsi' index='0' model='virtio-scsi'/>")
+    assert text_of(root).count("type='scsi'") == 1

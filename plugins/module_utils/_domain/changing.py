@@ -1,0 +1,127 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps by which a running VM gets at once what its definition says, and whether it may have the disks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .._errors import Failed
+from .._resource import Step
+from .._xml import parse
+from . import attaching, metadata
+from .admission import Admission
+from .attaching import Change
+from .declare import declare
+from .draft import Draft
+from .neighbours import claims_of
+
+DETACH_SECONDS = 30.0
+IN_PROGRESS = "in the process of unplug"
+RESTART = "power the machine off and on (state=restarted)"
+MEND = (
+    "the guest has not let go of it: a system that starts, hangs or knows no hot-plug does not. Run this again later, "
+    f"or {RESTART}"
+)
+LOCKED = "is locked"
+UNPLUG = "unplug"
+
+
+def admit(admission: Admission, draft: Draft) -> None:
+    """Ask whether the VM may have the disks that it gets at once, as before a start. Raises Refused."""
+    targets = {change.key for change in draft.devices if (change.verb, change.kind) == ("attach", "disk")}
+    if targets:
+        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_stores, targets), act="given its disks")
+
+
+def steps(admission: Admission, draft: Draft) -> list[Step]:
+    """Ports of NICs, limits, what is noted in the record; devices come last, as the guest may keep one."""
+    node, name = admission.site.node, admission.name
+    found = [Step(words, partial(_replug, draft, xml)) for words, xml in draft.plugs]
+    if draft.vcpus:
+        found.append(Step(draft.vcpus.words, partial(_set_vcpus, draft, draft.vcpus.value)))
+    found += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in draft.limits]
+    found += [Step(words, partial(node.set_disk_limits, name, disk, to)) for words, disk, to in draft.disk_limits]
+    if notes := " and ".join(draft.noted):
+        found.append(Step(f"change the {notes} of {name} as it runs", draft.write_record))
+    return found + [_device(admission, draft, change) for change in draft.devices]
+
+
+def balloon(draft: Draft) -> list[Step]:
+    """The step that sets the memory. It comes before the definition, from which a run that was cut off sees it."""
+    if draft.memory is None:
+        return []
+    call = partial(draft.site.node.set_memory, draft.params["name"], draft.memory.value, live=True, config=False)
+    return [Step(draft.memory.words, call)]
+
+
+def _set_vcpus(draft: Draft, count: int) -> None:
+    try:
+        draft.site.node.set_vcpus(draft.params["name"], count, live=True, config=False)
+    except Failed as error:
+        if UNPLUG not in error.message:
+            raise
+        raise Failed(f"{error.message}: the guest keeps them; run this again, or {RESTART}", **error.details) from None
+
+
+def _device(admission: Admission, draft: Draft, change: Change) -> Step:
+    node, name = admission.site.node, admission.name
+    if change.verb == "attach":
+        return Step(f"attach {change.words} at once", partial(_attach, admission, draft, change))
+    if change.verb == "load":
+        return Step(f"change the medium of {change.words} at once", partial(_load, draft, change))
+
+    def detach() -> None:
+        try:
+            node.detach_device(name, change.xml, live=True, config=False)
+        except Failed as error:
+            # The guest was asked a moment ago, maybe by a run that was cut off.
+            if IN_PROGRESS not in error.message:
+                raise
+
+    def gone() -> bool | str:
+        domain = node.domain(name)
+        now = domain.live_xml if domain else None
+        return now is None or not attaching.has(parse(now), change) or MEND
+
+    return Step(f"detach {change.words} at once", detach, gone, DETACH_SECONDS)
+
+
+def _attach(admission: Admission, draft: Draft, change: Change) -> None:
+    """At the address that the definition has for it now. What the peers said of a disk may be old."""
+    node, name = admission.site.node, admission.name
+    if change.kind == "disk":
+        admit(admission, draft)
+    domain = node.domain(name)
+    if domain is None or domain.live_xml is None:
+        raise Failed(f"{name} does not run any more")
+    xml = attaching.placed(parse(domain.live_xml), parse(domain.xml), change)
+    node.attach_device(name, xml, live=True, config=False)
+    if change.kind == "interface":
+        _tell_switch(draft)
+
+
+def _load(draft: Draft, change: Change) -> None:
+    node, name = draft.site.node, draft.params["name"]
+    try:
+        node.update_device(name, change.xml, live=True, config=False)
+    except Failed as error:
+        if LOCKED not in error.message:
+            raise
+        raise Failed(
+            f"the guest of {name} has locked the tray of {change.key}: let it unmount and eject the medium, then run "
+            "this again",
+            **error.details,
+        ) from None
+
+
+def _replug(draft: Draft, xml: str) -> None:
+    draft.site.node.update_device(draft.params["name"], xml, True, False)
+    _tell_switch(draft)
+
+
+def _tell_switch(draft: Draft) -> None:
+    """A new port knows nothing yet of what the VM's record says of it."""
+    if metadata.nics(draft.after):
+        declare(draft.site.node.domain(draft.params["name"]))

@@ -1,0 +1,76 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Memory and vCPUs that a running VM gets or gives back at once, within the most that it was started with. Pure.
+
+Memory goes into and out of the balloon (virtio-balloon), vCPUs are plugged in and out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+from .._fields import size_text
+from .._xml import find, make
+from .facts import size_of
+
+BORN = "the vCPUs that it started with can't be taken away"
+
+
+class Scaling(NamedTuple):
+    """What to set at once: `memory` in bytes, or the number of `vcpus`."""
+
+    what: str
+    value: int
+    words: str
+
+
+def memory(live: Element, before: Element, after: Element) -> Scaling | None:
+    """The memory, where its definition changes in this run; writes it into `live`.
+
+    What the guest really has may stay another: it gives memory back when it can, and not without a driver. So one run
+    asks for it once.
+    """
+    old, wanted, most = _memory(before), _memory(after), size_of(find(live, "memory")) or 0
+    if wanted == old or not wanted or wanted > most:
+        return None
+    element = make(live, "currentMemory")
+    element.set("unit", "KiB")
+    element.text = str(wanted // 1024)
+    return Scaling("memory", wanted, f"set the memory at once to {size_text(wanted)}")
+
+
+def _memory(root: Element) -> int | None:
+    return size_of(find(root, "currentMemory")) or size_of(find(root, "memory"))
+
+
+def vcpus(live: Element, after: Element) -> Scaling | None:
+    """The number of vCPUs, where it differs from the definition's; writes it into `live`."""
+    has, most = _vcpus(live)
+    wanted, _most = _vcpus(after)
+    if wanted == has or wanted > most or _kept(live, after):
+        return None
+    make(live, "vcpu").set("current", str(wanted))
+    return Scaling("vcpus", wanted, f"set the vCPUs at once from {has} to {wanted}")
+
+
+def reasons(live: Element, after: Element) -> dict[str, str]:
+    """Why vCPUs wait for the next start, by the words of the sheet's changes."""
+    kept = _kept(live, after)
+    return {f"vcpus {_vcpus(live)[0]} -> {_vcpus(after)[0]}": kept} if kept else {}
+
+
+def _kept(live: Element, after: Element) -> str | None:
+    fewer = _vcpus(live)[0] - _vcpus(after)[0]
+    listed = find(live, "vcpus")
+    # Without a list all of them were there from the beginning.
+    each = [] if listed is None else list(listed)
+    plugged = [one for one in each if one.get("hotpluggable") == one.get("enabled") == "yes"]
+    return BORN if fewer > len(plugged) else None
+
+
+def _vcpus(root: Element) -> tuple[int, int]:
+    element = find(root, "vcpu")
+    most = 1 if element is None else int(element.text or 1)
+    return most if element is None else int(element.get("current", most)), most

@@ -1,0 +1,134 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What changes in a VM while it runs, on real libvirt and QEMU: devices, media, bridges; and what takes a restart.
+
+The guest is the firmware alone, which finds nothing to boot. It lets go of no PCI device, and does not shut down, as
+a guest may. What needs no guest (SCSI disks, media, what is plugged in) works as with any other.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+
+NODE, NAME, BRIDGES = "hv3", "plugged1", ("br-one", "br-two")
+FILES = "/var/lib/libvirt/images"
+ISO = f"{FILES}/{NAME}.iso"
+FIRST = {"type": "file", "target": "vda", "format": "qcow2", "size": "8MiB"}
+SCSI = {"type": "file", "target": "sda", "bus": "scsi", "format": "raw", "size": "8MiB"}
+DRIVE = {"type": "file", "target": "sdc", "device": "cdrom", "path": ""}
+NIC = {"bridge": "br0", "vlan": 100}
+# The guest does not shut down: somebody takes its power, at the moment when it is asked.
+WATCH = f"virsh qemu-monitor-event {NAME} --event POWERDOWN --timeout 100 && virsh destroy {NAME}"
+OBEDIENT = f"nohup sh -c '{WATCH}' </dev/null >/dev/null 2>&1 &"
+
+
+class Plugged:
+    """The VM and what is done with it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def ssh(self, command: str, check: bool = True) -> str:
+        """What a command on its node says."""
+        return self.cluster.ssh(NODE, command, check=check).strip()
+
+    def task(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        """Module vm."""
+        return self.cluster.task(NODE, "vm", check=check, name=NAME, **options)
+
+    def vm(self, **options: Any) -> dict[str, Any]:
+        """Module vm: as check mode said, and a second run changes nothing."""
+        predicted, done = self.task(check=True, **options), self.task(**options)
+        assert not done["failed"], done
+        assert [predicted[key] for key in ("actions", "pending_restart")] == [done["actions"], done["pending_restart"]]
+        again = self.task(**options)
+        assert again["actions"] == [] and again["pending_restart"] == done["pending_restart"], again
+        return done
+
+    def places(self, *options: str) -> dict[str, dict[str, str]]:
+        """The address of each disk and NIC on its bus, as it runs, or with --inactive as it is defined."""
+        found: dict[str, dict[str, str]] = {}
+        for device in ET.fromstring(self.ssh(f"virsh dumpxml {' '.join(options)} {NAME}")).iterfind("devices/*"):
+            if device.tag in ("disk", "interface"):
+                at, key = device.find("address"), device.find("target" if device.tag == "disk" else "mac")
+                assert at is not None and key is not None
+                found[key.get("dev", key.get("address", ""))] = dict(at.attrib)
+        return found
+
+    def tap(self, mac: str) -> str:
+        """The tap of one of its NICs."""
+        lines = [line.split() for line in self.ssh(f"virsh -q domiflist {NAME}").splitlines()]
+        return next(line[0] for line in lines if line[-1] == mac)
+
+
+@pytest.fixture
+def plugged(site: Cluster) -> Iterator[Plugged]:
+    found = Plugged(site)
+    for bridge in BRIDGES:
+        found.ssh(f"ip link add {bridge} up type bridge; head -c 64K /dev/zero >{ISO}")
+    yield found
+    gone = found.task(state="absent", force=True, remove_disks=True)
+    for bridge in BRIDGES:
+        found.ssh(f"ip link del {bridge}")
+    left = found.ssh(f"rm -f {ISO}; ls {FILES} | grep {NAME}", check=False)
+    assert not gone["failed"] and left == "", (gone, left)
+
+
+def test_devices_come_and_go_while_the_vm_runs_and_the_rest_takes_a_restart(plugged: Plugged) -> None:
+    sheet = {"memory": "64MiB", "vcpus": 1, "disks": [FIRST, SCSI, DRIVE], "nics": [NIC]}
+    plugged.vm(state="running", **sheet)
+    before = plugged.places()
+
+    # One change of all that can be changed at once.
+    disks = [{**FIRST, "size": "16MiB"}, SCSI, {**DRIVE, "path": ISO}]
+    disks += [{**FIRST, "target": "vdb"}, {**SCSI, "target": "sdb"}]
+    done = plugged.vm(disks=disks, nics=[NIC, {"bridge": BRIDGES[0]}], tags=["live"])
+    assert done["pending_restart"] == [] and done["vm"]["disks"][0]["size"] == 16 << 20
+    now = plugged.places()
+    assert now == plugged.places("--inactive") and {**now, **before} == now and len(now) == len(before) + 3
+    assert plugged.ssh(f"virsh -q domblklist {NAME} | grep sdc").split()[-1] == ISO
+
+    # Another VLAN, and another Linux bridge; the guest sees nothing of it.
+    macs = [nic["mac"] for nic in done["vm"]["nics"]]
+    moved = plugged.vm(nics=[{"bridge": "br0", "vlan": 200}, {"bridge": BRIDGES[1]}])
+    assert moved["pending_restart"] == [] and plugged.places() == now
+    taps = [plugged.tap(mac) for mac in macs]
+    assert plugged.ssh(f"ovs-vsctl get port {taps[0]} tag; ls /sys/class/net/{BRIDGES[1]}/brif").split() == [
+        "200",
+        taps[1],
+    ]
+
+    # An empty drive and a disk less, at once; a PCI disk only when the guest lets go of it.
+    plugged.vm(disks=[{**FIRST, "size": "16MiB"}, SCSI, DRIVE, {**FIRST, "target": "vdb"}])
+    assert "sdb" not in plugged.places() and plugged.ssh(f"virsh -q domblklist {NAME} | grep sdc").split()[-1] == "-"
+    late = plugged.task(disks=[FIRST | {"size": "16MiB"}, SCSI, DRIVE])
+    assert late["failed"] and "the guest has not let go of it" in late["msg"], late
+    assert late["pending_restart"] == ["disk vdb removed"] and "vdb" in plugged.places()
+    assert "vdb" not in plugged.places("--inactive")
+
+    brought_about_by_a_restart(plugged)
+
+
+def brought_about_by_a_restart(plugged: Plugged) -> None:
+    """What waits, among it the disk that the guest keeps."""
+    # A guest that does not shut down goes on as it was.
+    assert plugged.vm(memory="96MiB")["pending_restart"][0] == "memory 64MiB -> 96MiB"
+    deaf = plugged.task(memory="96MiB", state="running", restart="allowed", shutdown_timeout=3)
+    assert deaf["failed"] and deaf["error"] == "TimedOut" and deaf["vm"]["state"] == "running", deaf
+    plugged.ssh(OBEDIENT)
+    done = plugged.task(memory="96MiB", state="running", restart="allowed")
+    assert not done["failed"] and done["pending_restart"] == [] and done["actions"][-1] == f"start {NAME}", done
+    assert plugged.places() == plugged.places("--inactive") and "vdb" not in plugged.places()
+
+    # It stands still, and goes on.
+    plugged.vm(state="paused")
+    wait_until(lambda: plugged.ssh(f"virsh domstate {NAME} --reason") == "paused (user)" or "awake", 10, "the pause")
+    plugged.vm(state="running")
+    assert plugged.task(state="restarted", force=True)["actions"] == [f"cut the power of {NAME}", f"start {NAME}"]
