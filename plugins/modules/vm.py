@@ -330,7 +330,7 @@ options:
             removes it. A machine is not started while anything else on the node uses the device.
           - V(lvm) is a logical volume, which this module makes and marks. In a shared group (lvmlockd, see
             M(drover.kvm.volume_group)) it is active on the one node that runs the machine, and a start is refused while
-            another node has it.
+            another node has it. It comes to a running machine, and leaves it, at the next start.
         type: str
         choices: [iscsi, file, rbd, block, lvm]
         required: true

@@ -163,3 +163,13 @@ def test_a_shared_lock_becomes_this_nodes_own_before_a_volume_grows(lab, shared,
     monkeypatch.setattr(block, "look", lambda path: SimpleNamespace(uuid="LVM-x") if NAME in shared.here else None)
     lab.both(**{**SHEET, "disks": [{**DISK, "size": "16MiB"}]})
     assert shared.here[NAME] == "ex" and shared.volumes[NAME]["size"] == 8
+
+
+def test_a_volume_comes_and_goes_with_the_start_and_the_end_of_its_vm(lab, devices, group):
+    """A hook activates it and gives it back, which libvirt calls at no other time."""
+    devices.add("sdb", "8:16", ["san/web1"], udev=WWID)
+    block_disk = {"type": "block", "target": "vda", "path": "/dev/san/web1"}
+    lab.run(**{**WEB, "disks": [block_disk]}, state="running")
+    added = lab.run(name="web1", disks=[block_disk, {**DISK, "target": "vdb"}])
+    assert not added.get("failed"), added["msg"]
+    assert added["pending_restart"] == ["disk vdb added: a logical volume becomes active when its machine starts"]
