@@ -18,11 +18,11 @@ from .._errors import Invalid, NotFound, Refused
 from .._fields import Field, size_text
 from .._identity import logical_of
 from .._xml import Property
-from .file import check_path
+from .file import check_medium
 from .kind import Kind, Options, Store, Volume
 
 DEVICE = Property("source/@dev")
-FIELDS = (Field("path", type="path", check=check_path, place=DEVICE),)
+FIELDS = (Field("path", type="path", check=check_medium, place=DEVICE),)
 # What the kernel or udev name in the order in which disks come, and links by the way to a disk or by what is on it.
 UNSTABLE = re.compile(r"/dev/([^/]+|mapper/control|disk/by-(path|uuid|label|partuuid|partlabel|diskseq)/.*|block/.*)")
 STABLE = ("/dev/san/", "/dev/mapper/", "/dev/disk/by-id/")
