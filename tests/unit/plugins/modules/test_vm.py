@@ -406,7 +406,7 @@ def test_a_defined_disk_whose_file_is_gone_is_not_made_anew(lab, tmp_path):
     disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "a.raw")}
     lab.run(**{**WEB, "disks": [disk]})
     (tmp_path / "a.raw").unlink()
-    assert "is the file system mounted" in lab.run(name="web1", disks=[disk])["msg"]
+    assert "is the storage there" in lab.run(name="web1", disks=[disk])["msg"]
 
 
 FSID = "5a1fb9a4-6a4c-4b0e-9f0c-0d7b1c9b8f11"

@@ -29,6 +29,8 @@ IQN = "iqn.2026-11.org.example:drover-web1-0"
 SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
 RBD = {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]}
 FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size": "1GiB"}
+BLOCK = {"type": "block", "path": "/dev/san/web1"}
+LVM = {"type": "lvm", "vg": "vmdata"}
 NIC = {"bridge": "br-int"}
 LOG = "/var/log/libvirt/qemu/web1-console.log"
 
@@ -86,6 +88,11 @@ NEW_RBD = (
     "<auth username='libvirt'><secret usage='client.libvirt' type='ceph'/></auth></source>"
     "<target dev='vda' bus='virtio'/></disk>"
 )
+NEW_BLOCK = (
+    "<disk type='block' device='disk'>"
+    "<driver name='qemu' cache='none' discard='unmap' type='raw' error_policy='stop' io='native'/>"
+    "<source dev='%s'/><target dev='vda' bus='virtio'/></disk>"
+)
 NAMED = "<host name='fd00::1' port='3300'/><host name='mon2' port='6789'/>"
 CDROM = (
     "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='sda' bus='sata'/>"
@@ -125,6 +132,8 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "pool": (RBD, NEW_RBD),
     "image": ({**RBD, "image": "db"}, "name='vms/db'"),
     "namespace": ({**RBD, "namespace": "shop"}, "name='vms/shop/drover-web1-0'"),
+    "vg": (LVM, NEW_BLOCK % "/dev/vmdata/drover-web1-0"),
+    "lv": ({**LVM, "lv": "db"}, NEW_BLOCK % "/dev/vmdata/db"),
     "monitors": ({**RBD, "monitors": ["[fd00::1]:3300", "mon2"]}, NAMED),
 }
 NEW_NIC = (
@@ -195,6 +204,34 @@ def test_disks(option):
     check(root, params, fragment)
     if option not in ("size", "source", "clone"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
+
+
+def test_a_block_device_goes_by_its_name():
+    check(*build(disks=[BLOCK]), NEW_BLOCK % "/dev/san/web1")
+
+
+REFUSED_DEVICES = {
+    "/dev/sdb": "may be another disk",
+    "/dev/dm-3": "may be another disk",
+    "/dev/nvme0n1": "may be another disk",
+    "/dev/disk/by-path/ip-10.0.0.1": "may be another disk",
+    "/dev/disk/by-label/root": "may be another disk",
+    "/dev/vmdata/web1": "with type lvm",
+    "/srv/web1.img": "no block device",
+}
+
+
+@pytest.mark.parametrize("path", REFUSED_DEVICES)
+def test_a_name_that_may_lead_elsewhere_is_refused(path):
+    with pytest.raises(DroverError, match=REFUSED_DEVICES[path]):
+        build(disks=[{"type": "block", "path": path}])
+
+
+@pytest.mark.parametrize("disk", [BLOCK, LVM])
+@pytest.mark.parametrize("option, words", [("format", "format raw"), ("source", "source")])
+def test_what_a_device_can_not_have(disk, option, words):
+    with pytest.raises(DroverError, match=words):
+        build(disks=[{**disk, option: {"format": "qcow2", "source": "/srv/a.img"}[option]}])
 
 
 def test_a_disk_without_chap_loses_its_account_and_nothing_else():
@@ -307,7 +344,7 @@ def test_disks_of_unknown_kinds_stay_when_the_list_is_exact():
     root = parse(FOREIGN)
     sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": [], "nics": []}), BRIDGES)
     text = text_of(root)
-    assert "/dev/vg0/legacy" in text and "hostdev" in text
+    assert "volume='legacy'" in text and "hostdev" in text
     assert not [word for word in ("iscsi", "vms/legacy", "data, ", "<interface") if word in text]
 
 
