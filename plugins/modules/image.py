@@ -38,8 +38,9 @@ options:
   checksum:
     description:
       - What the source must have, V(sha256:HEX), V(sha384:HEX) or V(sha512:HEX). Instead of V(HEX) a URL or path of a
-        list such as C(SHA512SUMS), in which the line with the source's file name counts, as sha512sum
-        writes it or as BSD and Fedora do (C(SHA256), the name in parentheses, an equals sign). A list is read on each run.
+        list such as C(SHA512SUMS), in which the line with the source's file name counts, as
+        sha512sum writes it or as BSD and Fedora do (C(SHA256), the name in parentheses, an equals sign). A list is read
+        on each run.
       - Another checksum than the template has means another image. It takes the place of the old one, unless that is
         needed. Required unless O(state=absent).
     type: str
