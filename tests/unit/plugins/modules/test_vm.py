@@ -29,6 +29,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
 from ansible_collections.drover.kvm.plugins.modules import vm
 from ansible_collections.drover.kvm.tests.unit import hostile, rbd_library
+from ansible_collections.drover.kvm.tests.unit.hotplug import CpuLimits
 
 pytest.importorskip("libvirt")
 
@@ -732,11 +733,12 @@ FUZZED = (STATE, *(field for field in vm.FIELDS if field.name not in ("state", "
 
 @pytest.fixture
 def driver(lab, monkeypatch):
-    """The test driver starts no VM that is paused."""
+    """The test driver starts no VM that is paused, and limits no CPU time."""
     begin = Node.start
     monkeypatch.setattr(
         Node, "start", lambda node, name, paused=False: (begin(node, name), paused and node.suspend(name))
     )
+    return CpuLimits(monkeypatch)
 
 
 @hostile.fuzz(FUZZED, WEB, {**WEB, "state": "running"}, {"name": "web1"}, {"name": "old", "force": True}, quick=60)

@@ -48,6 +48,7 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
         "<topology sockets='1' cores='1' threads='2'/>",
     ),
     "cpu_shares": (2048, "<cputune><shares>2048</shares></cputune>"),
+    "cpu_quota": (50, "<cputune><period>100000</period><quota>50000</quota></cputune>"),
     "cpu": (
         "Nehalem",
         "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
@@ -365,6 +366,7 @@ REFUSED = [
     ({"console_log": "/var/log/../../etc/passwd"}, "below /var/log"),
     ({"graphics": {"type": "vnc", "listen": "all"}}, "is not an IP address"),
     ({"cpu_shares": 1}, "out of range"),
+    ({"cpu_quota": 101}, "write a number from 0 to 100"),
     ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
     ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
@@ -401,6 +403,17 @@ def test_pending_names_what_the_running_vm_lacks():
         "nic 52:54:00:aa:bb:02 removed",
     ]
     assert sheet.pending(running, sheet.read(running)) == []
+
+
+def test_a_limit_of_cpu_time_is_read_however_it_is_written():
+    texts = ["<quota>30000</quota>", "<period>1000000</period><quota>333333</quota>", "<quota>-1</quota>"]
+    roots = [
+        parse(f"<domain><cputune>{text}<emulator_quota>5000</emulator_quota></cputune></domain>") for text in texts
+    ]
+    quota = next(field for field in HARDWARE if field.name == "cpu_quota").place
+    assert [quota.get(root) for root in roots] == [30, 33, None]
+    quota.put(roots[1], 0)
+    assert text_of(roots[1]) == "<domain><cputune><emulator_quota>5000</emulator_quota></cputune></domain>"
 
 
 def test_host_model_is_not_pending_for_ever():
