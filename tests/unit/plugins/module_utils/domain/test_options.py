@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_identity
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
-from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
@@ -196,6 +198,21 @@ def test_disks(option):
     check(root, params, fragment)
     if option not in ("size", "source", "clone"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
+
+
+ONE_OF_EACH = {"iscsi": SAN, "rbd": RBD, "file": FILE}
+
+
+def test_every_kind_of_storage_has_an_example_and_can_be_copied_to():
+    assert set(ONE_OF_EACH) == set(disks.KINDS) == set(LANDINGS)
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_volume_has_one_name_in_sheets_and_in_claims(kind):
+    """By it the peers refuse a second user, and remove_disks spares what another VM has."""
+    root, _params = build(disks=[ONE_OF_EACH[kind]])
+    name = disks.identity(sheet.read(root)["disks"][0])
+    assert disk_identity(devices(root, "disk")[0]) == (kind, name) and name.startswith(f"{kind}:")
 
 
 def test_a_disk_without_chap_loses_its_account_and_nothing_else():
