@@ -28,8 +28,8 @@ description:
     machine was powered off and on; O(restart=allowed) has that done. The words of RV(actions) say "at once" and "from
     its next start".
   - At once come and go disks on the buses V(virtio) and V(scsi), NICs, and the media of drives. At once change memory
-    and virtual CPUs within their maximum, size and limits of a disk, bridge, VLANs, link, limits and address checks of
-    a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
+    and virtual CPUs within their maximum, O(cpu_quota), size and limits of a disk, bridge, VLANs, link, limits and
+    address checks of a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
   - A disk or NIC that is attached gets the PCI address that the definition has for it, or the next that is free where
     something sits there. A machine of type V(q35) needs a free PCI port for each disk on V(virtio) and each NIC. New
     machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
@@ -163,6 +163,12 @@ options:
         time. V(0) is the default of libvirt, 100 on nodes with cgroups version 2.
     type: int
     version_added: "0.1.0"
+  cpu_quota: &cpu_quota
+    description:
+      - The most CPU time that each virtual CPU may take, in per cent of a CPU of the node, also where nobody else wants
+        it. V(0) takes the limit away. It changes at once.
+      - The default is no limit.
+    type: int
   virt_type: &virt_type
     description:
       - V(kvm) is the hardware's virtualisation, V(qemu) is emulation. It can't be changed later.
@@ -787,6 +793,7 @@ options:
       cpu_features: *cpu_features
       cpu_topology: *cpu_topology
       cpu_shares: *cpu_shares
+      cpu_quota: *cpu_quota
       virt_type: *virt_type
       machine: *machine
       firmware: *firmware
@@ -1025,6 +1032,11 @@ EXAMPLES = r"""
         disable_root: false
         ssh_authorized_keys: [{{ lookup('file', '~/.ssh/id_ed25519.pub') | to_json }}]
 
+- name: No virtual CPU of a noisy neighbour takes more than half a CPU, at once
+  drover.kvm.vm:
+    name: batch1
+    cpu_quota: 50
+
 - name: Remove a machine and the files that were made for it
   drover.kvm.vm:
     name: test7
@@ -1071,6 +1083,7 @@ vm:
     cpu_features: {description: Features beside those of the model., type: dict, returned: always}
     cpu_topology: {description: How its CPUs are arranged; null where nothing is said., type: dict, returned: always}
     cpu_shares: {description: Its weight; null for libvirt's default., type: int, returned: always}
+    cpu_quota: {description: Per cent of a CPU that each vCPU may take; null for no limit., type: int, returned: always}
     virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
     machine: {description: Family of the emulated computer., type: str, returned: always}
     firmware: {description: V(bios) or V(efi)., type: str, returned: always}

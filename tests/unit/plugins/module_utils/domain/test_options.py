@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_identity
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
-from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
@@ -50,6 +52,7 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
         "<topology sockets='1' cores='1' threads='2'/>",
     ),
     "cpu_shares": (2048, "<cputune><shares>2048</shares></cputune>"),
+    "cpu_quota": (50, "<cputune><period>100000</period><quota>50000</quota></cputune>"),
     "cpu": (
         "Nehalem",
         "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
@@ -234,6 +237,21 @@ def test_what_a_device_can_not_have(disk, option, words):
         build(disks=[{**disk, option: {"format": "qcow2", "source": "/srv/a.img"}[option]}])
 
 
+ONE_OF_EACH = {"iscsi": SAN, "rbd": RBD, "file": FILE, "block": BLOCK, "lvm": LVM}
+
+
+def test_every_kind_of_storage_has_an_example():
+    assert set(ONE_OF_EACH) == set(disks.KINDS) >= set(LANDINGS)
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_volume_has_one_name_in_sheets_and_in_claims(kind):
+    """By it the peers refuse a second user, and remove_disks spares what another VM has."""
+    root, _params = build(disks=[ONE_OF_EACH[kind]])
+    name = disks.identity(sheet.read(root)["disks"][0])
+    assert disk_identity(devices(root, "disk")[0]) == (kind, name) and name.startswith(f"{kind}:")
+
+
 def test_a_disk_without_chap_loses_its_account_and_nothing_else():
     without = {**SAN, "user": "", "secret": ""}
     fresh = text_of(build(disks=[without])[0])
@@ -402,6 +420,7 @@ REFUSED = [
     ({"console_log": "/var/log/../../etc/passwd"}, "below /var/log"),
     ({"graphics": {"type": "vnc", "listen": "all"}}, "is not an IP address"),
     ({"cpu_shares": 1}, "out of range"),
+    ({"cpu_quota": 101}, "write a number from 0 to 100"),
     ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
     ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
@@ -438,6 +457,17 @@ def test_pending_names_what_the_running_vm_lacks():
         "nic 52:54:00:aa:bb:02 removed",
     ]
     assert sheet.pending(running, sheet.read(running)) == []
+
+
+def test_a_limit_of_cpu_time_is_read_however_it_is_written():
+    texts = ["<quota>30000</quota>", "<period>1000000</period><quota>333333</quota>", "<quota>-1</quota>"]
+    roots = [
+        parse(f"<domain><cputune>{text}<emulator_quota>5000</emulator_quota></cputune></domain>") for text in texts
+    ]
+    quota = next(field for field in HARDWARE if field.name == "cpu_quota").place
+    assert [quota.get(root) for root in roots] == [30, 33, None]
+    quota.put(roots[1], 0)
+    assert text_of(roots[1]) == "<domain><cputune><emulator_quota>5000</emulator_quota></cputune></domain>"
 
 
 def test_host_model_is_not_pending_for_ever():
