@@ -953,7 +953,6 @@ EXAMPLES = r"""
         target: vda
       - type: file
         device: cdrom
-        target: sda
         path: /srv/iso/drivers.iso
 
 - name: Start it here after its node died; hv2 is certainly off

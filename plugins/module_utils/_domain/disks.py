@@ -21,6 +21,7 @@ from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 from . import tuning
+from .facts import disk_identity
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -115,6 +116,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     present = [disk for disk in devices(root, "disk") if _kind(disk) is not None]
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
     pairs = _with_drives(present, pairs)
+    _check_once(pairs)
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
     gone: dict[str, str | None] = {}
@@ -148,6 +150,15 @@ def _with_drives(present: Sequence[Element], pairs: Sequence[Pair]) -> list[Pair
     return result
 
 
+def _check_once(pairs: Sequence[Pair]) -> None:
+    """Refuse two items that are one disk of the VM."""
+    seen: list[Element] = []
+    for place, (_given, _options, found) in enumerate(pairs):
+        if found is not None and any(found is other for other in seen):
+            raise Refused(f"disks[{place}]: {Property('target/@dev').get(found)} is in the list twice")
+        seen += [] if found is None else [found]
+
+
 def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
     """Refuse a new disk in the place of one that is taken off: the guest would find other data there, or none."""
     target = options["target"]
@@ -163,7 +174,8 @@ def is_seed(disk: Element) -> bool:
 
 
 def _kind(disk: Element) -> Kind | None:
-    if is_seed(disk):
+    # A floppy drive has no option here; it stays as it is.
+    if is_seed(disk) or disk.get("device") == "floppy":
         return None
     return next((kind for kind in KINDS.values() if kind.recognises(disk)), None)
 
@@ -225,6 +237,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if not cdrom:
         options["error_policy"] = options.get("error_policy") or "stop"
     options["target"] = options.get("target") or free_target(root, "vd" if options["bus"] == "virtio" else "sd")
+    _check_free(root, options["target"], where)
     disk = kind.source()
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
     if cdrom and not options.get("discard"):
@@ -234,6 +247,15 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
         # libvirt's own choice is an old one, which takes no disk while the VM runs.
         add_device(root, Element("controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"}))
     add_device(root, disk)
+
+
+def _check_free(root: Element, target: str, where: str) -> None:
+    """Refuse a name that a device of the VM has, such as the drive of cloud-init or a disk of another kind."""
+    for disk in devices(root, "disk"):
+        if Property("target/@dev").get(disk) == target:
+            holder = "the drive of cloud_init" if is_seed(disk) else disk_identity(disk)[1] or "an empty drive"
+            free = free_target(root, target[:2])
+            raise Refused(f"{where}: target {target} is {holder} already; write another one, such as {free}")
 
 
 def free_target(root: Element, prefix: str) -> str:

@@ -161,6 +161,24 @@ def test_it_hinders_no_move_and_no_sheet(lab):
     assert not any("sda" in word for word in words)
 
 
+def test_a_target_that_a_device_holds_is_refused_by_name(lab, tmp_path):
+    new = {"type": "file", "path": str(tmp_path / "new.raw"), "size": "4MiB", "format": "raw"}
+    lab.run(**WEB, cloud_init={}, disks=[{**new, "path": str(tmp_path / "old.raw")}])
+    old, files = {"type": "file", "target": "vda"}, sorted(tmp_path.iterdir())
+    for check in (True, False):
+        drive = {"type": "file", "device": "cdrom", "path": "", "target": "sda"}
+        result = lab.run(name="web1", disks=[old, new, drive], _ansible_check_mode=check)
+        words = "target sda is the drive of cloud_init already; write another one, such as sdb"
+        assert result["msg"] == f"disks[2]: {words}"
+        result = lab.run(name="web1", disks=[old, new, {**drive, "target": "vdb"}], _ansible_check_mode=check)
+        assert f"disks[2]: target vdb is file:{tmp_path}/new.raw already" in result["msg"]
+        assert lab.run(name="web1", disks=[old, old], _ansible_check_mode=check)["msg"] == (
+            "disks[1]: vda is in the list twice"
+        )
+        assert sorted(tmp_path.iterdir()) == files
+    assert lab.both(name="web1", disks=[old, {**drive, "target": None}])["actions"]
+
+
 def test_without_a_program_it_says_so(lab, monkeypatch):
     def none(argv):
         raise NotFound("no")
