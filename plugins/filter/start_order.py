@@ -9,13 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def start_order(vms: Iterable[Mapping[str, Any]], order: Sequence[str]) -> list[list[dict[str, str]]]:
-    """The VMs (facts of node_info) in groups: those of each tag of `order`, a VM with its first one, then the rest."""
-    groups: list[list[dict[str, str]]] = [[] for _tag in (*order, None)]
+def start_order(
+    vms: Iterable[Mapping[str, Any]], order: Sequence[str], variables: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[list[dict[str, Any]]]:
+    """The VMs (facts of node_info) in groups: those of each tag of `order`, a VM with its first one, then the rest.
+
+    With `variables` (hostvars), an item has the seconds of its vm_shutdown_timeout, where there are some.
+    """
+    groups: list[list[dict[str, Any]]] = [[] for _tag in (*order, None)]
     for vm in sorted(vms, key=lambda vm: str(vm["name"])):
         tags = vm["metadata"]["tags"]
         place = next((number for number, tag in enumerate(order) if tag in tags), len(order))
-        groups[place].append({"name": vm["name"]})
+        seconds = variables[vm["name"]].get("vm_shutdown_timeout") if variables else None
+        groups[place].append({"name": vm["name"], **({} if seconds is None else {"shutdown_timeout": seconds})})
     return [group for group in groups if group]
 
 

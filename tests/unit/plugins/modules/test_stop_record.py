@@ -70,3 +70,8 @@ def test_groups_follow_the_order_of_tags():
     assert names == [["both", "nas1"], ["db1"], ["app1", "web1"]]
     assert start_order([], ["db"]) == [] and list(FilterModule().filters()) == ["start_order"]
     assert [[one["name"] for one in group] for group in start_order(vms, [])] == [sorted(vm["name"] for vm in vms)]
+    hosts: dict[str, dict[str, Any]] = {vm["name"]: {} for vm in vms}
+    hosts["db1"] = {"vm_shutdown_timeout": 600}
+    groups = start_order(vms, ["db"], hosts)
+    assert groups[0] == [{"name": "both"}, {"name": "db1", "shutdown_timeout": 600}]
+    assert start_order(vms, ["db"], {})[0][1] == {"name": "db1"}
