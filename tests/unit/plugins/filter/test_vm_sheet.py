@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.drover.kvm.plugins.filter.iscsi_volumes import FilterModule as Volumes
 from ansible_collections.drover.kvm.plugins.filter.vm_sheet import FilterModule as Sheets
@@ -19,6 +21,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 
 GIB = 2**30
+FILTERS = Path(__file__).resolve().parents[4] / "plugins/filter"
 SAN = {
     "vm_iscsi_iqn_prefix": "iqn.2026-11.org.example",
     "vm_iscsi_portal": "10.231.5.10:3260",
@@ -141,3 +144,9 @@ def test_the_filters_have_their_names_and_need_no_ansible():
         "PYTHONPATH": ":".join(sys.path)
     })  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("page", sorted(FILTERS.glob("*.yml")), ids=lambda page: page.name)
+def test_what_a_filter_shows_is_yaml(page):
+    parts = list(yaml.safe_load_all(yaml.safe_load(page.read_text(encoding="utf-8"))["EXAMPLES"]))
+    assert parts and all(isinstance(part, (dict, list)) for part in parts)
