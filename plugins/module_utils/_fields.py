@@ -130,6 +130,9 @@ def _converted(field: Field, value: Any, path: str) -> Any:
             value = [parse_size(item) for item in value]
         elif "int" in (field.type, field.elements):
             _check_whole(value)
+        choices = field.choices
+        if choices and any(item not in choices for item in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{value} is none of {', '.join(choices)}")
         if field.fields and field.type == "list":
             value = [normalise(field.fields, item, f"{path}[{number}].") for number, item in enumerate(value)]
         elif field.fields:

@@ -34,6 +34,8 @@ extends_documentation_fragment:
 seealso:
   - module: drover.kvm.node_info
   - module: drover.kvm.vm
+  - plugin: drover.kvm.vm_variables
+    plugin_type: filter
 author: The drover.kvm contributors (@drover)
 """
 
@@ -74,6 +76,8 @@ EXAMPLES = r"""
       drover.kvm.vm:
         vms: "{{ answer.vms | map(attribute='sheet') }}"
       check_mode: true
+      register: proof
+      failed_when: proof is failed or proof is changed
 """
 
 RETURN = r"""
@@ -176,16 +180,21 @@ vms:
       type: dict
       sample: null
     sheet:
-      description: Options of M(drover.kvm.vm) that describe the VM.
+      description:
+        - Options of M(drover.kvm.vm) that describe the VM. C(size) of a disk is there where it can be told.
+        - As variables of the inventory they hold only what the VM has; what a group says beside them still counts.
+          Filter P(drover.kvm.vm_variables#filter) makes variables of them that also undo what a group says.
       returned: when O(sheet=true)
       type: dict
       sample: {name: web1, state: running, memory: 4294967296, vcpus: 4}
     sheet_left_out:
-      description: What the VM has that M(drover.kvm.vm) has no option for; it leaves that as it is.
+      description:
+        - What the VM has that M(drover.kvm.vm) has no option for, such as sound; it leaves that as it is.
+        - A disk or NIC of which only one option can't be written is in the sheet without that option.
       returned: when O(sheet=true)
       type: list
       elements: str
-      sample: []
+      sample: ["disks[0].bus: ide is none of virtio, scsi, sata", "sound (ich9)"]
 """
 
 from collections.abc import Mapping
@@ -193,13 +202,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
+from ansible_collections.drover.kvm.plugins.module_utils._domain import disks
 from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
+from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
 from ansible_collections.drover.kvm.plugins.module_utils._node import shared_mounts
 from ansible_collections.drover.kvm.plugins.module_utils._resource import run_info
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 
 FIELDS = (
     Field("names", type="list", elements="str", aliases=("name",)),
@@ -213,6 +225,26 @@ def opened(params: Mapping[str, Any]) -> AbstractContextManager[Node]:
     return connect(params["uri"], readonly=True)
 
 
+def disk_sizes(node: Node, domain: Domain) -> dict[str, int]:
+    """Bytes of the disks by target, without those of which nobody can tell, or the store and the running VM differ."""
+    found: dict[str, int] = {}
+    for disk in disks.read_all(parse(domain.xml)):
+        try:
+            sizes = _sizes(node, domain, disk) if disk["device"] == "disk" else set()
+        except DroverError:
+            continue
+        if len(sizes) == 1:
+            found[disk["target"]] = sizes.pop()
+    return found
+
+
+def _sizes(node: Node, domain: Domain, disk: dict[str, Any]) -> set[int]:
+    store = disks.KINDS[disk["type"]].store
+    volume = store.inspect(disk) if store else None
+    sizes = {volume.size} if volume else set()
+    return sizes | ({node.block_sizes(domain.name, disk["target"])["capacity"]} if domain.live_xml else set())
+
+
 def read_vms(params: dict[str, Any], node: Node) -> dict[str, Any]:
     """The facts of the VMs."""
     mounts = [*shared_mounts(), *shared_places()]
@@ -220,7 +252,7 @@ def read_vms(params: dict[str, Any], node: Node) -> dict[str, Any]:
     def facts(domain: Domain) -> dict[str, Any]:
         found = domain_facts(domain, mounts)
         if params["sheet"]:
-            found["sheet"], found["sheet_left_out"] = adoption(domain)
+            found["sheet"], found["sheet_left_out"] = adoption(domain, disk_sizes(node, domain))
         return found
 
     domains = node.domains(params["names"])

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from .._errors import DroverError, Invalid
-from .._fields import Field, normalise
+from .._fields import Field, normalise, size_text
 from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
 from .disks import check_target
-from .hardware import check_seconds
+from .hardware import HARDWARE, check_seconds
 
 GIB = 2**30
 PROFILES: dict[str, dict[str, int]] = {
@@ -26,8 +27,11 @@ PROFILES: dict[str, dict[str, int]] = {
 STATES = ("present", "running", "paused", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
-TIMES = (Field("shutdown_timeout", type="int", check=check_seconds),)
+POWER = (Field("autostart", type="bool"), Field("shutdown_timeout", type="int", check=check_seconds))
+TOGETHER = [field for field in HARDWARE if field.name in ("memory", "max_memory", "vcpus", "max_vcpus")]
+BOOLEANS = {"y", "yes", "on", "1", "true", "t", "1.0"}, {"n", "no", "off", "0", "false", "f", "0.0"}  # Ansible's
 NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
+BRACES = re.compile(r"\{[{%#]")
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
 RBD = ["pool", "namespace", "user", "secret", "monitors"]
 STORAGE += [f"rbd_{key}" for key in RBD]
@@ -54,6 +58,39 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
     checked = _checked(name, sheet)
     sheet.update({key: checked[key] for key in ("memory", "max_memory") if key in sheet})
     return {**sheet, **_others(name, given)}
+
+
+def vm_variables(sheet: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of an inventory host that give this sheet of a VM that is there, whatever its groups say.
+
+    What the VM does not have is None, so that no group adds it. Sizes are texts. Raises Invalid for a text that Ansible
+    would take for a template.
+    """
+    name = str(sheet["name"])
+    if any(BRACES.search(text) for text in _texts(sheet)):
+        raise Invalid(f"{name}: its title, description or another text holds {{{{, {{% or {{#, a template for Ansible")
+    texts = _sized(FIELDS, sheet)
+    variables = {f"vm_{key}": value for key, value in texts.items() if key != "name"}
+    nothing = [key for key in (*OPTIONS, "profile", *STORAGE) if key not in texts]
+    return {**variables, **{f"vm_{key}": None for key in sorted(nothing)}}
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in plain data."""
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from [item] if isinstance(item, str) else _texts(item)
+
+
+def _sized(fields: Iterable[Field], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with sizes as texts."""
+    result = dict(values)
+    for field in fields:
+        value = values.get(field.name)
+        if field.type == "size" and isinstance(value, int):
+            result[field.name] = size_text(value)
+        elif field.elements == "dict" and value:
+            result[field.name] = [_sized(field.fields, item) for item in value]
+    return result
 
 
 def declared_nics(variables: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,9 +143,7 @@ def _others(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if state not in STATES:
         raise Invalid(f"{name}: vm_state: {state!r} is none of {', '.join(STATES)}", option="vm_state")
     others: dict[str, Any] = {"state": state}
-    if "autostart" in given:
-        others["autostart"] = given["autostart"]
-    others.update({key: value for key, value in _converted(name, TIMES, given).items() if value is not None})
+    others.update({key: value for key, value in _converted(name, POWER, given).items() if value is not None})
     return others
 
 
@@ -179,7 +214,24 @@ def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
                 raise Invalid(f"{name}: vm_{key}: write a list of dictionaries", option=f"vm_{key}")
             for inner in set(item) - set(known):
                 raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; there are {', '.join(known)}")
-    return _converted(name, FIELDS, sheet)
+    checked = _converted(name, FIELDS, sheet)
+    _check_together(name, checked)
+    return checked
+
+
+def _check_together(name: str, checked: Mapping[str, Any]) -> None:
+    """Raise Invalid for a maximum that is less than what the VM begins with, as module vm would refuse it."""
+    root = Element("domain")
+    for field in TOGETHER:
+        if checked[field.name] is not None:
+            try:
+                field.place.put(root, checked[field.name])
+            except DroverError as error:
+                raise Invalid(f"{name}: vm_{error.message}", option=f"vm_{field.name}") from None
+    taken = [disk["target"] for disk in checked["disks"] or [] if disk["target"]]
+    for target in taken:
+        if taken.count(target) > 1:
+            raise Invalid(f"{name}: vm_disks: {target} is in the list twice", option="vm_disks")
 
 
 def _converted(name: str, fields: Sequence[Field], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,6 +252,8 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
             if isinstance(value, bool) or not NUMBER.fullmatch(str(value).strip()):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a whole number", option=path + field.name)
             result[field.name] = int(value)
+        elif field.type == "bool" and value is not None:
+            result[field.name] = _boolean(value, path + field.name)
         elif field.type in ("str", "path") and value is not None:
             if isinstance(value, (Mapping, list, tuple)):
                 raise Invalid(f"{path}{field.name}: {value!r} is not a text", option=path + field.name)
@@ -209,6 +263,13 @@ def _typed(fields: Iterable[Field], values: Mapping[str, Any], path: str = "") -
         elif (field.fields or field.elements) and value is not None:
             result[field.name] = _nested(field, value, path + field.name)
     return result
+
+
+def _boolean(value: Any, where: str) -> bool:
+    for meaning, texts in zip((True, False), BOOLEANS):
+        if str(value).strip().lower() in texts:
+            return meaning
+    raise Invalid(f"{where}: {value!r} is not a boolean; write true or false", option=where)
 
 
 def _nested(field: Field, value: Any, where: str) -> Any:

@@ -16,7 +16,8 @@ import yaml
 
 from ansible_collections.drover.kvm.plugins.filter.iscsi_volumes import FilterModule as Volumes
 from ansible_collections.drover.kvm.plugins.filter.vm_sheet import FilterModule as Sheets
-from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import iscsi_volumes, vm_sheet
+from ansible_collections.drover.kvm.plugins.filter.vm_variables import FilterModule as Variables
+from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import iscsi_volumes, vm_sheet, vm_variables
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 
@@ -125,6 +126,18 @@ MISTAKES = [
     ({"vm_nics": [{"bridge": "br0", "vlan": 4095}]}, "vm_nics.0..vlan: 4095 is not a VLAN"),
     ({"vm_nics": ["br0"]}, "vm_nics: write a list of dictionaries"),
     ({"inventory_hostname": "../x"}, "is not a valid name"),
+    ({"vm_firmware": "uefi"}, "web1: vm_firmware: uefi is none of bios, efi"),
+    ({"vm_video": "cirrus"}, "web1: vm_video: cirrus is none of none, vga"),
+    ({"vm_tpm": 1.2}, "vm_tpm: 1.2 is none of none, 2.0"),
+    ({"vm_nics": [{"bridge": "br0", "model": "rtl"}]}, "vm_nics.0..model: rtl is none of virtio, "),
+    ({"vm_disks": [{"type": "nfs"}]}, "vm_disks.0..type: nfs is none of iscsi, file"),
+    ({"vm_graphics": {"type": "rdp"}}, "vm_graphics.type: rdp is none of none, vnc"),
+    ({"vm_autostart": "perhaps"}, "web1: vm_autostart: 'perhaps' is not a boolean; write true or false"),
+    ({"vm_agent": 2}, "vm_agent: 2 is not a boolean"),
+    ({"vm_disks": [{"type": "file", "readonly": "sometimes"}]}, "vm_disks.0..readonly: 'sometimes' is not a boolean"),
+    ({"vm_max_memory": "512MiB"}, "web1: vm_max_memory=512MiB is less than the memory of 1GiB"),
+    ({"vm_vcpus": 4, "vm_max_vcpus": 2}, "web1: vm_max_vcpus=2 is less than the 4 vCPUs"),
+    ({"vm_disks": [{"type": "file", "target": "vda"}] * 2}, "web1: vm_disks: vda is in the list twice"),
 ]
 
 
@@ -132,6 +145,47 @@ MISTAKES = [
 def test_mistakes_are_named(variables, words):
     with pytest.raises(Invalid, match=words):
         vm_sheet({**WEB, "vm_memory": "1GiB", "vm_vcpus": 1, **variables})
+
+
+@pytest.mark.parametrize("value", [True, "yes", "On", 1, "1", "false", "no", 0])
+def test_what_ansible_takes_for_a_boolean_is_one(value):
+    sheet = vm_sheet({**WEB, "vm_autostart": value, "vm_agent": value, "vm_tpm": 2.0, "vm_max_memory": "1GiB"})
+    assert sheet["autostart"] is (value in (True, "yes", "On", "1")) and sheet["agent"] == value
+
+
+GROUP: dict[str, Any] = {
+    **WEB,
+    "vm_profile": "large",
+    "vm_cloud_init": {"hostname": "new"},
+    "vm_disks": [{"type": "iscsi"}],
+    "vm_nics": [{"bridge": "br0"}],
+    "vm_watchdog": {"model": "i6300esb"},
+    "vm_rbd_user": "drover",
+}
+
+
+def test_the_variables_of_an_adopted_vm_win_over_those_of_its_groups():
+    disks = [
+        {"type": "iscsi", "target": "vda", "iqn": "iqn.2020-01.x:old", "portal": "10.1.1.1:3260", "size": 20 * GIB},
+        {"type": "rbd", "target": "vdb", "pool": "p", "image": "i"},
+    ]
+    sheet = {"name": "web1", "memory": GIB, "vcpus": 1, "disks": disks, "state": "stopped", "autostart": False}
+    own = vm_variables(sheet)
+    assert own["vm_memory"] == "1GiB" and own["vm_disks"][0]["size"] == "20GiB" and "vm_name" not in own
+    assert [own[f"vm_{name}"] for name in ("profile", "cloud_init", "nics", "iscsi_user", "watchdog")] == [None] * 5
+    assert set(GROUP) - set(own) == {"inventory_hostname", "ansible_host", "guest_address"}
+    back = vm_sheet({**GROUP, **json.loads(json.dumps(own))})
+    assert back == {**sheet, "disks": [{**disks[0], "size": "20GiB"}, disks[1]]}
+    assert sheet["disks"][0]["size"] == 20 * GIB
+    bare = vm_variables({name: value for name, value in sheet.items() if name != "disks"})
+    assert "disks" not in vm_sheet({**GROUP, **bare}) and bare["vm_disks"] is None
+    assert list(Variables().filters()) == ["vm_variables"]
+
+
+@pytest.mark.parametrize("text", ["{{ 7 * 7 }}", "{% raw %}", "a {# b"])
+def test_a_text_that_would_be_a_template_is_refused(text):
+    with pytest.raises(Invalid, match="web1: its title, description or another text holds {{"):
+        vm_variables({"name": "web1", "disks": [{"type": "file", "path": text}]})
 
 
 def test_the_filters_have_their_names_and_need_no_ansible():

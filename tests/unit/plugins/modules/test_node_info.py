@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 
 import pytest
@@ -18,9 +20,12 @@ from ansible_collections.drover.kvm.plugins.module_utils import (
     _peers,
     _reserved,
 )
-from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet
+from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import FIELDS, adoption
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 from ansible_collections.drover.kvm.plugins.modules import node_info, vm_info
 
 pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
@@ -178,9 +183,82 @@ def test_the_devices_that_a_sheet_leaves_alone():
     <hostdev mode='subsystem' type='pci'><source/></hostdev>
     <filesystem><source dir='/srv'/><target dir='data'/></filesystem></devices></domain>"""
     vm = _hypervisor.Domain("web1", "u", None, "stopped", "unknown", True, True, False, xml)
-    sheet, left = adoption(vm)
+    found, left = adoption(vm)
     assert left == ["disk vdb (of type volume)", "NIC 52:54:00:00:00:01 (of type direct)",
                     "host device (of type pci)", "shared folder data"]  # fmt: skip
-    assert sheet["machine"] == "q35" and sheet["autostart"] is True and sheet["disks"] == sheet["nics"] == []
+    assert found["machine"] == "q35" and found["autostart"] is True and found["disks"] == found["nics"] == []
     odd = _hypervisor.Domain("a b", "u", None, "stopped", "unknown", True, True, False, xml)
     assert "name" not in adoption(odd)[0] and "'a b' is not a valid name" in adoption(odd)[1][-1]
+
+
+OLD = """<domain type='kvm'><name>old</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+<memory unit='GiB'>1</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-i440fx-9.2'>hvm</type></os><devices>
+<disk type='file' device='disk'><driver name='qemu' type='vmdk'/><source file='/srv/old.vmdk'/>
+<target dev='hda' bus='ide'/></disk>
+<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='hdb' bus='ide'/><readonly/></disk>
+<disk type='file' device='floppy'><driver name='qemu' type='raw'/><target dev='fda' bus='fdc'/></disk>
+<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><model type='vmxnet3'/></interface>
+<input type='mouse' bus='ps2'/><memballoon model='virtio'/><audio id='1' type='none'/>
+<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+<sound model='ich9'/><redirdev bus='usb' type='spicevmc'/><vsock><cid auto='yes'/></vsock></devices></domain>"""
+
+
+def test_an_old_vm_keeps_its_disks_in_the_sheet():
+    vm = _hypervisor.Domain("old", "u", None, "stopped", "unknown", True, True, False, OLD)
+    options, left = adoption(vm, {"hda": 20 * 2**30, "hdb": 5})
+    assert left == [
+        "disk fda (of type file)",
+        "channel (com.redhat.spice.0)",
+        "sound (ich9)",
+        "redirdev (spicevmc)",
+        "vsock",
+        "disks[0].bus: ide is none of virtio, scsi, sata",
+        "disks[0].format: vmdk is none of raw, qcow2",
+        "disks[1].bus: ide is none of virtio, scsi, sata",
+        "nics[0].model: vmxnet3 is none of virtio, e1000e, e1000, rtl8139",
+    ]
+    assert [(disk["target"], disk.get("path"), disk.get("size"), "bus" in disk) for disk in options["disks"]] == [
+        ("hda", "/srv/old.vmdk", 20 * 2**30, False),
+        ("hdb", None, None, False),
+    ]
+    assert [nic["mac"] for nic in options["nics"]] == ["52:54:00:00:00:01"]
+    root = parse(OLD)
+    disks.write(root, normalise(FIELDS, {"name": "old", "disks": options["disks"]})["disks"], "old")
+    wanted = normalise(FIELDS, {"name": "old", "nics": options["nics"]})["nics"]
+    nics.write(root, wanted, "old", {"br0": "linux"}, boot=False)
+    assert sheet.changes(sheet.read(parse(OLD)), sheet.read(root)) == []
+
+
+def test_disks_that_no_name_fits_are_left_out_loudly():
+    vm = _hypervisor.Domain("old", "u", None, "stopped", "unknown", True, True, False, OLD.replace("'hda'", "'xvda'"))
+    options, left = adoption(vm)
+    assert "disks" not in options and "nics" in options
+    (word,) = [word for word in left if "left out whole" in word]
+    assert word.startswith("disks[0].target: 'xvda' is not the name of a guest's disk")
+    assert word.endswith("(disks is left out whole: give this VM no vm_disks, of its groups neither)")
+
+
+def test_the_sheet_has_the_sizes_that_can_be_told(tmp_path):
+    (tmp_path / "a.raw").write_bytes(b"")
+    os.truncate(tmp_path / "a.raw", 3 * 2**20)
+    disk = "<disk type='file' device='{}'><driver name='qemu' type='raw'/><source file='{}'/><target dev='{}'/></disk>"
+    rows = [("disk", "a.raw", "vda"), ("disk", "none.raw", "vdb"), ("cdrom", "a.raw", "sda")]
+    xml = "".join(disk.format(device, tmp_path / name, target) for device, name, target in rows)
+    xml = f"<domain type='kvm'><name>a</name><devices>{xml}</devices></domain>"
+
+    class Running:
+        def __init__(self, capacity: int) -> None:
+            self.capacity = capacity
+
+        def block_sizes(self, name: str, target: str) -> dict[str, int]:
+            if target == "vdb":
+                raise NotFound("not attached")
+            return {"capacity": self.capacity}
+
+    off = _hypervisor.Domain("a", "u", None, "stopped", "unknown", True, True, False, xml)
+    runs = dataclasses.replace(off, live_xml=xml)
+    assert vm_info.disk_sizes(Running(0), off) == {"vda": 3 * 2**20}
+    assert vm_info.disk_sizes(Running(3 * 2**20), runs) == {"vda": 3 * 2**20}
+    # The file grew and the guest has not been told: with the size there would be something to do.
+    assert vm_info.disk_sizes(Running(2**20), runs) == {}
