@@ -32,6 +32,7 @@ CHECK_CONDITION = 2
 SCSI_MILLISECONDS = 5000
 # These read the devices to keep them, not to use what is on them.
 KEEPERS = ("multipathd", "(udev-worker)", "systemd-udevd", "udevd", "iscsid", "lvmlockd", "sanlock")
+SAN = re.compile(r"/(session|rport-)\d")
 GUEST = re.compile(rb"(?:^|,)guest=([^,\0]+)")
 
 
@@ -113,6 +114,14 @@ class Blocks:
     def paths(self, name: str) -> list[str]:
         """The devices below a map."""
         return _names(self.root / "sys/class/block" / name / "slaves")
+
+    def of_san(self) -> list[str]:
+        """All names of the devices that come over iSCSI or Fibre Channel, and of what multipath makes of them."""
+        names = _names(self.root / "sys/class/block")
+        remote = {name for name in names if SAN.search(os.path.realpath(self.root / "sys/class/block" / name))}
+        remote |= {above for name in remote for above in self.holders(name) if self.look(above).is_multipath}
+        found = [self.look(name) for name in remote]
+        return sorted({link for one in found for link in (*one.links, f"/dev/mapper/{one.map}", f"/dev/{one.name}")})
 
     def users(self, name: str) -> list[str]:
         """Who uses the device or what is built on it, in words; empty when nobody does."""
@@ -259,6 +268,23 @@ def _entries(folder: Path) -> list[Path]:
 
 def _names(folder: Path) -> list[str]:
     return [entry.name for entry in _entries(folder)]
+
+
+def other_names(identity: str, blocks: Blocks | None = None) -> list[str]:
+    """What else a disk of this identity (`block:PATH`, `lvm:VG/LV`) is on this node: by its WWID, or LVM's UUIDs.
+
+    Empty for what this node does not see. Two names may lead to one device, and one disk may have two paths.
+    """
+    kind, _colon, place = identity.partition(":")
+    if kind not in ("block", "lvm"):
+        return []
+    blocks = blocks or Blocks()
+    try:
+        found = blocks.look(blocks.resolve(place if kind == "block" else f"/dev/{place}"))
+    except NotFound:
+        return []
+    name = found.uuid if found.uuid and not found.is_multipath else found.wwid
+    return [f"device:{name}"] if name else []
 
 
 def describe(block: Block) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import uuid
 
 NAMESPACE = uuid.UUID("7c1d0a52-6c1b-5e0e-9a64-1d1d6b0c5f3e")
 INITIATOR_PREFIX = "iqn.2026-01.org.drover"
+# Folders of /dev that are no volume groups.
+NOT_GROUPS = {"mapper", "disk", "block", "san"}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -31,6 +33,14 @@ def vm_mac(name: str, number: int) -> str:
 def volume_name(name: str, number: int) -> str:
     """The name of the VM's volume of this number (from 0)."""
     return f"drover-{name}-{number}"
+
+
+def logical_of(path: str) -> tuple[str, str] | None:
+    """Volume group and logical volume of a path such as /dev/vg0/web1; None for other devices."""
+    parts = path.split("/")
+    if len(parts) != 4 or parts[:2] != ["", "dev"] or parts[2] in NOT_GROUPS or not all(parts[2:]):
+        return None
+    return parts[2], parts[3]
 
 
 def seed_name(name: str) -> str:

@@ -426,6 +426,12 @@ class Node:
         flags = affect(live, config) | (libvirt.VIR_DOMAIN_VCPU_MAXIMUM if maximum else 0)
         self._do("set the vCPUs of", name, lambda vm: vm.setVcpusFlags(count, flags))
 
+    def set_cpu_quota(self, name: str, period: int, quota: int) -> None:
+        """Limit each vCPU of a running VM to `quota` of each `period`, both in microseconds; -1 for no limit."""
+        limit = {"vcpu_period": period, "vcpu_quota": quota}
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._do("limit the vCPUs of", name, lambda vm: vm.setSchedulerParametersFlags(limit, live))
+
     def block_resize(self, name: str, target: str, size: int) -> None:
         """Tell a running guest the new size, in bytes, of its disk `target` (vda)."""
         flags = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES

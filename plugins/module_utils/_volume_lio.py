@@ -19,8 +19,9 @@ from . import _volume_file as files
 from . import _volume_rules as rules
 from ._errors import Refused
 from ._files import locked
+from ._lvm import Lvm
 from ._target_lio import DIRECTORY, LUN, Chap, Lio, Target
-from ._volume_lvm import Lvm, LvmStore
+from ._volume_lvm import LvmStore
 
 Volume = Mapping[str, Any]
 Change = tuple[str, Callable[[], object]]

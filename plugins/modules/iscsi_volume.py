@@ -395,11 +395,11 @@ from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as 
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_rules as rules
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name, names_after
+from ansible_collections.drover.kvm.plugins.module_utils._lvm import check_lvm_name
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._target_lio import LUN
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
 from ansible_collections.drover.kvm.plugins.module_utils._volume_lio import LioVolume, Server
-from ansible_collections.drover.kvm.plugins.module_utils._volume_lvm import check_lvm_name
 from ansible_collections.drover.kvm.plugins.module_utils._volume_tgt import TgtVolume
 
 # The client, open and locked for one run, and what one volume is there. docs/storage.md tells how to add another one.

@@ -191,6 +191,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
@@ -245,7 +246,7 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     facts = node_facts(node.host())
     name = cluster.node or facts["hostname"]
     facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
-    mounts, reserved = shared_mounts(), read_reserved()
+    mounts, reserved = [*shared_mounts(), *shared_places()], read_reserved()
     domains = node.domains().values()
     facts.update(
         name=name,

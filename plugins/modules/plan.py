@@ -13,7 +13,9 @@ version_added: "0.1.0"
 author: "The drover.kvm contributors (@drover)"
 description:
   - Computes on the controller, from facts of all nodes, where new VMs go (O(operation=place)), which moves empty one
-    or more nodes (O(operation=drain)) and which bring VMs back to a node (O(operation=undrain)).
+    or more nodes (O(operation=drain)), which bring VMs back to a node (O(operation=undrain)), a whole cycle of both
+    (O(operation=rolling)), and which even out the load (O(operation=rebalance)) or gather the VMs on few nodes
+    (O(operation=consolidate)) and take them apart again (O(operation=spread)).
   - It is pure. It reads no system, changes none, and gives the same plan for the same input, so RV(ignore:changed) is
     always V(false), in check mode and in the real run.
   - Each plan is replayed by an independent checker before it is returned. The memory of a VM counts on its target
@@ -35,9 +37,17 @@ options:
         other nodes move to make room (O(make_room)).
       - V(undrain) brings back exactly the VMs whose home is O(node). A VM that was moved on purpose since has another
         home and stays.
+      - V(rolling) empties and fills the nodes of O(node) one after the other (all that take VMs, if none is named).
+        Each step is planned on what the one before leaves, so that all is known before the first move. Its steps are in
+        RV(cycle), and RV(moves), RV(stages), RV(blockers) and RV(enough) are those of all steps.
+      - V(rebalance) moves running VMs until the nodes are nearly as busy as O(weights) says, by memory and vCPUs. Each
+        VM moves at most once. It is steepest descent, so the first moves of a plan are those that help most.
+      - V(spread) brings VMs home that have their home elsewhere, then does what V(rebalance) does with the others.
+      - V(consolidate) empties as many nodes as it can (RV(emptied)), those with the least memory in use first; the loss
+        of any one node that stays on can be borne, unless O(require_n_minus_1=false).
     type: str
     required: true
-    choices: [place, drain, undrain]
+    choices: [place, drain, undrain, rolling, rebalance, spread, consolidate]
   nodes:
     description:
       - The facts of every node that answered, as results of M(drover.kvm.node_info) or the value of their C(node).
@@ -59,7 +69,9 @@ options:
     elements: str
     default: []
   node:
-    description: The node to fill again, or the nodes to empty. Needed by O(operation=drain) and O(operation=undrain).
+    description:
+      - The node to fill again, or the nodes to empty. Needed by O(operation=drain) and O(operation=undrain).
+      - With O(operation=rolling), the nodes of the cycle in their order; all that take VMs, by name, if left out.
     type: list
     elements: str
     default: []
@@ -131,6 +143,59 @@ options:
     description: Whether VMs of other nodes may move when a VM of an emptied node fits nowhere.
     type: bool
     default: true
+  come_home:
+    description:
+      - With O(operation=rolling), whether the VMs of a node come back before the next is emptied. Default is V(true).
+      - With V(false) each VM moves about once instead of twice, since the node that was just emptied takes most of the
+        next one's; they end on other nodes than before.
+    type: bool
+    version_added: "0.1.0"
+  weights:
+    description:
+      - With O(operation=rebalance), how much of the load each node shall carry, as numbers of any scale, such as 75 and
+        25. V(0) is a node that shall carry nothing.
+      - Every node that takes VMs must be named. Without it nodes carry by what they have, so that all are filled to the
+        same percentage.
+    type: dict
+    version_added: "0.1.0"
+  max_moves:
+    description:
+      - The most VMs that O(operation=rebalance) and the second half of O(operation=spread) move. Default is no limit.
+    type: int
+    version_added: "0.1.0"
+  max_memory_moved:
+    description:
+      - Like O(max_moves), for the sum of the memory of the VMs that move, such as V(200GiB). Default is no limit.
+    type: str
+    version_added: "0.1.0"
+  threshold:
+    description:
+      - With O(operation=rebalance) and O(operation=spread), nothing is moved to even out loads while no node is further
+        from its aim than this, in percent of what VMs may take on it. Default is V(10).
+      - When more is amiss, moves go on until half of it is reached, so that a small change does not start the next
+        ones.
+      - vCPUs per thread count on the same scale; a node with its fair share of both has the same number twice.
+    type: float
+    version_added: "0.1.0"
+  require_n_minus_1:
+    description:
+      - Whether it is a blocker when after the plan the loss of a node could not be borne (RV(n_minus_1)).
+      - Default is V(false). With O(operation=consolidate) only V(false) changes something, see there.
+    type: bool
+    version_added: "0.1.0"
+  bandwidth:
+    description:
+      - What the migration link of each node carries in a second, as measured or declared, such as V(1100MiB) for 10
+        Gbit/s. From it come the minutes of the plan.
+    type: str
+    version_added: "0.1.0"
+  saved:
+    description:
+      - An earlier result of this module that shall be carried out exactly. Its moves are returned if the facts are
+        still those it was made from; else it is refused, naming the nodes that differ.
+      - Not for O(operation=place) and O(operation=rolling).
+    type: dict
+    version_added: "0.1.0"
   memory_reserve:
     description:
       - Memory of each node that VMs must leave free, in bytes or as a size such as V(4GiB).
@@ -219,6 +284,37 @@ EXAMPLES = r"""
       ldap1: [hv1, hv2]
     memory_reserve: 8GiB
 
+- name: Is there a way to reboot all nodes, one after the other?
+  drover.kvm.plan:
+    operation: rolling
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    require_n_minus_1: false
+    bandwidth: 1100MiB
+  run_once: true
+
+- name: Three quarters of the load in room A, one quarter in room B, with at most 200 GiB moved
+  drover.kvm.plan:
+    operation: rebalance
+    weights: {a1: 75, b1: 25}
+    max_memory_moved: 200GiB
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+  run_once: true
+
+- name: Which nodes can be switched off over night?
+  drover.kvm.plan:
+    operation: consolidate
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+  register: night
+  run_once: true
+
+- name: Do exactly what was planned and read this morning, or nothing
+  drover.kvm.plan:
+    operation: drain
+    node: [hv1]
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    saved: "{{ lookup('ansible.builtin.file', 'drain-hv1.json') | from_json }}"
+  run_once: true
+
 - name: Collect what hinders a drain instead of failing
   drover.kvm.plan:
     operation: drain
@@ -228,6 +324,49 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+operation:
+  description: What was planned.
+  returned: always
+  type: str
+  sample: drain
+memory_moved:
+  description: The memory of the running VMs that move, in bytes.
+  returned: always
+  type: int
+  sample: 12884901888
+minutes:
+  description:
+    - How long the moves take at least over links of O(bandwidth), one stage after the other. VMs that write while they
+      move send some of their memory again. Null without O(bandwidth).
+  returned: always
+  type: float
+  sample: 2.0
+enough:
+  description:
+    - When a drain is blocked, the smallest set of mends with which it could be done, in words. Found by planning again
+      as if they were made; empty when a few are not enough.
+  returned: always
+  type: list
+  elements: str
+  sample: ["undrain hv3 (it is cordoned: disk swap)"]
+emptied:
+  description: The nodes that hold no VM after the plan.
+  returned: for all operations but V(rolling)
+  type: list
+  elements: str
+  sample: [hv1]
+facts:
+  description: A hash for each node with what is on it, and one for the rules; what O(saved) is compared by.
+  returned: for all operations but V(rolling)
+  type: dict
+  sample: {hv1: 6b86b273ff34fce1}
+cycle:
+  description:
+    - For O(operation=rolling) the steps in their order, each with C(node), C(operation) (V(drain) or V(undrain)) and
+      all that a plan of its own has.
+  returned: for V(rolling)
+  type: list
+  elements: dict
 moves:
   description: The moves in an order in which each is possible when its turn comes, as M(drover.kvm.migrate) takes them.
   returned: always
@@ -261,6 +400,7 @@ blockers:
         - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
           why no node can take it; to mend one of those of a VM is enough.
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.
+        - C(n_minus_1) is a node whose loss could not be borne, see O(require_n_minus_1).
         - C(unknown_vm) is a name of O(names) that no node has.
         - C(node_unreachable), C(unknown_node), C(no_destination) and C(unknown_place) are about nodes.
       type: str

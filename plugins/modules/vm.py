@@ -28,8 +28,8 @@ description:
     machine was powered off and on; O(restart=allowed) has that done. The words of RV(actions) say "at once" and "from
     its next start".
   - At once come and go disks on the buses V(virtio) and V(scsi), NICs, and the media of drives. At once change memory
-    and virtual CPUs within their maximum, size and limits of a disk, bridge, VLANs, link, limits and address checks of
-    a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
+    and virtual CPUs within their maximum, O(cpu_quota), size and limits of a disk, bridge, VLANs, link, limits and
+    address checks of a NIC, and tags. What is not changed keeps its address, its name and its order in the guest.
   - A disk or NIC that is attached gets the PCI address that the definition has for it, or the next that is free where
     something sits there. A machine of type V(q35) needs a free PCI port for each disk on V(virtio) and each NIC. New
     machines have 14 of them, and four that are free at least; where none is, the device comes with the next start.
@@ -163,6 +163,12 @@ options:
         time. V(0) is the default of libvirt, 100 on nodes with cgroups version 2.
     type: int
     version_added: "0.1.0"
+  cpu_quota: &cpu_quota
+    description:
+      - The most CPU time that each virtual CPU may take, in per cent of a CPU of the node, also where nobody else wants
+        it. V(0) takes the limit away. It changes at once.
+      - The default is no limit.
+    type: int
   virt_type: &virt_type
     description:
       - V(kvm) is the hardware's virtualisation, V(qemu) is emulation. It can't be changed later.
@@ -325,8 +331,14 @@ options:
           - V(rbd) is an image of a Ceph cluster, which QEMU itself opens. It is made by this module with the rights
             that role P(drover.kvm.ceph_client#role) gives the node. A machine is not started while a client has its
             image open, as Ceph itself would let both write.
+          - V(block) is a block device that the node has, by a name that follows what it is. For the volumes of a SAN
+            role P(drover.kvm.san_initiator#role) makes such names. It must be there; this module neither makes nor
+            removes it. A machine is not started while anything else on the node uses the device.
+          - V(lvm) is a logical volume, which this module makes and marks. In a shared group (lvmlockd, see
+            M(drover.kvm.volume_group)) it is active on the one node that runs the machine, and a start is refused while
+            another node has it. It comes to a running machine, and leaves it, at the next start.
         type: str
-        choices: [iscsi, file, rbd]
+        choices: [iscsi, file, rbd, block, lvm]
         required: true
       target:
         description:
@@ -349,7 +361,7 @@ options:
       format:
         description:
           - Format of a file; it is never guessed. Required for a new disk of O(disks[].type=file) that is no cdrom.
-          - It is V(raw) for iSCSI and RBD.
+          - It is V(raw) for everything else.
         type: str
         choices: [raw, qcow2]
       serial:
@@ -374,21 +386,21 @@ options:
           - Who keeps what was read and written. V(none) and V(directsync) go past the node's memory, V(writeback) and
             V(writethrough) use it, V(unsafe) also takes no notice when the guest asks for its data to be safe. With
             another one than V(none) and V(directsync), libvirt may refuse to move a running machine.
-          - The default of a new disk is V(none) for iSCSI, V(writeback) for RBD, and that of libvirt for others.
+          - The default of a new disk is V(writeback) for RBD, that of libvirt for a file, and V(none) for others.
         type: str
         choices: [none, writeback, writethrough, directsync, unsafe]
         version_added: "0.1.0"
       io:
         description:
           - How QEMU waits for the storage. V(native) needs O(disks[].cache=none) or O(disks[].cache=directsync).
-          - By default libvirt chooses.
+          - The default of a new disk of type V(block) and V(lvm) is V(native) where it can be; else libvirt chooses.
         type: str
         choices: [native, threads, io_uring]
         version_added: "0.1.0"
       discard:
         description:
           - Whether storage is given back that the guest no longer uses (V(unmap)) or not (V(ignore)).
-          - The default of a new disk is V(unmap) for files and RBD, and that of libvirt, V(ignore), for others.
+          - The default of a new disk is that of libvirt, V(ignore), for iSCSI, and V(unmap) for others.
         type: str
         choices: [unmap, ignore]
         version_added: "0.1.0"
@@ -428,11 +440,14 @@ options:
             type: str
       size:
         description:
-          - Size of a file or image, in bytes or with a unit such as V(40GiB); whole mebibytes. Required when there is
-            none, unless O(disks[].source) tells it.
+          - Size of a file, image or logical volume, in bytes or with a unit such as V(40GiB); whole mebibytes.
+            Required when there is none, unless O(disks[].source) tells it.
           - A bigger size grows it, and a running machine has it at once. A smaller one is refused.
           - An iSCSI volume is made and grown by M(drover.kvm.iscsi_volume). With the new size here, a running machine
-            is told of it; one that is off finds it when it starts.
+            is told of it; one that is off finds it when it starts. The same holds for O(disks[].type=block), once
+            role P(drover.kvm.san_initiator#role) has let the node see it.
+          - A logical volume is rounded up to whole extents of its group. It is filled with zeroes before its machine
+            gets it, and so is what is added.
         type: str
       source:
         description:
@@ -504,12 +519,23 @@ options:
           - The default are those in C(/etc/ceph/ceph.conf) of the node, or in the first other file C(*.conf) there.
         type: list
         elements: str
+      vg:
+        description: Volume group. Required for a new disk of O(disks[].type=lvm).
+        type: str
+      lv:
+        description:
+          - Logical volume of O(disks[].type=lvm). One that is there already is used as it is.
+          - The default is C(drover-NAME-NUMBER), with the place in the list, from 0, as number.
+        type: str
       path:
         description:
           - Path of the file, in a folder that exists. It must not be one of the operating system's, nor in use by the
             node itself (swap space, a loop device).
-          - The default is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list, from 0, as
-            number.
+          - With O(disks[].type=block) the device, as V(/dev/san/NAME), V(/dev/mapper/NAME) or
+            V(/dev/disk/by-id/NAME); required then. V(/dev/sdb) and the like are refused, with the name to write
+            instead.
+          - The default for a file is C(/var/lib/libvirt/images/drover-NAME-NUMBER.FORMAT), with the place in the list,
+            from 0, as number.
           - A file that is there already is used as it is. One that is based on another file is refused, unless it is a
             linked clone that was made for this machine. A template is refused; it is a O(disks[].source).
           - The medium of a drive (O(disks[].device=cdrom)) is changed at once. With an empty path the drive is empty.
@@ -767,6 +793,7 @@ options:
       cpu_features: *cpu_features
       cpu_topology: *cpu_topology
       cpu_shares: *cpu_shares
+      cpu_quota: *cpu_quota
       virt_type: *virt_type
       machine: *machine
       firmware: *firmware
@@ -893,6 +920,19 @@ EXAMPLES = r"""
       - bridge: br-int
         vlan: 100
 
+- name: A database on a volume of the SAN that the node logged in to, and one on LVM beside it
+  drover.kvm.vm:
+    name: db3
+    state: running
+    memory: 16GiB
+    vcpus: 8
+    disks:
+      - type: block
+        path: /dev/san/db3
+      - type: lvm
+        vg: vmdata
+        size: 40GiB
+
 - name: Restart it in the night, when something waits for that
   drover.kvm.vm:
     name: db1
@@ -992,6 +1032,11 @@ EXAMPLES = r"""
         disable_root: false
         ssh_authorized_keys: [{{ lookup('file', '~/.ssh/id_ed25519.pub') | to_json }}]
 
+- name: No virtual CPU of a noisy neighbour takes more than half a CPU, at once
+  drover.kvm.vm:
+    name: batch1
+    cpu_quota: 50
+
 - name: Remove a machine and the files that were made for it
   drover.kvm.vm:
     name: test7
@@ -1038,6 +1083,7 @@ vm:
     cpu_features: {description: Features beside those of the model., type: dict, returned: always}
     cpu_topology: {description: How its CPUs are arranged; null where nothing is said., type: dict, returned: always}
     cpu_shares: {description: Its weight; null for libvirt's default., type: int, returned: always}
+    cpu_quota: {description: Per cent of a CPU that each vCPU may take; null for no limit., type: int, returned: always}
     virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
     machine: {description: Family of the emulated computer., type: str, returned: always}
     firmware: {description: V(bios) or V(efi)., type: str, returned: always}

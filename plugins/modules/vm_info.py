@@ -192,6 +192,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
 from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
@@ -214,7 +215,7 @@ def opened(params: Mapping[str, Any]) -> AbstractContextManager[Node]:
 
 def read_vms(params: dict[str, Any], node: Node) -> dict[str, Any]:
     """The facts of the VMs."""
-    mounts = shared_mounts()
+    mounts = [*shared_mounts(), *shared_places()]
 
     def facts(domain: Domain) -> dict[str, Any]:
         found = domain_facts(domain, mounts)

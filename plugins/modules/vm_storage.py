@@ -215,7 +215,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import Place
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS, Place
 from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
@@ -224,6 +224,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, c
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
+TO = {name: kind for name, kind in KINDS.items() if name in LANDINGS}
 FIELDS = (
     Field("name", required=True, check=check_name),
     Field(
@@ -233,9 +234,9 @@ FIELDS = (
         required=True,
         fields=(
             Field("target", required=True, check=check_target),
-            Field("type", choices=tuple(KINDS), default="file"),
+            Field("type", choices=tuple(TO), default="file"),
             Field("format", choices=("raw", "qcow2")),
-            *(field for kind in KINDS.values() for field in kind.fields),
+            *(field for kind in TO.values() for field in kind.fields),
         ),
     ),
     Field("overwrite", type="bool", default=False),

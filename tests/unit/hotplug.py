@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hot-plug for libvirt's test driver, which has none: running VMs whose devices come, go and change as in QEMU's.
+"""What libvirt's test driver lacks: running VMs whose devices come, go and change, and whose limits do, as in QEMU's.
 
 A definition gets PCI addresses as libvirt gives them, one root port of a q35 machine for each device, and a new port
 where none is free. What is plugged in needs a port that the running machine has.
@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Domain, Node
-from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, find, parse, text_of
+from ansible_collections.drover.kvm.plugins.module_utils._xml import Property, devices, find, parse, text_of
 
 PORT = "pcie-root-port"
 
@@ -72,6 +72,33 @@ def addressed(text: str) -> str:
                 SubElement(inner(root, "devices"), "controller", new)
             place(device, free_ports(root)[0])
     return text_of(root)
+
+
+class CpuLimits:
+    """What the vCPUs of running VMs may take, as QEMU's driver keeps it: period and quota in microseconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.now: dict[tuple[str, int | None], tuple[int, int]] = {}
+        really, limits = Node._domain, self
+
+        def limit(node: Node, name: str, period: int, quota: int) -> None:
+            domain = node.domain(name)
+            assert domain is not None and domain.active, f"{name} does not run"
+            limits.calls.append((period, quota))
+            limits.now[name, domain.id] = period, quota
+
+        def seen(node: Node, *args: Any, **named: Any) -> Domain | None:
+            domain = really(node, *args, **named)
+            if domain is None or domain.live_xml is None or (domain.name, domain.id) not in limits.now:
+                return domain
+            root = parse(domain.live_xml)
+            for name, number in zip(("period", "quota"), limits.now[domain.name, domain.id]):
+                Property(f"cputune/{name}").put(root, number)
+            return replace(domain, live_xml=text_of(root))
+
+        monkeypatch.setattr(Node, "set_cpu_quota", limit)
+        monkeypatch.setattr(Node, "_domain", seen)
 
 
 class Hotplug:

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 
 CHAP = ("userid", "password", "mutual_userid", "mutual_password")
 MIB = 2**20
@@ -343,105 +340,3 @@ def _module(kernel):
         MappedLUN=Mapped,
         by_path=lambda path: kernel.stores[tuple(path.split("/")[2:])],
     )
-
-
-class Lvm:
-    """LVM's commands on one group `vg0` with a thin pool `pool0`; devices are files, and old data is `D`."""
-
-    def __init__(self, base: Path, extents: int = 64):
-        self.base, self.extents = base, extents
-        self.volumes: dict[str, dict[str, Any]] = {
-            "pool0": {"size": 32, "tags": [], "layout": "thin,pool", "pool": "", "zero": "1"}
-        }
-        self.commands: list[str] = []
-
-    extent = 2 * MIB
-
-    def device(self, name):
-        return self.base / name
-
-    def free(self):
-        thick = [item["size"] for item in self.volumes.values() if not item["pool"]]
-        return self.extents - sum(thick)
-
-    def run(self, argv, stdin=None, timeout=60):
-        program, *words = argv
-        self.commands.append(" ".join(argv))
-        return getattr(self, program)(words)
-
-    def report(self, argv, timeout=60):
-        if argv[0] == "vgs":
-            row = {"vg_name": "vg0", "vg_extent_size": str(self.extent), "vg_free": str(self.free() * self.extent)}
-            return {"report": [{"vg": [row]}]}
-        if "seg_pe_ranges" in argv:
-            return {"report": [{"lv": [{"seg_pe_ranges": "/dev/sdx:10-11"}]}]}
-        rows = [
-            {
-                "vg_name": "vg0",
-                "lv_name": name,
-                "lv_size": str(item["size"] * self.extent),
-                "lv_tags": ",".join(item["tags"]),
-                "lv_layout": item["layout"],
-                "pool_lv": item["pool"],
-                "zero": item["zero"],
-            }
-            for name, item in self.volumes.items()
-        ]
-        return {"report": [{"lv": rows}]}
-
-    def lvcreate(self, words):
-        options = dict(zip(words, words[1:]))
-        name, origin = options["--name"], self.volumes.get(words[-1].rpartition("/")[2])
-        if name in self.volumes:
-            raise Failed(f"lvcreate failed: Logical Volume {name} already exists")
-        tags = [value for key, value in zip(words, words[1:]) if key == "--addtag"]
-        if "--snapshot" in words and origin:
-            self.volumes[name] = {**origin, "tags": [*origin["tags"], *tags]}
-            self.device(name).write_bytes(self.device(words[-1].rpartition("/")[2]).read_bytes())
-            return ""
-        pool = options.get("--thinpool", "")
-        size = self._extents(options.get("--virtualsize") or options["--size"])
-        if not pool and size > self.free():
-            raise Failed("lvcreate failed: insufficient free space")
-        layout = "thin,sparse" if pool else "linear"
-        self.volumes[name] = {"size": size, "tags": tags, "layout": layout, "pool": pool, "zero": "-1"}
-        self.device(name).write_bytes((b"\0" if pool else b"D") * (size * self.extent))
-        return ""
-
-    def _extents(self, text):
-        return -(-int(text.removesuffix("b")) // self.extent)
-
-    def lvextend(self, words):
-        name, size = words[2].rpartition("/")[2], self._extents(words[1])
-        old = self.volumes[name]
-        new = b"\0" if old["pool"] or len(words) > 3 else b"D"
-        with self.device(name).open("ab") as stream:
-            stream.write(new * ((size - old["size"]) * self.extent))
-        old["size"] = size
-        return ""
-
-    def lvrename(self, words):
-        _vg, old, new = words
-        self.volumes[new] = self.volumes.pop(old)
-        os.rename(self.device(old), self.device(new))
-        return ""
-
-    def lvchange(self, words):
-        item = self.volumes[words[-1].rpartition("/")[2]]
-        for key, value in zip(words, words[1:]):
-            if key == "--deltag":
-                item["tags"].remove(value)
-            elif key == "--addtag":
-                item["tags"].append(value)
-        return ""
-
-    def lvremove(self, words):
-        name = words[-1].rpartition("/")[2]
-        del self.volumes[name]
-        self.device(name).unlink()
-        return ""
-
-    def blkdiscard(self, words):
-        device = self.device(words[-1].rpartition("/")[2])
-        device.write_bytes((b"\0" if "--zeroout" in words else b"?") * device.stat().st_size)
-        return ""

@@ -67,8 +67,12 @@ class Board:
 
     def load(self, guest: Guest, node: str) -> float:
         """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""
-        memory = (self.used[node] + self.cluster.need(guest)) / max(1, self.cluster.capacity(node))
-        return memory + (self.vcpus[node] + guest.vcpus) / self.cluster.nodes[node].threads
+        return self.filled(node, guest) + (self.vcpus[node] + guest.vcpus) / self.cluster.nodes[node].threads
+
+    def filled(self, node: str, guest: Guest | None = None) -> float:
+        """The share of the memory for guests that is taken on the node, with this one if one is named."""
+        more = self.cluster.need(guest) if guest else 0
+        return (self.used[node] + more) / max(1, self.cluster.capacity(node))
 
     def lasting(self, guest: Guest, node: str) -> Obstacle | None:
         """What hinders it there for the whole plan, whatever moves."""

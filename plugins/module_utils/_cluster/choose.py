@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Callable, Optional
 
 from .board import Board
 from .model import Blocker, Guest, Obstacle, size_text
 
+Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
+
 
 def spread(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
     """Its home if that is among them, else the node that is least busy with it. Keeps loads even."""
-    possible = _possible(board, guest, nodes)
+    possible = [node for node in nodes if node != guest.node and board.hindrance(guest, node) is None]
     if guest.home in possible:
         return guest.home
     return min(possible, key=lambda node: (board.load(guest, node), node), default=None)
@@ -21,11 +24,29 @@ def spread(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
 
 def tight(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
     """The node with the least memory left over. Keeps large holes for large guests."""
-    return min(_possible(board, guest, nodes), key=lambda node: (board.free(node), node), default=None)
+    return _first(board, guest, sorted(nodes, key=lambda node: (board.free(node), node)))
 
 
-def _possible(board: Board, guest: Guest, nodes: Iterable[str]) -> list[str]:
-    return [node for node in nodes if node != guest.node and board.hindrance(guest, node) is None]
+def emptiest(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
+    """The node that is filled least with it."""
+    return _first(board, guest, sorted(nodes, key=lambda node: (board.filled(node, guest), node)))
+
+
+def under(ceiling: float, choice: Choice) -> Choice:
+    """Its home if that can take it, else the choice among the nodes that are not filled above the ceiling with it."""
+
+    def choose(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
+        home = _first(board, guest, [node for node in nodes if node == guest.home])
+        low = (node for node in nodes if board.filled(node, guest) <= ceiling)
+        return home or choice(board, guest, low)
+
+    return choose
+
+
+def _first(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
+    need = board.cluster.need(guest)
+    roomy = (node for node in nodes if node != guest.node and (not need or board.free(node) >= need))
+    return next((node for node in roomy if board.hindrance(guest, node) is None), None)
 
 
 def by_size(board: Board, guests: Iterable[Guest]) -> list[Guest]:

@@ -7,61 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Callable, Optional
+from typing import Callable
 
 from . import choose
+from .attempt import Attempt
 from .board import Board
-from .model import Blocker, Cluster, Guest, Move, Obstacle, Plan
-from .room import make_room
+from .level import level
+from .model import Blocker, Cluster, Guest, Move, Plan
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
-Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
 
-# From the plan that disturbs least to the one that fits most; the first that places every guest is taken.
-STRATEGIES: tuple[tuple[Order, Choice, bool], ...] = (
+SQUEAKS = 4
+
+# For a cluster in which an even plan leaves a guest over: from the plan that disturbs least to the one that fits most.
+# The first that places every guest is taken.
+STRATEGIES: tuple[tuple[Order, choose.Choice, bool], ...] = (
     (choose.by_size, choose.spread, False),
     (choose.by_size, choose.tight, False),
     (choose.by_size, choose.tight, True),
     (choose.by_choice, choose.tight, True),
 )
-
-
-class Attempt:
-    """One try at emptying the nodes in one way; `stuck` are the guests for which no place was found."""
-
-    def __init__(self, cluster: Cluster, nodes: Iterable[str], choice: Choice, room: bool) -> None:
-        self.board = Board(cluster, closed=nodes)
-        self.targets = self.board.targets()
-        self.choice = choice
-        self.room = room
-        self.moves: list[Move] = []
-        self.stuck: list[tuple[Guest, dict[str, Obstacle]]] = []
-
-    def run(self, guests: Iterable[Guest]) -> Attempt:
-        """Find a place for each of the guests, in that order."""
-        for guest in guests:
-            target = self.choice(self.board, guest, self.targets)
-            moves = [(guest, target)] if target else self._with_room(guest)
-            for moved, node in moves:
-                self._move(moved, node, "drain" if moved is guest else f"room for {guest.name}")
-            if not moves:
-                hindrances = ((node, self.board.hindrance(guest, node)) for node in self.targets)
-                self.stuck.append((guest, {node: found for node, found in hindrances if found}))
-        return self
-
-    def _with_room(self, guest: Guest) -> list[tuple[Guest, str]]:
-        moved = {(move.vm, move.source) for move in self.moves}
-        return make_room(self.board, guest, self.targets, moved) if self.room else []
-
-    def _move(self, guest: Guest, target: str, why: str) -> None:
-        self.board.put(guest, target, out_of=guest.node)
-        self.moves.append(move(guest, target, why))
-
-
-def move(guest: Guest, target: str, why: str) -> Move:
-    """The move of a guest from where the facts say it is."""
-    mode = "live" if guest.active else "offline"
-    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why, guest.copies)
 
 
 def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Iterable[str] | None = None) -> Plan:
@@ -110,12 +75,25 @@ def _moves(
 
 
 def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room: bool) -> Attempt:
-    """The first attempt in which every guest finds a place, else the one that leaves the fewest."""
-    attempts: list[Attempt] = []
+    """The first attempt in which every guest finds a place, else the one that leaves the fewest.
+
+    When all strategies leave one over, those that are left go first in the next attempt (squeaky wheel optimisation,
+    Joslin and Clements 1999), a few times.
+    """
+    attempts = [level(cluster, nodes, guests)]
     for order, choice, with_room in STRATEGIES:
+        if not attempts[-1].stuck:
+            break
         if with_room <= room:
             attempt = Attempt(cluster, nodes, choice, with_room)
             attempts.append(attempt.run(order(attempt.board, guests)))
-            if not attempt.stuck:
-                break
+    first: list[Guest] = []
+    for _round in range(SQUEAKS if room else 0):
+        stuck = [guest for guest, _found in attempts[-1].stuck if guest not in first]
+        if not stuck:
+            break
+        first = [*stuck, *first]
+        attempt = Attempt(cluster, nodes, choose.tight, room)
+        rest = [guest for guest in choose.by_size(attempt.board, guests) if guest not in first]
+        attempts.append(attempt.run([*first, *rest]))
     return min(attempts, key=lambda attempt: len(attempt.stuck))

@@ -106,6 +106,7 @@ def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
         home=metadata.get("home"),
         fixed=fixed.obstacles(domain, copies),
         copies=copies and fixed.copied(domain),
+        state_files=bool(domain.get("state_files")),
     )
 
 

@@ -48,7 +48,7 @@ class Guest:
     """A VM on the node that named it; `node` is empty for one that is still to be placed.
 
     `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
-    `copies` that its disks are files which move with it.
+    `copies` that its disks are files which move with it, `state_files` that it could not move while it is shut off.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Guest:
     fixed: tuple[Obstacle, ...] = ()
     nics: tuple[Mapping[str, Any], ...] = ()
     copies: bool = False
+    state_files: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

@@ -32,6 +32,35 @@ def _pins(value: dict[str, Any]) -> dict[str, frozenset[str]]:
     return pins
 
 
+def _count(value: int) -> int:
+    """A whole number that is not below zero."""
+    if value < 0:
+        raise ValueError(f"{value} is below 0")
+    return value
+
+
+def _percent(value: float) -> float:
+    """A share of 100, as a share of 1."""
+    if not 0 <= value <= 100:
+        raise ValueError(f"{value:g} is not between 0 and 100")
+    return value / 100
+
+
+def _weights(value: dict[str, Any]) -> dict[str, float]:
+    """A number for each node, not all of them zero."""
+    weights = {}
+    for node, weight in value.items():
+        try:
+            weights[str(node)] = float(weight)
+        except (TypeError, ValueError):
+            raise ValueError(f"{node}: {weight!r} is not a number") from None
+        if not 0 <= weights[str(node)] < float("inf"):
+            raise ValueError(f"{node}: {weight} is not a number from 0 on")
+    if not any(weights.values()):
+        raise ValueError("at least one node must have a weight above 0")
+    return weights
+
+
 CPU_FIELDS = (
     Field("vm", required=True),
     Field("node", required=True),
@@ -53,8 +82,24 @@ SHEET_FIELDS = (
     Field("state", default="running"),
 )
 
+OPERATIONS = ("place", "drain", "undrain", "rolling", "rebalance", "spread", "consolidate")
+EVENING = ("rebalance", "spread")
+
+# The operations that have a use for an option; given with another one it is refused.
+ONLY = {
+    "node": ("drain", "undrain", "rolling"),
+    "names": ("drain",),
+    "vms": ("place",),
+    "come_home": ("rolling",),
+    "weights": ("rebalance",),
+    "max_moves": EVENING,
+    "max_memory_moved": EVENING,
+    "threshold": EVENING,
+    "saved": ("drain", "undrain", *EVENING, "consolidate"),
+}
+
 FIELDS = (
-    Field("operation", choices=("place", "drain", "undrain"), required=True),
+    Field("operation", choices=OPERATIONS, required=True),
     Field("nodes", type="list", elements="dict", required=True),
     Field("unreachable", type="list", elements="str", default=[]),
     Field("fenced", type="list", elements="str", default=[]),
@@ -67,6 +112,14 @@ FIELDS = (
     Field("check_return", type="bool", default=True),
     Field("copy_storage", type="bool", default=False),
     Field("make_room", type="bool", default=True),
+    Field("come_home", type="bool"),
+    Field("weights", type="dict", check=_weights),
+    Field("max_moves", type="int", check=_count),
+    Field("max_memory_moved", type="size"),
+    Field("threshold", type="float", check=_percent),
+    Field("require_n_minus_1", type="bool"),
+    Field("bandwidth", type="size"),
+    Field("saved", type="dict"),
     Field("memory_reserve", type="size", default="2GiB"),
     Field("memory_overhead", type="size", default="128MiB"),
     Field("fail_on_blockers", type="bool", default=True),

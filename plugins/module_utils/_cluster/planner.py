@@ -6,32 +6,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from .._errors import Failed, Invalid
+from .._errors import Failed, Invalid, Refused
 from .._fields import normalise
-from . import facts, proof, report
+from . import facts, mends, proof, report, saved
+from .board import Board
+from .consolidate import consolidate, spread
 from .drain import drain
-from .model import Cluster, Guest, Move, Plan, Rules
-from .options import SHEET_FIELDS
+from .model import Blocker, Cluster, Guest, Move, Plan, Rules, size_text
+from .options import ONLY, SHEET_FIELDS
 from .place import place
+from .rebalance import Limits, rebalance
+from .rolling import rolling
 from .stages import stages
 from .undrain import undrain
 
 
 def plan(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of the action plan for normalised options. Raises Invalid, and Failed if the plan does not hold."""
+    """The result of the action plan for normalised options.
+
+    Raises Invalid, Refused when a saved plan no longer fits, and Failed if the plan does not hold.
+    """
+    operation = params["operation"]
+    _check(params)
     try:
         now = facts.cluster(params["nodes"], params["unreachable"], _rules(params))
     except ValueError as error:
         raise Invalid(f"nodes: {error}", option="nodes") from None
+    if operation == "rolling":
+        return _cycle(now, params)
     cluster, made = _make(now, params)
-    steps = stages(cluster, made.moves)
-    opened = params["node"] if params["operation"] == "undrain" else ()
-    wrong = proof.violations(cluster, made, steps, opened)
-    if wrong:
-        raise Failed(f"the plan does not hold, nothing was done; this is a fault of the planner: {'; '.join(wrong)}")
-    return _result(now, cluster, made, steps)
+    marks = saved.marks(now, params["node"])
+    if params["saved"] is not None:
+        made = saved.restore(params["saved"], operation, marks, made)
+    result = _proven(now, cluster, made, params, params["node"] if operation == "undrain" else ())
+    return {**result, "operation": operation, "facts": marks}
+
+
+def _check(params: Mapping[str, Any]) -> None:
+    """Refuse options that the operation has no use for, and say which it needs."""
+    operation, nodes = params["operation"], params["node"]
+    for option, operations in ONLY.items():
+        if params[option] not in (None, []) and operation not in operations:
+            words = f"operation {operation} has no use for it, only {' and '.join(operations)}"
+            raise Invalid(f"{option}: {words}", option=option)
+    if operation == "place" and not params["vms"]:
+        raise Invalid("vms is missing: operation place wants the sheets of the VMs", option="vms")
+    if operation in ("drain", "undrain") and not nodes:
+        raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
+    if operation == "undrain" and len(nodes) > 1:
+        raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
 
 
 def _rules(params: Mapping[str, Any]) -> Rules:
@@ -51,19 +77,73 @@ def _rules(params: Mapping[str, Any]) -> Rules:
 
 def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
     operation, nodes = params["operation"], params["node"]
-    if params["names"] is not None and operation != "drain":
-        raise Invalid(f"names: operation {operation} has no use for it, only drain", option="names")
     if operation == "place":
-        if not params["vms"]:
-            raise Invalid("vms is missing: operation place wants the sheets of the VMs", option="vms")
         return place(now, _sheets(now, params["vms"]), params["fenced"])
-    if not nodes:
-        raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
-    if len(nodes) > 1:
-        raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
-    return now, undrain(now, nodes[0])
+    if operation == "undrain":
+        return now, undrain(now, nodes[0])
+    if operation == "consolidate":
+        return now, consolidate(now, params["require_n_minus_1"] is not False)
+    if operation == "spread":
+        return now, spread(now, _limits(params))
+    weights = params["weights"]
+    missing = [name for name in Board(now).targets() if weights and name not in weights]
+    if missing:
+        raise Invalid(f"weights: say it of every node that takes VMs, also of {', '.join(missing)}", option="weights")
+    return now, rebalance(now, _limits(params), weights)
+
+
+def _limits(params: Mapping[str, Any]) -> Limits:
+    given = {name: params[name] for name in ("max_moves", "max_memory_moved", "threshold") if params[name] is not None}
+    return Limits(**given)
+
+
+def _proven(
+    now: Cluster, cluster: Cluster, made: Plan, params: Mapping[str, Any], opened: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The result for a plan that was replayed; `opened` are nodes that take guests although they are cordoned."""
+    steps = stages(cluster, made.moves)
+    wrong = proof.violations(cluster, made, steps, opened)
+    if wrong and params["saved"] is not None:
+        raise Refused(f"the saved plan was altered, it does not hold: {'; '.join(wrong)}")
+    if wrong:
+        raise Failed(f"the plan does not hold, nothing was done; this is a fault of the planner: {'; '.join(wrong)}")
+    enough: list[str] = []
+    if made.emptied and made.blockers:
+        nodes, room, only = sorted(made.emptied), params["make_room"], made.leaving
+        enough = mends.enough(cluster, made, lambda other: drain(other, nodes, room, only))
+    lost = proof.not_borne(cluster, made, opened)
+    if params["require_n_minus_1"]:
+        made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
+    return _result((now, cluster), made, steps, lost, (enough, params["bandwidth"]))
+
+
+def _not_borne(node: str, vms: Sequence[str]) -> Blocker:
+    text = f"after it the loss of {node} could not be borne: no place for {', '.join(vms)}"
+    return Blocker("", node, "n_minus_1", text, "add memory or a node, shut VMs down, or require_n_minus_1: false")
+
+
+def _cycle(now: Cluster, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The result for a whole cycle: that of each step, and over all of them the moves and the blockers."""
+    nodes = params["node"] or Board(now).targets()
+    cycle, parts = [], []
+    for step in rolling(now, nodes, params["make_room"], params["come_home"] is not False):
+        one = _proven(step.cluster, step.cluster, step.plan, params, [step.node] if step.what == "undrain" else ())
+        cycle.append({"node": step.node, "operation": step.what, **one})
+        parts.append(f"{step.what} {step.node}:\n" + "\n".join(f"  {line}" for line in one["text"].splitlines()))
+    total = sum(one["memory_moved"] for one in cycle)
+    count = sum(len(one["moves"]) for one in cycle)
+    head = f"{len(nodes)} nodes one after the other, {count} moves, {size_text(total)} in all."
+    return {
+        "operation": "rolling",
+        "cycle": cycle,
+        **{key: [each for one in cycle for each in one[key]] for key in ("moves", "stages", "blockers", "enough")},
+        "memory_moved": total,
+        "minutes": None if params["bandwidth"] is None else sum(one["minutes"] for one in cycle),
+        "n_minus_1": all(one["n_minus_1"] for one in cycle),
+        "text": "\n".join([head, *parts]),
+    }
 
 
 def _sheets(now: Cluster, vms: Sequence[Mapping[str, Any]]) -> list[Guest]:
@@ -83,18 +163,31 @@ def _sheets(now: Cluster, vms: Sequence[Mapping[str, Any]]) -> list[Guest]:
     return guests
 
 
-def _result(now: Cluster, cluster: Cluster, made: Plan, steps: Sequence[Sequence[Move]]) -> dict[str, Any]:
-    lost = proof.not_borne(cluster, made)
+def _result(
+    clusters: tuple[Cluster, Cluster],
+    made: Plan,
+    steps: Sequence[Sequence[Move]],
+    lost: Mapping[str, Sequence[str]],
+    more: tuple[Sequence[str], int | None],
+) -> dict[str, Any]:
+    """As plain data. `clusters`: now, and with the guests that are to be placed; `more`: mends, bytes per second."""
+    now, cluster = clusters
+    enough, bandwidth = more
     rows = report.node_rows(now, cluster, made)
     new = [guest.name for guest in cluster.guests if not guest.node]
+    minutes = None if bandwidth is None else round(report.minutes(steps, bandwidth), 1)
     return {
         "moves": [move.as_dict() for move in made.moves],
         "stages": [[move.as_dict() for move in stage] for stage in steps],
+        "memory_moved": report.live_memory(made.moves),
+        "minutes": minutes,
         "blockers": [blocker.as_dict() for blocker in made.blockers],
+        "enough": list(enough),
         "placements": dict(made.placements),
+        "emptied": sorted(made.emptied),
         "nodes": rows,
         "n_minus_1": not lost,
         "not_borne": [{"node": node, "vms": list(vms)} for node, vms in lost.items()],
         "notes": list(made.warnings),
-        "text": report.text(made, steps, rows, lost, new),
+        "text": report.text(made, steps, rows, lost, {"new": new, "enough": enough, "minutes": minutes}),
     }

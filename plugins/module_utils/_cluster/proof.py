@@ -25,21 +25,29 @@ def violations(cluster: Cluster, plan: Plan, stages: Sequence[Sequence[Move]], o
         return ["the stages do not hold the moves in their order"]
     found: list[str] = []
     closed = plan.emptied | _shut(cluster, opened)
+    # Who counts on each node: a guest that is on its way on both.
+    at: dict[str, dict[tuple[str, str], Guest]] = {name: {} for name in cluster.nodes}
+    for guest in (each for each in cluster.guests if each.node):
+        at[guest.node][guest.key] = guest
     for stage in stages:
-        leaving: dict[tuple[str, str], str] = {}
+        begun: list[Move] = []
         for move in stage:
             key = (move.vm, move.source)
             if key not in guests or where[key] != move.source:
                 found.append(f"{move.vm} is not on {move.source} when its turn comes")
                 continue
             found += _step(cluster, guests[key], move, closed)
-            found += _crowd(cluster, guests[key], move.target, where, leaving)
-            leaving[key] = move.source
+            found += _crowd(cluster, guests[key], move.target, at[move.target].values())
+            at[move.target][key] = guests[key]
             where[key] = move.target
+            begun.append(move)
+        for move in begun:
+            at[move.source].pop((move.vm, move.source), None)
     for guest in cluster.guests:
         if not guest.node and guest.name in plan.placements:
             target = plan.placements[guest.name]
-            found += _site(cluster, guest, target, closed) + _crowd(cluster, guest, target, where, {})
+            found += _site(cluster, guest, target, closed) + _crowd(cluster, guest, target, at[target].values())
+            at[target][guest.key] = guest
             where[guest.key] = target
     return found + _left(cluster, plan, where)
 
@@ -81,20 +89,13 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
     return [f"{guest.name} to {target}: {target} {words}" for words, broken in wrong.items() if broken]
 
 
-def _crowd(
-    cluster: Cluster,
-    guest: Guest,
-    target: str,
-    where: dict[tuple[str, str], str],
-    leaving: dict[tuple[str, str], str],
-) -> list[str]:
+def _crowd(cluster: Cluster, guest: Guest, target: str, others: Iterable[Guest]) -> list[str]:
     """What is wrong with the company: too little memory, or a guest that must be kept apart."""
     if not guest.active:
         return []
     rules, taken, found = cluster.rules, guest.memory + cluster.rules.overhead, []
-    for other in cluster.guests:
-        here = where[other.key] == target or leaving.get(other.key) == target
-        if other.key == guest.key or not other.active or not here:
+    for other in others:
+        if other.key == guest.key or not other.active:
             continue
         taken += other.memory + rules.overhead
         if guest.tags & other.tags & rules.anti_affinity:
@@ -122,25 +123,29 @@ def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> li
     return left + sorted({f"{vm} travels twice" for vm, source in trips if trips.count((vm, source)) > 1})
 
 
-def not_borne(cluster: Cluster, plan: Plan) -> dict[str, list[str]]:
+def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[str, list[str]]:
     """For each node whose loss the others could not bear after the plan: the running guests without a place.
 
     They are started anew then, so memory, bridges, machine types and pins count, anti-affinity does not. Found by
     packing the largest first into the tightest hole: a loss that only a cleverer packing could bear is named too.
+    `opened` as for `violations`.
     """
     target = {(move.vm, move.source): move.target for move in plan.moves}
     where = {
         g.key: plan.placements.get(g.name, "") if not g.node else target.get(g.key, g.node) for g in cluster.guests
     }
     active = sorted((g for g in cluster.guests if g.active and where[g.key]), key=lambda g: (-g.memory, g.key))
-    closed = plan.emptied | _shut(cluster, ())
+    closed = plan.emptied | _shut(cluster, opened)
+    left = {name: cluster.capacity(name) for name in sorted(cluster.nodes) if name not in closed}
+    there: dict[str, list[Guest]] = {}
+    for guest in active:
+        there.setdefault(where[guest.key], []).append(guest)
+        if where[guest.key] in left:
+            left[where[guest.key]] -= guest.memory + cluster.rules.overhead
     result = {}
-    for lost in sorted({where[guest.key] for guest in active}):
-        free = {name: cluster.capacity(name) for name in sorted(cluster.nodes) if name not in closed and name != lost}
-        for guest in active:
-            if where[guest.key] in free:
-                free[where[guest.key]] -= guest.memory + cluster.rules.overhead
-        homeless = [g.name for g in active if where[g.key] == lost and not _restart(cluster, g, free)]
+    for lost in sorted(there):
+        free = {name: size for name, size in left.items() if name != lost}
+        homeless = [guest.name for guest in there[lost] if not _restart(cluster, guest, free)]
         if homeless:
             result[lost] = homeless
     return result
@@ -150,11 +155,14 @@ def _restart(cluster: Cluster, guest: Guest, free: dict[str, int]) -> bool:
     """Take the guest's memory from the tightest node that can start it; False when none can."""
     need = guest.memory + cluster.rules.overhead
     tied = {"host_device", "filesystem", "local_disk", "local_iso"} & {obstacle.reason for obstacle in guest.fixed}
-    nodes = [name for name in free if free[name] >= need and not tied and _starts(cluster, guest, name)]
-    if not nodes:
-        return False
-    free[min(nodes, key=lambda name: (free[name], name))] -= need
-    return True
+    nodes = [] if tied else [(size, name) for name, size in free.items() if size >= need]
+    while nodes:
+        size, name = tightest = min(nodes)
+        if _starts(cluster, guest, name):
+            free[name] = size - need
+            return True
+        nodes.remove(tightest)
+    return False
 
 
 def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:

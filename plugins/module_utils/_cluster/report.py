@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,23 +44,50 @@ def move_lines(stages: Sequence[Sequence[Move]]) -> list[str]:
     return lines
 
 
+def minutes(stages: Sequence[Sequence[Move]], bandwidth: int) -> float:
+    """How long the moves take at least: memory once over links of so many bytes per second and node.
+
+    In each stage the node that sends or receives most is the one that is waited for. Guests that write while they move
+    send some of it again, so it is a lower limit.
+    """
+    seconds = 0.0
+    for stage in stages:
+        links: Counter[tuple[str, str]] = Counter()
+        for move in (each for each in stage if each.mode == "live"):
+            links["out", move.source] += move.memory
+            links["in", move.target] += move.memory
+        seconds += max(links.values(), default=0) / max(1, bandwidth)
+    return seconds / 60
+
+
+def live_memory(moves: Iterable[Move]) -> int:
+    """The bytes of memory that the moves send."""
+    return sum(move.memory for move in moves if move.mode == "live")
+
+
 def text(
     plan: Plan,
     stages: Sequence[Sequence[Move]],
     rows: Sequence[Mapping[str, Any]],
     lost: Mapping[str, Sequence[str]],
-    new: Sequence[str],
+    extra: Mapping[str, Any],
 ) -> str:
-    """The whole plan as a text: what hinders it, the moves or places, the memory of the nodes, what is left of N-1."""
+    """The whole plan as a text: what hinders it, the moves or places, the memory of the nodes, what is left of N-1.
+
+    `extra` has `new` (names of guests that are to be placed), `enough` (mends) and `minutes` (None: not known).
+    """
     parts = []
     if plan.blockers:
         parts.append(_section("It can't be done:", blocker_lines(plan)))
+    if extra["enough"]:
+        parts.append(_section("It is enough to mend:", extra["enough"]))
     if plan.moves:
         what = "Moves that are possible all the same" if plan.blockers else "Moves"
-        head = f"{what} ({len(plan.moves)}; the number is the stage, stages run one after the other):"
+        amount = [f"{len(plan.moves)}, {size_text(live_memory(plan.moves))}", *_time(extra["minutes"])]
+        head = f"{what} ({', '.join(amount)}; the number is the stage, stages run one after the other):"
         parts.append(_section(head, _columns([line.split("  ") for line in move_lines(stages)])))
     if plan.placements:
-        places = [[vm, node, "new" if vm in new else "is there"] for vm, node in plan.placements.items()]
+        places = [[vm, node, "new" if vm in extra["new"] else "is there"] for vm, node in plan.placements.items()]
         parts.append(_section("Places:", _columns(places)))
     if not parts:
         parts.append("Nothing to do.")
@@ -67,6 +95,10 @@ def text(
     parts.append(_n_minus_1(lost))
     parts += [f"Note: {warning}." for warning in plan.warnings]
     return "\n".join(parts)
+
+
+def _time(expected: float | None) -> list[str]:
+    return [] if expected is None else [f"at least {expected:.1f} min"]
 
 
 def blocker_lines(plan: Plan) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import choose
+from .attempt import move
 from .board import Board
-from .drain import move
 from .model import Blocker, Cluster, Move, Plan
 
 

@@ -39,6 +39,14 @@ def _nothing(_options: Options) -> str | None:
     return None
 
 
+def _always(_options: Options, _size: int) -> None:
+    pass
+
+
+def _exactly(_options: Options, size: int) -> int:
+    return size
+
+
 def _none(_identity: str) -> list[str]:
     return []
 
@@ -59,6 +67,8 @@ class Store:
     - `canonical`: the one spelling of an identity that has several.
     - `based` (identity): the volumes that are based on it, so that it must stay.
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
+    - `check_grow` (options, size): raises Refused when the volume can't get as big.
+    - `rounded` (options, size): the size that a volume gets for the size asked for.
     """
 
     inspect: Callable[[Options], Volume | None]
@@ -70,6 +80,8 @@ class Store:
     canonical: Callable[[str], str] = str
     grows_open: bool = False
     check_free: Callable[[Options], object] = _nothing
+    check_grow: Callable[[Options, int], None] = _always
+    rounded: Callable[[Options, int], int] = _exactly
     based: Callable[[str], list[str]] = _none
 
 

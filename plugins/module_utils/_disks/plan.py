@@ -91,6 +91,7 @@ def plan(
             changes += _told(kind, disk, wanted, seen)
         elif kind.identity(disk):
             source = {"source": given.get("source"), "clone": given.get("clone")}
+            wanted = kind.store.rounded(disk, wanted) if wanted else wanted
             volume, disk["size"] = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
             changes += _changes(kind, {**disk, **source}, volume, seen)
             disk["backing"] = _backing(volume, source)
@@ -125,6 +126,8 @@ def _changes(kind: Kind, disk: Options, volume: Volume | None, seen: int | None)
         return [Change("create", kind, disk, size)]
     verbs = []
     if size and volume.size < size and (seen is None or (kind.store and kind.store.grows_open)):
+        if kind.store:
+            kind.store.check_grow(disk, size)
         verbs.append("grow")
     if size and seen is not None and seen < size:
         verbs.append("resize")
@@ -152,12 +155,12 @@ def _checked(
 def _check_new(kind: Kind, disk: Options, present: bool, wanted: int | None) -> int | None:
     name = kind.volume_name(disk)
     if present:
-        raise Refused(f"{name}, disk {disk['target']}, is missing; is the file system mounted on which it lies?")
+        raise Refused(f"{name}, disk {disk['target']}, is missing; is the storage there on which it lies?")
     if disk["device"] == "cdrom":
         raise Invalid(f"{name} does not exist; a cdrom needs an image")
+    told = kind.store.check_new({**disk, "size": wanted}) if kind.store else None
     if wanted is None and not disk["source"]:
         raise Invalid(f"{name} does not exist, and without size it can't be made", option="disks")
-    told = kind.store.check_new({**disk, "size": wanted}) if kind.store else None
     return told if wanted is None else wanted
 
 

@@ -14,7 +14,7 @@ from copy import deepcopy
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from .._identity import target_number
+from .._identity import logical_of, target_number
 from .._xml import Property, add_device, devices, drop, find, make, text_of
 from . import disks, nics
 
@@ -125,7 +125,17 @@ def _stays(device: Element, awake: bool) -> str | None:
     """Why a running VM can't lose it at once."""
     if device.tag == "disk" and (_is_drive(device) or BUS.get(device) not in ("virtio", "scsi", "usb")):
         return _rigid(device)
+    if _is_logical(device):
+        return "a logical volume is given back when its machine ends"
     return None if awake or BUS.get(device) == "scsi" else "a guest that stands still can't let go of it"
+
+
+def _is_logical(device: Element) -> bool:
+    """Whether it is a logical volume: those become active before their VM starts, and are given back when it has ended.
+
+    libvirt calls its hooks then, and not when a disk comes or goes.
+    """
+    return logical_of(Property("source/@dev").get(device) or "") is not None
 
 
 def _rigid(device: Element) -> str:
@@ -136,6 +146,8 @@ def _waits(device: Element, live: Element, slots: Slots) -> str | None:
     """Why a running VM can't get it at once."""
     if device.tag == "disk" and (_is_drive(device) or BUS.get(device) not in ("virtio", "scsi")):
         return _rigid(device)
+    if _is_logical(device):
+        return "a logical volume becomes active when its machine starts"
     if device.tag == "disk" and BUS.get(device) == "scsi":
         number = str(target_number(str(TARGET.get(device))) // SCSI_UNITS)
         here = {one.get("index") for one in devices(live, "controller") if one.get("type") == "scsi"}

@@ -13,6 +13,7 @@ from .._xml import parse
 from . import attaching, metadata
 from .admission import Admission
 from .attaching import Change
+from .cpu import PERIOD, quota_of
 from .declare import declare
 from .draft import Draft
 from .neighbours import claims_of
@@ -41,6 +42,8 @@ def steps(admission: Admission, draft: Draft) -> list[Step]:
     found = [Step(words, partial(_replug, draft, xml)) for words, xml in draft.plugs]
     if draft.vcpus:
         found.append(Step(draft.vcpus.words, partial(_set_vcpus, draft, draft.vcpus.value)))
+    if draft.quota:
+        found.append(Step(draft.quota.words, partial(node.set_cpu_quota, name, PERIOD, quota_of(draft.quota.value))))
     found += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in draft.limits]
     found += [Step(words, partial(node.set_disk_limits, name, disk, to)) for words, disk, to in draft.disk_limits]
     if notes := " and ".join(draft.noted):

@@ -23,6 +23,8 @@ FEATURE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
 POLICIES = ("require", "disable")
 LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 MOST = 4096
+# Microseconds; it is the default of libvirt, too.
+PERIOD = 100000
 
 
 class Vcpus:
@@ -145,6 +147,25 @@ class Shares(Property):
         super().put(root, value or None)
 
 
+class Quota:
+    """The most CPU time that each vCPU may take, in per cent of a CPU of the node; None or 0 for no limit."""
+
+    def get(self, root: Element) -> int | None:
+        """Per cent, rounded, as other tools may have written anything."""
+        period, quota = (Property(f"cputune/{name}", int).get(root) for name in ("period", "quota"))
+        return max(1, round(100 * quota / (period or PERIOD))) if quota and quota > 0 else None
+
+    def put(self, root: Element, value: int | None) -> None:
+        """Write quota and period; both go with the limit."""
+        for name, number in (("period", PERIOD), ("quota", quota_of(value or 0))):
+            Property(f"cputune/{name}").put(root, number if value else None)
+
+
+def quota_of(percent: int) -> int:
+    """What libvirt calls the quota, in microseconds of each period; -1 for no limit."""
+    return PERIOD * percent // 100 or -1
+
+
 def check_arrangement(root: Element) -> None:
     """Raise Refused where the arrangement of the CPUs does not give as many as there may be."""
     element, most = find(root, "cpu/topology"), _maximum(root)
@@ -218,7 +239,7 @@ def _check_shares(value: int) -> int:
     return value if value == 0 else between(2, 10000)(value)
 
 
-VCPUS, CPU = Vcpus(), Cpu()
+VCPUS, CPU, QUOTA = Vcpus(), Cpu(), Quota()
 LEVEL_FIELDS = tuple(Field(name, type="int", check=between(1, MOST)) for name in LEVELS if name != "clusters")
 FEATURE_FIELDS = tuple(Field(policy, type="list", elements="str") for policy in POLICIES)
 CPU_FIELDS = (
@@ -228,4 +249,5 @@ CPU_FIELDS = (
     Field("cpu_features", type="dict", fields=FEATURE_FIELDS, check=_check_features, place=Features()),
     Field("cpu_topology", type="dict", fields=LEVEL_FIELDS, check=_check_topology, place=Topology()),
     Field("cpu_shares", type="int", check=_check_shares, place=Shares("cputune/shares", int)),
+    Field("cpu_quota", type="int", check=between(0, 100), place=QUOTA, when="live"),
 )

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._disks.block import BLOCK
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
 from .._disks.kind import ANOTHER, Kind
+from .._disks.lvm import LVM_VOLUME
 from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
@@ -20,7 +22,7 @@ from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 from . import tuning
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20

@@ -53,6 +53,7 @@ class Draft:
         self.plugs: list[tuple[str, str]] = []
         self.memory: Scaling | None = None
         self.vcpus: Scaling | None = None
+        self.quota: Scaling | None = None
         self.limits: list[tuple[str, str, dict[str, int]]] = []
         self.disk_limits: list[tuple[str, str, dict[str, int]]] = []
         self.noted: list[str] = []
@@ -191,7 +192,7 @@ class Draft:
         if self.act in power.OFF.values() or self.act == "destroy":
             self.attached, self.now = set(), None
         if self.act not in (None, "resume", "pause"):
-            self.running, self.memory, self.vcpus = None, None, None
+            self.running, self.memory, self.vcpus, self.quota = None, None, None, None
             self.devices, self.plugs, self.limits, self.disk_limits, self.noted = [], [], [], [], []
 
     def _may_restart(self) -> bool:
@@ -205,6 +206,8 @@ class Draft:
         if self.before is not None:
             self.memory = scaling.memory(running, self.before, self.after)
             self.vcpus = scaling.vcpus(running, self.after) if self.params["vcpus"] is not None else None
+        if self.params["cpu_quota"] is not None:
+            self.quota = scaling.quota(running, self.after)
         if self.params["disks"] is not None:
             self.disk_limits = live.disk_limits(running, self.after)
         if self.params["nics"] is not None:

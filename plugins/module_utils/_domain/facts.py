@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._ceph_conf import identity as identity_of_image
+from .._identity import logical_of
 from .._xml import devices, find, parse, text_of
 from . import metadata
 
@@ -27,11 +28,15 @@ UNITS.update(
 )
 NETWORK_TYPES = frozenset({"iscsi", "rbd", "nbd", "gluster", "nfs", "ssh", "http", "https"})
 
+# What an identity of a kind needs before it to be a path.
+PATHS = {"file": "", "block": "", "lvm": "/dev/"}
+
 
 def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str, Any]:
     """The facts of a domain: of the running one where it runs, else of its definition.
 
-    `shared_mounts` are the mount points of file systems that other nodes see too; files below are shared storage.
+    `shared_mounts` are the mount points of file systems that other nodes see too, the devices of a SAN and the folders
+    of shared volume groups; what is one of them or below is shared storage.
     """
     root = parse(domain.live_xml or domain.xml)
     definition = parse(domain.xml) if domain.live_xml and domain.xml else root
@@ -109,7 +114,7 @@ def disk_facts(disk: Element, shared_mounts: Sequence[str] = ()) -> dict[str, An
         "size": None,
         "readonly": find(disk, "readonly") is not None,
         "shared_storage": kind in NETWORK_TYPES
-        or (kind == "file" and all(_below(one, shared_mounts) for one in files)),
+        or (kind in PATHS and all(_below(one or "", shared_mounts) for one in files)),
         "backing": backing,
         # libvirt empties the drive where the medium is missing, at a start as at the far end of a migration.
         "optional": _attribute(disk, "source", "startupPolicy") in ("optional", "requisite"),
@@ -122,9 +127,10 @@ def _backing(disk: Element) -> list[str]:
     return [source.get("file") or "" for source in sources if source is not None]
 
 
-def _below(identity: str | None, mounts: Sequence[str]) -> bool:
-    parents = {str(parent) for parent in PurePosixPath((identity or "")[len("file:") :]).parents}
-    return bool(parents & set(mounts))
+def _below(identity: str, places: Sequence[str]) -> bool:
+    kind, _colon, name = identity.partition(":")
+    path = PurePosixPath(PATHS.get(kind, "") + name)
+    return bool({str(path), *map(str, path.parents)} & set(places))
 
 
 def disk_identity(disk: Element) -> tuple[str, str | None]:
@@ -137,7 +143,8 @@ def disk_identity(disk: Element) -> tuple[str, str | None]:
         return _network_identity(source)
     if kind == "block":
         path = source.get("dev") or ""
-        return ("lvm" if _is_lvm(path) else "block"), f"block:{path}" if path else None
+        logical = logical_of(path)
+        return ("lvm", f"lvm:{'/'.join(logical)}") if logical else ("block", f"block:{path}" if path else None)
     if kind == "volume":
         return kind, f"volume:{source.get('pool')}/{source.get('volume')}"
     path = source.get("file") or source.get("dir") or ""
@@ -158,11 +165,6 @@ def _network_identity(source: Element) -> tuple[str, str]:
     if protocol == "rbd":
         return protocol, identity_of_image(name, [child.get("name") or "" for child in source if child.tag == "host"])
     return protocol, f"{protocol}:{name}" + (f"@{address}" if address else "")
-
-
-def _is_lvm(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return len(parts) == 4 and parts[1] == "dev" and parts[2] not in {"mapper", "disk", "block"}
 
 
 def nic_facts(nic: Element) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 The record: `<drover:vm xmlns:drover="urn:drover:kvm:1" version="1">` with `tags/tag` and one child per other value.
 The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`,
-with a child `<copy path=/>` for each file that is copied to the other node.
+with a child `<copy path=/>` for each file that is copied to the other node, and `<device path= identity=/>` for each
+block device, so that the other node can tell whether its own is the same.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def marker_xml(values: dict[str, Any]) -> str:
     element = Element("migration", {name: str(texts[name]) for name in names if texts.get(name) is not None})
     for path in values.get("copies") or ():
         add(element, "copy", {"path": path})
+    for device in values.get("devices") or ():
+        add(element, "device", {name: device[name] for name in ("path", "identity")})
     return text_of(element)
 
 

@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What two VMs must not share, on one node or on two: name, UUID, MAC and IP addresses, disks. Pure."""
+"""What two VMs must not share, on one node or on two: name, UUID, MAC and IP addresses, disks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
+from .._blocks import other_names
 from .._ceph_conf import may_be
 from .._errors import Refused
 from .._xml import Property, devices, parse
@@ -51,7 +52,8 @@ def claims_of(root: Element) -> set[Claim]:
         found |= {("IP address", text.partition("/")[0]) for text in (own.split(",") if own else ())}
     for disk in map(disk_facts, devices(root, "disk")):
         kind = "medium" if disk["readonly"] or disk["device"] != "disk" else "disk"
-        found |= {(kind, name) for name in (may_be(disk["identity"]) if disk["identity"] else ())}
+        names = [*may_be(disk["identity"]), *other_names(disk["identity"])] if disk["identity"] else []
+        found |= {(kind, name) for name in names}
     return found
 
 

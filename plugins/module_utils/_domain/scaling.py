@@ -1,9 +1,10 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Memory and vCPUs that a running VM gets or gives back at once, within the most that it was started with. Pure.
+"""Memory, vCPUs and CPU time that a running VM gets or gives back at once. Pure.
 
-Memory goes into and out of the balloon (virtio-balloon), vCPUs are plugged in and out.
+Memory goes into and out of the balloon (virtio-balloon), vCPUs are plugged in and out, both within the most that it was
+started with. How much time a vCPU may take is the node's affair.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from xml.etree.ElementTree import Element
 
 from .._fields import size_text
 from .._xml import find, make
+from .cpu import QUOTA
 from .facts import size_of
 
 BORN = "the vCPUs that it started with can't be taken away"
 
 
 class Scaling(NamedTuple):
-    """What to set at once: `memory` in bytes, or the number of `vcpus`."""
+    """What to set at once: `memory` in bytes, the number of `vcpus`, or the `cpu_quota` in per cent (0 for none)."""
 
     what: str
     value: int
@@ -53,6 +55,16 @@ def vcpus(live: Element, after: Element) -> Scaling | None:
         return None
     make(live, "vcpu").set("current", str(wanted))
     return Scaling("vcpus", wanted, f"set the vCPUs at once from {has} to {wanted}")
+
+
+def quota(live: Element, after: Element) -> Scaling | None:
+    """The limit of each vCPU's time, where it differs from the definition's; writes it into `live`."""
+    has, wanted = QUOTA.get(live), QUOTA.get(after)
+    if wanted == has:
+        return None
+    QUOTA.put(live, wanted)
+    words = [f"{number} %" if number else "none" for number in (has, wanted)]
+    return Scaling("cpu_quota", wanted or 0, f"limit the time of each vCPU at once: {words[0]} -> {words[1]}")
 
 
 def reasons(live: Element, after: Element) -> dict[str, str]:

@@ -15,6 +15,8 @@ from .._domain import metadata
 from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
+from .._lvm import Lvm
+from . import locks
 from .order import Order
 from .volumes import Volumes
 
@@ -30,6 +32,7 @@ class End:
         self.node = node.name
         self.connection = node.connection
         self.volumes = Volumes(node)
+        self.lvm = Lvm()
 
     def _domain(self, uuid: str) -> Any:
         with translated(f"looking for {uuid} on {self.node}"):
@@ -275,6 +278,19 @@ class End:
         domain = self._domain(order.uuid)
         with translated(f"migrating {order.vm} from {order.source} to {order.target}"):
             domain.migrateToURI3(order.uri, params, flags)
+
+    @staticmethod
+    def share(order: Order) -> None:
+        """Let the other node have this node's logical volumes, too. Raises Failed."""
+        locks.share(order)
+
+    def serials(self) -> list[str]:
+        """The WWIDs of the node's disks, as udev tells them; those of multipath by their paths."""
+        flag = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE
+        with translated(f"listing the disks of {self.node}"):
+            texts = [device.XMLDesc(0) for device in self.connection.listAllDevices(flag)]
+        found = (xml.Property("capability/serial").get(xml.parse(text)) for text in texts)
+        return sorted({serial for serial in found if serial})
 
     def progress(self, uuid: str) -> dict[str, Any]:
         """Bytes of the job that runs: total, sent, remaining, rate per second; empty when there is none."""

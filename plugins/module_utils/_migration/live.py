@@ -33,6 +33,7 @@ class Source(End, Protocol):
     def undefine(self, uuid: str) -> None: ...
     def process(self, name: str, uuid: str) -> int | None: ...
     def migrate(self, order: Order) -> None: ...
+    def share(self, order: Order) -> None: ...
     def progress(self, uuid: str) -> dict[str, Any]: ...
     def abort(self, uuid: str) -> None: ...
     def capacity(self, uuid: str, target: str) -> int: ...
@@ -76,6 +77,9 @@ class LiveMove:
         if self.order.copies:
             self.journal.phase("making room", copies=self.paths)
             self.target.volumes.make(self.order.copies)
+        if any(device["lock"] for device in self.order.devices):
+            self.journal.phase("sharing")
+            self.source.share(self.order)
         self.journal.phase("migrating", was=self.marker["was"])
         self.perform(process)
         if self.error is not None:
@@ -105,6 +109,7 @@ class LiveMove:
             "autostart": self.source.autostart(uuid),
             "started": int(time.time()),
             "copies": self.paths,
+            "devices": order.devices,
         }
         self.journal.phase("marking")
         self.source.set_marker(uuid, self.marker)

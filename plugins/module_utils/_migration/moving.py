@@ -233,6 +233,7 @@ class Moving:
             home=params["set_home"],
             early=params["early_resume"],
             copies=copies,
+            devices=need.get("devices", []),
         )
 
     def result(self, state: State) -> dict[str, Any]:

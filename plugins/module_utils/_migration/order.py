@@ -40,7 +40,7 @@ class Order:
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
     to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
     home: keep, source or destination. `copies` are the disks that only the source has and that go along: target, path,
-    format, size.
+    format, size. `devices` are its block devices: path, identity, and the `lock` (VG/LV) of one in a shared group.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Order:
     early: bool = True
     keep: str | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def uri(self) -> str:

@@ -18,6 +18,7 @@ from .._domain import leases
 from .._domain.facts import disk_facts, nic_facts, size_of, state_files
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
+from . import devices as block_devices
 from .ends import End
 from .volumes import CLAIM
 
@@ -66,6 +67,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "disks": disks,
         "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
         "copying": False,
+        "devices": block_devices.read(devices(root, "disk"), end.lvm),
         "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
@@ -107,6 +109,7 @@ def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
         "domains": end.names(),
         "free": end.free_memory(),
         "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
+        "serials": end.serials() if any(need["devices"] for need in needs) else [],
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
 
@@ -138,7 +141,12 @@ def blockers(
     found = _own(need) + _storage(need)
     if not isinstance(said, Mapping):
         return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
-    found += _there(need, target, said) + _room(need, target, said) + _lease(need, target, said, leases)
+    found += (
+        _devices(need, target, said)
+        + _there(need, target, said)
+        + _room(need, target, said)
+        + _lease(need, target, said, leases)
+    )
     return found + _known(need, target, known or {})
 
 
@@ -172,9 +180,24 @@ def _storage(need: Mapping[str, Any]) -> list[Blocker]:
                 continue
             text = f"{disk['target']} holds a medium that only this node has ({disk['identity']})"
             found.append(Blocker("local_medium", text, "eject it first"))
-        elif disk["target"] not in {copy["target"] for copy in need["copies"]}:
+        elif disk["target"] not in {one["target"] for one in (*need["copies"], *need["devices"])}:
             text = f"disk {disk['target']} is on storage of this node alone ({disk['identity']})"
             found.append(Blocker("local_disk", text, _mend(need)))
+    return found
+
+
+def _devices(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
+    """Whether the destination has the block devices, by what they are."""
+    found = []
+    for device in need["devices"]:
+        missing = [wwid or "no WWID" for wwid in device["wwids"] if wwid not in said["serials"]]
+        if missing:
+            text = f"{target} does not have the disk of {device['target']}, {device['path']} ({', '.join(missing)})"
+            mend = "log in to it there (role san_initiator), or move it to shared storage first"
+            found.append(Blocker("local_disk", text, mend))
+        elif device["fault"]:
+            mend = "move the disk to a shared group (module volume_group), or to other shared storage"
+            found.append(Blocker("local_disk", f"disk {device['target']}: {device['fault']}", mend))
     return found
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvirt, _peers, _program, _run, _xml
+from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvirt, _lvm, _peers, _program, _run, _xml
 from .._disks import file, kind, template
 from .._domain import metadata
 from .._errors import TimedOut
-from . import copies, ends, foreign, helper, live, offline, order, recovery, rules, volumes
+from . import copies, ends, foreign, helper, live, locks, offline, order, recovery, rules, volumes
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
@@ -28,6 +28,7 @@ PARTS = {
         "_identity": _identity,
         "_leases": _leases,
         "_libvirt": _libvirt,
+        "_lvm": _lvm,
         "_peers": _peers,
         "_run": _run,
         "_xml": _xml,
@@ -40,6 +41,7 @@ PARTS = {
         "foreign": foreign,
         "helper": helper,
         "live": live,
+        "locks": locks,
         "offline": offline,
         "order": order,
         "recovery": recovery,

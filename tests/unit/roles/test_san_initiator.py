@@ -27,7 +27,7 @@ def render(name: str, **variables: object) -> str:
         san_initiator_find_multipaths="no",
         san_initiator_path_timeout=5,
         san_initiator_no_path_retry="24",
-        **variables,
+        **{"san_initiator_lvm_groups": [], **variables},
     )
 
 
@@ -65,3 +65,9 @@ def test_nothing_requires_the_logins() -> None:
     for name in ("libvirtd.service.j2", "open-iscsi.service.j2"):
         assert not [line for line in lines(render(name)) if line.startswith(words)]
     assert "open-iscsi.service" in render("libvirtd.service.j2").split("After=")[1]
+
+
+def test_vms_start_after_the_locks_of_their_groups() -> None:
+    assert "lvmlocks.service" not in render("libvirtd.service.j2")
+    assert render("libvirtd.service.j2", san_initiator_lvm_groups=[{"name": "vmsan"}]).endswith(" lvmlocks.service")
+    assert "open-iscsi.service" in render("lvmlocks.service.j2").split("After=")[1]

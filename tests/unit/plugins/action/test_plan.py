@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,8 @@ from ansible_collections.drover.kvm.plugins.action.plan import ActionModule
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._fields import argument_spec
 from ansible_collections.drover.kvm.plugins.modules import plan as documented
+
+EXAMPLES = Path(__file__).resolve().parents[4] / "examples"
 
 
 def node(name, *vms, **more):
@@ -70,6 +74,59 @@ def test_blockers_fail_with_all_of_them_named():
     assert not allowed.get("failed") and len(allowed["blockers"]) == 2
 
 
+FACTS = [node("hv1", vm("web1"), vm("web2")), node("hv2"), node("hv3")]
+
+
+def saved(**args):
+    return json.loads(json.dumps(run(operation="drain", node="hv1", nodes=FACTS, **args)))
+
+
+def test_a_saved_plan_is_done_exactly_under_the_cordon_too():
+    plan = saved()
+    cordoned = [{"node": {**FACTS[0]["node"], "cordon": {"reason": "drain"}}}, *FACTS[1:]]
+    other = saved(pins={"web1": ["hv3"], "web2": ["hv3"]})
+    assert plan["stages"] != other["stages"]
+    again = run(operation="drain", node="hv1", nodes=cordoned[::-1], saved=plan)
+    assert again["stages"] == plan["stages"] and "as saved" in again["text"]
+
+
+def test_the_example_of_simulate_is_planned():
+    values = yaml.safe_load((EXAMPLES / "simulate/cluster.yml").read_text(encoding="utf-8"))
+    result = run(**values)
+    assert result["blockers"] == [] and result["minutes"] == 0.7
+    for line in result["text"].splitlines():
+        assert line in (EXAMPLES / "../docs/planning.md").read_text(encoding="utf-8")
+
+
+CHANGED = {
+    "another VM": ([node("hv1", vm("web1")), *FACTS[1:]], {}, "(hv1)"),
+    "another node": ([*FACTS[:2], node("hv3", bridges=[{"name": "br9"}])], {}, "(hv3)"),
+    "other rules": (FACTS, {"anti_affinity": ["web"]}, "(the rules)"),
+    "a node less": (FACTS[:2], {}, "(hv3)"),
+}
+
+
+@pytest.mark.parametrize("nodes, more, words", CHANGED.values(), ids=list(CHANGED))
+def test_a_saved_plan_is_refused_when_the_facts_changed(nodes, more, words):
+    result = run(operation="drain", node="hv1", nodes=nodes, saved=saved(), **more)
+    assert result["error"] == "Refused" and f"facts changed since the plan was saved {words}" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    "target, words", [("hv9", "hv9 is no node of this cluster"), ("hv1", "is to move to where it is")]
+)
+def test_a_saved_plan_that_was_altered_is_refused(target, words):
+    plan = saved()
+    plan["stages"][0][0]["to"] = target
+    result = run(operation="drain", node="hv1", nodes=FACTS, saved=plan)
+    assert result["error"] == "Refused" and "was altered" in result["msg"] and words in result["msg"]
+
+
+def test_a_saved_plan_is_for_its_own_operation():
+    result = run(operation="consolidate", nodes=FACTS, saved=saved())
+    assert result["error"] == "Refused" and "for drain, not for consolidate" in result["msg"]
+
+
 WRONG = {
     "no operation": ({}, "missing required arguments: nodes, operation"),
     "unknown operation": ({"operation": "move", "nodes": []}, "value of operation must be one of: place, drain"),
@@ -86,6 +143,17 @@ WRONG = {
     "bad name": ({"operation": "place", "nodes": [], "vms": [{"name": "../a", "memory": 1}]}, "vms[0].name"),
     "twice": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": 1}] * 2}, "name given twice: a"),
     "names": ({"operation": "undrain", "node": "hv1", "nodes": [], "names": ["a"]}, "names: operation undrain has"),
+    "weights": ({"operation": "rebalance", "nodes": [], "weights": {"hv1": "much"}}, "hv1: 'much' is not a number"),
+    "no weight at all": ({"operation": "rebalance", "nodes": [], "weights": {"hv1": 0}}, "weight above 0"),
+    "a weight below zero": ({"operation": "rebalance", "nodes": [], "weights": {"hv1": -1}}, "a number from 0 on"),
+    "a node without weight": (
+        {"operation": "rebalance", "nodes": [node("hv1"), node("hv2")], "weights": {"hv1": 1}},
+        "weights: say it of every node that takes VMs, also of hv2",
+    ),
+    "threshold": ({"operation": "rebalance", "nodes": [], "threshold": 101}, "between 0 and 100"),
+    "moves": ({"operation": "spread", "nodes": [], "max_moves": -1}, "-1 is below 0"),
+    "budget of a drain": ({"operation": "drain", "node": "a", "nodes": [], "max_moves": 1}, "no use for it, only"),
+    "not saved": ({"operation": "consolidate", "nodes": [], "saved": {"x": 1}}, "not a plan that was saved"),
     "reserve": ({"operation": "drain", "node": "hv1", "nodes": [], "memory_reserve": "-1"}, "memory_reserve"),
     "pins": ({"operation": "drain", "node": "hv1", "nodes": [], "pins": {"a": 3}}, "pins: a: write one node"),
     "not facts": ({"operation": "drain", "node": "hv1", "nodes": [{"msg": "x"}]}, "not a result of node_info"),

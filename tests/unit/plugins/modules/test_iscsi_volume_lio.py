@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _resource, _target_lio, _volume_lvm
+from ansible_collections.drover.kvm.plugins.module_utils import _lvm, _resource, _target_lio
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
 from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
-from ansible_collections.drover.kvm.tests.unit import lio_fake
+from ansible_collections.drover.kvm.tests.unit import lio_fake, lvm_fake
 from ansible_collections.drover.kvm.tests.unit.volume_runs import VolumeRuns, done, refused
 
 PREFIX = "iqn.2026-11.test.drover"
@@ -44,11 +44,11 @@ class San(VolumeRuns):
         self.data, self.conf, self.devices = base / "srv", base / "lio", base / "vg0"
         for path in (self.data / "images", self.conf, self.devices, base / "cfs"):
             path.mkdir(parents=True)
-        self.lio, self.lvm = lio_fake.Kernel(base / "cfs"), lio_fake.Lvm(self.devices)
+        self.lio, self.lvm = lio_fake.Kernel(base / "cfs"), lvm_fake.Lvm(self.devices)
         patch.setattr(_target_lio, "rtslib", self.lio.module)
-        patch.setattr(_volume_lvm, "run", self.lvm.run)
-        patch.setattr(_volume_lvm, "run_json", self.lvm.report)
-        patch.setattr(_volume_lvm, "DEVICES", str(base))
+        patch.setattr(_lvm, "run", self.lvm.run)
+        patch.setattr(_lvm, "run_json", self.lvm.report)
+        patch.setattr(_lvm, "DEVICES", str(base))
 
     def state(self):
         files = {str(path): path.read_bytes() for path in self.base.rglob("*") if path.is_file()}

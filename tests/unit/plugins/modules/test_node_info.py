@@ -173,13 +173,13 @@ def test_bridges_without_open_vswitch(monkeypatch, tmp_path):
 def test_the_devices_that_a_sheet_leaves_alone():
     xml = """<domain type='kvm'><name>web1</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
     <memory unit='GiB'>1</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-q35-9.2'>hvm</type></os><devices>
-    <disk type='block' device='disk'><source dev='/dev/sdb'/><target dev='vdb' bus='virtio'/></disk>
+    <disk type='volume' device='disk'><source pool='p' volume='v'/><target dev='vdb' bus='virtio'/></disk>
     <interface type='direct'><mac address='52:54:00:00:00:01'/><source dev='eth0'/></interface>
     <hostdev mode='subsystem' type='pci'><source/></hostdev>
     <filesystem><source dir='/srv'/><target dir='data'/></filesystem></devices></domain>"""
     vm = _hypervisor.Domain("web1", "u", None, "stopped", "unknown", True, True, False, xml)
     sheet, left = adoption(vm)
-    assert left == ["disk vdb (of type block)", "NIC 52:54:00:00:00:01 (of type direct)",
+    assert left == ["disk vdb (of type volume)", "NIC 52:54:00:00:00:01 (of type direct)",
                     "host device (of type pci)", "shared folder data"]  # fmt: skip
     assert sheet["machine"] == "q35" and sheet["autostart"] is True and sheet["disks"] == sheet["nics"] == []
     odd = _hypervisor.Domain("a b", "u", None, "stopped", "unknown", True, True, False, xml)

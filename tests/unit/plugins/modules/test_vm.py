@@ -24,10 +24,12 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, m
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect
 from ansible_collections.drover.kvm.plugins.modules import vm
 from ansible_collections.drover.kvm.tests.unit import hostile, rbd_library
+from ansible_collections.drover.kvm.tests.unit.hotplug import CpuLimits
 
 pytest.importorskip("libvirt")
 
@@ -406,7 +408,7 @@ def test_a_defined_disk_whose_file_is_gone_is_not_made_anew(lab, tmp_path):
     disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "a.raw")}
     lab.run(**{**WEB, "disks": [disk]})
     (tmp_path / "a.raw").unlink()
-    assert "is the file system mounted" in lab.run(name="web1", disks=[disk])["msg"]
+    assert "is the storage there" in lab.run(name="web1", disks=[disk])["msg"]
 
 
 FSID = "5a1fb9a4-6a4c-4b0e-9f0c-0d7b1c9b8f11"
@@ -724,11 +726,23 @@ def test_a_file_that_can_not_be_read_lets_nothing_through(lab, reserved, text):
     assert lab.node.domains() == {}
 
 
-FUZZED = tuple(field for field in vm.FIELDS if field.name != "shutdown_timeout")
+# An act is done again by each run.
+STATE = Field("state", choices=tuple(state for state in vm.STATES if state != "restarted"), default="present")
+FUZZED = (STATE, *(field for field in vm.FIELDS if field.name not in ("state", "shutdown_timeout")))
+
+
+@pytest.fixture
+def driver(lab, monkeypatch):
+    """The test driver starts no VM that is paused, and limits no CPU time."""
+    begin = Node.start
+    monkeypatch.setattr(
+        Node, "start", lambda node, name, paused=False: (begin(node, name), paused and node.suspend(name))
+    )
+    return CpuLimits(monkeypatch)
 
 
 @hostile.fuzz(FUZZED, WEB, {**WEB, "state": "running"}, {"name": "web1"}, {"name": "old", "force": True}, quick=60)
-def test_any_input_gets_a_clear_answer(lab, args):
+def test_any_input_gets_a_clear_answer(lab, driver, args):
     for name, domain in lab.node.domains().items():
         if domain.state != "stopped":
             lab.node.destroy(name)

@@ -36,6 +36,7 @@ ALL: dict[str, Any] = {
     "cpu_features": {"require": ["pcid"], "disable": ["x2apic"]},
     "cpu_topology": {"sockets": 1, "cores": 4, "threads": 2},
     "cpu_shares": 200,
+    "cpu_quota": 50,
     "machine": "q35",
     "firmware": "efi",
     "secure_boot": True,
@@ -64,6 +65,7 @@ OTHERS: dict[str, Any] = {
     "cpu_features": {"disable": ["pcid"]},
     "cpu_topology": {"sockets": 2, "dies": 3, "cores": 1, "threads": 2},
     "cpu_shares": 0,
+    "cpu_quota": 0,
     "tpm": "none",
     "boot": ["disk"],
     "clock": "utc",
@@ -93,7 +95,7 @@ NIC = {"bridge": "br-int", "vlan": 100, "link": "down", "mtu": 9000, "queues": 4
 INSIDE = "<network><name>inside</name><bridge name='virbr7'/></network>"
 AROUND = "<network><name>around</name><forward mode='bridge'/><bridge name='br-int'/></network>"
 # These are taken back by it, and then shown as null.
-TAKEN_BACK = {"hugepages", "cpu_shares", "tpm", "watchdog", "console_log", "graphics", "video"}
+TAKEN_BACK = {"hugepages", "cpu_shares", "cpu_quota", "tpm", "watchdog", "console_log", "graphics", "video"}
 TAKEN_BACK |= {"title", "description", "owner"}
 
 
@@ -169,8 +171,8 @@ def test_all_options_together_change_in_place_and_back(run):
 
 def test_a_new_vm_has_the_defaults(run):
     made = run(**BASE)["vm"]
-    nothing = ["max_memory", "hugepages", "max_vcpus", "cpu_features", "cpu_topology", "cpu_shares", "tpm", "watchdog"]
-    nothing += ["console_log", "graphics", "video", "title", "description", "owner", "rollback_safe"]
+    nothing = ["max_memory", "hugepages", "max_vcpus", "cpu_features", "cpu_topology", "cpu_shares", "cpu_quota"]
+    nothing += ["tpm", "watchdog", "console_log", "graphics", "video", "title", "description", "owner", "rollback_safe"]
     assert {name: made[name] for name in nothing} == dict.fromkeys(nothing)
     assert made["agent"] and made["rng"] and made["clock"] == "utc"
     assert made["firmware"] == "bios" and made["secure_boot"] is False
@@ -207,8 +209,8 @@ def test_a_network_takes_the_place_of_a_bridge(run, daemon):
 
 @pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
 def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
-    # Hugepages and CPU features are what this machine may lack.
-    sheet = {name: value for name, value in ALL.items() if name not in ("hugepages", "cpu_features")}
+    # What this machine, or a libvirtd without cgroups, may lack.
+    sheet = {name: value for name, value in ALL.items() if name not in ("hugepages", "cpu_features", "cpu_quota")}
     started = run(**sheet, state="running")
     assert started["vm"]["state"] == "running" and started["pending_restart"] == []
     run(name="web1", state="stopped", force=True)

@@ -16,11 +16,12 @@ import pytest
 from ansible_collections.drover.kvm.plugins.module_utils import _node
 from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, draft, scaling
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
+from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse
-from ansible_collections.drover.kvm.tests.unit.hotplug import Hotplug, bus_of, free_ports, inner, key_of
+from ansible_collections.drover.kvm.tests.unit.hotplug import CpuLimits, Hotplug, bus_of, free_ports, inner, key_of
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import SAN, WEB, elsewhere, lab
 
 pytest.importorskip("libvirt")
@@ -503,6 +504,44 @@ def test_the_limits_of_a_disk_change_at_once(lab, plug, monkeypatch):
     result = lab.both(name="web1", disks=[{**disk, "iops": {}}])
     assert result["actions"][1:] == ["limit disk vda at once: iops total 500 -> none"]
     assert set(asked[1][1].values()) == {0} and result["pending_restart"] == []
+
+
+def test_the_time_of_vcpus_is_limited_at_once(lab, plug, monkeypatch):
+    limits = CpuLimits(monkeypatch)
+    steps = [(50, "none -> 50 %", 50000), (20, "50 % -> 20 %", 20000), (0, "20 % -> none", -1)]
+    for percent, words, quota in steps:
+        result = lab.both(name="web1", cpu_quota=percent)
+        assert result["actions"][1:] == [f"limit the time of each vCPU at once: {words}"]
+        assert limits.calls[-1] == (100000, quota) and result["pending_restart"] == []
+        assert result["vm"]["cpu_quota"] == (percent or None)
+    # A limit that somebody else gave it as it runs stays, where the task says nothing of it.
+    lab.node.set_cpu_quota("web1", 50000, 12345)
+    result = lab.both(name="web1", memory="64MiB")
+    assert result["actions"] == [] and result["pending_restart"] == ["cpu_quota 25 -> none"]
+    assert lab.both(name="web1", cpu_quota=0)["actions"] == ["limit the time of each vCPU at once: 25 % -> none"]
+
+
+def test_a_limit_of_vcpus_that_waits_for_a_restart_anyway_is_not_set_before(lab, plug, monkeypatch):
+    monkeypatch.setattr(Node, "set_cpu_quota", None)
+    result = lab.both(name="web1", cpu_quota=50, memory="128MiB", state="running", restart="allowed")
+    assert "at once" not in str(result["actions"]) and "<quota>50000</quota>" in lab.node.domain("web1").live_xml
+
+
+# Each option of HARDWARE that says it is live, with a value that a VM started with these has at once.
+STARTED = {"max_memory": "256MiB", "max_vcpus": 4}
+AT_ONCE: dict[str, Any] = {"memory": "128MiB", "vcpus": 3, "cpu_quota": 50}
+
+
+def test_every_option_that_says_it_is_live_has_a_row():
+    assert set(AT_ONCE) == {field.name for field in HARDWARE if field.when == "live"}
+
+
+@pytest.mark.parametrize("option", AT_ONCE)
+def test_what_says_it_is_live_waits_for_no_restart(lab, plug, monkeypatch, option):
+    CpuLimits(monkeypatch)
+    lab.run(name="web1", **STARTED, state="restarted")
+    result = lab.both(name="web1", **{option: AT_ONCE[option]})
+    assert result["pending_restart"] == [] and "at once" in str(result["actions"]), result["actions"]
 
 
 def test_vcpus_that_the_vm_started_with_stay_until_its_next_start(lab, plug):

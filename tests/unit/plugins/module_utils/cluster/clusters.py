@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.board import Board
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import (
     GIB,
     Cluster,
@@ -86,5 +88,53 @@ def _settled(dice: random.Random, guests: list[Guest], nodes: dict[str, Node], r
         name = dice.choice(possible)
         free[name] -= guest.memory + rules.overhead if guest.active else 0
         home = dice.choice(sorted(nodes)) if dice.random() < 0.3 else None
-        settled.append(Guest(**{**guest.__dict__, "node": name, "home": home}))
+        settled.append(replace(guest, node=name, home=home))
     return sorted(settled, key=lambda each: each.key)
+
+
+def even(seed: int, nodes: int, guests: int, fill: float = 0.6) -> Cluster:
+    """A plain cluster whose guests were put where most memory was free, the largest first; none has a home."""
+    start = cluster(seed, nodes, guests, fill, plain=True)
+    board = Board(replace(start, guests=()))
+    settled = []
+    for guest in sorted(start.guests, key=lambda each: (-each.memory, each.name)):
+        name = max(start.nodes, key=lambda node: (board.free(node), node))
+        settled.append(replace(guest, node=name, home=None))
+        board.put(settled[-1], name)
+    return replace(start, guests=tuple(sorted(settled, key=lambda each: each.key)))
+
+
+def tight(seed: int, nodes: int, guests: int, fill: float) -> Cluster:
+    """A cluster whose hv01 can be emptied for certain, and whose other nodes are then filled to that share on average.
+
+    It is made backwards: all guests are on the others, some of the large ones go to hv01, and small ones that stay move
+    from the fullest node to the emptiest, each move possible when it is made. So the holes are in pieces.
+    """
+    dice = random.Random(seed)
+    members = sorted((_guest(dice, number, plain=True) for number in range(guests)), key=lambda each: -each.memory)
+    rules = _rules(dice, members, nodes, plain=True)
+    names = [f"hv{number:02}" for number in range(1, nodes + 1)]
+    need = sum(guest.memory + rules.overhead for guest in members)
+    room = max(int(need / fill / (nodes - 1)), 66 * GIB)
+    board = Board(
+        Cluster({name: Node(name, room + rules.reserve, 32, frozenset({"br0"})) for name in names}, (), rules)
+    )
+    where = dict[Guest, str]()
+    for guest in members:
+        fits = [name for name in names[1:] if board.hindrance(guest, name) is None]
+        if fits:
+            where[guest] = dice.choice(fits)
+            board.put(guest, where[guest])
+    large = [guest for guest in where if guest.memory >= 16 * GIB]
+    for guest in dice.sample(large, len(large) // (nodes - 1)):
+        board.put(guest, names[0], out_of=where[guest])
+        where[guest] = names[0]
+    for _time in range(guests):
+        full, *_others, empty = sorted(names[1:], key=lambda name: (board.free(name), name))
+        small = [guest for guest in where if where[guest] == full and guest.memory <= 4 * GIB]
+        guest = dice.choice(small or members)
+        if small and board.hindrance(guest, empty) is None:
+            board.put(guest, empty, out_of=full)
+            where[guest] = empty
+    settled = (replace(guest, node=name) for guest, name in where.items())
+    return Cluster(board.cluster.nodes, tuple(sorted(settled, key=lambda each: each.key)), rules)

@@ -4,7 +4,8 @@
 
 A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, vms}`, a VM on it `{memory, ...}` where the
 rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from -> to mode"), blockers
-("vm node reason"), placements, n_minus_1, not_borne, notes, or parts of the text.
+("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps of a cycle ("node
+operation moves"), memory of the nodes before and after in percent, or parts of the text.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def domain(name, given):
         "state_files": [],
         "marker": None,
     }
-    metadata = {"managed": True, "tags": given.get("tags", []), "home": given.get("home")}
+    metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
     vcpus = {"current": given.get("vcpus", 2), "maximum": given.get("vcpus", 2)}
     own = {key: value for key, value in given.items() if key in usual}
     return {**usual, "metadata": metadata, "vcpus": vcpus, **own, "memory": {"current": memory, "maximum": memory}}
@@ -70,13 +71,20 @@ def node_info(name, given):
     return {"changed": False, "node": facts}
 
 
+def percent(memory):
+    """What running VMs take on a node, before and after, of what they may take."""
+    return "{} -> {}".format(*(round(100 * memory[when] / memory["usable"]) for when in ("before", "after")))
+
+
 def seen(result, expect):
     """The result in the short words of the scenario."""
     stages = [(number, move) for number, stage in enumerate(result["stages"], 1) for move in stage]
     short = {
         "moves": [f"{number} {m['vm']} {m['from']} -> {m['to']} {m['mode']}" for number, m in stages],
         "blockers": [" ".join(filter(None, (b["vm"], b["node"], b["reason"]))) for b in result["blockers"]],
-        "not_borne": {row["node"]: row["vms"] for row in result["not_borne"]},
+        "not_borne": {row["node"]: row["vms"] for row in result.get("not_borne", [])},
+        "cycle": [f"{each['node']} {each['operation']} {len(each['moves'])}" for each in result.get("cycle", [])],
+        "percent": {row["name"]: percent(row["memory"]) for row in result.get("nodes", [])},
         "says": [text for text in expect.get("says", []) if text in result["text"]],
     }
     return {key: short.get(key, result.get(key)) for key in expect}
@@ -97,5 +105,5 @@ def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
         memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm state_file"""
+        reserved_vlan unknown_vm state_file n_minus_1"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import replace
@@ -11,9 +12,13 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._cluster import proof
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.board import Board
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.consolidate import consolidate, moved, spread
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.drain import drain
-from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import GIB, Cluster, Guest
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import GIB, Cluster, Guest, Plan
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.place import place
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.rebalance import Limits, Scale, rebalance
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.rolling import rolling
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.stages import stages
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.undrain import undrain
 from ansible_collections.drover.kvm.tests.unit.plugins.module_utils.cluster import clusters
@@ -85,6 +90,86 @@ def test_a_second_drain_of_an_emptied_node_has_nothing_to_do(seed):
     after = tuple(replace(guest, node=target.get(guest.key, guest.node)) for guest in cluster.guests)
     assert not plan.blockers
     assert drain(replace(cluster, guests=after), ["hv01"]).moves == ()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_rebalance_holds_within_its_budgets_and_leaves_no_node_worse(seed):
+    cluster = some_cluster(seed)
+    limits = Limits(max_moves=seed % 7, max_memory_moved=(seed % 5) * 16 * GIB, threshold=0.05)
+    plan = rebalance(cluster, limits)
+    assert proof.violations(cluster, plan, stages(cluster, plan.moves)) == []
+    assert len(plan.moves) <= limits.max_moves
+    assert sum(move.memory for move in plan.moves) <= limits.max_memory_moved
+    level = [move for move in plan.moves if move.why == "balance"]
+    if len(level) == len(plan.moves):
+        assert uneven(cluster, plan) <= uneven(cluster, Plan()) + 1e-9
+
+
+def uneven(cluster: Cluster, plan: Plan) -> float:
+    return Scale(Board(moved(cluster, list(plan.moves))), {}).uneven()
+
+
+@pytest.mark.parametrize("seed", SEEDS[:40])
+def test_what_was_evened_out_stays_as_it_is(seed):
+    cluster = some_cluster(seed)
+    plan = rebalance(cluster, Limits())
+    after = rebalance(moved(cluster, list(plan.moves)), Limits())
+    assert not plan.moves or len(after.moves) < len(plan.moves)
+
+
+@pytest.mark.parametrize("seed", SEEDS[:60])
+def test_every_spread_and_consolidation_holds(seed):
+    cluster = some_cluster(seed)
+    for plan in (spread(cluster, Limits()), consolidate(cluster), consolidate(cluster, n_minus_1=False)):
+        assert proof.violations(cluster, plan, stages(cluster, plan.moves)) == []
+    plan = consolidate(cluster)
+    assert not plan.emptied or not proof.not_borne(cluster, plan)
+
+
+@pytest.mark.parametrize("seed", SEEDS[:60])
+def test_every_step_of_a_cycle_holds_and_all_are_back_at_its_end(seed):
+    cluster = clusters.cluster(seed, 4, 30, 0.5, plain=True)
+    guests = tuple(replace(guest, home=None, tags=frozenset()) for guest in cluster.guests)
+    cluster = replace(cluster, guests=guests)
+    steps = list(rolling(cluster, sorted(cluster.nodes)))
+    for step in steps:
+        opened = [step.node] if step.what == "undrain" else []
+        assert proof.violations(step.cluster, step.plan, stages(step.cluster, step.plan.moves), opened) == []
+        assert not step.plan.blockers
+    end = moved(steps[-1].cluster, list(steps[-1].plan.moves))
+    assert {g.name: g.node for g in end.guests} == {g.name: g.node for g in cluster.guests}
+
+
+def test_a_cycle_without_return_moves_far_fewer_bytes():
+    cluster = clusters.even(1, 6, 90, 0.5)
+    there, back = (
+        sum(move.memory for step in rolling(cluster, sorted(cluster.nodes), come_home=home) for move in step.plan.moves)
+        for home in (False, True)
+    )
+    assert there < 0.75 * back
+
+
+def test_a_tight_cluster_is_emptied_in_each_case_that_is_possible():
+    plans = [drain(clusters.tight(seed, 6, 60, fill), ["hv01"]) for seed in range(5) for fill in (0.85, 0.95)]
+    assert [plan.blockers for plan in plans] == [()] * 10
+    assert any(move.why != "drain" for plan in plans for move in plan.moves), "not tight enough to show it"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_drain_keeps_the_fullest_node_as_empty_as_a_search_of_all_plans(seed):
+    cluster = clusters.even(seed, 4, 22, 0.5)
+    cluster = replace(cluster, rules=replace(cluster.rules, anti_affinity=frozenset()))
+    leaving = [cluster.need(guest) for guest in cluster.guests if guest.node == "hv01"]
+    board = Board(moved(cluster, list(drain(cluster, ["hv01"]).moves)))
+    start = Board(cluster)
+    least = min(
+        max(start.used[name] + sum(size for size, each in zip(leaving, chosen) if each == name) for name in OTHERS)
+        for chosen in itertools.product(OTHERS, repeat=len(leaving))
+    )
+    assert max(board.used.values()) <= least * 1.005
+
+
+OTHERS = ("hv02", "hv03", "hv04")
 
 
 def test_a_tight_cluster_is_emptied_by_making_room():

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_identity
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
-from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
@@ -29,6 +31,8 @@ IQN = "iqn.2026-11.org.example:drover-web1-0"
 SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
 RBD = {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]}
 FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size": "1GiB"}
+BLOCK = {"type": "block", "path": "/dev/san/web1"}
+LVM = {"type": "lvm", "vg": "vmdata"}
 NIC = {"bridge": "br-int"}
 LOG = "/var/log/libvirt/qemu/web1-console.log"
 
@@ -48,6 +52,7 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
         "<topology sockets='1' cores='1' threads='2'/>",
     ),
     "cpu_shares": (2048, "<cputune><shares>2048</shares></cputune>"),
+    "cpu_quota": (50, "<cputune><period>100000</period><quota>50000</quota></cputune>"),
     "cpu": (
         "Nehalem",
         "<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>Nehalem</model></cpu>",
@@ -85,6 +90,11 @@ NEW_RBD = (
     "<source protocol='rbd' name='vms/drover-web1-0'><host name='10.231.5.13' port='6789'/>"
     "<auth username='libvirt'><secret usage='client.libvirt' type='ceph'/></auth></source>"
     "<target dev='vda' bus='virtio'/></disk>"
+)
+NEW_BLOCK = (
+    "<disk type='block' device='disk'>"
+    "<driver name='qemu' cache='none' discard='unmap' type='raw' error_policy='stop' io='native'/>"
+    "<source dev='%s'/><target dev='vda' bus='virtio'/></disk>"
 )
 NAMED = "<host name='fd00::1' port='3300'/><host name='mon2' port='6789'/>"
 CDROM = (
@@ -125,6 +135,8 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "pool": (RBD, NEW_RBD),
     "image": ({**RBD, "image": "db"}, "name='vms/db'"),
     "namespace": ({**RBD, "namespace": "shop"}, "name='vms/shop/drover-web1-0'"),
+    "vg": (LVM, NEW_BLOCK % "/dev/vmdata/drover-web1-0"),
+    "lv": ({**LVM, "lv": "db"}, NEW_BLOCK % "/dev/vmdata/db"),
     "monitors": ({**RBD, "monitors": ["[fd00::1]:3300", "mon2"]}, NAMED),
 }
 NEW_NIC = (
@@ -195,6 +207,49 @@ def test_disks(option):
     check(root, params, fragment)
     if option not in ("size", "source", "clone"):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
+
+
+def test_a_block_device_goes_by_its_name():
+    check(*build(disks=[BLOCK]), NEW_BLOCK % "/dev/san/web1")
+
+
+REFUSED_DEVICES = {
+    "/dev/sdb": "may be another disk",
+    "/dev/dm-3": "may be another disk",
+    "/dev/nvme0n1": "may be another disk",
+    "/dev/disk/by-path/ip-10.0.0.1": "may be another disk",
+    "/dev/disk/by-label/root": "may be another disk",
+    "/dev/vmdata/web1": "with type lvm",
+    "/srv/web1.img": "no block device",
+}
+
+
+@pytest.mark.parametrize("path", REFUSED_DEVICES)
+def test_a_name_that_may_lead_elsewhere_is_refused(path):
+    with pytest.raises(DroverError, match=REFUSED_DEVICES[path]):
+        build(disks=[{"type": "block", "path": path}])
+
+
+@pytest.mark.parametrize("disk", [BLOCK, LVM])
+@pytest.mark.parametrize("option, words", [("format", "format raw"), ("source", "source")])
+def test_what_a_device_can_not_have(disk, option, words):
+    with pytest.raises(DroverError, match=words):
+        build(disks=[{**disk, option: {"format": "qcow2", "source": "/srv/a.img"}[option]}])
+
+
+ONE_OF_EACH = {"iscsi": SAN, "rbd": RBD, "file": FILE, "block": BLOCK, "lvm": LVM}
+
+
+def test_every_kind_of_storage_has_an_example():
+    assert set(ONE_OF_EACH) == set(disks.KINDS) >= set(LANDINGS)
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_volume_has_one_name_in_sheets_and_in_claims(kind):
+    """By it the peers refuse a second user, and remove_disks spares what another VM has."""
+    root, _params = build(disks=[ONE_OF_EACH[kind]])
+    name = disks.identity(sheet.read(root)["disks"][0])
+    assert disk_identity(devices(root, "disk")[0]) == (kind, name) and name.startswith(f"{kind}:")
 
 
 def test_a_disk_without_chap_loses_its_account_and_nothing_else():
@@ -307,7 +362,7 @@ def test_disks_of_unknown_kinds_stay_when_the_list_is_exact():
     root = parse(FOREIGN)
     sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": [], "nics": []}), BRIDGES)
     text = text_of(root)
-    assert "/dev/vg0/legacy" in text and "hostdev" in text
+    assert "volume='legacy'" in text and "hostdev" in text
     assert not [word for word in ("iscsi", "vms/legacy", "data, ", "<interface") if word in text]
 
 
@@ -365,6 +420,7 @@ REFUSED = [
     ({"console_log": "/var/log/../../etc/passwd"}, "below /var/log"),
     ({"graphics": {"type": "vnc", "listen": "all"}}, "is not an IP address"),
     ({"cpu_shares": 1}, "out of range"),
+    ({"cpu_quota": 101}, "write a number from 0 to 100"),
     ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
     ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
@@ -401,6 +457,17 @@ def test_pending_names_what_the_running_vm_lacks():
         "nic 52:54:00:aa:bb:02 removed",
     ]
     assert sheet.pending(running, sheet.read(running)) == []
+
+
+def test_a_limit_of_cpu_time_is_read_however_it_is_written():
+    texts = ["<quota>30000</quota>", "<period>1000000</period><quota>333333</quota>", "<quota>-1</quota>"]
+    roots = [
+        parse(f"<domain><cputune>{text}<emulator_quota>5000</emulator_quota></cputune></domain>") for text in texts
+    ]
+    quota = next(field for field in HARDWARE if field.name == "cpu_quota").place
+    assert [quota.get(root) for root in roots] == [30, 33, None]
+    quota.put(roots[1], 0)
+    assert text_of(roots[1]) == "<domain><cputune><emulator_quota>5000</emulator_quota></cputune></domain>"
 
 
 def test_host_model_is_not_pending_for_ever():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
-from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
+from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_facts, domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Domain
 from ansible_collections.drover.kvm.plugins.module_utils._xml import Flag, Property, find, parse, text_of
@@ -109,7 +109,7 @@ def test_facts_of_a_running_domain():
         ("iscsi", "iscsi:iqn.2026-11.lab:h1/1@10.231.5.10:3260", True),
         ("file", "file:/srv/shared/data, & more.qcow2", True),
         ("rbd", "rbd:?/vms/legacy", True),
-        ("lvm", "block:/dev/vg0/legacy", False),
+        ("volume", "volume:vg0/legacy", False),
         ("file", None, False),
     ]
     assert [(nic["mac"][-2:], nic["bridge"], nic["vlan"], nic["trunks"]) for nic in facts["nics"]] == [
@@ -146,3 +146,17 @@ def test_facts_of_a_domain_that_is_shut_off_come_from_its_definition():
     facts = domain_facts(domain)
     assert facts["cpu"] is None and facts["virt_type"] == "qemu" and facts["memory"]["current"] == 2 << 30
     assert facts["disks"] == [] and facts["marker"] is None
+
+
+@pytest.mark.parametrize(
+    "source, places, shared",
+    [
+        ("/dev/san/web1", ["/dev/san/web1"], True),
+        ("/dev/disk/by-id/nvme-1", ["/dev/san/web1"], False),
+        ("/dev/vmsan/web1", ["/dev/vmsan"], True),
+        ("/dev/vmdata/web1", ["/dev/vmsan"], False),
+    ],
+)
+def test_a_device_is_shared_when_the_node_says_so(source, places, shared):
+    disk = parse(f"<disk type='block'><source dev='{source}'/><target dev='vda'/></disk>")
+    assert disk_facts(disk, places)["shared_storage"] is shared

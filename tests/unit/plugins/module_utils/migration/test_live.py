@@ -12,6 +12,7 @@ import time
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import MARK
+from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._migration import live, order
 
@@ -34,6 +35,7 @@ class World:
         self.hold = threading.Event()
         self.sent = iter(range(10**6))
         self.reader, self.writer = os.pipe()
+        self.marked = None
 
 
 class Node:
@@ -56,6 +58,7 @@ class Node:
     def set_marker(self, uuid, marker):
         self.note("mark" if marker else "unmark")
         self.vm["marker"] = marker
+        self.world.marked = marker or self.world.marked
 
     def autostart(self, uuid):
         return self.vm["autostart"]
@@ -112,6 +115,9 @@ class Node:
         self.world.error = Failed("aborted")
         self.world.finish = False
         self.world.hold.set()
+
+    def share(self, wanted):
+        self.note("share")
 
     def migrate(self, wanted):
         world = self.world
@@ -300,3 +306,19 @@ def test_a_file_stays_until_its_copy_is_whole(tmp_path, original, fault):
     with pytest.raises(Failed):
         move(world, tmp_path, copies=copies_of(original))
     assert original.exists() and "unmark on hv2" not in world.log
+
+
+def test_logical_volumes_are_shared_between_the_mark_and_the_migration(tmp_path):
+    world = World()
+    device = {"target": "vda", "path": "/dev/vg0/web1", "identity": "LVM-1", "wwids": ["3600"], "lock": "vg0/web1"}
+    move(world, tmp_path, devices=[device])
+    marked, shared, moved = (world.log.index(f"{what} on hv1") for what in ("mark", "share", "migrate"))
+    assert marked < shared < moved
+
+
+def test_a_device_goes_into_the_marker_and_without_a_lock_nothing_is_shared(tmp_path):
+    world = World()
+    device = {"target": "vda", "path": "/dev/san/web1", "identity": "3600", "wwids": ["3600"], "lock": ""}
+    move(world, tmp_path, devices=[device])
+    assert "share on hv1" not in world.log
+    assert "<device path='/dev/san/web1' identity='3600'/>" in metadata.marker_xml(world.marked)

@@ -38,6 +38,7 @@ NEED = {
     "snapshots": 0,
     "managed_save": False,
     "copies": [],
+    "devices": [],
     "copying": False,
     "lease": None,
 }

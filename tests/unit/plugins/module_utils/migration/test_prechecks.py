@@ -27,9 +27,10 @@ NEED = {
     "copies": [],
     "copying": False,
     "lease": None,
+    "devices": [],
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
-SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
+SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
 COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
@@ -164,3 +165,23 @@ def test_two_disks_share_the_room_of_their_folder():
 def test_a_local_disk_says_how_it_could_move(need, mend):
     found = blockers({**NEED, "disks": [DISK], **need}, "hv2", SAID, None, {})
     assert found[0].reason == "local_disk" and mend in found[0].mend
+
+
+LUN = {"target": "vda", "path": "/dev/san/web1", "identity": "3600a", "wwids": ["3600a"], "lock": "", "fault": ""}
+
+
+@pytest.mark.parametrize(
+    "device, words",
+    [
+        ({}, None),
+        ({"wwids": ["3600a", "3600b"]}, "(3600b)"),
+        ({"wwids": [None]}, "(no WWID)"),
+        ({"fault": "volume group vg0 is not shared between nodes"}, "not shared"),
+        ({"lock": "vmsan/web1"}, None),
+    ],
+)
+def test_a_device_is_known_there_by_its_wwid(device, words):
+    disk = {**DISK, "identity": "block:/dev/san/web1"}
+    found = blockers({**NEED, "disks": [disk], "devices": [{**LUN, **device}]}, "hv2", SAID, None, {})
+    assert [one.reason for one in found] == (["local_disk"] if words else [])
+    assert words is None or words in found[0].text

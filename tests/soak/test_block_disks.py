@@ -1,0 +1,250 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs on volumes to which the nodes log in: a whole one, and a logical volume of a group that the nodes share.
+
+Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_KEEP=1 a lab that is up already is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played, example_lab, wait_until
+
+SITE = Path(__file__).with_name("block_disks")
+NODES = ("hv1", "hv2")
+SITE_SECONDS = 1800
+MIB = 2**20
+WEB: dict[str, Any] = {
+    "name": "web1",
+    "memory": "32MiB",
+    "vcpus": 1,
+    "machine": "pc",
+    "disks": [{"type": "block", "path": "/dev/san/web1"}],
+}
+DB: dict[str, Any] = {**WEB, "name": "db1", "disks": [{"type": "lvm", "vg": "vmsan", "size": "64MiB"}]}
+VOLUME = "vmsan/drover-db1-0"
+# Active and open, and its size.
+LOOK = f"lvs --noheadings -o lv_active,lv_device_open,lv_size --units b --nosuffix {VOLUME}"
+WRITE = "base64 -d > /run/sector && dd if=/run/sector of={} oflag=direct bs=512 status=none"
+# The counter of the boot sector: sector 16 holds DRVT and 32 bits.
+COUNT = "dd if={} iflag=direct bs=512 skip=16 count=1 status=none | od -An -tx4 -N8"
+# A domain that another tool defined, on the same volume.
+THIEF = f"""<domain type='qemu'><name>thief</name><memory unit='MiB'>32</memory><os><type>hvm</type></os><devices>
+<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='/dev/{VOLUME}'/><target dev='vda'/></disk>
+</devices></domain>"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """The machines; nothing is set up yet."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    with example_lab(os.environ.get("DROVER_LAB_NAME", "drover-block"), SITE) as found:
+        found.play_seconds = SITE_SECONDS
+        yield found
+
+
+def site(nodes: Cluster, *options: str, **variables: Any) -> Played:
+    """Run the site's own playbook."""
+    return nodes.play(str(SITE / "site.yml"), *options, **variables)
+
+
+def do(nodes: Cluster, node: str, module: str, **args: Any) -> dict[str, Any]:
+    """The result of a module that must not fail."""
+    found = nodes.task(node, module, **args)
+    assert not found["failed"], found
+    return found
+
+
+def boot_sector(nodes: Cluster) -> str:
+    """The guest, as base64 text."""
+    guests = Guests(nodes.lab.base)
+    guests.ensure()
+    return base64.b64encode(guests.boot_sector.read_bytes().ljust(17 * 512, b"\0")).decode()
+
+
+def counter(nodes: Cluster, node: str, device: str) -> int:
+    """How far the guest has counted, from its disk; -1 before its first word."""
+    words = nodes.ssh(node, COUNT.format(device), timeout=120).split()
+    return int(words[1], 16) if words[0] == "54565244" else -1
+
+
+def counts(nodes: Cluster, node: str, device: str, beyond: int = -1) -> int:
+    """The counter, once it is beyond a number and goes on."""
+    seen: list[int] = []
+
+    def goes_on() -> bool | str:
+        seen.append(counter(nodes, node, device))
+        return (seen[-1] > max(beyond, seen[0])) or str(seen)
+
+    wait_until(goes_on, 120, f"the guest on {node} counts")
+    return seen[-1]
+
+
+def look(nodes: Cluster, node: str) -> str:
+    """Whether the volume is active and open on a node, and its size in bytes."""
+    return " ".join(nodes.ssh(node, LOOK, timeout=120).split())
+
+
+def attempt(nodes: Cluster, node: str, how: str) -> str:
+    """What LVM says to an activation; nothing when it was granted."""
+    return nodes.ssh(node, f"lvchange -a{how} {VOLUME} 2>&1 || true", timeout=120).strip()
+
+
+def alone(nodes: Cluster, node: str) -> bool | str:
+    """Whether a node holds the volume, and the other one can't have it even as a shared one."""
+    other = next(name for name in NODES if name != node)
+    said = attempt(nodes, other, "sy")
+    if not said:
+        attempt(nodes, other, "n")
+    return ("locked by other host" in said and look(nodes, node).startswith("active")) or f"granted: {said}"
+
+
+def home_of(nodes: Cluster, vm: str) -> str:
+    """The one node on which it runs."""
+    (home,) = [node for node in NODES if nodes.domains(node).get(vm) == "running"]
+    return home
+
+
+def move(nodes: Cluster, source: str, target: str, vm: str, device: str) -> None:
+    """Migrate and see that the guest goes on from where it was."""
+    before = counts(nodes, source, device)
+    moved = do(nodes, source, "migrate", name=vm, to=target)
+    print(f"{vm} moved to {target}: {moved}")
+    assert home_of(nodes, vm) == target and vm not in nodes.domains(source)
+    assert counts(nodes, target, device, before) > before
+
+
+def test_the_site_is_set_up(nodes: Cluster) -> None:
+    done = site(nodes).good()
+    print(f"set up in {done.seconds:.0f} s")
+
+
+def test_a_second_run_changes_nothing(nodes: Cluster) -> None:
+    assert site(nodes).good().changed == 0
+
+
+def test_a_disk_is_the_same_on_both_nodes_by_what_it_is(nodes: Cluster) -> None:
+    script = "for name in web1 vms1; do udevadm info --query=property --value --property=ID_SERIAL /dev/san/$name; done"
+    first, second = (nodes.ssh(node, script, timeout=120).split() for node in NODES)
+    assert first == second and len(set(first)) == 2
+
+
+def test_lvm_sees_the_shared_group_and_not_the_disks_of_vms(nodes: Cluster) -> None:
+    script = "pvs --noheadings -a -o pv_name; readlink -f /dev/san/web1 /dev/san/vms1"
+    for node in NODES:
+        *devices, web, vms = nodes.ssh(node, script, timeout=120).split()
+        assert web not in devices and vms in devices
+
+
+def test_a_kernel_name_is_refused_with_the_name_to_write(nodes: Cluster) -> None:
+    raw = nodes.ssh("hv1", "readlink -f /dev/san/web1", timeout=120).strip()
+    refused = nodes.task("hv1", "vm", **{**WEB, "disks": [{"type": "block", "path": raw}]})
+    assert refused["failed"] and "write /dev/san/web1" in refused["msg"], refused
+
+
+def test_a_vm_on_a_whole_volume_moves_there_and_back(nodes: Cluster) -> None:
+    nodes.ssh("hv1", WRITE.format("/dev/san/web1"), stdin=boot_sector(nodes), timeout=120)
+    do(nodes, "hv1", "vm", **WEB, state="running")
+    assert not do(nodes, "hv1", "vm", **WEB, state="running")["changed"]
+    move(nodes, "hv1", "hv2", "web1", "/dev/san/web1")
+    move(nodes, "hv2", "hv1", "web1", "/dev/san/web1")
+
+
+def test_another_disk_of_the_same_name_is_refused_at_the_destination(nodes: Cluster) -> None:
+    names = "basename -a $(readlink -f /dev/san/web1 /dev/san/vms1)"
+    web, vms = nodes.ssh("hv2", names, timeout=120).split()
+    nodes.ssh("hv2", f"ln -sfn ../{vms} /dev/san/web1", timeout=120)
+    try:
+        refused = nodes.task("hv1", "migrate", name="web1", to="hv2")
+    finally:
+        nodes.ssh("hv2", f"ln -sfn ../{web} /dev/san/web1", timeout=120)
+    assert refused["failed"] and "it is another disk" in refused["msg"], refused
+    assert home_of(nodes, "web1") == "hv1" and "web1" not in nodes.domains("hv2")
+
+
+def test_a_volume_that_grew_is_bigger_for_its_running_vm(nodes: Cluster) -> None:
+    disks = [{**WEB["disks"][0], "size": "96MiB"}]
+    early = nodes.task("hv1", "vm", name="web1", disks=disks)
+    assert early["failed"] and "grow the volume on the SAN first" in early["msg"], early
+    prefix = "iqn.2026-11.org.example"
+    do(nodes, "san1", "iscsi_volume", backend="lio", iqn_prefix=prefix, name="web1", size="96MiB")
+    do(nodes, "hv1", "iscsi_session", target=f"{prefix}:web1")
+    assert do(nodes, "hv1", "vm", name="web1", disks=disks)["actions"] == ["grow vda as it runs to 96MiB"]
+    assert str(96 * MIB) in nodes.ssh("hv1", "virsh -q domblkinfo web1 vda", timeout=120)
+    do(nodes, "hv1", "vm", name="web1", state="absent", force=True)
+
+
+def test_a_logical_volume_is_free_until_its_vm_starts(nodes: Cluster) -> None:
+    do(nodes, "hv1", "vm", **DB)
+    assert [look(nodes, node).split()[-1] for node in NODES] == [str(64 * MIB)] * 2
+    assert not [node for node in NODES if look(nodes, node).startswith("active")]
+    assert attempt(nodes, "hv1", "ey") == ""
+    nodes.ssh("hv1", WRITE.format(f"/dev/{VOLUME}"), stdin=boot_sector(nodes), timeout=120)
+    assert attempt(nodes, "hv1", "n") == ""
+
+
+def test_the_node_that_runs_the_vm_has_it_alone(nodes: Cluster) -> None:
+    do(nodes, "hv1", "vm", **DB, state="running")
+    counts(nodes, "hv1", f"/dev/{VOLUME}")
+    assert alone(nodes, "hv1") is True
+    said = nodes.ssh("hv2", "virsh create /dev/stdin 2>&1; true", stdin=THIEF, timeout=120)
+    assert "thief refused" in said and "locked by other host" in said, said
+
+
+def test_it_is_handed_over_at_a_live_migration(nodes: Cluster) -> None:
+    for source, target in (NODES, NODES[::-1], NODES):
+        move(nodes, source, target, "db1", f"/dev/{VOLUME}")
+        wait_until(partial(alone, nodes, target), 120, f"{target} has it alone")
+        assert not look(nodes, source).startswith("active")
+
+
+def test_it_grows_on_the_node_that_has_it(nodes: Cluster) -> None:
+    disks = [{**DB["disks"][0], "size": "96MiB"}]
+    grown = do(nodes, "hv2", "vm", name="db1", disks=disks)
+    assert grown["vm"]["disks"][0]["size"] == 96 * MIB
+    assert str(96 * MIB) in nodes.ssh("hv2", "virsh -q domblkinfo db1 vda", timeout=120)
+    assert not do(nodes, "hv2", "vm", name="db1", disks=disks)["changed"]
+    counts(nodes, "hv2", f"/dev/{VOLUME}")
+
+
+def test_a_migration_that_is_killed_leaves_one_holder(nodes: Cluster) -> None:
+    kill = "virsh -q domuuid db1 | xargs -I{} systemctl kill -s KILL drover-migrate-{}"
+    with ThreadPoolExecutor() as pool:
+        moving = pool.submit(nodes.task, "hv2", "migrate", name="db1", to="hv1", bandwidth="1MiB")
+        wait_until(lambda: look(nodes, "hv1").startswith("active"), 120, "both nodes have it")
+        nodes.ssh("hv2", kill, timeout=120)
+        print(moving.result())
+    do(nodes, "hv2", "migrate", state="recovered", name="db1")
+    home = home_of(nodes, "db1")
+    wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
+    counts(nodes, home, f"/dev/{VOLUME}")
+
+
+def test_a_vm_that_ends_by_itself_gives_it_back(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    nodes.ssh(home, "virsh qemu-monitor-command db1 --hmp quit; true", timeout=120)
+    wait_until(lambda: not look(nodes, home).startswith("active"), 60, "the volume is free")
+    other = next(name for name in NODES if name != home)
+    assert attempt(nodes, other, "ey") == "" and attempt(nodes, other, "n") == ""
+
+
+def test_its_vm_goes_with_its_volume_and_no_other(nodes: Cluster) -> None:
+    nodes.ssh("hv1", "lvcreate -y -an -L 8M -n drover-db1-7 vmsan", timeout=120)
+    try:
+        (home,) = [node for node in NODES if "db1" in nodes.domains(node)]
+        do(nodes, home, "vm", name="db1", state="absent", remove_disks=True)
+        assert nodes.ssh("hv1", "lvs --noheadings -o lv_name vmsan", timeout=120).split() == ["drover-db1-7"]
+    finally:
+        nodes.ssh("hv1", "lvremove -y vmsan/drover-db1-7", timeout=120)

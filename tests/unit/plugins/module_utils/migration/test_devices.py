@@ -1,0 +1,80 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a VM's block devices are, as the other node is asked for them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils import _lvm
+from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
+from ansible_collections.drover.kvm.plugins.module_utils._disks import block
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
+from ansible_collections.drover.kvm.plugins.module_utils._migration import devices, locks
+from ansible_collections.drover.kvm.plugins.module_utils._migration.order import Order
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
+from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, Devices
+from ansible_collections.drover.kvm.tests.unit.lvm_fake import MIB, Groups, Lvm
+
+ONE = "/dev/san/vms1"
+ORDER = Order(id="1", kind="live", vm="web1", uuid="u1", source="hv1", target="hv2", here="hv1")
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    found = Devices(tmp_path / "root")
+    found.add("sdb", "8:16", ["san/vms1"], udev=WWID)
+    monkeypatch.setattr(block, "Blocks", partial(Blocks, found.root))
+    return found
+
+
+def read(path):
+    disk = parse(f"<disk type='block' device='disk'><source dev='{path}'/><target dev='vda'/></disk>")
+    (found,) = devices.read([disk, parse("<disk type='file'><source file='/a'/></disk>")], _lvm.Lvm())
+    return found
+
+
+def test_a_lun_is_its_wwid_over_one_path_or_two(node):
+    assert read(ONE) == {"target": "vda", "path": ONE, "identity": WWID, "wwids": [WWID], "lock": "", "fault": ""}
+    node.add("dm-0", "254:0", [], uuid=f"mpath-{WWID}", label="web1")
+    (node.root / "dev/mapper/web1").symlink_to(node.root / "dev/dm-0")
+    assert read("/dev/mapper/web1")["identity"] == WWID
+
+
+def test_a_device_that_is_gone_has_no_wwid(node):
+    assert read("/dev/san/gone")["wwids"] == [None]
+
+
+@pytest.mark.parametrize("shared, lock, fault", [(True, "vmsan/web1", ""), (False, "", "vmsan is not shared")])
+def test_a_logical_volume_lies_on_the_disks_of_its_group(node, monkeypatch, shared, lock, fault):
+    fake = Groups({ONE: 65 * MIB})
+    fake.vgcreate(["--shared", "vmsan", ONE] if shared else ["vmsan", ONE])
+    monkeypatch.setattr(_lvm, "run", fake.run)
+    monkeypatch.setattr(
+        _lvm, "run_json", lambda argv: {"report": [{"lv": []}]} if argv[0] == "lvs" else fake.report(argv)
+    )
+    found = read("/dev/vmsan/web1")
+    assert found["identity"] == "LVM-UUIDvmsan" and found["wwids"] == [WWID]
+    assert found["lock"] == lock and fault in found["fault"]
+
+
+def test_a_node_without_the_group_says_so(node, monkeypatch):
+    monkeypatch.setattr(_lvm, "run_json", Groups({}).report)
+    assert "no volume group vmsan" in read("/dev/vmsan/web1")["fault"]
+
+
+def test_what_ends_the_sharing_is_started_before_it_begins(tmp_path, monkeypatch):
+    fake, done = Lvm(tmp_path, lock="sanlock"), []
+    fake.lvcreate(["--size", f"{MIB}b", "--name", "web1", "vg0"])
+    monkeypatch.setattr(locks, "run", lambda argv, ok: done.append((argv[-1], dict(fake.here))))
+    monkeypatch.setattr(_lvm, "run", fake.run)
+    monkeypatch.setattr(_lvm, "run_json", fake.report)
+    order = Order(**{**vars(ORDER), "devices": [{"lock": "vg0/web1"}, {"lock": ""}]})
+    locks.share(order)
+    assert done == [("vg0/web1", {"web1": "ex"})] and fake.here == {"web1": "sh"}
+    fake.elsewhere["web1"] = "ex"
+    with pytest.raises(Failed, match="can't be shared with hv2: vg0/web1 is held by hv2"):
+        locks.share(order)

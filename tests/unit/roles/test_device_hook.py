@@ -1,0 +1,133 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hook that gives a VM its devices, run as libvirt runs it, with LVM's commands as a small stateful fake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOOK = Path(__file__).resolve().parents[3] / "roles/hypervisor/files/drover-devices"
+UUID = "7d4da458-de51-4138-9921-aae15234a969"
+# `here` are the locks of this node, `there` those of another; vmsan is a shared group, vmdata a local one.
+LVM = """#!{python}
+import json, os, sys
+path = {state!r}
+state = json.load(open(path))
+program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+state["log"].append(" ".join([program, *words]))
+status, said = 0, ""
+if program == "vgs":
+    said = "  vmsan sanlock\\n  vmdata "
+elif program == "vgchange":
+    state["joined"] = True
+elif program == "lvchange":
+    volume, how = words[-1], words[1]
+    other = state["there"].get(volume)
+    if how == "n":
+        state["here"].pop(volume, None)
+    elif not state["joined"]:
+        status, said = 5, "Cannot access VG vmsan due to failed lock."
+    elif other and not (how == "sy" and other == "sh"):
+        status, said = 5, "LV locked by other host: " + volume
+    else:
+        state["here"][volume] = how
+json.dump(state, open(path, "w"))
+sys.stderr.write(said) if program != "vgs" else print(said)
+sys.exit(status)
+"""
+DOMAIN = """<domain type='kvm'><name>web1</name><uuid>{uuid}</uuid>{metadata}<devices>
+<disk type='block' device='disk'><source dev='/dev/{volume}'/></disk>
+<disk type='block' device='disk'><source dev='/dev/san/db1'/></disk>
+<disk type='file' device='disk'><source file='/srv/a.img'/></disk></devices></domain>"""
+MARKER = """<metadata><drover:migration xmlns:drover="urn:drover:migration:1" from="hv1" to="hv2">{}</drover:migration>
+</metadata>"""
+
+
+class Node:
+    """LVM of a node."""
+
+    def __init__(self, folder):
+        self.folder, self.path = folder, folder / "state.json"
+        self.write(here={}, there={}, joined=True, log=[])
+        for program in ("vgs", "lvchange", "vgchange", "systemd-run"):
+            (folder / program).write_text(LVM.format(python=sys.executable, state=str(self.path)))
+            (folder / program).chmod(0o755)
+
+    def write(self, **values):
+        self.path.write_text(json.dumps({**(self.state if self.path.exists() else {}), **values}))
+
+    @property
+    def state(self):
+        return json.loads(self.path.read_text())
+
+    def hook(self, *words, metadata="", volume="vmsan/web1"):
+        text = DOMAIN.format(uuid=UUID, metadata=metadata, volume=volume)
+        env = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        argv = [sys.executable, str(HOOK), "web1", *words, "-"]
+        return subprocess.run(argv, input=text, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+def test_a_vm_has_its_volume_alone_from_its_start_to_its_end(node):
+    assert node.hook("prepare", "begin").returncode == 0
+    assert node.state["here"] == {"vmsan/web1": "ey"}
+    assert node.hook("started", "begin").returncode == 0
+    assert node.hook("release", "end").returncode == 0
+    assert node.state["here"] == {}
+
+
+def test_a_volume_that_another_node_holds_refuses_the_start(node):
+    node.write(there={"vmsan/web1": "ex"})
+    done = node.hook("prepare", "begin")
+    assert done.returncode == 1 and "web1 refused: vmsan/web1" in done.stderr and "other host" in done.stderr
+
+
+def test_a_local_volume_is_only_made_to_appear(node):
+    node.hook("prepare", "begin", volume="vmdata/web1")
+    assert node.state["here"] == {"vmdata/web1": "y"}
+    node.hook("release", "end", volume="vmdata/web1")
+    assert node.state["here"] == {"vmdata/web1": "y"}
+
+
+def test_a_node_that_is_late_joins_the_locks_first(node):
+    node.write(joined=False)
+    assert node.hook("prepare", "begin").returncode == 0
+    assert "vgchange --lock-start vmsan" in node.state["log"]
+
+
+def test_a_vm_that_comes_in_shares_its_volume_with_the_source(node):
+    node.write(there={"vmsan/web1": "sh"})
+    assert node.hook("migrate", "begin", metadata=MARKER.format("")).returncode == 0
+    assert node.state["here"] == {"vmsan/web1": "sy"}
+    later = [line for line in node.state["log"] if line.startswith("systemd-run")]
+    assert len(later) == 1 and later[0].endswith(f"settle web1 {UUID} vmsan/web1")
+
+
+def test_a_migration_of_others_is_refused_as_the_source_has_the_volume(node):
+    node.write(there={"vmsan/web1": "ex"})
+    assert node.hook("migrate", "begin").returncode == 0
+    assert node.hook("prepare", "begin").returncode == 1
+
+
+def test_another_disk_of_the_same_name_is_refused(node):
+    device = '<drover:device path="/dev/san/db1" identity="3600a"/>'
+    done = node.hook("migrate", "begin", metadata=MARKER.format(device))
+    assert done.returncode == 1 and "/dev/san/db1 is missing on this node, not 3600a" in done.stderr
+
+
+def test_other_operations_and_vms_without_volumes_ask_nothing(node):
+    for words in (("start", "begin"), ("stopped", "end"), ("reconnect", "begin")):
+        assert node.hook(*words).returncode == 0
+    assert node.hook("prepare", "begin", volume="mapper/x").returncode == 0
+    assert node.state["log"] == []
