@@ -38,7 +38,9 @@ options:
   checksum:
     description:
       - What the source must have, V(sha256:HEX), V(sha384:HEX) or V(sha512:HEX). Instead of V(HEX) a URL or path of a
-        list such as C(SHA512SUMS), in which the line with the source's file name counts. A list is read on each run.
+        list such as C(SHA512SUMS), in which the line with the source's file name counts, as
+        sha512sum writes it or as BSD and Fedora do (C(SHA256), the name in parentheses, an equals sign). A list is read
+        on each run.
       - Another checksum than the template has means another image. It takes the place of the old one, unless that is
         needed. Required unless O(state=absent).
     type: str
@@ -80,14 +82,14 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: A template of Debian on each node
+- name: A template of Debian on each node, from the folder of a date, which stays as it is (latest does not)
   drover.kvm.image:
     path: /var/lib/libvirt/templates/debian-13.qcow2
-    source: https://cloud.debian.org/images/cloud/trixie/latest/debian-13-genericcloud-amd64.qcow2
-    checksum: sha512:https://cloud.debian.org/images/cloud/trixie/latest/SHA512SUMS
+    source: https://cloud.debian.org/images/cloud/trixie/20251117-2299/debian-13-genericcloud-amd64-20251117-2299.qcow2
+    checksum: sha512:https://cloud.debian.org/images/cloud/trixie/20251117-2299/SHA512SUMS
     format: qcow2
 
-- name: One of a fixed version, which stays as it is
+- name: One with its checksum
   drover.kvm.image:
     path: /var/lib/libvirt/templates/golden-7.qcow2
     source: https://images.example.org/golden-7.qcow2

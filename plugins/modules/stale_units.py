@@ -14,6 +14,7 @@ author: The drover.kvm contributors (@drover)
 description:
   - Names the units that are active, and were started or reloaded before one of their files was written. All units are
     looked at in one call. It changes nothing.
+  - It is for those who write roles; who applies the roles of this collection never calls it.
   - A handler, and C(when) with C(is changed), know only what this very run has written. Where the run that wrote a file
     was killed before it restarted the service, the next one finds the file as it should be, and the service goes on
     with the old one. This module goes by the times of both, so the next run mends it.

@@ -1180,7 +1180,7 @@ FIELDS = (
     Field("nics", type="list", elements="dict", fields=NICS, when="live"),
     Field("tags", type="names", check=check_tags, when="live"),
     Field("cloud_init", type="dict", fields=cloud_init.FIELDS),
-    Field("autostart", type="bool"),
+    Field("autostart", type="bool", when="unseen"),
     Field("force", type="bool", default=False),
     Field("restart", choices=("never", "allowed"), default="never"),
     Field("shutdown_timeout", type="int", default=180, check=check_seconds),

@@ -128,7 +128,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Move a disk to the new array and make it raw
+- name: Move a disk to a faster folder of the node and make it raw
   drover.kvm.vm_storage:
     name: db1
     disks:

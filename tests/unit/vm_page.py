@@ -12,6 +12,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import FI
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import DISKS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.nics import NICS
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
+from ansible_collections.drover.kvm.plugins.modules import vm
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "vm.md"
 BEGIN, END = "<!-- made by make vm-page, from the records of the options -->\n", "<!-- end of it -->\n"
@@ -23,7 +24,8 @@ WHEN = {
     FIXED: "never",
 }
 # The name is what a machine is found by.
-COLUMNS = {"of the machine": FIELDS[1:], "of a disk": DISKS, "of a NIC": NICS}
+AUTOSTART = next(field for field in vm.FIELDS if field.name == "autostart")
+COLUMNS = {"of the machine": (*FIELDS[1:], AUTOSTART), "of a disk": DISKS, "of a NIC": NICS}
 
 
 def when(field: Field) -> str:
