@@ -151,10 +151,9 @@ class Cluster:
 
     def domains(self, node: str) -> dict[str, str]:
         """The VMs of a node and their states, from libvirt itself."""
-        found = {}
-        for name in self.ssh(node, "virsh", "list", "--all", "--name").split():
-            found[name] = self.ssh(node, "virsh", "domstate", name).strip()
-        return found
+        # One look: a VM that moves away is gone when one asks for it by name.
+        lines = [line.split(maxsplit=2) for line in self.ssh(node, "virsh", "-q", "list", "--all").splitlines()]
+        return {name: state.strip() for _number, name, state in lines}
 
     def where(self) -> dict[str, str]:
         """VM → the node on which libvirt says that it runs."""

@@ -21,6 +21,8 @@ FOLDER, DISKS = "/var/lib/libvirt/templates", "/var/lib/libvirt/images"
 SOURCE, TEMPLATE = f"{FOLDER}/source.raw", f"{FOLDER}/data.qcow2"
 COUNTER = "cloned1"
 NAMES = [f"clone{number}" for number in range(20)]
+# The lab's guests don't hear the power button.
+DEAF: dict[str, Any] = {"force": True, "shutdown_timeout": 5}
 SMALL: dict[str, Any] = {"memory": "24MiB", "vcpus": 1}
 LINKED = {"type": "file", "target": "vda", "format": "qcow2", "source": TEMPLATE}
 
@@ -55,7 +57,7 @@ def folder(site: Cluster) -> Iterator[Cluster]:
     gone = [{"name": name} for name in [*NAMES, COUNTER]]
     left = site.task(NODE, "vm", vms=gone, state="absent", force=True, remove_disks=True)
     assert not left["failed"], left
-    assert site.ssh(NODE, f"ls {DISKS}").split() == []
+    assert site.ssh(NODE, f"ls -A {DISKS}").split() == []
     site.ssh(NODE, "rm", "-r", FOLDER)
 
 
@@ -131,7 +133,7 @@ def test_a_guest_counts_on_while_it_is_flattened_and_its_template_goes(folder: C
     assert verdict.ok, str(verdict)
     gone = template(folder, path, state="absent")
     assert not gone["failed"] and gone["actions"] == [f"delete {path}"], gone
-    assert not folder.task(NODE, "vm", name=COUNTER, state="stopped", force=True)["failed"]
+    assert not folder.task(NODE, "vm", name=COUNTER, state="stopped", **DEAF)["failed"]
     with Observer(folder.lab) as watch:
         assert not folder.task(NODE, "vm", name=COUNTER, state="running")["failed"]
         # It boots without its template.
@@ -145,11 +147,13 @@ def test_a_clone_that_was_killed_half_way_is_mended(folder: Cluster) -> None:
     own = f"{DISKS}/drover-{name}-0.qcow2"
     gone = folder.task(NODE, "vm", name=name, state="absent", force=True, remove_disks=True)
     assert gone["actions"][-1] == f"delete {own}" and gone["kept"] == [], gone
-    folder.ssh(NODE, f"head -c 1M /dev/urandom > {own}.part")
+    # As a run leaves it that was killed while it copied.
+    part = f".{own.rpartition('/')[2]}.drover-part"
+    folder.ssh(NODE, f"head -c 1M /dev/urandom > {DISKS}/{part}")
     full = {**LINKED, "clone": "full"}
     built = folder.task(NODE, "vm", name=name, disks=[full], state="running", **SMALL)
     assert not built["failed"] and chain(folder, own) == [own], built
-    assert f"{own}.part" not in folder.ssh(NODE, f"ls {DISKS}")
+    assert part not in folder.ssh(NODE, f"ls -A {DISKS}").split()
 
 
 def test_at_last_the_template_can_go(folder: Cluster) -> None:
@@ -163,10 +167,9 @@ def test_at_last_the_template_can_go(folder: Cluster) -> None:
 def test_a_power_evening(cluster: Cluster) -> None:
     """All VMs stop in order but one that was off before; these, and no others, start again."""
     before = cluster.where()
-    off = cluster.task(before["web2"], "vm", name="web2", state="stopped", force=True)
+    off = cluster.task(before["web2"], "vm", name="web2", state="stopped", **DEAF)
     assert not off["failed"], off
-    # The lab's guests don't hear the power button.
-    order = {"drover_start_order": ["ldap"], "force": True}
+    order = {"drover_start_order": ["ldap"], **DEAF}
     checked = cluster.play("stop_vms", "--check", **order).good()
     assert "web2" not in cluster.where() and len(cluster.where()) == len(before) - 1, checked.output
     stopped = cluster.play("stop_vms", **order).good()
