@@ -135,7 +135,7 @@ def test_a_pool_is_forgotten_and_its_files_stay(station: Station, lab: Lab) -> N
 def test_a_vm_made_by_hand_is_adopted_without_a_change(station: Station, lab: Lab, by_hand: None) -> None:
     before = lab.ssh(NODE, "virsh dumpxml --security-info byhand")
     (read,) = station.play({"drover.kvm.vm_info": {"names": ["byhand"], "sheet": True}})
-    assert read["vms"][0]["sheet_left_out"] == ["disk vdb (of type lvm)"]
+    assert read["vms"][0]["sheet_left_out"] == ["sound (ich6)"]
     sheet = read["vms"][0]["sheet"]
     # The description is text of a guest, as a template it would be 49.
     sheet["description"] = {"__ansible_unsafe": sheet["description"]}
