@@ -26,7 +26,8 @@ BY_HAND = """<domain type='qemu'><name>byhand</name><description>{{ 7*7 }}</desc
 <cpu mode='host-model'/><features><acpi/></features><devices>
 <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/byhand.raw'/>
 <target dev='vda' bus='virtio'/></disk><disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>
-<disk type='block' device='disk'><source dev='/dev/vg0/data'/><target dev='vdb' bus='virtio'/></disk>
+<disk type='network' device='disk'><source protocol='nbd' name='data'><host name='192.0.2.1'/></source>
+<target dev='vdb' bus='virtio'/></disk>
 <sound model='ich6'/><graphics type='vnc' passwd='s3cr3tv'/></devices></domain>"""
 
 
@@ -135,7 +136,7 @@ def test_a_pool_is_forgotten_and_its_files_stay(station: Station, lab: Lab) -> N
 def test_a_vm_made_by_hand_is_adopted_without_a_change(station: Station, lab: Lab, by_hand: None) -> None:
     before = lab.ssh(NODE, "virsh dumpxml --security-info byhand")
     (read,) = station.play({"drover.kvm.vm_info": {"names": ["byhand"], "sheet": True}})
-    assert read["vms"][0]["sheet_left_out"] == ["sound (ich6)"]
+    assert read["vms"][0]["sheet_left_out"] == ["disk vdb (of type nbd)", "sound (ich6)"]
     sheet = read["vms"][0]["sheet"]
     # The description is text of a guest, as a template it would be 49.
     sheet["description"] = {"__ansible_unsafe": sheet["description"]}
