@@ -109,7 +109,8 @@ def good(field: Field) -> list[Any]:
         return list(field.choices)
     if field.type == "list" and not field.fields:
         kind = int if field.elements == "int" else str
-        some = list(field.choices or [value for value in PLAUSIBLE if type(value) is kind])
+        likely = [value for value in PLAUSIBLE if isinstance(value, kind) and not isinstance(value, bool)]
+        some = list(field.choices or likely)
         return [value for one, two in zip(some, some[1:]) for value in ([one], [one, two]) if passes(field, value)]
     return [value for value in PLAUSIBLE if passes(field, value)]
 

@@ -137,7 +137,9 @@ class Descent:
             found = self._possible(pair)
             if found and (top is None or (found[0], pair) < (top[0], top[1])):
                 top = (found[0], pair, found[1])
-        return (top[2], top[1][1]) if top else None
+        if top is None:
+            return None
+        return top[2], top[1][1]
 
     def _possible(self, pair: tuple[str, str]) -> tuple[float, Guest] | None:
         for score, _name, guest in self.best[pair]:

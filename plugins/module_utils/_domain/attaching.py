@@ -108,7 +108,8 @@ def _gone(live: Element, after: Element, kind: str) -> dict[str, Element]:
 
 
 def _missing(live: Element, after: Element, kind: str) -> dict[str, Element]:
-    return _gone(after, live, kind)
+    running = _known(live, kind)
+    return {key: device for key, device in _known(after, kind).items() if key not in running}
 
 
 def astray(live: Element, after: Element) -> list[str]:

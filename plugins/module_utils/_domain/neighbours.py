@@ -57,15 +57,17 @@ def claims_of(root: Element) -> set[Claim]:
     return found
 
 
+def _definitions(domain: Domain) -> list[str]:
+    return [xml for xml in dict.fromkeys((domain.xml, domain.live_xml)) if xml]
+
+
 def survey(domains: Iterable[Domain]) -> Survey:
     """What the domains of a node hold, as they run and as they are defined."""
     return Survey(
         {
             "name": one.name,
             "active": one.state != "stopped",
-            "claims": sorted(
-                map(list, set().union(*(claims_of(parse(xml)) for xml in {one.xml, one.live_xml} if xml)))
-            ),
+            "claims": sorted(map(list, set().union(*(claims_of(parse(xml)) for xml in _definitions(one))))),
         }
         for one in domains
     )

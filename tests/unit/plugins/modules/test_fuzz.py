@@ -45,7 +45,7 @@ def check_types(fields, taken):
             if field.fields and one is not None:
                 check_types(field.fields, one)
             elif "int" in (field.type, field.elements) and one is not None:
-                assert type(one) is int, (field.name, one)
+                assert isinstance(one, int) and not isinstance(one, bool), (field.name, one)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if FIELDS[name]])
