@@ -287,7 +287,7 @@ options:
       - The graphics card.
       - The default of a new machine is V(none), of one that gets O(graphics) and has no card V(vga).
     type: str
-    choices: [none, vga, virtio, qxl, bochs]
+    choices: [none, vga, virtio, qxl, bochs, cirrus]
     version_added: "0.1.0"
   title: &title
     description:

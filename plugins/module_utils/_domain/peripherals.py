@@ -200,5 +200,5 @@ PERIPHERAL_FIELDS = (
     Field("watchdog", type="dict", fields=WATCHDOG_FIELDS, check=_given, place=Watchdog()),
     Field("console_log", type="path", check=_check_log, place=ConsoleLog()),
     Field("graphics", type="dict", fields=GRAPHICS_FIELDS, check=_given, place=Graphics()),
-    Field("video", choices=("none", "vga", "virtio", "qxl", "bochs"), place=VIDEO),
+    Field("video", choices=("none", "vga", "virtio", "qxl", "bochs", "cirrus"), place=VIDEO),
 )
