@@ -127,7 +127,7 @@ MISTAKES = [
     ({"vm_nics": ["br0"]}, "vm_nics: write a list of dictionaries"),
     ({"inventory_hostname": "../x"}, "is not a valid name"),
     ({"vm_firmware": "uefi"}, "web1: vm_firmware: uefi is none of bios, efi"),
-    ({"vm_video": "cirrus"}, "web1: vm_video: cirrus is none of none, vga"),
+    ({"vm_video": "cga"}, "web1: vm_video: cga is none of none, vga"),
     ({"vm_tpm": 1.2}, "vm_tpm: 1.2 is none of none, 2.0"),
     ({"vm_nics": [{"bridge": "br0", "model": "rtl"}]}, "vm_nics.0..model: rtl is none of virtio, "),
     ({"vm_disks": [{"type": "nfs"}]}, "vm_disks.0..type: nfs is none of iscsi, file"),
