@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a kind of storage says about itself: a new kind is a file beside this one and a line in `_domain/disks.py`."""
+"""What a kind of storage says about itself: CONTRIBUTING.md says what a new kind takes."""
 
 from __future__ import annotations
 

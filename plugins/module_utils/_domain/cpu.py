@@ -37,7 +37,7 @@ class Vcpus:
 
     def put(self, root: Element, value: int) -> None:
         """Write the number; a maximum that was the number itself, or is too small, follows. Raises Refused."""
-        most = _maximum(root)
+        most = maximum(root)
         _count(root, value, value if most == self.get(root) or most < value else most)
 
 
@@ -46,7 +46,7 @@ class MaxVcpus:
 
     def get(self, root: Element) -> int | None:
         """How many."""
-        most = _maximum(root)
+        most = maximum(root)
         return None if most == VCPUS.get(root) else most
 
     def put(self, root: Element, value: int) -> None:
@@ -81,7 +81,7 @@ class Topology:
             if name != "dies" or number > 1 or element.get(name):
                 element.set(name, str(number))
         if not wanted["sockets"]:
-            element.set("sockets", str(max(1, _maximum(root) // _per_socket(element))))
+            element.set("sockets", str(max(1, maximum(root) // _per_socket(element))))
 
 
 class Features:
@@ -168,7 +168,7 @@ def quota_of(percent: int) -> int:
 
 def check_arrangement(root: Element) -> None:
     """Raise Refused where the arrangement of the CPUs does not give as many as there may be."""
-    element, most = find(root, "cpu/topology"), _maximum(root)
+    element, most = find(root, "cpu/topology"), maximum(root)
     has = most if element is None else int(element.get("sockets", "1")) * _per_socket(element)
     if element is not None and has != most:
         number = f"vcpus={most}" if most == VCPUS.get(root) else f"max_vcpus={most}"
@@ -182,7 +182,8 @@ def has_features(running: Element, wanted: Mapping[str, Sequence[str]]) -> bool:
     return all(set(names) <= set(found.get(policy, ())) for policy, names in wanted.items())
 
 
-def _maximum(root: Element) -> int:
+def maximum(root: Element) -> int:
+    """The most vCPUs that the VM can have until its next start."""
     element = find(root, "vcpu")
     return 1 if element is None else int(element.text or element.get("current") or 1)
 

@@ -14,8 +14,8 @@ from xml.etree.ElementTree import Element
 
 from .._fields import size_text
 from .._xml import find, make
-from .cpu import QUOTA
-from .facts import size_of
+from .cpu import QUOTA, VCPUS, maximum
+from .memory import MEMORY, most
 
 BORN = "the vCPUs that it started with can't be taken away"
 
@@ -34,8 +34,8 @@ def memory(live: Element, before: Element, after: Element) -> Scaling | None:
     What the guest really has may stay another: it gives memory back when it can, and not without a driver. So one run
     asks for it once.
     """
-    old, wanted, most = _memory(before), _memory(after), size_of(find(live, "memory")) or 0
-    if wanted == old or not wanted or wanted > most:
+    wanted = MEMORY.get(after)
+    if wanted == MEMORY.get(before) or not wanted or wanted > most(live):
         return None
     element = make(live, "currentMemory")
     element.set("unit", "KiB")
@@ -43,15 +43,10 @@ def memory(live: Element, before: Element, after: Element) -> Scaling | None:
     return Scaling("memory", wanted, f"set the memory at once to {size_text(wanted)}")
 
 
-def _memory(root: Element) -> int | None:
-    return size_of(find(root, "currentMemory")) or size_of(find(root, "memory"))
-
-
 def vcpus(live: Element, after: Element) -> Scaling | None:
     """The number of vCPUs, where it differs from the definition's; writes it into `live`."""
-    has, most = _vcpus(live)
-    wanted, _most = _vcpus(after)
-    if wanted == has or wanted > most or _kept(live, after):
+    has, wanted = _vcpus(live), _vcpus(after)
+    if wanted == has or wanted > maximum(live) or _kept(live, after):
         return None
     make(live, "vcpu").set("current", str(wanted))
     return Scaling("vcpus", wanted, f"set the vCPUs at once from {has} to {wanted}")
@@ -70,11 +65,11 @@ def quota(live: Element, after: Element) -> Scaling | None:
 def reasons(live: Element, after: Element) -> dict[str, str]:
     """Why vCPUs wait for the next start, by the words of the sheet's changes."""
     kept = _kept(live, after)
-    return {f"vcpus {_vcpus(live)[0]} -> {_vcpus(after)[0]}": kept} if kept else {}
+    return {f"vcpus {_vcpus(live)} -> {_vcpus(after)}": kept} if kept else {}
 
 
 def _kept(live: Element, after: Element) -> str | None:
-    fewer = _vcpus(live)[0] - _vcpus(after)[0]
+    fewer = _vcpus(live) - _vcpus(after)
     listed = find(live, "vcpus")
     # Without a list all of them were there from the beginning.
     each = [] if listed is None else list(listed)
@@ -82,7 +77,5 @@ def _kept(live: Element, after: Element) -> str | None:
     return BORN if fewer > len(plugged) else None
 
 
-def _vcpus(root: Element) -> tuple[int, int]:
-    element = find(root, "vcpu")
-    most = 1 if element is None else int(element.text or 1)
-    return most if element is None else int(element.get("current", most)), most
+def _vcpus(root: Element) -> int:
+    return VCPUS.get(root) or 1
