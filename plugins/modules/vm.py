@@ -1241,7 +1241,7 @@ class Vm(Resource):
             self.kept = self.kept or removal.kept(draft, self.admission)
             steps = off + removal.steps(draft, self.admission)
         else:
-            edits = draft.ahead + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
+            edits = draft.ahead + self._make_volumes() + changing.ahead(draft) + self._define(wanted)
             live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
             steps = edits + off if act == "restart" else off + edits
             steps += on + live if act == "resume" else live + on
