@@ -81,14 +81,15 @@ def _plugs(live: Element, definition: Element) -> list[Change]:
     changes = []
     said = bool(metadata.nics(definition))
     for nic, new in _nics(live, definition):
-        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
-        if words:
-            words = f"move nic {nics.nic_mac(nic)} at once {', '.join(words)}"
+        mac = nics.nic_mac(nic)
+        moves = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
+        if moves:
+            words = f"move nic {mac} at once {', '.join(moves)}"
             changes.append(Change(words, partial(_update, text_of(nic)), said))
         before, after = LINK.get(nic) or "up", LINK.get(new) or "up"
         if before != after:
             LINK.put(nic, after)
-            words = f"set the link of nic {nics.nic_mac(nic)} at once from {before} to {after}"
+            words = f"set the link of nic {mac} at once from {before} to {after}"
             changes.append(Change(words, partial(_update, text_of(nic)), said))
     return changes
 
