@@ -21,6 +21,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreacha
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
+from ansible_collections.drover.kvm.tests.unit import rpc
 from ansible_collections.drover.kvm.tests.unit.hotplug import CpuLimits, Hotplug, bus_of, free_ports, inner, key_of
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import SAN, WEB, elsewhere, lab
 
@@ -439,6 +440,15 @@ def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug,
     assert lab.run(name="web1", disks=MORE[:1], nics=[{"vlan": 100}])["actions"][1:] == ["detach disk vdb at once"]
     # Whether the guest let go of it, and the proof at the end.
     assert asked.count("domain") == 2, asked
+
+
+def test_fifty_vms_that_are_as_declared_cost_four_lists_and_one_xml_each(lab, monkeypatch):
+    sheets = [{**WEB, "name": f"vm{n}", "disks": [{**SAN, "lun": n + 1}], "nics": []} for n in range(50)]
+    assert len(lab.run(vms=sheets)["results"]) == 50
+    calls = rpc.counted(monkeypatch)
+    assert lab.run(vms=sheets)["changed"] is False
+    lists = {"virConnectGetAllDomainStats": 1, "virConnectListAllDomains": 3}
+    assert calls == {**lists, "virDomainGetXMLDesc": 50}
 
 
 def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
