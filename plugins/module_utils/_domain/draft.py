@@ -18,9 +18,11 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import chains, disks, leases, leasing, live, power, seeding, sheet
+from . import chains, disks, leases, leasing, live, passthrough, power, seeding, sheet
 from .facts import domain_facts
 from .live import Live
+from .machine import MACHINE, check_offered, same_machine
+from .memory import MEMORY_FIELDS
 from .nics import read_all as nic_options
 from .site import Site
 
@@ -159,6 +161,7 @@ class Draft:
         present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
         chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
+        passthrough.check_there(self.before, self.after)
         self._plan_live()
         options = sheet.read(self.after)
         if self.params["nics"] or self.act in power.STARTS:
@@ -210,9 +213,16 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        for name in ("memory", "max_memory"):
-            size = self.params[name]
-            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+        """Refuse what this node can't give."""
+        machine, present = self.params["machine"], None if self.before is None else MACHINE.get(self.before)
+        if machine is not None and not same_machine(machine, present):
+            check_offered(machine, self.site.offer["machine_types"])
+        for field in MEMORY_FIELDS:
+            size, name = self.params[field.name], field.name
+            # The node is asked only for what is new.
+            if field.type != "size" or size in (None, None if self.before is None else field.place.get(self.before)):
+                continue
+            if size > (has := self.site.offer["memory"]["total"]):
                 raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self) -> str:
