@@ -210,6 +210,13 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
 
 
+def test_the_order_of_single_devices_is_what_libvirt_keeps(run):
+    made = run(**BASE, disks=[{**DISK, "boot_order": 2}], nics=[{**NIC, "boot_order": 1}])["vm"]
+    assert (made["disks"][0]["boot_order"], made["nics"][0]["boot_order"], made["boot"]) == (2, 1, None)
+    back = run(**BASE, disks=[{**DISK, "boot_order": 0}], nics=[{**NIC, "boot_order": 0}])["vm"]
+    assert (back["disks"][0]["boot_order"], back["nics"][0]["boot_order"], back["boot"]) == (None, None, ["disk"])
+
+
 def test_a_network_takes_the_place_of_a_bridge(run, daemon):
     with connect(daemon.uri()) as node:
         defined = [node.connection.networkDefineXML(xml) for xml in (INSIDE, AROUND)]
