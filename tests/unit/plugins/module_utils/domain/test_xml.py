@@ -29,6 +29,10 @@ def test_nothing_is_lost_when_nothing_is_changed():
     assert text_of(parse(FOREIGN)) == FOREIGN
 
 
+def test_a_comment_of_a_file_of_libvirt_is_no_part_of_the_tree():
+    assert text_of(parse("<!-- do not edit -->\n<a><!-- kept --></a>\n<!-- end -->")) == "<a><!-- kept --></a>"
+
+
 @pytest.mark.parametrize("text", [BOMB, XXE, "<domain>", "", "no", "<a/><b/>"])
 def test_declarations_and_broken_xml_are_refused(text):
     with pytest.raises(Invalid):
