@@ -45,6 +45,7 @@ DAEMONS = ("libvirtd.service", "virtqemud.service")
 CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
+AGENT_SECONDS = 5  # an agent that hangs answers no more; libvirt would wait for it for ever
 
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
@@ -468,6 +469,37 @@ class Node:
     def abort_block_job(self, name: str, target: str) -> None:
         """End the job on a disk; the VM keeps the disk that it has."""
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
+
+    # ---- the guest's agent
+
+    def freeze(self, name: str) -> int:
+        """Ask the guest to write out and hold all its file systems; their number. Raises TimedOut and Failed.
+
+        From then on libvirt waits AGENT_SECONDS for this guest's agent, not for ever.
+        """
+
+        def call(vm: Any) -> int:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            return int(vm.fsFreeze(None, 0))
+
+        return int(self._do("freeze the file systems of", name, call))
+
+    def thaw(self, name: str) -> int:
+        """Let them go on; how many were held. Raises as `freeze` does."""
+        return int(self._do("thaw the file systems of", name, lambda vm: vm.fsThaw(None, 0)))
+
+    def list_file_systems(self, name: str) -> int:
+        """How many file systems the guest tells of; a guest that holds them refuses to. Raises as `freeze` does."""
+        return len(self._do("list the file systems of", name, lambda vm: vm.fsInfo(0)) or ())
+
+    def set_guest_time(self, name: str, seconds: int) -> None:
+        """Set the guest's clock, and its hardware clock, to so many seconds since the epoch. Raises as `freeze`."""
+
+        def call(vm: Any) -> None:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            vm.setTime({"seconds": seconds, "nseconds": 0}, 0)
+
+        self._do("set the clock of", name, call)
 
     # ---- storage pools
 
