@@ -470,6 +470,40 @@ class Node:
         """End the job on a disk; the VM keeps the disk that it has."""
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
 
+    # ---- snapshots
+
+    def version(self) -> int:
+        """libvirt's version as its library counts: 11003000 for 11.3.0."""
+        with translated(f"ask {self.name} for its version"):
+            return int(self.connection.getLibVersion())
+
+    def snapshots(self, name: str) -> list[tuple[str, bool]]:
+        """The XML of each snapshot that libvirt knows of a VM, and whether it is the current one."""
+
+        def call(vm: Any) -> list[tuple[str, bool]]:
+            return [(one.getXMLDesc(0), bool(one.isCurrent(0))) for one in vm.listAllSnapshots(0)]
+
+        found: list[tuple[str, bool]] = self._do("list the snapshots of", name, call)
+        return found
+
+    def create_snapshot(self, name: str, xml: str, disks_only: bool, running: bool) -> None:
+        """Make a snapshot of all its disks, or of none; `disks_only` leaves out the memory of a running VM."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY if disks_only else 0
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if running else 0
+        self._do("make a snapshot of", name, lambda vm: vm.snapshotCreateXML(xml, flags))
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Remove one; what it holds for others is merged. It lasts, and goes on in the daemon when the caller ends."""
+        words = f"delete snapshot {snapshot} of"
+        self._do(words, name, lambda vm: vm.snapshotLookupByName(snapshot, 0).delete(0))
+
+    def revert(self, name: str, snapshot: str, start: bool) -> None:
+        """Set a VM back; `start` boots one of whose memory the snapshot holds nothing."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING if start else 0
+        words = f"set back to snapshot {snapshot}"
+        self._do(words, name, lambda vm: vm.revertToSnapshot(vm.snapshotLookupByName(snapshot, 0), flags))
+
     # ---- the guest's agent
 
     def freeze(self, name: str) -> int:
@@ -500,6 +534,10 @@ class Node:
             vm.setTime({"seconds": seconds, "nseconds": 0}, 0)
 
         self._do("set the clock of", name, call)
+
+    def guest_time(self, name: str) -> int:
+        """The guest's clock in seconds since the epoch. Raises as `freeze` does."""
+        return int(self._do("read the clock of", name, lambda vm: vm.getTime(0))["seconds"])
 
     # ---- storage pools
 
