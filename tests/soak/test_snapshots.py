@@ -53,7 +53,7 @@ until {moment}; do
     [ -d /proc/$pid ] || {{ echo done; exit; }}
 done >/dev/null 2>&1
 [ -d /proc/$pid ] || {{ echo done; exit; }}
-kill -9 $pid && echo killed
+kill -9 $pid && echo killed || echo done
 """
 
 
@@ -92,6 +92,8 @@ class Vm:
         lines = [f"mkdir -p {FOLDER}; cd {FOLDER}; base64 -d >sector; truncate -s 16M sector"]
         for target, kind in self.disks.items():
             lines.append(f"qemu-img convert -f raw -O {kind} sector {self.name}-{target}.{kind}")
+        # The second one is big, and takes space for what is written to it.
+        lines += [f"qemu-img resize -f {self.disks['vdb']} {self.name}-vdb.{self.disks['vdb']} 1G"]
         self.site.ssh(NODE, "; ".join(lines), stdin=self.sector)
         given = {"folder": FOLDER, "name": self.name}
         disks = [DISK.format(**given, target=target, format=kind) for target, kind in self.disks.items()]
@@ -112,6 +114,13 @@ class Vm:
     def virsh(self, *words: str, check: bool = True) -> str:
         """What virsh says of it."""
         return self.site.ssh(NODE, "virsh", "-q", words[0], self.name, *words[1:], check=check, timeout=300).strip()
+
+    def fill(self, mib: int) -> None:
+        """Let QEMU write to the second disk as the guest would."""
+        disk = "/machine/peripheral/virtio-disk1/virtio-backend"
+        asks = [f'qemu-io -d {disk} "write -P 5 {number * 32}M 32M"' for number in range(1, mib // 32 + 1)]
+        lines = [f"virsh -q qemu-monitor-command {self.name} --hmp '{ask}'" for ask in asks]
+        self.site.ssh(NODE, "; ".join(lines), timeout=240)
 
     def said(self) -> list[int]:
         """All that it has counted aloud; a line that is not whole is left out."""
@@ -151,6 +160,10 @@ class Vm:
         assert words[0] == "54565244", words
         return int(words[1], 16)
 
+    def asked(self, command: str) -> str:
+        """What the guest agent answers."""
+        return self.virsh("qemu-agent-command", f'\'{{"execute": "{command}"}}\'', check=False)
+
     def task(self, check: bool = False, **options: Any) -> dict[str, Any]:
         """Run the module."""
         return self.site.task(NODE, "snapshot", check, name=self.name, **options)
@@ -166,8 +179,14 @@ class Vm:
         program = str(Path(sys.executable).parent / "ansible")
         given = json.dumps({"name": self.name, **options})
         argv = [program, *self.site.inventory, NODE, "-m", "drover.kvm.snapshot", "-a", given]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(argv, env=self.site.environment, text=True, **quiet) as process:
+        with subprocess.Popen(
+            argv,
+            env=self.site.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
             fate = self.site.ssh(NODE, "sh", stdin=KILL.format(moment=moment, vm=self.name), timeout=240).strip()
             output = process.communicate(timeout=240)[0]
         assert fate == "killed", f"not exercised, it was {fate}: {output}"
@@ -319,6 +338,7 @@ REMOVAL = {
 @pytest.mark.parametrize("moment", REMOVAL)
 def test_a_killed_removal_loses_nothing(vm: Vm, moment: str) -> None:
     vm.good(snapshot="e1")
+    vm.fill(768)
     count = vm.counts()
     vm.killed(REMOVAL[moment], snapshot="e1", state="absent")
     vm.settled(snapshot="e1", state="absent")
@@ -349,3 +369,55 @@ def test_a_killed_revert_is_finished_by_the_same_id(vm: Vm, moment: str) -> None
     assert len(falls) == 1 and said[falls[0] + 1] in (held, held + 1), (held, said)
     vm.good(state="retained", keep=0)
     vm.is_sound()
+
+
+@pytest.mark.parametrize("vm", [{"vda": "raw", "vdb": "raw"}], indirect=True)
+def test_a_folder_that_is_full_harms_nobody(vm: Vm) -> None:
+    vm.site.ssh(NODE, "mkdir -p /srv/tight; mount -t tmpfs -o size=68M tmpfs /srv/tight")
+    try:
+        refused = vm.task(snapshot="e1", memory=True, directory="/srv/tight")
+        assert refused["failed"] and refused["error"] == "Refused" and "free; the snapshot needs" in refused["msg"]
+        assert vm.snapshots() == [] and len(vm.chain()) == 1
+        vm.is_sound()
+    finally:
+        vm.remove()
+        vm.site.ssh(NODE, "umount /srv/tight")
+
+
+UNIT = "drover-thaw-$(virsh domuuid $vm)"
+
+
+@pytest.fixture
+def tiny(site: Cluster, tmp_path: Path) -> Iterator[Vm]:
+    """A VM with a guest agent on a raw disk."""
+    found = Vm(site, "agent1", {"vda": "raw"})
+    found.remove()
+    guests = Guests(site.lab.base)
+    guests.ensure()
+    folder = site.lab.machine(NODE).path(FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    guests.write_image(folder / "agent1-vda.raw", {"name": "agent1"})
+    disks = DISK.format(folder=FOLDER, name="agent1", target="vda", format="raw")
+    xml = XML.format(folder=FOLDER, name="agent1", memory=192, disks=disks)
+    site.ssh(NODE, f"cat >{FOLDER}/agent1.xml; virsh define {FOLDER}/agent1.xml; virsh start agent1", stdin=xml)
+    wait_until(lambda: "thawed" in found.asked("guest-fsfreeze-status") or "no agent", 180, "the agent answers")
+    yield found
+    found.remove()
+
+
+def test_a_guest_is_frozen_for_the_moment_only(tiny: Vm) -> None:
+    made = tiny.good(snapshot="q1", quiesce="required")
+    (one,) = made["vms"][0]["snapshots"]
+    assert one["quiesced"] is True
+    left = tiny.site.ssh(NODE, "systemctl list-units --all --plain --no-legend 'drover-thaw-*'")
+    assert left == "" and "thawed" in tiny.asked("guest-fsfreeze-status")
+    tiny.good(snapshot="q1", state="absent")
+    tiny.killed(f"systemctl is-active {UNIT}.timer", snapshot="q2", quiesce="required")
+    # The timer comes, thaws, and is gone.
+    units = "systemctl list-units --all --plain --no-legend 'drover-thaw-*'"
+    wait_until(lambda: tiny.site.ssh(NODE, units) == "" or "the timer is there", 30, "the timer came")
+    assert "thawed" in tiny.asked("guest-fsfreeze-status")
+    journal = tiny.site.ssh(NODE, "journalctl -u 'drover-thaw-*.service' -o cat --no-pager")
+    assert "drover: thaw agent1" in journal, journal
+    tiny.settled(snapshot="q2", quiesce="required")
+    assert tiny.snapshots() == ["q2"]

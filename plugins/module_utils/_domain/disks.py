@@ -162,7 +162,7 @@ def _check_once(pairs: Sequence[Pair]) -> None:
 
 
 def _mend(now: str | None, options: Mapping[str, Any]) -> str:
-    """What to do about a disk that is not the one of the sheet. What is written since a snapshot must not be cut off."""
+    """What to do about a disk that is not the one of the sheet. What it wrote since a snapshot must not be cut off."""
     kind, _colon, path = str(now).partition(":")
     if kind == "file" and options.get("path") and os.path.realpath(options["path"]) in template.chain(path):
         return (
@@ -176,9 +176,7 @@ def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None
     """Refuse a new disk in the place of one that is taken off: the guest would find other data there, or none."""
     target = options["target"]
     if options["device"] == "disk" and gone.get(target):
-        raise Refused(
-            f"{where}: {target} is {gone[target]}, not {identity(options)}; {_mend(gone[target], options)}"
-        )
+        raise Refused(f"{where}: {target} is {gone[target]}, not {identity(options)}; {_mend(gone[target], options)}")
 
 
 def is_seed(disk: Element) -> bool:

@@ -85,9 +85,7 @@ def memory_path(facts: Mapping[str, Any], name: str, folder: str | None) -> str:
     return str(PurePosixPath(first).parent / f"{facts['name']}.{name}.memory")
 
 
-def xml(
-    facts: Mapping[str, Any], name: str, description: str, kind: str, memory: bool, folder: str | None
-) -> str:
+def xml(facts: Mapping[str, Any], name: str, description: str, kind: str, memory: bool, folder: str | None) -> str:
     """The snapshot as libvirt takes it. Disks that are not saved are named, so that nothing is left to a default."""
     root = Element("domainsnapshot")
     add(root, "name").text = name

@@ -244,4 +244,3 @@ class Revert:
             machine.running = parse(domain.live_xml) if domain and domain.live_xml else None
         late = age_text(time.time() - self.target.time)
         self.warnings.append(f"the clock of {machine.name} may be {late} behind: {words}")
-
