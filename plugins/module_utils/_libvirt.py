@@ -45,6 +45,7 @@ DAEMONS = ("libvirtd.service", "virtqemud.service")
 CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
+AGENT_SECONDS = 5  # an agent that hangs answers no more; libvirt would wait for it for ever
 
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
@@ -468,6 +469,75 @@ class Node:
     def abort_block_job(self, name: str, target: str) -> None:
         """End the job on a disk; the VM keeps the disk that it has."""
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
+
+    # ---- snapshots
+
+    def version(self) -> int:
+        """libvirt's version as its library counts: 11003000 for 11.3.0."""
+        with translated(f"ask {self.name} for its version"):
+            return int(self.connection.getLibVersion())
+
+    def snapshots(self, name: str) -> list[tuple[str, bool]]:
+        """The XML of each snapshot that libvirt knows of a VM, and whether it is the current one."""
+
+        def call(vm: Any) -> list[tuple[str, bool]]:
+            return [(one.getXMLDesc(0), bool(one.isCurrent(0))) for one in vm.listAllSnapshots(0)]
+
+        found: list[tuple[str, bool]] = self._do("list the snapshots of", name, call)
+        return found
+
+    def create_snapshot(self, name: str, xml: str, disks_only: bool, running: bool) -> None:
+        """Make a snapshot of all its disks, or of none; `disks_only` leaves out the memory of a running VM."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY if disks_only else 0
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if running else 0
+        self._do("make a snapshot of", name, lambda vm: vm.snapshotCreateXML(xml, flags))
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Remove one; what it holds for others is merged. It lasts, and goes on in the daemon when the caller ends."""
+        words = f"delete snapshot {snapshot} of"
+        self._do(words, name, lambda vm: vm.snapshotLookupByName(snapshot, 0).delete(0))
+
+    def revert(self, name: str, snapshot: str, start: bool) -> None:
+        """Set a VM back; `start` boots one of whose memory the snapshot holds nothing."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING if start else 0
+        words = f"set back to snapshot {snapshot}"
+        self._do(words, name, lambda vm: vm.revertToSnapshot(vm.snapshotLookupByName(snapshot, 0), flags))
+
+    # ---- the guest's agent
+
+    def freeze(self, name: str) -> int:
+        """Ask the guest to write out and hold all its file systems; their number. Raises TimedOut and Failed.
+
+        From then on libvirt waits AGENT_SECONDS for this guest's agent, not for ever.
+        """
+
+        def call(vm: Any) -> int:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            return int(vm.fsFreeze(None, 0))
+
+        return int(self._do("freeze the file systems of", name, call))
+
+    def thaw(self, name: str) -> int:
+        """Let them go on; how many were held. Raises as `freeze` does."""
+        return int(self._do("thaw the file systems of", name, lambda vm: vm.fsThaw(None, 0)))
+
+    def list_file_systems(self, name: str) -> int:
+        """How many file systems the guest tells of; a guest that holds them refuses to. Raises as `freeze` does."""
+        return len(self._do("list the file systems of", name, lambda vm: vm.fsInfo(0)) or ())
+
+    def set_guest_time(self, name: str, seconds: int) -> None:
+        """Set the guest's clock, and its hardware clock, to so many seconds since the epoch. Raises as `freeze`."""
+
+        def call(vm: Any) -> None:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            vm.setTime({"seconds": seconds, "nseconds": 0}, 0)
+
+        self._do("set the clock of", name, call)
+
+    def guest_time(self, name: str) -> int:
+        """The guest's clock in seconds since the epoch. Raises as `freeze` does."""
+        return int(self._do("read the clock of", name, lambda vm: vm.getTime(0))["seconds"])
 
     # ---- storage pools
 

@@ -166,7 +166,7 @@ def _own(need: Mapping[str, Any]) -> list[Blocker]:
         found.append(Blocker("filesystem", text, "detach them first"))
     if need["snapshots"]:
         text = f"{need['snapshots']} snapshot(s), which libvirt leaves behind"
-        found.append(Blocker("snapshots", text, "remove them, or export what is needed, first"))
+        found.append(Blocker("snapshots", text, "remove them first (drover.kvm.snapshot)"))
     if need["managed_save"]:
         found.append(Blocker("managed_save", "its memory is saved on the node", "start it here first"))
     if not need["running"] and need["state_files"]:
