@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Thirty volumes and the sessions with them: one task each of ours, beside the tools' commands in a loop, in turn.
 
-LIO and the kernel's initiator need a kernel of their own, so these nodes are VMs; tgtd is on a container.
+tgtd is a private one on this machine. LIO and the kernel's initiator need a kernel of their own: two VMs of a lab.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.tests.benchmarks.measure import report, typical
+from ansible_collections.drover.kvm.tests.benchmarks.measure import report, seconds_of_tasks, typical
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, example_lab, tasks
+from ansible_collections.drover.kvm.tests.unit.tgt_server import PrivateSan, missing
 
 VOLUMES = 30
-ROUNDS = {"tgt": 3, "lio": 2}
+ROUNDS = {"tgt": 5, "lio": 2}
+LOOPS = 2  # a loop takes a minute
 TGT_GOAL, LIO_GOAL = 10.0, 3.0
-LIO, TGT, HOST = "san1", "san2", "hv1"
+LIO, HOST = "san1", "hv1"
 PREFIX = "iqn.2026-11.org.example.bench"
 INITIATOR = f"{PREFIX}:{HOST}"
 FOLDER = "/srv/drover"
@@ -36,20 +39,19 @@ ONE_NETWORK_A_SWITCH = {
     "nic1": {"to": "fabric", "network": "storage"},
 }
 NODE = {"networks": list(NETWORKS), "nics": ONE_NETWORK_A_SWITCH}
-NODES = {
-    LIO: {**NODE, "kind": "vm", "memory": "1G", "groups": ["san"], "number": 10},
-    TGT: {**NODE, "groups": ["san"], "number": 12},
-    HOST: {**NODE, "kind": "vm", "memory": "1G", "groups": ["hypervisors"], "number": 11},
-}
 TOPOLOGY = {
     "networks": {name: {"subnet": subnet} for name, subnet in NETWORKS.items()},
     "switches": {name: {"kind": "bridge", "network": net} for name, net in zip(("mgmt", "fabric"), NETWORKS)},
+    "nodes": {
+        LIO: {**NODE, "kind": "vm", "memory": "1G", "groups": ["san"], "number": 10},
+        HOST: {**NODE, "kind": "vm", "memory": "1G", "groups": ["hypervisors"], "number": 11},
+    },
 }
 PLAY = f"""
-- hosts: san
+- hosts: {LIO}
   gather_facts: false
   vars:
-    san_target_backend: "{{{{ 'lio' if inventory_hostname == '{LIO}' else 'tgt' }}}}"
+    san_target_backend: lio
     san_target_portals: ["{{{{ lab_addresses.storage }}}}:3260"]
   roles: [drover.kvm.san_target]
 - hosts: {HOST}
@@ -97,12 +99,11 @@ Task = dict[str, Any]
 
 
 @pytest.fixture
-def san(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    """The nodes that a test names, ready to use, in a lab of their own."""
+def san(tmp_path: Path) -> Iterator[Cluster]:
+    """A SAN on LIO and an initiator, in a lab of their own."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
-    nodes = {name: NODES[name] for name in request.param}
-    (tmp_path / "topology.json").write_text(json.dumps({**TOPOLOGY, "nodes": nodes}), encoding="utf-8")
+    (tmp_path / "topology.json").write_text(json.dumps(TOPOLOGY), encoding="utf-8")
     (tmp_path / "inventory").mkdir()
     book = tmp_path / "san.yml"
     book.write_text(PLAY, encoding="utf-8")
@@ -112,26 +113,31 @@ def san(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
         yield found
 
 
-def commands(text: str, names: list[str] = LOOPED) -> list[str]:
+def commands(text: str, folder: str = FOLDER) -> list[str]:
     """A tool's command for each volume."""
-    values = {"prefix": PREFIX, "folder": FOLDER, "initiator": INITIATOR}
-    return [text.format(name=name, tid=FIRST_TID + number, **values) for number, name in enumerate(names)]
+    values = {"prefix": PREFIX, "folder": folder, "initiator": INITIATOR}
+    return [text.format(name=name, tid=FIRST_TID + number, **values) for number, name in enumerate(LOOPED)]
 
 
-def looped(text: str) -> Task:
+def looped(text: str, **more: str) -> Task:
     """One task that runs a command for each volume, one after another."""
-    return {"name": "loop", "ansible.builtin.shell": "{{ item }}", "loop": commands(text)}
+    return {"name": "loop", "ansible.builtin.shell": "{{ item }}", "loop": commands(text, **more)}
 
 
-def at_once(name: str, text: str) -> Task:
+def at_once(name: str, text: str, **more: str) -> Task:
     """One task that runs all commands in one shell."""
-    return {"name": name, "ansible.builtin.shell": "\n".join(commands(text))}
+    return {"name": name, "ansible.builtin.shell": "\n".join(commands(text, **more))}
 
 
-def volumes(name: str, backend: str, **options: Any) -> Task:
+def unchanged(task: Task) -> Task:
+    """The same task again, which has nothing to do."""
+    return {**task, "name": "again", "register": "again", "failed_when": "again is failed or again is changed"}
+
+
+def volumes(name: str, **options: Any) -> Task:
     """One task of ours for all volumes."""
     items = [{"name": one} for one in OURS]
-    return {"name": name, "drover.kvm.iscsi_volume": {**COMMON, "backend": backend, "volumes": items, **options}}
+    return {"name": name, "drover.kvm.iscsi_volume": {**COMMON, "volumes": items, **options}}
 
 
 def sessions(name: str, **options: Any) -> Task:
@@ -140,29 +146,21 @@ def sessions(name: str, **options: Any) -> Task:
     return {"name": name, "drover.kvm.iscsi_session": {"portals": [PORTAL], "sessions": items, **options}}
 
 
-class Seconds:
-    """What each kind of task took, one value a round."""
+def run(san: Cluster, node: str, each: list[Task], found: dict[str, list[float]]) -> None:
+    """Run tasks on a node and add their seconds by name; those of one name are one. AssertionError where one failed."""
+    seconds: dict[str, float] = defaultdict(float)
+    for task, result in zip(each, tasks(san, node, each)):
+        assert not result.get("failed"), result
+        seconds[task["name"]] += result["seconds"]
+    for name, value in seconds.items():
+        found[name].append(value)
 
-    def __init__(self, san: Cluster) -> None:
-        self.san = san
-        self.found: dict[str, list[float]] = defaultdict(list)
 
-    def run(self, node: str, each: list[Task]) -> None:
-        """Run tasks; those of one name are added up. AssertionError where one failed, or where a second run changed."""
-        round_: dict[str, float] = defaultdict(float)
-        for task, result in zip(each, tasks(self.san, node, each)):
-            assert not result.get("failed"), result
-            assert not task["name"].startswith("again") or not result["changed"], result
-            round_[task["name"]] += result["seconds"]
-        for name, seconds in round_.items():
-            self.found[name].append(seconds)
-
-    def report(self, title: str, words: dict[str, str]) -> None:
-        """A table of the medians; the first row is ours, the others with how many times ours they take."""
-        each = {name: typical(self.found[name]) for name in words}
-        ours = next(iter(each.values()))
-        rows = [(words[name], f"{value:.2f} s, {value / ours:.2f} times") for name, value in each.items()]
-        report(f"{title} (medians of {len(next(iter(self.found.values())))} rounds)", rows)
+def table(title: str, found: dict[str, list[float]], words: dict[str, str]) -> None:
+    """The medians; the first row is ours, the others with how many times ours they take."""
+    each = {name: typical(found[name]) for name in words}
+    ours = next(iter(each.values()))
+    report(title, [(words[name], f"{value:.2f} s, {value / ours:.2f} times") for name, value in each.items()])
 
 
 def sees(san: Cluster, name: str) -> int:
@@ -170,42 +168,51 @@ def sees(san: Cluster, name: str) -> int:
     return int(san.ssh(HOST, DISKS.format(name=name), check=False, timeout=300))
 
 
-@pytest.mark.parametrize("san", [[TGT]], indirect=True, ids=["tgt"])
-def test_thirty_volumes_on_tgtd(san: Cluster) -> None:
-    seconds = Seconds(san)
-    removal = {"state": "absent", "remove_data": True}
-    for _round in range(ROUNDS["tgt"]):
-        seconds.run(TGT, [volumes("made", "tgt"), volumes("again", "tgt"), volumes("removed", "tgt", **removal)])
-        seconds.run(TGT, [*map(looped, TGTADM), at_once("loop, removed", NO_TGTADM)])
-        seconds.run(TGT, [at_once("shell", "\n".join(TGTADM)), at_once("shell, removed", NO_TGTADM)])
+@pytest.mark.skipif(missing() != [], reason=f"not here: {missing()}")
+def test_thirty_volumes_on_tgtd(tmp_path: Path) -> None:
+    with closing(PrivateSan()) as daemon:
+        place = {"config_directory": str(daemon.conf), "directory": str(daemon.data)}
+        folder = str(daemon.data)
+        each: list[Task] = []
+        for number in range(ROUNDS["tgt"]):
+            made = volumes("made", **place)
+            each += [made, unchanged(made), volumes("removed", **place, state="absent", remove_data=True)]
+            if number < LOOPS:
+                each += [looped(text, folder=folder) for text in TGTADM] + [at_once("clear", NO_TGTADM, folder=folder)]
+            each += [at_once("shell", "\n".join(TGTADM), folder=folder), at_once("clear", NO_TGTADM, folder=folder)]
+        found = seconds_of_tasks(each, tmp_path)
+    # One for each of the commands, and these for each round.
+    found["loop"] = [sum(found["loop"][number * len(TGTADM) :][: len(TGTADM)]) for number in range(LOOPS)]
     words = {
         "made": "`iscsi_volume`, one task",
         "again": "again, nothing to do",
         "loop": f"{len(TGTADM)} loops, a command a volume",
-        "shell": "one shell script, which checks nothing",
+        "shell": "one shell script, which checks and keeps nothing",
     }
-    seconds.report(f"{VOLUMES} volumes on tgtd", words)
-    assert typical(seconds.found["loop"]) >= TGT_GOAL * typical(seconds.found["made"]), seconds.found
+    table(f"{VOLUMES} volumes on tgtd (medians of {ROUNDS['tgt']} rounds)", found, words)
+    assert typical(found["loop"]) >= TGT_GOAL * typical(found["made"]), found
 
 
-@pytest.mark.parametrize("san", [[LIO, HOST]], indirect=True, ids=["lio"])
 def test_thirty_volumes_on_lio_and_their_sessions(san: Cluster) -> None:
-    made, joined = Seconds(san), Seconds(san)
+    made: dict[str, list[float]] = defaultdict(list)
+    joined: dict[str, list[float]] = defaultdict(list)
+    exported, entered = volumes("made", backend="lio"), sessions("made")
     for _round in range(ROUNDS["lio"]):
-        made.run(LIO, [volumes("made", "lio"), volumes("again", "lio")])
-        joined.run(HOST, [sessions("made"), sessions("again")])
+        run(san, LIO, [exported, unchanged(exported)], made)
+        run(san, HOST, [entered, unchanged(entered)], joined)
         assert sees(san, "ours") == VOLUMES
-        joined.run(HOST, [sessions("removed", state="absent")])
-        made.run(LIO, [volumes("removed", "lio", state="absent", remove_data=True)])
+        run(san, HOST, [sessions("left", state="absent")], joined)
+        run(san, LIO, [volumes("removed", backend="lio", state="absent", remove_data=True)], made)
 
-        made.run(LIO, [looped(TARGETCLI)])
-        joined.run(HOST, [{"name": "loop", "ansible.builtin.command": DISCOVERY}, looped(LOGIN)])
+        run(san, LIO, [looped(TARGETCLI)], made)
+        run(san, HOST, [{"name": "loop", "ansible.builtin.command": DISCOVERY}, looped(LOGIN)], joined)
         assert sees(san, "loop") == VOLUMES
         san.ssh(HOST, NO_SESSIONS, timeout=300)
-        made.run(LIO, [at_once("loop, removed", NO_TARGETCLI)])
-    rest = {"again": "again, nothing to do"}
+        run(san, LIO, [at_once("clear", NO_TARGETCLI)], made)
+    again = {"again": "again, nothing to do"}
+    title, rounds = f"{VOLUMES} volumes on LIO", f"medians of {ROUNDS['lio']} rounds"
     loops = ({"loop": "loop, a `targetcli` a volume"}, {"loop": "discovery, loop of `iscsiadm --login`"})
-    made.report(f"{VOLUMES} volumes on LIO, emulated nodes", {"made": "`iscsi_volume`, one task", **rest, **loops[0]})
-    joined.report("The sessions with them", {"made": "`iscsi_session`, one task", **rest, **loops[1]})
-    ours, looping = (sum(typical(one.found[name]) for one in (made, joined)) for name in ("made", "loop"))
-    assert looping >= LIO_GOAL * ours, (made.found, joined.found)
+    table(f"{title} ({rounds})", made, {"made": "`iscsi_volume`, one task", **again, **loops[0]})
+    table(f"{title}: sessions ({rounds})", joined, {"made": "`iscsi_session`, one task", **again, **loops[1]})
+    ours, looping = (sum(typical(found[name]) for found in (made, joined)) for name in ("made", "loop"))
+    assert looping >= LIO_GOAL * ours, (made, joined)
