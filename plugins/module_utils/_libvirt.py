@@ -46,6 +46,7 @@ CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
 AGENT_SECONDS = 5  # an agent that hangs answers no more; libvirt would wait for it for ever
+KEYS_SECONDS, CONSOLE_PAUSE = 5.0, 0.05
 
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
@@ -642,6 +643,32 @@ class Node:
     def undefine_secret(self, uuid: str) -> None:
         """Remove the secret and its value."""
         self._secret("undefine", uuid, lambda secret: secret.undefine())
+
+    # ---- consoles
+
+    def console(self, name: str, keys: bytes, enough: Callable[[bytes], bool], seconds: float) -> bytes:
+        """What the serial console of a running VM says until it is `enough`, at most for so many `seconds`.
+
+        `keys` are typed at once and every KEYS_SECONDS: a guest that boots misses the first ones. Raises Failed where
+        somebody is at the console, or there is none.
+        """
+        stream, said, start, typed = self.connection.newStream(libvirt.VIR_STREAM_NONBLOCK), b"", time.monotonic(), 0
+        self._do("open the console of", name, lambda vm: vm.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE))
+        with translated(f"read the console of {name} on {self.name}", name):
+            try:
+                while not enough(said) and time.monotonic() - start < seconds:
+                    if time.monotonic() - start >= typed * KEYS_SECONDS:
+                        stream.send(keys)
+                        typed += 1
+                    piece = stream.recv(65536)
+                    if piece == b"":  # the VM has ended
+                        break
+                    said += piece if isinstance(piece, bytes) else b""
+                    time.sleep(0 if isinstance(piece, bytes) else CONSOLE_PAUSE)
+            finally:
+                with suppress(libvirt.libvirtError):  # it has ended with the VM
+                    stream.abort()
+        return said
 
     # ---- the machine
 

@@ -157,7 +157,7 @@ vms:
       elements: dict
       sample: [{mac: "52:54:00:12:34:56", bridge: br0, vlan: 100, trunks: [], model: virtio, target: vnet0}]
     hostdevs:
-      description: Devices of the node that are passed through.
+      description: Devices of the node that are passed through; C(name) is for people.
       type: list
       elements: dict
       sample: []

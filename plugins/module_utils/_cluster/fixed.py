@@ -108,6 +108,6 @@ def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
 def _label(thing: Any, number: int) -> str:
     """The most telling name that the facts give of a device or a shared folder."""
     if isinstance(thing, Mapping):
-        keys = ("address", "identity", "source", "name", "target", "type")
+        keys = ("address", "identity", "name", "source", "target", "type")
         return str(next((thing[key] for key in keys if thing.get(key)), f"number {number + 1}"))
     return str(thing)

@@ -23,6 +23,7 @@ from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 from . import tuning
+from .boot import BOOT_ORDER
 from .facts import disk_identity
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
@@ -60,6 +61,7 @@ COMMON = (
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
+    BOOT_ORDER,
     *tuning.TUNING,
 )
 DISKS: tuple[Field, ...] = (

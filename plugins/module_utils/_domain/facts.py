@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
@@ -58,8 +58,8 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "cpu": text_of(cpu).strip() if cpu is not None and domain.live_xml else None,
         "disks": [disk_facts(disk, shared_mounts) for disk in devices(root, "disk")],
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
-        "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
-        "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
+        "hostdevs": [hostdev_facts(device) for device in devices(root, "hostdev")],
+        "filesystems": shares(root),
         "state_files": state_files(root),
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
@@ -79,6 +79,11 @@ def state_files(root: Element) -> list[str]:
     nvram = find(root, "os/nvram") is not None or _attribute(root, "os", "firmware") == "efi"
     tpm = any(_attribute(device, "backend", "type") == "emulator" for device in devices(root, "tpm"))
     return [name for name, there in (("nvram", nvram), ("tpm", tpm)) if there]
+
+
+def shares(root: Element) -> list[str | None]:
+    """The names by which the guest mounts folders of its node."""
+    return [_attribute(device, "target", "dir") for device in devices(root, "filesystem")]
 
 
 def size_of(element: Element | None) -> int | None:
@@ -184,11 +189,40 @@ def nic_facts(nic: Element) -> dict[str, Any]:
     }
 
 
-def _hostdev(device: Element) -> dict[str, Any]:
-    source = find(device, "source")
-    address = None if source is None else find(source, "address")
+def hostdev_options(device: Element) -> dict[str, Any] | None:
+    """A PCI or USB device of the node as the option `hostdevs` of module vm says it; None for others."""
+    kind, found = device.get("type"), find(device, "source/address")
+    if device.get("mode") != "subsystem" or kind not in ("pci", "usb"):
+        return None
+    # A running VM shows where a device is that was asked for by its maker.
+    ids = {name: (_attribute(device, f"source/{name}", "id") or "")[2:] for name in ("vendor", "product")}
+    if kind == "usb" and all(ids.values()):
+        return {"type": kind, **ids}
+    names = ("domain", "bus", "slot", "function") if kind == "pci" else ("bus", "device")
+    try:
+        numbers = [int(str(None if found is None else found.get(name)), 0) for name in names]
+    except ValueError:
+        return None
+    if kind == "usb":
+        return {"type": kind, **dict(zip(names, numbers))}
+    return {"type": kind, "address": "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)}
+
+
+def hostdev_name(options: Mapping[str, Any]) -> str:
+    """The same in words."""
+    if options["type"] == "pci":
+        return f"PCI device {options['address']}"
+    if "vendor" in options:
+        return f"USB device {options['vendor']}:{options['product']}"
+    return f"USB device {options['device']} of bus {options['bus']}"
+
+
+def hostdev_facts(device: Element) -> dict[str, Any]:
+    """One device of the node: its type, its address as libvirt has it, and its name for people."""
+    address, options = find(device, "source/address"), hostdev_options(device)
     return {
         "type": device.get("type"),
         "mode": device.get("mode"),
         "source": {} if address is None else dict(address.items()),
+        "name": hostdev_name(options) if options else f"device of type {device.get('type')}",
     }

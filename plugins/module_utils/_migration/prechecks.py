@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._domain import leases, metadata
-from .._domain.facts import disk_facts, nic_facts, size_of, state_files
+from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of, state_files
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
@@ -25,6 +25,7 @@ from .volumes import CLAIM
 
 OVERHEAD = 128 * UNITS["M"]
 SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
+AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or leave it on its node"
 MOUNTS = Path("/proc/self/mounts")
 
 
@@ -73,8 +74,8 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
-        "hostdevs": len(devices(root, "hostdev")),
-        "filesystems": len(devices(root, "filesystem")),
+        "hostdevs": [hostdev_facts(device)["name"] for device in devices(root, "hostdev")],
+        "filesystems": [name or "without a name" for name in shares(root)],
         "state_files": state_files(root),
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
@@ -160,10 +161,10 @@ def _own(need: Mapping[str, Any]) -> list[Blocker]:
     """What the VM itself has that can't travel."""
     found = []
     if need["hostdevs"]:
-        found.append(Blocker("hostdev", f"{need['hostdevs']} host device(s) attached", "detach them first"))
+        found.append(Blocker("hostdev", f"it has {', '.join(need['hostdevs'])} of the node", AWAY))
     if need["filesystems"]:
-        text = f"{need['filesystems']} folder(s) of the node passed through"
-        found.append(Blocker("filesystem", text, "detach them first"))
+        text = f"it shares folders with the node: {', '.join(need['filesystems'])}"
+        found.append(Blocker("filesystem", text, AWAY))
     if need["snapshots"]:
         text = f"{need['snapshots']} snapshot(s), which libvirt leaves behind"
         found.append(Blocker("snapshots", text, "remove them first (drover.kvm.snapshot)"))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 
 import pytest
 
@@ -18,13 +17,11 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, 
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._migration.ends import End
 from ansible_collections.drover.kvm.plugins.module_utils._run import bounded
-from ansible_collections.drover.kvm.tests.unit import libvirt_server
+from ansible_collections.drover.kvm.tests.unit import libvirt_server, rpc
 
 pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
 needs_daemon = pytest.mark.skipif(bool(libvirt_server.missing()), reason=str(libvirt_server.missing()))
 VM = "<domain type='test'><name>{}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
-# What libvirt-python answers from its own memory.
-LOCAL = {"virDomainGetName", "virDomainGetUUIDString", "virDomainGetID", "virDomainFree"}
 
 
 @pytest.fixture
@@ -37,22 +34,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often each function of the C library is called that would be a call to the daemon."""
-    module = sys.modules["libvirtmod"]
-    counted: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def wrapped(name, function):
-        def call(*args):
-            with lock:
-                counted[name] += 1
-            return function(*args)
-
-        return call
-
-    for name in [name for name in dir(module) if name.startswith("vir") and name not in LOCAL]:
-        monkeypatch.setattr(module, name, wrapped(name, getattr(module, name)))
-    return counted
+    return rpc.counted(monkeypatch)
 
 
 def test_reading_many_vms_takes_four_lists_and_one_xml_each(node, calls):

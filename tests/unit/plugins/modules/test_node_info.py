@@ -186,7 +186,7 @@ def test_the_devices_that_a_sheet_leaves_alone():
     found, left = adoption(vm)
     assert left == ["disk vdb (of type volume)", "NIC 52:54:00:00:00:01 (of type direct)",
                     "host device (of type pci)", "shared folder data"]  # fmt: skip
-    assert found["machine"] == "q35" and found["autostart"] is True and found["disks"] == found["nics"] == []
+    assert found["machine"] == "pc-q35-9.2" and found["autostart"] is True and found["disks"] == found["nics"] == []
     odd = _hypervisor.Domain("a b", "u", None, "stopped", "unknown", True, True, False, xml)
     assert "name" not in adoption(odd)[0] and "'a b' is not a valid name" in adoption(odd)[1][-1]
 

@@ -20,7 +20,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, metadata, site, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -675,7 +675,7 @@ def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
 
 def test_what_is_checked_of_a_running_vms_addresses_changes_at_once(lab, monkeypatch):
     told = []
-    monkeypatch.setattr(draft, "declare", lambda domain: told.append(domain.live_xml))
+    monkeypatch.setattr(changing, "declare", lambda domain: told.append(domain.live_xml))
     lab.run(**WEB, state="running")
     assert lab.run(name="web1")["vm"]["nics"][0]["anti_spoof"] is True
     result = lab.both(name="web1", nics=[{"ips": ["10.231.100.21"]}])

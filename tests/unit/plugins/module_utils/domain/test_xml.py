@@ -130,6 +130,7 @@ def test_facts_of_a_running_domain():
     }
     assert facts["marker"]["from"] == "hv1" and facts["cpu"].startswith("<cpu mode='custom'")
     assert facts["hostdevs"][0]["source"]["bus"] == "0x3b"
+    assert facts["hostdevs"][0]["name"] == "PCI device 0000:3b:00.1"
     assert "s3" not in str(facts)
 
 
