@@ -101,6 +101,21 @@ def test_a_second_vm_on_the_same_lun_by_another_name_is_refused(lab, devices):
     assert "of db1 belongs to web1" in lab.run(**other)["msg"]
 
 
+@pytest.mark.parametrize("portal", ["10.231.5.10:3260", "[fd00:5::10]:3260"])
+def test_a_second_vm_on_the_same_lun_by_qemus_own_initiator_is_refused(lab, devices, portal):
+    devices.add("sdb", "8:16")
+    devices.add("sdc", "8:32")
+    devices.add("dm-0", "254:0", ["san/web1"], uuid=f"mpath-{WWID}", label="web1")
+    for number, path in enumerate(("sdb", "sdc"), start=1):
+        devices.hold(path, "dm-0")
+        devices.by_iscsi(path, "iqn.2026-11.org.example:web1", 3, number)
+    lab.both(**ON_SAN)
+    disk = {"type": "iscsi", "iqn": "iqn.2026-11.org.example:web1", "lun": 3, "portal": portal}
+    other = {"name": "db1", "memory": "64MiB", "vcpus": 1, "disks": [disk]}
+    assert "unit:iqn.2026-11.org.example:web1/3 of db1 belongs to web1" in lab.run(**other)["msg"]
+    assert lab.both(**{**other, "disks": [{**disk, "lun": 4}]})["changed"]
+
+
 def test_a_volume_from_nothing_to_nothing(lab, group):
     made = lab.both(**SHEET, state="running")
     assert made["actions"][0] == f"create /dev/vg0/{NAME} (raw, 8MiB)" or made["actions"][0].startswith("create")
