@@ -32,7 +32,8 @@ ON_SAN = {**WEB, "disks": [{"type": "block", "path": "/dev/san/web1"}]}
 @pytest.fixture
 def devices(lab, tmp_path, monkeypatch):
     found = Devices(tmp_path / "root")
-    monkeypatch.setattr(block, "Blocks", partial(Blocks, found.root))
+    for place in (block, lvm):
+        monkeypatch.setattr(place, "Blocks", partial(Blocks, found.root))
     monkeypatch.setattr(neighbours, "other_names", partial(_blocks.other_names, blocks=Blocks(found.root)))
     return found
 
@@ -134,6 +135,27 @@ def test_a_volume_grows_in_whole_extents_and_never_shrinks(lab, group):
     assert grown["vm"]["disks"][0]["size"] == 10 * MIB
     assert set(group.device(NAME).read_bytes()) == {0} and f"{NAME}.part" not in group.volumes
     assert "would cut off" in lab.run(**{**SHEET, "disks": [{**DISK, "size": "3MiB"}]})["msg"]
+
+
+def test_a_group_on_the_san_without_locks_is_not_changed(lab, devices, group):
+    """Two nodes that make volumes in it at once, as build_vms lets them, would lose LVM's metadata."""
+    devices.add("sdb", "8:16", ["mapper/vms1"])
+    group.lvcreate(["--size", f"{MIB}b", "--name", "by-hand", "vg0"])
+    devices.by_iscsi("sdb", "iqn.2026-11.org.example:vms1", 1)
+    assert "lies on /dev/mapper/vms1, a volume of a SAN, and is not shared" in lab.run(**SHEET)["msg"]
+    assert lab.node.domains() == {} and NAME not in group.volumes
+    by_hand = {"type": "lvm", "vg": "vg0", "lv": "by-hand"}
+    lab.both(**{**WEB, "disks": [by_hand]})
+    assert "is not shared" in lab.run(**{**WEB, "disks": [{**by_hand, "size": "8MiB"}]})["msg"]
+
+
+@pytest.mark.parametrize("tags, lock", [("drover.made=volume_group", ""), ("", "sanlock")])
+def test_a_group_on_the_san_of_one_node_or_with_locks_is(lab, devices, tmp_path, monkeypatch, tags, lock):
+    devices.add("sdb", "8:16", ["mapper/vms1"])
+    devices.by_iscsi("sdb", "iqn.2026-11.org.example:vms1", 1)
+    made = make_group(tmp_path, monkeypatch, lock)
+    made.tags = tags
+    assert lab.both(**SHEET)["changed"] and NAME in made.volumes
 
 
 @pytest.mark.parametrize("size", ["1GiB", "128MiB"])
