@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -76,7 +77,7 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
     assert "open-iscsi.service" in render("lvmlocks.service.j2").split("After=")[1]
 
 
-def variable(name: str, **known: object) -> object:
+def variable(name: str, **known: object) -> Any:
     """A variable of the role, as data."""
     environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
     environment.filters.update(FilterModule().filters())
