@@ -16,7 +16,8 @@ UNFIT = {
     "in shutdown": "wait until it is off, then plan again",
     "pmsuspended": "wake it (virsh dompmwakeup), then plan again",
 }
-FAULTY = ("ioerror", "i/o error", "watchdog", "crashed", "postcopy", "post-copy", "postcopy-failed", "post-copy failed")
+# In the words of `PAUSED` in _hypervisor.py.
+FAULTY = ("I/O error", "watchdog", "crashed", "post-copy", "post-copy failed", "api error")
 INTERRUPTED = ("migrating", "migration")
 
 

@@ -17,7 +17,7 @@ from . import power, transfer
 from .admission import HERE
 from .disks import KINDS, source_xml
 from .facts import domain_facts
-from .neighbours import check_definition
+from .neighbours import check_definition, names_of
 from .site import Site, survey_node
 
 STILL_SECONDS = 15
@@ -58,7 +58,7 @@ class Guest:
                     unreachable=silent,
                 )
             others.update(peers)
-        check_definition(self.name, {("disk", identity)}, others)
+        check_definition(self.name, {("disk", name) for name in names_of(identity)}, others)
 
     def is_ours(self, disk: transfer.Disk) -> bool:
         """Whether what a disk lies on was made for this VM, and no other VM has it."""

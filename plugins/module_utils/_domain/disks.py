@@ -60,6 +60,7 @@ COMMON = (
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type"), fixed=ANOTHER),
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
+    Field("rerror_policy", choices=("stop", "report"), place=Property("driver/@rerror_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
     BOOT_ORDER,
     *tuning.TUNING,

@@ -206,6 +206,14 @@ def test_two_items_of_one_task_must_not_share(lab):
     assert "belongs to a" in result["msg"] and lab.node.domains() == {}
 
 
+def test_another_portal_of_a_target_leads_to_the_same_disk(lab):
+    """A SAN has two portals, and an address has several spellings; two VMs would write to one volume."""
+    lab.both(**{**WEB, "disks": [SAN]})
+    other = {"name": "db1", "memory": "64MiB", "vcpus": 1, "disks": [{**SAN, "portal": "10.231.7.10:3260"}]}
+    result = lab.run(**other)
+    assert result["error"] == "Refused" and f"unit:{SAN['iqn']}/1 of db1 belongs to web1" in result["msg"]
+
+
 def elsewhere(name="web1", active=True, uuid=None, disk=None):
     claims = [["UUID", uuid or vm_uuid(name)]] + ([["disk", disk]] if disk else [])
     return [{"name": name, "active": active, "claims": claims}]

@@ -276,6 +276,8 @@ def test_a_copy_to_the_san_that_was_cut_off_goes_on(node, run, san):
     "peer,options,words",
     [
         ([{"name": "db1", "active": False, "claims": [["disk", UNIT]]}], {}, "belongs to db1 on hv2"),
+        # Over another portal.
+        ([{"name": "db1", "active": False, "claims": [["disk", f"unit:{IQN}/1"]]}], {}, "belongs to db1 on hv2"),
         (Unreachable("no answer"), {}, "hv2 gave no answer"),
         (Unreachable("no answer"), {"fenced": ["hv2"]}, None),
         ([{"name": "web1", "active": False, "claims": [["disk", UNIT]]}], {}, None),

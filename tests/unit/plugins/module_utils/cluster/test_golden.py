@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size
+from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import PAUSED
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "plan"
 FILES = sorted(GOLDEN.glob("*.yml"))
@@ -99,6 +101,13 @@ def test_plan(path):
     assert seen(result, expect) == expect, result["text"]
     assert all(blocker["text"] and blocker["mend"] for blocker in result["blockers"])
     assert result == plan(normalise(FIELDS, {"nodes": nodes[::-1], **scenario})), "the order of the facts matters"
+
+
+@pytest.mark.parametrize("reason", fixed.FAULTY)
+def test_what_stops_a_vm_is_called_as_libvirts_client_calls_it(reason):
+    assert reason in PAUSED
+    found = fixed.obstacles(domain("m1", {"state": "paused", "reason": reason}))
+    assert [one.reason for one in found] == ["state"]
 
 
 def test_every_kind_of_blocker_has_its_scenario():
