@@ -56,8 +56,6 @@ def _check(params: Mapping[str, Any]) -> None:
         raise Invalid("vms is missing: operation place wants the sheets of the VMs", option="vms")
     if operation in ("drain", "undrain") and not nodes:
         raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
-    if operation == "undrain" and len(nodes) > 1:
-        raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
 
 
 def _rules(params: Mapping[str, Any]) -> Rules:
@@ -82,7 +80,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
-        return now, undrain(now, nodes[0])
+        return now, undrain(now, nodes)
     if operation == "consolidate":
         return now, consolidate(now, params["require_n_minus_1"] is not False)
     if operation == "spread":
