@@ -45,8 +45,8 @@ options:
       - V(spread) brings VMs home that have their home elsewhere, then does what V(rebalance) does with the others.
       - V(consolidate) empties as many nodes as it can (RV(emptied)), those with the least memory in use first; the loss
         of any one node that stays on can be borne, unless O(require_n_minus_1=false).
-      - V(report) plans nothing. It says where every VM is and where else it could be (RV(guests)), which rules are broken
-        (RV(blockers)), what each node carries and whether N-1 holds.
+      - V(report) plans nothing. It says where every VM is and where else it could be (RV(guests)), which rules are
+        broken (RV(blockers)), what each node carries and whether N-1 holds.
     type: str
     required: true
     choices: [place, drain, undrain, rolling, rebalance, spread, consolidate, report]

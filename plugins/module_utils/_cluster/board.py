@@ -90,7 +90,7 @@ class Board:
         return self.filled(node, guest) + (self.vcpus[node] + guest.vcpus) / self.cluster.nodes[node].threads
 
     def wish(self, guest: Guest, node: str) -> tuple[int, float]:
-        """What is least where the guest would best be: rivals in the failure domain, and load less what company gives."""
+        """Least where the guest would best be: the rivals in the failure domain, then the load, lower for company."""
         rules = self.cluster.rules
         if not rules.failure_domains and not rules.affinity:
             return 0, self.load(guest, node)

@@ -11,6 +11,9 @@ from . import choose
 from .board import Board
 from .model import Blocker, Cluster, Guest, Plan, size_text
 
+# Of what keeps a guest where it is, these are faults; the others are how it was made.
+DOUBTFUL = frozenset({"interrupted", "defined_twice", "state"})
+
 
 def placement(cluster: Cluster) -> tuple[list[dict[str, Any]], Plan]:
     """A row for each guest, and a plan without moves whose blockers are the rules that are broken now."""
@@ -38,10 +41,6 @@ def _broken(board: Board, guest: Guest) -> list[Blocker]:
     return found
 
 
-# Of what keeps a guest where it is, these are faults; the others are how it was made.
-DOUBTFUL = frozenset({"interrupted", "defined_twice", "state"})
-
-
 def _too_full(board: Board, name: str) -> Blocker:
     text = f"{name} has promised {size_text(-board.free(name))} of memory more than VMs may take"
     return Blocker("", name, "memory", text, "move VMs away (rebalance), or shut some down")
@@ -49,8 +48,9 @@ def _too_full(board: Board, name: str) -> Blocker:
 
 def _row(board: Board, guest: Guest, targets: list[str]) -> dict[str, Any]:
     others = [name for name in targets if name != guest.node]
-    can = [name for name in others if not guest.fixed and board.hindrance(guest, name) is None]
-    tied = [obstacle.reason for obstacle in guest.fixed]
+    hindrances = {name: board.hindrance(guest, name) for name in others}
+    can = [name for name, hindrance in hindrances.items() if hindrance is None and not guest.fixed]
+    against = guest.fixed or [found for found in hindrances.values() if found and not can]
     return {
         "name": guest.name,
         "node": guest.node,
@@ -58,7 +58,7 @@ def _row(board: Board, guest: Guest, targets: list[str]) -> dict[str, Any]:
         "memory": guest.memory,
         "home": guest.home,
         "could_go_to": can,
-        "tied": tied or sorted({o.reason for o in (board.hindrance(guest, name) for name in others) if o} if not can else ()),
+        "tied": sorted({obstacle.reason for obstacle in against}),
     }
 
 

@@ -99,7 +99,8 @@ def _crowd(cluster: Cluster, guest: Guest, target: str, others: Iterable[Guest])
         return []
     rules, node = cluster.rules, cluster.nodes[target]
     company = [other for other in others if other.key != guest.key and other.active]
-    found = [f"{guest.name} to {target}: {o.name} is there" for o in company if guest.tags & o.tags & rules.anti_affinity]
+    rivals = [other for other in company if guest.tags & other.tags & rules.anti_affinity]
+    found = [f"{guest.name} to {target}: {rival.name} is there" for rival in rivals]
     all_there = [guest, *company]
     taken = sum(_beside(cluster, each) for each in all_there) + sum(node.pages.values())
     if taken + rules.reserve > node.memory:

@@ -126,7 +126,8 @@ def _carried(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         share = f"{100 * memory['before'] / memory['usable']:.0f} %" if memory["usable"] else "-"
         taken = f"{size_text(memory['before'])} of {size_text(memory['usable'])}"
         ratio = f"{vcpus['before']} vCPUs of {vcpus['threads']}"
-        lines.append([row["name"], taken, share, ratio, f"{vcpus['before'] / vcpus['threads']:.1f}", f"{row['vms']['before']} VMs"])
+        load, vms = f"{vcpus['before'] / vcpus['threads']:.1f}", f"{row['vms']['before']} VMs"
+        lines.append([row["name"], taken, share, ratio, load, vms])
     return _columns(lines)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from . import choose
 from .attempt import move
 from .board import Board
-from .model import Blocker, Cluster, Guest, Move, Plan
+from .model import Cluster, Guest, Move, Plan
 
 
 def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:

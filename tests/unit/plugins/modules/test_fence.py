@@ -41,9 +41,9 @@ def ask(capsys):
     """Run the module; its result."""
 
     def run(agent, check=False, **options):
-        with patch_module_args({"agent": str(agent), "_ansible_check_mode": check, **options}):
-            with pytest.raises(SystemExit):
-                fence.main()
+        given = {"agent": str(agent), "_ansible_check_mode": check, **options}
+        with patch_module_args(given), pytest.raises(SystemExit):
+            fence.main()
         return json.loads(capsys.readouterr().out)
 
     return run

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans by example: the scenarios in tests/unit/golden/plan, written as short as a sysadmin would draw them.
 
-A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a VM on it `{memory, ...}` where the
-rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from -> to mode"), blockers
-("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps of a cycle ("node
-operation moves"), memory of the nodes before and after in percent, or parts of the text.
+A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a VM on it
+`{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from
+-> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps
+of a cycle ("node operation moves"), memory of the nodes before and after in percent, or parts of the text.
 """
 
 from __future__ import annotations
