@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODES = ("hv1", "hv2", "hv3")
@@ -40,7 +40,10 @@ def work(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, Any]]:
         path = tmp_path / f"{name}.yml"
         path.write_text(yaml.safe_dump(tasks), encoding="utf-8")
         options[f"drover_{name}_tasks"] = str(path)
+    # Three drains, reboots and returns in one run.
+    cluster.play_seconds = 3 * PLAY_SECONDS
     yield options
+    cluster.play_seconds = PLAY_SECONDS
     for node in NODES:
         cluster.ssh(node, "rm", "-f", MARK, FACT)
 
