@@ -22,7 +22,8 @@ def make_room(board: Board, guest: Guest, targets: Sequence[str], moved: Collect
     """
     options = []
     for target in targets:
-        if target == guest.node or board.lasting(guest, target):
+        # Memory is what others can make room in; huge pages are a node's own affair.
+        if target == guest.node or board.lasting(guest, target) or board.short_of_pages(guest, target):
             continue
         options += [(_bytes(board, leaving), target, leaving) for leaving in _leavers(board, guest, target, moved)]
     options.sort(key=lambda option: (option[0], len(option[2]), option[1], [g.key for g in option[2]]))

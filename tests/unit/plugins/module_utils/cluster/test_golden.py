@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans by example: the scenarios in tests/unit/golden/plan, written as short as a sysadmin would draw them.
 
-A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, vms}`, a VM on it `{memory, ...}` where the
-rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from -> to mode"), blockers
-("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps of a cycle ("node
-operation moves"), memory of the nodes before and after in percent, or parts of the text.
+A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a VM on it
+`{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from
+-> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps
+of a cycle ("node operation moves"), memory of the nodes before and after in percent, or parts of the text.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ def domain(name, given):
         "hostdevs": [],
         "filesystems": [],
         "state_files": [],
+        "hugepages": None,
+        "lease": None,
+        "age": None,
         "marker": None,
     }
     metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
@@ -66,6 +69,8 @@ def node_info(name, given):
             for bridge in given.get("bridges", ["br0"])
         ],
         "cordon": {"reason": given["cordon"], "by": "me", "since": "2025-01-01"} if "cordon" in given else None,
+        "hugepages": given.get("hugepages", {}),
+        "lease_directory": given.get("lease_directory"),
         "domains": [domain(vm, values or {}) for vm, values in (given.get("vms") or {}).items()],
     }
     if "vm_capable" in given:
@@ -114,5 +119,5 @@ def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
         memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm state_file n_minus_1"""
+        reserved_vlan unknown_vm state_file n_minus_1 hugepages lease"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []
