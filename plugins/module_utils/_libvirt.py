@@ -537,7 +537,7 @@ class Node:
         return str(self._do(look, name, lambda vm: vm.checkpointLookupByName(checkpoint).getXMLDesc(flags)))
 
     def adopt_checkpoint(self, name: str, xml: str) -> None:
-        """Let libvirt know again of a checkpoint whose marks are in the VM's disks. Raises Failed where they are not."""
+        """Let libvirt know again of a checkpoint whose bitmaps are in the VM's disks. Raises Failed without them."""
         flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
         self._do("take over a checkpoint of", name, lambda vm: vm.checkpointCreateXML(xml, flags))
 

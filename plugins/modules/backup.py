@@ -201,11 +201,11 @@ actions:
   elements: str
   sample: ["back up web1 to /srv/backup: vda; full (asked for)"]
 backup:
-  description: The newest backup, the one that was made if one was. Null where there is none, see M(drover.kvm.backup_info).
+  description: The newest backup. Null where there is none. M(drover.kvm.backup_info) lists all.
   returned: always
   type: dict
   contains:
-    id: {description: "Its name, the moment in UTC at which it was begun.", type: str, returned: always, sample: 20261122T030000Z}
+    id: {description: "Its name, the moment in UTC at which it was begun.", type: str, returned: always}
     folder: {description: Where it is., type: str, returned: always}
     type: {description: V(full) or V(incremental)., type: str, returned: always}
     base: {description: What an incremental one is based on., type: str, returned: always}
@@ -302,12 +302,22 @@ class VmBackup(Resource):
         """Clear what a killed run left, make the backup, remove old histories; or note what was found."""
         known, seen = before or {}, wanted or {}
         if self.params["state"] == "verified":
-            changed = {one: words for one in known["backups"] if (words := seen["damaged"].get(one)) != known["damaged"].get(one)}
-            return [Step(f"note of {one}: {words or 'good again'}", partial(self.acts.note, one)) for one, words in changed.items()]
+            changed = {
+                one: words
+                for one in known["backups"]
+                if (words := seen["damaged"].get(one)) != known["damaged"].get(one)
+            }
+            return [
+                Step(f"note of {one}: {words or 'good again'}", partial(self.acts.note, one))
+                for one, words in changed.items()
+            ]
         if known == seen:
             return []
         path = Path(self.params["path"])
-        steps = [Step(f"clear {one.name} of {self.name}, which a run left", partial(self.acts.clear, one)) for one in store.left(path, self.name)]
+        steps = [
+            Step(f"clear {one.name} of {self.name}, which a run left", partial(self.acts.clear, one))
+            for one in store.left(path, self.name)
+        ]
         steps.append(Step(f"back up {self.name} to {path}: {self.acts.words()}", self.acts.take))
         for history in self.acts.surplus():
             words = f"remove the history {history[0].history} of {self.name} ({len(history)})"

@@ -113,7 +113,9 @@ def readme(manifest: Mapping[str, Any]) -> str:
     """How to come back without the collection."""
     vm, disks = manifest["vm"], manifest["disks"]
     lines = [COMMAND.format(vm=vm["name"], **disk) for disk in disks]
-    lines += [words.strip("\n").format(**vm, vm=vm["name"]) for name, words in EXTRAS.items() if name in manifest["files"]]
+    lines += [
+        words.strip("\n").format(**vm, vm=vm["name"]) for name, words in EXTRAS.items() if name in manifest["files"]
+    ]
     return README.format(id=manifest["id"], vm=vm["name"], disk=disks[0]["file"], commands="\n".join(lines))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -68,13 +69,13 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
         path = Property("source/@file").get(element) or Property("source/@dev").get(element)
         image_format = Property("driver/@type").get(element) or "raw"
         allocation = min(sizes["allocation"] or sizes["capacity"], sizes["capacity"])
-        found.append(
-            Disk(target, disk_identity(element)[1], image_format, path, sizes["capacity"], allocation)
-        )
+        found.append(Disk(target, disk_identity(element)[1], image_format, path, sizes["capacity"], allocation))
     return found, spared
 
 
-def base_of(order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]) -> tuple[Backup | None, str]:
+def base_of(
+    order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]
+) -> tuple[Backup | None, str]:
     """What an incremental backup is based on; without it why it has to be a full one."""
     if order.type == "full":
         return None, "asked for"
@@ -100,7 +101,9 @@ def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | 
     """The bytes that a backup may take while it is made; what compression will save can't be known."""
     known = None if base is None else job.changed(node, order.vm, base.manifest["checkpoint"])
     sizes = [disk.allocation for disk in disks]
-    return (sum(sizes) + (max(sizes, default=0) if order.compression != "none" else 0) if known is None else 2 * known) + SPARE
+    return (
+        sum(sizes) + (max(sizes, default=0) if order.compression != "none" else 0) if known is None else 2 * known
+    ) + SPARE
 
 
 def check_room(root: Path, needed: int) -> None:
@@ -108,7 +111,9 @@ def check_room(root: Path, needed: int) -> None:
     place = os.statvfs(root)
     free = place.f_bavail * place.f_frsize
     if needed > free:
-        raise Refused(f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB", free=free, needed=needed)
+        raise Refused(
+            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB", free=free, needed=needed
+        )
 
 
 def recover(node: Node, vm: str, folder: Path) -> None:
@@ -170,7 +175,7 @@ class Taking:
         self.part.mkdir()
         said = {"id": self.id, "vm": self.order.vm, "node": self.node.name, "mode": self.order.mode}
         state = {"was": self.domain.state, "boot": BOOT_ID.read_text(encoding="ascii").strip()}
-        replace_file(self.part / store.BEGUN, _json({**said, **state}))
+        replace_file(self.part / store.BEGUN, json.dumps({**said, **state}).encode())
         # QEMU, which is another user, opens the files that libvirt makes for it.
         self.part.chmod(0o711)
 
@@ -269,7 +274,3 @@ class Taking:
             older = [one.manifest["checkpoint"] for one in backups if one.id != self.id]
             job.drop_all(self.node, self.order.vm, [one for one in older if one])
         return next(one for one in backups if one.folder == folder)
-
-
-def _json(data: dict[str, Any]) -> bytes:
-    return store.json.dumps(data).encode()

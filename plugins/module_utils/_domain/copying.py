@@ -73,7 +73,7 @@ class Guest:
         return True
 
     def end_together(self, targets: Sequence[str]) -> None:
-        """End the copies of these disks without a change over, all of one moment: a VM that runs stands still for it."""
+        """End the copies of these disks without a change over, all of one moment: a running VM stands still for it."""
         domain = self.node.domain(self.name)
         running = domain is not None and domain.state == "running"
         pause = partial(self.node.suspend, self.name)
