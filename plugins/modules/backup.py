@@ -26,8 +26,8 @@ options:
     description:
       - The folder of all backups, as an absolute path on the node. It must exist, and everybody must be able to pass
         through it, as QEMU, which is another user, writes there. For another machine mount its folder here (NFS).
+      - Required.
     type: path
-    required: true
   name:
     description: The machine. It must be on this node. Required unless O(vms) is given.
     type: str
@@ -36,51 +36,51 @@ options:
     type: list
     elements: dict
     suboptions:
-      path: &path
+      path:
         description: See O(path).
         type: path
       name:
         description: The machine. Required.
         type: str
-      type: &type
+      type:
         description: See O(type).
         type: str
         choices: [full, incremental]
-      max_incrementals: &max_incrementals
+      max_incrementals:
         description: See O(max_incrementals).
         type: int
-      keep: &keep
+      keep:
         description: See O(keep).
         type: int
-      newer_than: &newer_than
+      newer_than:
         description: See O(newer_than).
         type: str
-      mode: &mode
+      mode:
         description: See O(mode).
         type: str
         choices: [snapshot, suspend, stop]
-      quiesce: &quiesce
+      quiesce:
         description: See O(quiesce).
         type: str
         choices: [auto, required, never]
-      bandwidth: &bandwidth
+      bandwidth:
         description: See O(bandwidth).
         type: str
-      compression: &compression
+      compression:
         description: See O(compression).
         type: str
         choices: [zstd, zlib, none]
-      timeout: &timeout
+      timeout:
         description: See O(timeout).
         type: int
-      shutdown_timeout: &shutdown_timeout
+      shutdown_timeout:
         description: See O(shutdown_timeout).
         type: int
-      state: &state
+      state:
         description: See O(state).
         type: str
         choices: [present, verified]
-      uri: &uri
+      uri:
         description: See O(uri).
         type: str
   type:
@@ -88,17 +88,19 @@ options:
       - V(incremental) copies what has changed since the last backup in this folder. Where that is not known it is a
         full one, and RV(backup.reason) says why. That is so for disks that are not qcow2, a machine that is off, a
         disk that was changed for another one or has grown, and after a power cut of the node.
+      - The default is V(full).
     type: str
     choices: [full, incremental]
-    default: full
   max_incrementals:
-    description: How many incremental backups a history has at most. Then a full one begins a new history.
+    description:
+      - How many incremental backups a history has at most. Then a full one begins a new history.
+      - The default is V(6).
     type: int
-    default: 6
   keep:
-    description: How many good histories are kept, the new one among them.
+    description:
+      - How many good histories are kept, the new one among them.
+      - The default is V(2).
     type: int
-    default: 2
   newer_than:
     description:
       - Do nothing where a good backup is younger than that, a number with V(m), V(h) or V(d), such as V(20h). With it a
@@ -109,17 +111,17 @@ options:
       - What happens to a machine that runs. V(snapshot) lets it run. V(suspend) holds it still for the part of a
         second in which the copy begins. V(stop) shuts it down, begins the copy, and starts it at once.
       - A machine that is off is copied by C(qemu-img), and can't be started meanwhile.
+      - The default is V(snapshot).
     type: str
     choices: [snapshot, suspend, stop]
-    default: snapshot
   quiesce:
     description:
       - Whether the guest agent is asked to write out and hold still the guest's file systems while the copy begins,
         for less than two seconds, with O(mode=snapshot). V(auto) asks where there is an agent. V(required) refuses, or
         fails, without.
+      - The default is V(auto).
     type: str
     choices: [auto, required, never]
-    default: auto
   bandwidth:
     description: The most that is read from each disk, in bytes per second, such as V(100MiB). The default is no limit.
     type: str
@@ -127,25 +129,32 @@ options:
     description:
       - How the images are compressed. They stay qcow2, which QEMU 5.1 and later can read with V(zstd), all with
         V(zlib). It takes room for the largest disk once more while it works.
+      - The default is V(zstd).
     type: str
     choices: [zstd, zlib, none]
-    default: zstd
   timeout:
-    description: How long copying may take, in seconds; after it the copy is ended.
+    description:
+      - How long copying may take, in seconds; after it the copy is ended.
+      - The default is V(86400).
     type: int
-    default: 86400
   shutdown_timeout:
-    description: How long the guest has to shut down with O(mode=stop), in seconds.
+    description:
+      - How long the guest has to shut down with O(mode=stop), in seconds.
+      - The default is V(180).
     type: int
-    default: 180
   state:
     description:
       - V(present) makes a backup. V(verified) reads all backups of the machine, whether it still exists or not, and
         compares checksums. One that is damaged is noted, named in RV(damaged), and neither counts nor is based upon.
+      - The default is V(present).
     type: str
     choices: [present, verified]
-    default: present
-extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm, drover.kvm.libvirt]
+  uri:
+    description:
+      - URI of the libvirt daemon, as seen from the node. See U(https://libvirt.org/uri.html).
+      - The default is V(qemu:///system).
+    type: str
+extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
 attributes:
   idempotent:
     support: partial
