@@ -218,7 +218,18 @@ def left(root: Path, vm: str) -> list[Path]:
     """What runs left that were killed: folders in which a backup was being made or removed, and that say so."""
     place = root / vm
     found = [one for one in sorted(place.iterdir()) if LEFT.fullmatch(one.name)] if place.is_dir() else []
-    return [one for one in found if begun(one) is not None or _manifest(one) or not any(one.iterdir())]
+    return [one for one in found if begun(one) is not None or _manifest(one) or _is_blank(one)]
+
+
+def _is_blank(folder: Path) -> bool:
+    """Whether a run got no further than to begin its first note (see `replace_file`)."""
+    return all(one.name.startswith(".") and one.suffix == ".new" for one in folder.iterdir())
+
+
+def id_of(folder: Path) -> str:
+    """The backup that was being made, or removed, in such a folder."""
+    found = LEFT.fullmatch(folder.name)
+    return found[1] if found else ""
 
 
 def begun(folder: Path) -> dict[str, Any] | None:

@@ -68,7 +68,9 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
         sizes = node.block_sizes(domain.name, target)
         path = Property("source/@file").get(element) or Property("source/@dev").get(element)
         image_format = Property("driver/@type").get(element) or "raw"
-        allocation = min(sizes["allocation"] or sizes["capacity"], sizes["capacity"])
+        # Of a device libvirt knows no allocation, and of a chain only that of its top.
+        alone = Property("source/@file").get(element) and not any(len(one) for one in element.iter("backingStore"))
+        allocation = min((alone and sizes["allocation"]) or sizes["capacity"], sizes["capacity"])
         found.append(Disk(target, disk_identity(element)[1], image_format, path, sizes["capacity"], allocation))
     return found, spared
 
@@ -118,15 +120,15 @@ def check_room(root: Path, needed: int) -> None:
 
 def recover(node: Node, vm: str, folder: Path) -> None:
     """Undo what a run that was cut off has begun: its job, its checkpoint, its pause, its folder."""
-    begun = store.begun(folder)
+    begun = store.begun(folder) or {}
     domain = node.domain(vm)
-    if begun and domain is not None:
+    if domain is not None:
         running = node.backup(vm)
         if running and any(path.startswith(f"{folder}/") for path in job.targets_of(running)):
             node.abort_job(vm)
             until(lambda: node.backup(vm) is None, 60, f"the backup of {vm} that was cut off does not end")
-        job.drop_all(node, vm, [job.checkpoint_name(begun["id"])])
-        here = (begun["node"], begun["boot"]) == (node.name, BOOT_ID.read_text(encoding="ascii").strip())
+        job.drop_all(node, vm, [job.checkpoint_name(store.id_of(folder))])
+        here = (begun.get("node"), begun.get("boot")) == (node.name, BOOT_ID.read_text(encoding="ascii").strip())
         if here and begun["was"] == "running" and begun["mode"] != "snapshot":
             if domain.state == "stopped":
                 node.start(vm)

@@ -166,7 +166,7 @@ def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) ->
 
 
 def test_two_histories_are_kept_and_never_fewer_good_ones(running: Machine) -> None:
-    first, second, third = (running.take()["backup"]["id"] for _ in range(3))
+    first, second, third = (running.take()["backup"]["id"] for _number in range(3))
     assert running.there() == [second, third]
     # The one that would stay is bad: the older one stays too, and the next run knows.
     with (running.root / "web1" / third / "vda.qcow2").open("r+b") as stream:
@@ -202,11 +202,20 @@ def test_damage_is_noted_and_not_built_upon(running: Machine) -> None:
     assert running.run(state="verified")["actions"] == [f"note of {full}: good again"]
 
 
+def failing(words: str) -> Any:
+    """A function that fails."""
+
+    def call(*_args: Any, **_named: Any) -> None:
+        raise Failed(words)
+
+    return call
+
+
 class Killed(BaseException):
     """The process ends here, and cleans up nothing."""
 
 
-@pytest.mark.parametrize("moment", ["begun", "copying", "packed", "removing"])
+@pytest.mark.parametrize("moment", ["begun", "copying", "packed", "named", "removing"])
 def test_a_run_that_is_killed_is_cleared_by_the_next(running: Machine, monkeypatch: Any, moment: str) -> None:
     good = running.take(keep=1)["backup"]["id"]
 
@@ -217,6 +226,7 @@ def test_a_run_that_is_killed_is_cleared_by_the_next(running: Machine, monkeypat
         "begun": (Node, "begin_backup"),
         "copying": (job, "wait"),
         "packed": (files, "seal"),
+        "named": (Path, "rename"),
         "removing": (store, "clear"),
     }
     with monkeypatch.context() as patch:
@@ -267,8 +277,7 @@ def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> 
     refused("may take")
     monkeypatch.undo()
     monkeypatch.setattr(stillness, "run", lambda argv: None)
-    fail = Failed("No space left on device")
-    monkeypatch.setattr(files, "pack", lambda *args: (_ for _ in ()).throw(fail))
+    monkeypatch.setattr(files, "pack", failing("No space left on device"))
     refused("No space left")
     assert running.checkpoints() == [] and running.vm.info()[0] == 1
 
@@ -279,6 +288,6 @@ def test_suspend_and_stop_go_on(running: Machine, monkeypatch: Any) -> None:
     before = running.vm.ID()
     assert running.take(mode="stop", bandwidth="1GiB", type="incremental")["backup"]["type"] == "incremental"
     assert running.vm.info()[0] == 1 and running.vm.ID() != before
-    monkeypatch.setattr(moments, "until", lambda *args: (_ for _ in ()).throw(Failed("did not shut down")))
+    monkeypatch.setattr(moments, "until", failing("did not shut down"))
     assert running.run(mode="stop")["failed"]
     assert running.vm.info()[0] == 1

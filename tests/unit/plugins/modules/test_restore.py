@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -191,3 +192,26 @@ def test_variables_and_keys_are_put_back_and_nothing_else_is_touched(tmp_path: P
     (tmp_path / "nvram" / "web2_VARS.fd").write_bytes(b"other")
     with pytest.raises(Refused, match="another machine's"):
         restoring.check_state(kept, "web2", "u2")
+
+
+def test_the_readme_of_a_backup_is_enough(place: Site) -> None:
+    """Its commands with qemu-img, and virsh define; no code of this collection."""
+    vm, folder = place.machine.vm, place.machine.root / "web1" / place.id
+    place.machine.write(7)
+    last = place.machine.take(type="incremental")["backup"]
+    folder = place.machine.root / "web1" / last["id"]
+    kept = place.machine.content()
+    vm.destroy()
+    lines = (folder / "README.txt").read_text(encoding="utf-8").splitlines()
+    commands = [line.strip() for line in lines if line.startswith("  ") and not line.strip().startswith("virsh")]
+    assert [line.split()[0] for line in commands] == ["sha256sum", "qemu-img", "qemu-img", "qemu-img"]
+    definition = (folder / "domain.xml").read_text(encoding="utf-8").replace(test_backup.UUID, vm_uuid("web2"))
+    for command in commands:
+        words = [word.replace("/var/lib/libvirt/images", str(place.new)) for word in command.split("  ")[0].split()]
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    for target in place.machine.formats:
+        definition = definition.replace(str(place.machine.disk(target)), f"{place.new}/web1-{target}.qcow2")
+    place.machine.connection.defineXML(definition.replace("<name>web1<", "<name>web2<"))
+    place.machine.connection.lookupByName("web2").create()
+    assert place.raw(place.new / "web1-vda.qcow2") == kept
+    vm.create()
