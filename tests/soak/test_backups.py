@@ -23,7 +23,6 @@ from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 ROOT, SOURCE = "/srv/backup", "/var/lib/libvirt/images/saved1.raw"
 DISK = f"/var/lib/libvirt/images/drover-{NAME}-0.qcow2"
-MODULE = b"AnsiballZ_backup"
 
 
 class Saved:
@@ -106,15 +105,22 @@ MOMENTS = {"begun": "begun.json", "copying": "vda.copy", "packing": "vda.qcow2"}
 
 
 def killed_at(saved: Saved, name: str) -> None:
-    """Kill the module, and what started it, at the moment when this file appears in a backup that is being made."""
+    """Kill the module at the moment when this file appears in a backup that is being made."""
     end = time.monotonic() + 120
     while not [one for one in saved.folder.glob(".*.part") if (one / name).exists()]:
         assert time.monotonic() < end, f"no {name} within 120 s"
         time.sleep(0.005)
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if MODULE in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}")]
+    for process in killed:
+        os.kill(int(process.name), signal.SIGKILL)
+    assert len(killed) == 1, killed
+
+
+def holds(process: Path, folder: str) -> bool:
+    """Whether it is the module: it has the VM's folder open, as its lock."""
+    with suppress(OSError):
+        return any(os.readlink(one) == folder for one in (process / "fd").iterdir())
+    return False
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
