@@ -540,6 +540,52 @@ class Node:
         """The guest's clock in seconds since the epoch. Raises as `freeze` does."""
         return int(self._do("read the clock of", name, lambda vm: vm.getTime(0))["seconds"])
 
+    # ---- backups
+
+    def begin_backup(self, name: str, xml: str, checkpoint: str | None) -> None:
+        """Have QEMU copy disks as they are at this moment, and note from here on what changes (the checkpoint)."""
+        self._do("back up", name, lambda vm: vm.backupBegin(xml, checkpoint, 0))
+
+    def backup(self, name: str) -> str | None:
+        """The description of the backup that QEMU makes now, or None."""
+        try:
+            return str(self._do("read the backup of", name, lambda vm: vm.backupGetXMLDesc(0)))
+        except (Failed, NotFound) as error:
+            if error.details["code"] in {"NO_DOMAIN_BACKUP", "OPERATION_INVALID"}:  # none, or the VM is off
+                return None
+            raise
+
+    def ended_job(self, name: str) -> dict[str, Any]:
+        """libvirt's figures of the last job that came to an end; asking for them forgets them."""
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
+        return dict(self._do("read the last job of", name, lambda vm: vm.jobStats(flags)))
+
+    def limit_block_job(self, name: str, target: str, rate: int) -> None:
+        """Limit the job on a disk, in bytes per second."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        self._do(f"limit the job on disk {target} of", name, lambda vm: vm.blockJobSetSpeed(target, rate, flags))
+
+    def checkpoints(self, name: str) -> list[str]:
+        """The names of its checkpoints."""
+        return [one.getName() for one in self._do("list the checkpoints of", name, lambda vm: vm.listAllCheckpoints())]
+
+    def checkpoint(self, name: str, checkpoint: str, sizes: bool = False) -> str:
+        """The description of a checkpoint, with `sizes` how much has changed since; a VM that is off has no sizes."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE if sizes else 0
+        look = f"read checkpoint {checkpoint} of"
+        return str(self._do(look, name, lambda vm: vm.checkpointLookupByName(checkpoint).getXMLDesc(flags)))
+
+    def adopt_checkpoint(self, name: str, xml: str) -> None:
+        """Let libvirt know again of a checkpoint whose bitmaps are in the VM's disks. Raises Failed without them."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
+        self._do("take over a checkpoint of", name, lambda vm: vm.checkpointCreateXML(xml, flags))
+
+    def delete_checkpoint(self, name: str, checkpoint: str, known_only: bool = False) -> None:
+        """Forget a checkpoint; `known_only` leaves what is in the disks (it may be broken, after a power cut)."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if known_only else 0
+        forget = f"delete checkpoint {checkpoint} of"
+        self._do(forget, name, lambda vm: vm.checkpointLookupByName(checkpoint).delete(flags))
+
     # ---- storage pools
 
     def networks(self) -> dict[str, str | None]:

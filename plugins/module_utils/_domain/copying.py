@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from .._disks.kind import Options
 from .._disks.landing import LANDINGS, FileLanding, Place
 from .._errors import DroverError, Failed, NotFound, Refused
-from .._run import run
 from .._xml import parse
 from . import power, transfer
 from .admission import HERE
@@ -19,8 +20,7 @@ from .disks import KINDS, source_xml
 from .facts import domain_facts
 from .neighbours import check_definition, names_of
 from .site import Site, survey_node
-
-STILL_SECONDS = 15
+from .stillness import still
 
 
 class Guest:
@@ -73,24 +73,13 @@ class Guest:
         return True
 
     def end_together(self, targets: Sequence[str]) -> None:
-        """End the copies of these disks without a change over, all of one moment: a VM that runs stands still for it.
-
-        A timer of systemd resumes it should this process be killed just then.
-        """
+        """End the copies of these disks without a change over, all of one moment: a running VM stands still for it."""
         domain = self.node.domain(self.name)
-        still = len(targets) > 1 and domain is not None and domain.state == "running"
-        timer = f"drover-resume-{self.uuid}"
-        if still:
-            limit = f"--on-active={STILL_SECONDS}s"
-            run(["systemd-run", "--collect", "--quiet", f"--unit={timer}", limit, "virsh", "resume", self.name])
-            self.node.suspend(self.name)
-        try:
+        running = domain is not None and domain.state == "running"
+        pause = partial(self.node.suspend, self.name)
+        with still(self.node, self.name, self.uuid, pause) if len(targets) > 1 and running else nullcontext():
             for target in targets:
                 self.node.abort_block_job(self.name, target)
-        finally:
-            if still:
-                self.node.resume(self.name)
-                run(["systemctl", "stop", f"{timer}.timer"])
 
     def remove(self, disk: transfer.Disk) -> None:
         """Delete what a disk lay on. Raises Refused unless it carries the VM's mark."""
