@@ -166,6 +166,10 @@ vms:
       type: list
       elements: str
       sample: []
+    has_snapshots:
+      description: Whether libvirt has snapshots of it, so that it can't be moved. M(drover.kvm.snapshot) lists them.
+      type: bool
+      sample: false
     state_files:
       description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it moves when it runs.
       type: list

@@ -61,6 +61,7 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
         "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
         "state_files": state_files(root),
+        "has_snapshots": domain.has_snapshots,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }

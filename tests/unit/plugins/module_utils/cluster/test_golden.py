@@ -41,6 +41,7 @@ def domain(name, given):
         "hostdevs": [],
         "filesystems": [],
         "state_files": [],
+        "has_snapshots": False,
         "marker": None,
     }
     metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
