@@ -52,7 +52,7 @@ SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
 STATS_STATE = 1  # VIR_DOMAIN_STATS_STATE
-TRANSIENT, MANAGED_SAVE, AUTOSTART = 8, 256, 1024  # VIR_CONNECT_LIST_DOMAINS_*
+TRANSIENT, MANAGED_SAVE, AUTOSTART, SNAPSHOTS = 8, 256, 1024, 4096  # VIR_CONNECT_LIST_DOMAINS_*
 
 
 def affect(live: bool, config: bool) -> int:
@@ -229,7 +229,7 @@ class Node:
     # ---- domains: read
 
     def domains(self, names: Iterable[str] | None = None, brief: bool = False) -> dict[str, Domain]:
-        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: four lists, then the XML.
+        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: five lists, then the XML.
 
         `brief` saves a round trip for each running VM: no job, and `xml` of a running VM is the live one.
         Definitions carry their secrets (a VNC password) unless the connection is read-only.
@@ -237,7 +237,7 @@ class Node:
         wanted = None if names is None else set(names)
         with translated(f"list the VMs of {self.name}"):
             calls: list[Callable[[], Any]] = [partial(self.connection.getAllDomainStats, STATS_STATE, 0)]
-            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE)]
+            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE, SNAPSHOTS)]
             stats, *lists = self._parallel(lambda call: call(), calls)
         found = [(dom, stat) for dom, stat in stats if wanted is None or dom.name() in wanted]
         domains = self._parallel(lambda item: self._domain(item[0], item[1], lists, brief), found)
@@ -256,6 +256,7 @@ class Node:
                     {name} if not found.isPersistent() else set(),
                     {name} if found.autostart() else set(),
                     {name} if found.isPersistent() and found.hasManagedSaveImage() else set(),
+                    {name} if found.snapshotNum(0) else set(),
                 ]
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -266,7 +267,7 @@ class Node:
     def _domain(self, found: Any, stat: dict[str, Any], lists: list[set[str]], brief: bool) -> Domain | None:
         name = found.name()
         active = found.ID() >= 0
-        transient, autostart, saved = (name in group for group in lists)
+        transient, autostart, saved, kept = (name in group for group in lists)
         secure = 0 if self.readonly else SECURE
         with translated(f"read VM {name} on {self.name}", name):
             try:
@@ -291,6 +292,7 @@ class Node:
             xml=xml,
             live_xml=live,
             job=job,
+            has_snapshots=kept,
         )
 
     @staticmethod

@@ -273,6 +273,7 @@ class VmStorage(Resource):
 
     def wanted(self, before: State) -> State:
         """Where they shall be."""
+        self.guest.check_moves()
         pairs = list(zip(self.params["disks"], self.disks))
         self.copies = [Copy(self.guest, disk, transfer.filled(options, disk, self.name)) for options, disk in pairs]
         transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name, names_of)

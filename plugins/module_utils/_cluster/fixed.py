@@ -83,6 +83,9 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     if files := domain.get("state_files") if domain.get("state") == "stopped" else None:
         text = f"{name} is shut off and has {' and '.join(files)} state in a file of its node, which would stay behind"
         found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
+    if domain.get("has_snapshots"):
+        mend = "remove them first (module snapshot)"
+        found.append(Obstacle("snapshots", f"{name} has snapshots, which libvirt would leave behind", mend))
     return found
 
 

@@ -63,6 +63,7 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "hostdevs": [hostdev_facts(device) for device in devices(root, "hostdev")],
         "filesystems": shares(root),
         "state_files": state_files(root),
+        "has_snapshots": domain.has_snapshots,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }

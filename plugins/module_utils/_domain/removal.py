@@ -39,7 +39,8 @@ def steps(draft: Draft, admission: Admission) -> list[Step]:
 
 def _check_snapshots(draft: Draft, name: str) -> None:
     """Raise Refused while it has snapshots: the definition goes with all that is known of them, and of their files."""
-    held = [] if draft.domain is None else draft.site.node.snapshots(name)
+    there = draft.domain is not None and draft.domain.has_snapshots
+    held = draft.site.node.snapshots(name) if there else []
     names = [str(Property("name").get(parse(xml))) for xml, _current in held]
     if names:
         raise Refused(

@@ -46,6 +46,7 @@ def domain(name, given):
         "hugepages": None,
         "lease": None,
         "age": None,
+        "has_snapshots": False,
         "marker": None,
     }
     metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
