@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +25,10 @@ from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played, ex
 SITE = Path(__file__).with_name("block_disks")
 NODES = ("hv1", "hv2")
 SITE_SECONDS = 1800
+BOOT_SECONDS = 600
+# Of sanlock: some 150 s after the last word of the dead node.
+DEAD_SECONDS = 240
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 MIB = 2**20
 WEB: dict[str, Any] = {
     "name": "web1",
@@ -33,6 +38,7 @@ WEB: dict[str, Any] = {
     "disks": [{"type": "block", "path": "/dev/san/web1"}],
 }
 DB: dict[str, Any] = {**WEB, "name": "db1", "disks": [{"type": "lvm", "vg": "vmsan", "size": "64MiB"}]}
+GROWN_DB = {**DB, "disks": [{**DB["disks"][0], "size": "96MiB"}], "autostart": True, "state": "running"}
 VOLUME = "vmsan/drover-db1-0"
 # Active and open, and its size.
 LOOK = f"lvs --noheadings -o lv_active,lv_device_open,lv_size --units b --nosuffix {VOLUME}"
@@ -230,6 +236,51 @@ def test_a_migration_that_is_killed_leaves_one_holder(nodes: Cluster) -> None:
     home = home_of(nodes, "db1")
     wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
     counts(nodes, home, f"/dev/{VOLUME}")
+
+
+def test_a_node_that_reboots_has_its_vm_and_its_lock_again(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    do(nodes, home, "vm", name="db1", autostart=True)
+    before, boot = counts(nodes, home, f"/dev/{VOLUME}"), nodes.ssh(home, BOOT_ID, timeout=120)
+    nodes.ssh(home, "reboot", check=False, timeout=120)
+    up = f"{BOOT_ID}; virsh -q list --name"
+
+    def back() -> bool | str:
+        said = nodes.ssh(home, up, check=False, timeout=120).split()
+        return (said[:1] != boot.split() and said[1:] == ["db1"]) or str(said)
+
+    wait_until(back, BOOT_SECONDS, f"db1 runs on {home} again")
+    assert alone(nodes, home) is True
+    counts(nodes, home, f"/dev/{VOLUME}", before)
+    assert site(nodes, "--limit", home).good().changed == 0
+
+
+def test_a_node_that_dies_gives_its_lock_free_in_time(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    other = next(name for name in NODES if name != home)
+    before = counts(nodes, home, f"/dev/{VOLUME}")
+    nodes.lab.power_off(home)
+    begin = time.monotonic()
+    try:
+        refused = nodes.task(other, "vm", **GROWN_DB)
+        assert refused["failed"] and "fenced" in refused["msg"], refused
+        early = nodes.task(other, "vm", **GROWN_DB, fenced=[home])
+        assert early["failed"] and "locked by other host" in early["msg"], early
+        wait_until(lambda: attempt(nodes, other, "ey") == "", DEAD_SECONDS, "the lock is free")
+        print(f"the lock was free {time.monotonic() - begin:.0f} s after the power cut")
+        attempt(nodes, other, "n")
+        do(nodes, other, "vm", **GROWN_DB, fenced=[home])
+        counts(nodes, other, f"/dev/{VOLUME}", before)
+    finally:
+        nodes.lab.power_on(home)
+    # Its own libvirt would start it, too.
+    wait_until(lambda: (said := nodes.domains(home)) == {"db1": "shut off"} or str(said), BOOT_SECONDS, "libvirt's word")
+    log = "journalctl -b -u libvirtd --no-pager -o cat"
+    wait_until(lambda: "db1 refused" in (said := nodes.ssh(home, log, timeout=120)) or said, 120, "its autostart failed")
+    assert nodes.domains(home) == {"db1": "shut off"}
+    assert alone(nodes, other) is True
+    counts(nodes, other, f"/dev/{VOLUME}")
+    nodes.ssh(home, "virsh undefine db1", timeout=120)
 
 
 def test_a_vm_that_ends_by_itself_gives_it_back(nodes: Cluster) -> None:
