@@ -8,7 +8,6 @@ Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_
 
 from __future__ import annotations
 
-import base64
 import os
 import time
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played, example_lab, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import counts, write_guest
 
 SITE = Path(__file__).with_name("block_disks")
 NODES = ("hv1", "hv2")
@@ -42,9 +41,6 @@ GROWN_DB = {**DB, "disks": [{**DB["disks"][0], "size": "96MiB"}], "autostart": T
 VOLUME = "vmsan/drover-db1-0"
 # Active and open, and its size.
 LOOK = f"lvs --noheadings -o lv_active,lv_device_open,lv_size --units b --nosuffix {VOLUME}"
-WRITE = "base64 -d > /run/sector && dd if=/run/sector of={} oflag=direct bs=512 status=none"
-# The counter of the boot sector: sector 16 holds DRVT and 32 bits.
-COUNT = "dd if={} iflag=direct bs=512 skip=16 count=1 status=none | od -An -tx4 -N8"
 # A domain that another tool defined, on the same volume.
 THIEF = f"""<domain type='qemu'><name>thief</name><memory unit='MiB'>32</memory><os><type>hvm</type></os><devices>
 <disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='/dev/{VOLUME}'/><target dev='vda'/></disk>
@@ -71,31 +67,6 @@ def do(nodes: Cluster, node: str, module: str, **args: Any) -> dict[str, Any]:
     found = nodes.task(node, module, **args)
     assert not found["failed"], found
     return found
-
-
-def boot_sector(nodes: Cluster) -> str:
-    """The guest, as base64 text."""
-    guests = Guests(nodes.lab.base)
-    guests.ensure()
-    return base64.b64encode(guests.boot_sector.read_bytes().ljust(17 * 512, b"\0")).decode()
-
-
-def counter(nodes: Cluster, node: str, device: str) -> int:
-    """How far the guest has counted, from its disk; -1 before its first word."""
-    words = nodes.ssh(node, COUNT.format(device), timeout=120).split()
-    return int(words[1], 16) if words[0] == "54565244" else -1
-
-
-def counts(nodes: Cluster, node: str, device: str, beyond: int = -1) -> int:
-    """The counter, once it is beyond a number and goes on."""
-    seen: list[int] = []
-
-    def goes_on() -> bool | str:
-        seen.append(counter(nodes, node, device))
-        return (seen[-1] > max(beyond, seen[0])) or str(seen)
-
-    wait_until(goes_on, 120, f"the guest on {node} counts")
-    return seen[-1]
 
 
 def look(nodes: Cluster, node: str) -> str:
@@ -150,6 +121,7 @@ def test_a_disk_is_the_same_on_both_nodes_by_what_it_is(nodes: Cluster) -> None:
 def test_lvm_sees_the_shared_group_and_not_the_disks_of_vms(nodes: Cluster) -> None:
     script = "pvs --noheadings -a -o pv_name; readlink -f /dev/san/web1 /dev/san/vms1"
     for node in NODES:
+        assert nodes.ssh(node, "vgs --noheadings -o vg_name,vg_lock_type", timeout=120).split() == ["vmsan", "sanlock"]
         *devices, web, vms = nodes.ssh(node, script, timeout=120).split()
         assert web not in devices and vms in devices
 
@@ -161,7 +133,7 @@ def test_a_kernel_name_is_refused_with_the_name_to_write(nodes: Cluster) -> None
 
 
 def test_a_vm_on_a_whole_volume_moves_there_and_back(nodes: Cluster) -> None:
-    nodes.ssh("hv1", WRITE.format("/dev/san/web1"), stdin=boot_sector(nodes), timeout=120)
+    write_guest(nodes, "hv1", "/dev/san/web1")
     do(nodes, "hv1", "vm", **WEB, state="running")
     assert not do(nodes, "hv1", "vm", **WEB, state="running")["changed"]
     move(nodes, "hv1", "hv2", "web1", "/dev/san/web1")
@@ -197,7 +169,7 @@ def test_a_logical_volume_is_free_until_its_vm_starts(nodes: Cluster) -> None:
     assert [look(nodes, node).split()[-1] for node in NODES] == [str(64 * MIB)] * 2
     assert not [node for node in NODES if look(nodes, node).startswith("active")]
     assert attempt(nodes, "hv1", "ey") == ""
-    nodes.ssh("hv1", WRITE.format(f"/dev/{VOLUME}"), stdin=boot_sector(nodes), timeout=120)
+    write_guest(nodes, "hv1", f"/dev/{VOLUME}")
     assert attempt(nodes, "hv1", "n") == ""
 
 
@@ -274,9 +246,13 @@ def test_a_node_that_dies_gives_its_lock_free_in_time(nodes: Cluster) -> None:
     finally:
         nodes.lab.power_on(home)
     # Its own libvirt would start it, too.
-    wait_until(lambda: (said := nodes.domains(home)) == {"db1": "shut off"} or str(said), BOOT_SECONDS, "libvirt's word")
     log = "journalctl -b -u libvirtd --no-pager -o cat"
-    wait_until(lambda: "db1 refused" in (said := nodes.ssh(home, log, timeout=120)) or said, 120, "its autostart failed")
+
+    def tried() -> bool | str:
+        said = nodes.ssh(home, log, check=False, timeout=120)
+        return "db1 refused" in said or said
+
+    wait_until(tried, BOOT_SECONDS, "its autostart was refused")
     assert nodes.domains(home) == {"db1": "shut off"}
     assert alone(nodes, other) is True
     counts(nodes, other, f"/dev/{VOLUME}")
