@@ -208,7 +208,7 @@ def test_a_vm_on_a_map_moves_while_a_path_is_cut(example: Cluster) -> None:
     try:
         wait_until(lambda: has_active(example, "ldap1", 1, "hv2"), 60, "one failed path on hv2")
         for source, target in (NODES, NODES[::-1]):
-            moved = example.task(source, "migrate", name="ldap1", to=target)
+            moved = example.task(source, "migrate", name="ldap1", to=target, stall_timeout=300)
             assert not moved["failed"], moved
             print(f"moved to {target}: {moved}")
             assert (example.domains(source), example.domains(target)) == ({}, {"ldap1": "running"})
