@@ -229,8 +229,6 @@ from ansible_collections.drover.kvm.plugins.module_utils._resource import Resour
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import check_secret, check_user
 
 DISK_SECONDS = 180
-# Logins wait for the SAN and disks for udev, so many cost little more than one; `iscsiadm --loginall` has no limit.
-AT_ONCE = 32
 FIELDS = (
     Field("target", required=True, aliases=("iqn",), check=check_iqn),
     Field("state", choices=("present", "logged_out", "absent"), default="present"),
@@ -334,8 +332,7 @@ class IscsiSession(Resource):
         if logins or (maps and not (before and before["in_maps"])):
             # Once for all logins: what udev does with a disk takes longer than the login.
             done = partial(self._seen, partial(rules.Disks.ready, portals=logins, maps=maps))
-            text = f"wait for the {'multipath maps' if maps else 'disks'}"
-            steps.append(Step(text, self.client.initiator.settle, done, DISK_SECONDS))
+            steps.append(Step("wait for the disks", self.client.initiator.settle, done, DISK_SECONDS))
         for lun, found in self.grown.items() if wanted and wanted["sizes"] else ():
             done = partial(self._seen, partial(rules.Disks.has_size, lun=lun, size=found["asked"]))
             steps.append(Step(rules.growth_words(lun, found), partial(self._grow, found), done))
@@ -384,7 +381,8 @@ class IscsiSession(Resource):
 
 def main() -> None:
     """Run the module."""
-    run_module(IscsiSession, FIELDS, items="sessions", parallel=AT_ONCE, required_one_of=[("target", "sessions")])
+    # Logins wait for the SAN and disks for udev: many cost little more than one. `iscsiadm --loginall` has no limit.
+    run_module(IscsiSession, FIELDS, items="sessions", parallel=32, required_one_of=[("target", "sessions")])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ NODES = ("hv1", "hv2")
 SITE_SECONDS = 1800
 BOOT_SECONDS = 600
 # An emulated node on a busy machine took more than a minute to start the QEMU that a VM comes to.
-PATIENT = {"stall_timeout": 300}
+PATIENT: dict[str, Any] = {"stall_timeout": 300}
 # Of sanlock: some 150 s after the last word of the dead node.
 DEAD_SECONDS = 240
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"

@@ -30,7 +30,7 @@ from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
 CHAP = {"chap_user": USER, "chap_password": SECRET}
 BOTH = {"target": IQN, "portals": [PORTAL_A, PORTAL_B], **CHAP}
 LOGIN_A, LOGIN_B = f"log in at {PORTAL_A}", f"log in at {PORTAL_B}"
-MAPS, DISKS = "wait for the multipath maps", "wait for the disks"
+DISKS = "wait for the disks"
 NEW_A, NEW_B = f"write the record at {PORTAL_A}", f"write the record at {PORTAL_B}"
 
 
@@ -74,7 +74,7 @@ def both(run, **args):
 
 def test_one_volume_over_two_paths_and_away_again(run, node):
     made = both(run, **BOTH, multipath=True, replacement_timeout=5)
-    assert made["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B, MAPS]
+    assert made["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B, DISKS]
     session = made["session"]
     assert session["initiator"] == "iqn.2026-11.org.example:hv1" and session["pending"] == {}
     assert session["portals"][PORTAL_A] == {"interface": "", "record": True, "state": "LOGGED_IN"}
@@ -131,7 +131,7 @@ def test_portals_are_compared_as_addresses_and_not_as_text(run, node):
     node.san[IQN]["portals"] = [PORTAL_6, "10.231.5.1:3260", PORTAL_A]
     both(run, target=IQN, portals=["[FD00:5:0::10]", "10.231.5.1"], **CHAP)
     assert sorted(address for _iqn, address in node.sessions()) == ["10.231.5.1", "fd00:5::10"]
-    assert both(run, target=IQN, portals=[PORTAL_6, "10.231.5.1:3260", PORTAL_A])["actions"] == [NEW_A, LOGIN_A, MAPS]
+    assert both(run, target=IQN, portals=[PORTAL_6, "10.231.5.1:3260", PORTAL_A])["actions"] == [NEW_A, LOGIN_A, DISKS]
 
 
 def test_chap_is_compared_and_never_shown(run, node):
@@ -181,7 +181,7 @@ def test_a_setting_goes_into_the_record(run, node, option, key, value):
 def test_a_portal_is_bound_to_an_interface(run, node):
     both(run, **BOTH)
     bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1"})
-    assert bound["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}", NEW_A, LOGIN_A, MAPS]
+    assert bound["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}", NEW_A, LOGIN_A, DISKS]
     assert bound["session"]["portals"][PORTAL_A]["interface"] == "nic1"
     values = node.values(node.record(IQN, f"{PORTAL_A},1", "nic1"))
     assert values["iface.net_ifacename"] == "nic1"
@@ -240,7 +240,7 @@ def test_a_disk_in_use_keeps_its_last_path(run, node, use, words, multipath):
     if multipath:
         assert run(target=IQN, portals=[PORTAL_B])["changed"] is True
         assert run(target=IQN, state="absent")["error"] == "Refused"
-        assert both(run, **BOTH)["actions"] == [NEW_A, LOGIN_A, MAPS]
+        assert both(run, **BOTH)["actions"] == [NEW_A, LOGIN_A, DISKS]
 
 
 def test_a_disk_that_a_process_has_open_stays(run, node, monkeypatch):
