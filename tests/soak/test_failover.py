@@ -75,8 +75,8 @@ def test_a_node_that_answers_is_not_dead(cluster: Cluster, fence: Any, at_rest: 
 @pytest.mark.parametrize(
     "way,words",
     [
-        ("[ $action = off ] && exit 1", "failed"),
-        ("[ $action = status ] && exit 1", "failed"),
+        ("[ $action = off ] && exit 1", "fence_lab failed"),
+        ("[ $action = status ] && exit 1", "fence_lab failed"),
         ("sleep 60", "gave no answer within 20 s"),
         # It says that the node is off; the node lives, cut off from the controller only.
         ("[ $action = off ] && exit 0; [ $action = status ] && exit 2", "still answers"),
