@@ -22,6 +22,7 @@ class Board:
         self.cluster = cluster
         self.closed = frozenset(closed)
         self.opened = frozenset(opened)
+        self.capacity = {name: cluster.capacity(name) for name in cluster.nodes}
         self.used = dict.fromkeys(cluster.nodes, 0)
         self.vcpus = dict.fromkeys(cluster.nodes, 0)
         self.paged: Counter[tuple[str, int]] = Counter()
@@ -45,7 +46,7 @@ class Board:
 
     def free(self, node: str) -> int:
         """The bytes that guests may still take; below zero where too much is promised already."""
-        return self.cluster.capacity(node) - self.used[node]
+        return self.capacity[node] - self.used[node]
 
     def short_of_pages(self, guest: Guest, node: str) -> bool:
         """Whether the node has too few huge pages of its size left for the guest."""
@@ -104,7 +105,7 @@ class Board:
     def filled(self, node: str, guest: Guest | None = None) -> float:
         """The share of the memory for guests that is taken on the node, with this one if one is named."""
         more = self.cluster.need(guest) if guest else 0
-        return (self.used[node] + more) / max(1, self.cluster.capacity(node))
+        return (self.used[node] + more) / max(1, self.capacity[node])
 
     def lasting(self, guest: Guest, node: str) -> Obstacle | None:
         """What hinders it there for the whole plan, whatever moves."""
