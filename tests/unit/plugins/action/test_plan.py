@@ -136,7 +136,6 @@ WRONG = {
         "host. Supported parameters include: affinity, anti_affinity",
     ),
     "drain of nothing": ({"operation": "drain", "nodes": []}, "node is missing"),
-    "undrain of unknown nodes": ({"operation": "undrain", "nodes": [], "node": ["a", "b"]}, "b is not a node"),
     "place of nothing": ({"operation": "place", "nodes": []}, "vms is missing"),
     "new without memory": ({"operation": "place", "nodes": [], "vms": [{"name": "a"}]}, "vms[0].memory is missing"),
     "no such size": ({"operation": "place", "nodes": [], "vms": [{"name": "a", "memory": "4GB"}]}, "vms[0].memory"),
