@@ -49,11 +49,12 @@ until [ -n "$pid" ]; do
     done
 done
 vm={vm}
-until {moment}; do
-    [ -d /proc/$pid ] || {{ echo done; exit; }}
-done >/dev/null 2>&1
-[ -d /proc/$pid ] || {{ echo done; exit; }}
-kill -9 $pid && echo killed || echo done
+while [ -d /proc/$pid ]; do
+    if {{ {moment}; }} >/dev/null 2>&1; then
+        kill -9 $pid && echo killed && exit
+    fi
+done
+echo done
 """
 
 
@@ -329,7 +330,7 @@ def test_a_killed_snapshot_is_whole_or_none(vm: Vm, moment: str) -> None:
 
 REMOVAL = {
     "before": "true",
-    "merging": "virsh domjobinfo $vm | grep -q Operation",
+    "merging": "virsh blockjob $vm vdb 2>&1 | grep -q Commit",
     "gone": "! " + LISTED.format("e1"),
 }
 
