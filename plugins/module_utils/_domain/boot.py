@@ -86,7 +86,8 @@ def _clear(root: Element) -> None:
 
 
 def _ordered(root: Element) -> Iterator[Element]:
-    for device in find(root, "devices") or ():
+    parent = find(root, "devices")
+    for device in () if parent is None else parent:
         if find(device, "boot") is not None:
             yield device
 

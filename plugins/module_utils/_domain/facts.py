@@ -221,7 +221,8 @@ def hostdev_options(device: Element) -> dict[str, Any] | None:
         return None
     if kind == "usb":
         return {"type": kind, **dict(zip(names, numbers))}
-    return {"type": kind, "address": "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)}
+    domain, bus, slot, function = numbers
+    return {"type": kind, "address": f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"}
 
 
 def hostdev_name(options: Mapping[str, Any]) -> str:
