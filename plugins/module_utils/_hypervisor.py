@@ -67,6 +67,7 @@ class Domain:
     xml: str = field(repr=False)
     live_xml: str | None = field(repr=False, default=None)
     job: dict[str, Any] | None = None
+    has_snapshots: bool = False
 
     @property
     def active(self) -> bool:

@@ -215,12 +215,18 @@ node:
       elements: dict
       sample:
         - {name: images, type: dir, state: active, path: /srv/images, capacity: 107374182400, available: 53687091200}
+    lease_directory:
+      description: Where the leases of its VMs are; null where there are none.
+      type: str
+      sample: /srv/leases
     cordon:
       description: Since when, by whom and why no VM may come here; null when there is no cordon.
       type: dict
       sample: {since: "2026-01-15T09:30:00Z", by: alice, reason: new memory}
     domains:
-      description: The VMs that the node holds, as M(drover.kvm.vm_info) returns them.
+      description:
+        - The VMs that the node holds, as M(drover.kvm.vm_info) returns them, and for how many seconds each runs there
+          (C(age), null where that is not known).
       type: list
       elements: dict
       sample: [{name: web1, state: running, reason: booted, memory: {current: 4294967296, maximum: 4294967296}}]
@@ -239,7 +245,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Pool, node_facts
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
-from ansible_collections.drover.kvm.plugins.module_utils._node import available_memory, cordon, shared_mounts
+from ansible_collections.drover.kvm.plugins.module_utils._node import age, available_memory, cordon, shared_mounts
 from ansible_collections.drover.kvm.plugins.module_utils._peers import read_cluster
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import of_bridge
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import read as read_reserved
@@ -293,6 +299,11 @@ def common_cpu(node: Node, models: Sequence[str]) -> dict[str, Any] | None:
     return {"cpu": CPU.get(root), "cpu_features": Features().get(root) or {}, "xml": xml}
 
 
+def by_name(domain: Mapping[str, Any]) -> str:
+    """The name of a VM."""
+    return str(domain["name"])
+
+
 def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     """All facts of the node."""
     cluster = read_cluster()
@@ -311,8 +322,9 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),
         cpu_baseline=common_cpu(node, params["baseline"]),
+        lease_directory=cluster.own_leases.directory or None,
         cpu_matrix=[row for guests in params["cpus"] for row in compared(node, name, guests)],
-        domains=sorted((domain_facts(domain, mounts) for domain in domains), key=lambda one: str(one["name"])),
+        domains=sorted(({**domain_facts(domain, mounts), "age": age(domain.name)} for domain in domains), key=by_name),
     )
     return {"node": facts}
 

@@ -461,6 +461,12 @@ options:
           - The default of a new disk is V(stop).
         type: str
         choices: [stop, report, enospace]
+      rerror_policy:
+        description:
+          - The same for what is read only.
+          - The default is O(disks[].error_policy), of which V(enospace) means V(report) here.
+        type: str
+        choices: [stop, report]
       readonly:
         description:
           - Whether the guest can only read it.

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from .._ceph_conf import identity as identity_of_image
 from .._identity import logical_of
 from .._xml import devices, find, parse, text_of
-from . import metadata
+from . import leases, metadata
 
 if TYPE_CHECKING:
     from .._libvirt import Domain
@@ -56,11 +56,14 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "arch": _attribute(root, "os/type", "arch"),
         "virt_type": root.get("type"),
         "cpu": text_of(cpu).strip() if cpu is not None and domain.live_xml else None,
+        "hugepages": _hugepages(root),
+        "lease": leases.read(root),
         "disks": [disk_facts(disk, shared_mounts) for disk in devices(root, "disk")],
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
         "hostdevs": [hostdev_facts(device) for device in devices(root, "hostdev")],
         "filesystems": shares(root),
         "state_files": state_files(root),
+        "has_snapshots": domain.has_snapshots,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }
@@ -91,6 +94,19 @@ def size_of(element: Element | None) -> int | None:
     if element is None or not (element.text or "").strip().isdecimal():
         return None
     return int(str(element.text)) * UNITS.get(element.get("unit", "KiB"), 1024)
+
+
+def _hugepages(root: Element) -> int | bool | None:
+    """The size in bytes of the huge pages that back the memory (of the first NUMA node, where they differ).
+
+    True where the node's usual size does, None where none do.
+    """
+    element = find(root, "memoryBacking/hugepages")
+    sizes = [] if element is None else [page.get("size", "") for page in element if page.tag == "page"]
+    if element is None or not sizes:
+        return None if element is None else True
+    unit = next(page.get("unit", "KiB") for page in element if page.tag == "page")
+    return int(sizes[0]) * UNITS.get(unit, 1024) if sizes[0].isdecimal() else True
 
 
 def _memory(root: Element) -> dict[str, int | None]:

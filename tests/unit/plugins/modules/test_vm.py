@@ -206,6 +206,14 @@ def test_two_items_of_one_task_must_not_share(lab):
     assert "belongs to a" in result["msg"] and lab.node.domains() == {}
 
 
+def test_another_portal_of_a_target_leads_to_the_same_disk(lab):
+    """A SAN has two portals, and an address has several spellings; two VMs would write to one volume."""
+    lab.both(**{**WEB, "disks": [SAN]})
+    other = {"name": "db1", "memory": "64MiB", "vcpus": 1, "disks": [{**SAN, "portal": "10.231.7.10:3260"}]}
+    result = lab.run(**other)
+    assert result["error"] == "Refused" and f"unit:{SAN['iqn']}/1 of db1 belongs to web1" in result["msg"]
+
+
 def elsewhere(name="web1", active=True, uuid=None, disk=None):
     claims = [["UUID", uuid or vm_uuid(name)]] + ([["disk", disk]] if disk else [])
     return [{"name": name, "active": active, "claims": claims}]
@@ -393,6 +401,31 @@ def test_removal_undefines_first_and_spares_what_is_not_ours(lab, tmp_path):
 
 
 @NEEDS_QEMU_IMG
+@pytest.mark.parametrize("remove_disks", [False, True])
+def test_a_vm_with_snapshots_stays(lab, tmp_path, remove_disks):
+    disk = {"type": "file", "format": "qcow2", "size": "1MiB", "path": str(tmp_path / "web1.qcow2")}
+    lab.run(**{**WEB, "disks": [disk]})
+    lab.node.create_snapshot("web1", "<domainsnapshot><name>s1</name></domainsnapshot>", False, False)
+    result = lab.run(name="web1", state="absent", remove_disks=remove_disks)
+    assert result["failed"] and "web1 has snapshots (s1)" in result["msg"] and "drover.kvm.snapshot" in result["msg"]
+    assert lab.node.domain("web1") and Path(disk["path"]).exists()
+    lab.node.delete_snapshot("web1", "s1")
+    assert lab.run(name="web1", state="absent", remove_disks=remove_disks)["changed"]
+
+
+@pytest.mark.parametrize("target", [{"target": "vda"}, {}])
+def test_a_disk_under_an_external_snapshot_is_not_put_back(lab, tmp_path, target):
+    disk = {"type": "file", "format": "qcow2", "size": "1MiB", "path": str(tmp_path / "web1.qcow2"), **target}
+    lab.run(**{**WEB, "disks": [disk]})
+    over = str(tmp_path / "web1-vda.s1.qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk["path"], "-F", "qcow2", over], check=True)
+    lab.node.define(lab.node.domain("web1").xml.replace(disk["path"], over))
+    before = lab.node.domain("web1").xml
+    result = lab.run(**{**WEB, "disks": [disk]})
+    assert "where it writes since an external snapshot: remove the snapshots of this VM first" in result["msg"]
+    assert "take it off" not in result["msg"] and lab.node.domain("web1").xml == before
+
+
 def test_a_disk_that_another_vm_uses_is_not_removed(lab, tmp_path):
     disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "shared.raw")}
     lab.run(**{**WEB, "disks": [disk]})

@@ -130,6 +130,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "target": ({**SAN, "target": "vdc"}, "<target dev='vdc' bus='virtio'/>"),
     "bus": ({**SAN, "bus": "scsi"}, "<target dev='sda' bus='scsi'/>"),
     "error_policy": ({**SAN, "error_policy": "enospace"}, "type='raw' error_policy='enospace'/>"),
+    "rerror_policy": ({**SAN, "rerror_policy": "report"}, "error_policy='stop' rerror_policy='report'/>"),
     "serial": ({**SAN, "serial": "drover-web1-0"}, "<serial>drover-web1-0</serial>"),
     "readonly": ({**SAN, "readonly": True}, "<readonly/>"),
     "boot_order": ({**SAN, "boot_order": 1}, "<boot order='1'/>"),

@@ -30,7 +30,7 @@ NEED = {
     "devices": [],
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
-SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
+SAID = {"silent": "", "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
 COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
@@ -65,6 +65,7 @@ def test_what_the_vm_has(need, expected):
 @pytest.mark.parametrize(
     "said,expected",
     [
+        ({"silent": "no answer"}, "migration_network"),
         ({"domains": {"vm1": "u9"}}, "exists"),
         ({"domains": {"vm9": "u1"}}, "exists"),
         ({"against": {"u1": {"cpu": "lacks avx2"}}}, "cpu"),
