@@ -71,3 +71,12 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
     assert "lvmlocks.service" not in render("libvirtd.service.j2")
     assert render("libvirtd.service.j2", san_initiator_lvm_groups=[{"name": "vmsan"}]).endswith(" lvmlocks.service")
     assert "open-iscsi.service" in render("lvmlocks.service.j2").split("After=")[1]
+
+
+def test_volumes_are_given_back_before_the_locks_are_left() -> None:
+    stops = [line for line in lines(render("lvmlocks.service.j2")) if line.startswith("ExecStop=")]
+    first, deactivate, leave = (line.partition("=")[2] for line in stops)
+    assert first == "", "the unit's own ExecStop would come first"
+    # The first one may fail, as for a volume that is still open; the locks are left all the same.
+    assert deactivate.startswith("-") and "--activate n" in deactivate and "vg_shared=1" in deactivate
+    assert "--stop-lockspaces" in leave
