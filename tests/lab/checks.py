@@ -23,6 +23,8 @@ SAN = "san1"
 PROBE = "drover-check"
 # Addresses that nothing else of the lab has: 10.231.100.251 and .252, one for each of the first two nodes.
 PROBE_NUMBERS = {"hv1": 251, "hv2": 252}
+# One that no migration of a lab takes: libvirt begins with 49152.
+MIGRATION_PORT = 49210
 GUEST_VLAN, OTHER_VLAN = 100, 200
 # A VM without disk and network, for what libvirt does before a guest matters.
 DOMAIN = f"""<domain type='qemu'><name>{PROBE}</name><memory unit='MiB'>32</memory><os>
@@ -69,8 +71,16 @@ def others_do_not_reach_libvirt(cluster: Cluster) -> None:
     for node in NODES:
         place = f"/dev/tcp/{address(cluster, node, 'management')}"
         assert "status=0" in say(cluster, SAN, f"timeout 5 bash -c '<{place}/22'"), node
-        said = say(cluster, SAN, f"timeout 1 bash -c '<{place}/16514'")
-        assert "status=124" in said, f"{SAN} to {node}: {said}"
+        for port in (16514, MIGRATION_PORT):
+            said = say(cluster, SAN, f"timeout 1 bash -c '<{place}/{port}'")
+            assert "status=124" in said, f"{SAN} to {node}, port {port}: {said}"
+
+
+def a_migration_port_serves_the_nodes_own_connections(cluster: Cluster) -> None:
+    """The kernel gives the node's clients such ports, too: a disk on the SAN waited 127 s for its answer."""
+    for node in NODES:
+        said = say(cluster, node, f"nc -v -z -w 5 -p {MIGRATION_PORT} {address(cluster, SAN, 'storage')} 3260")
+        assert "status=0" in said, f"{node} to {SAN}: {said}"
 
 
 def libvirt_refuses_the_key_of_qemu(cluster: Cluster) -> None:
@@ -195,6 +205,7 @@ CHECKS: tuple[Callable[[Cluster], None], ...] = (
     libvirt_listens_with_tls_only,
     nodes_reach_each_other_over_tls,
     others_do_not_reach_libvirt,
+    a_migration_port_serves_the_nodes_own_connections,
     libvirt_refuses_the_key_of_qemu,
     both_cables_carry_lacp,
     storage_and_migration_networks_carry,

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.tests.lab import evidence
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
@@ -41,6 +42,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         lanes = ["site" if "site" in getattr(item, "fixturenames", ()) else "others" for item in items]
         config.hook.pytest_deselected(items=[item for item, own in zip(items, lanes) if own != lane])
         items[:] = [item for item, own in zip(items, lanes) if own == lane]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a story that has failed goes what its nodes look like, before anything is put back."""
+    report = yield
+    if report.when == "call" and report.failed and (lab := evidence.lab_of(item)):
+        report.sections.append(("The nodes after the failure", evidence.gather(lab)))
+    return report
 
 
 @pytest.fixture(scope="session")

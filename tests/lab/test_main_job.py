@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
@@ -66,10 +69,11 @@ def kill_a_drain(cluster: Cluster, point: int) -> None:
     dice = random.Random(SEED + point)
     before = cluster.where()
     leaving = {name for name, node in before.items() if node == NODE}
-    with Observer(cluster.lab) as watch:
+    with Observer(cluster.lab) as watch, ExitStack() as mended:
         for name in before:
             watch.wait_word(name)
         process = cluster.start("drain_node", node=NODE)
+        mended.enter_context(undrained_when_it_fails(cluster, process))
         # The cordon is written just before the moves begin.
         fact = cluster.lab.machine(NODE).path("/etc/ansible/facts.d/drover.fact")
         wait_until(lambda: (fact.exists() and '"since"' in fact.read_text()) or "no cordon yet", 60, "the cordon")
@@ -88,3 +92,16 @@ def kill_a_drain(cluster: Cluster, point: int) -> None:
         assert {name for name, node in after.items() if node == NODE} == leaving, f"seed {SEED}"
     verdict = watch.verdict()
     assert verdict.ok, f"seed {SEED}: {verdict}"
+
+
+@contextmanager
+def undrained_when_it_fails(cluster: Cluster, process: subprocess.Popen[str]) -> Iterator[None]:
+    """After a failure, too, the stories that follow have the node; what fails in that does not hide the failure."""
+    try:
+        yield
+    except BaseException:
+        with suppress(AssertionError, OSError):
+            if process.poll() is None:
+                cluster.kill(process)
+            print(f"undrained after the failure: {cluster.play('undrain_node', node=NODE).output}")
+        raise

@@ -14,9 +14,16 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab
-from ansible_collections.drover.kvm.tests.lab.conftest import cluster, lab, mover, site, traveller
+from ansible_collections.drover.kvm.tests.lab.conftest import (
+    cluster,
+    lab,
+    mover,
+    pytest_runtest_makereport,
+    site,
+    traveller,
+)
 
-__all__ = ["cluster", "lab", "mover", "site", "traveller"]
+__all__ = ["cluster", "lab", "mover", "pytest_runtest_makereport", "site", "traveller"]
 
 
 @pytest.fixture(scope="session")
