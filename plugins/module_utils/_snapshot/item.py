@@ -48,7 +48,8 @@ class Item:
         if state == "present":
             found["snapshots"][self.snapshot] = self._present()
         elif state == "reverted" and self.revert.steps():
-            found["reverted"] = {"snapshot": self.snapshot, "id": self.revert.id}
+            # Without an id its own is the moment, which nobody can foretell.
+            found["reverted"] = {"snapshot": self.snapshot, "id": self.params["id"]}
         elif state in ("absent", "retained"):
             gone = self._gone()
             removing.check(self.machine, gone)
