@@ -211,7 +211,7 @@ def tasks(cluster: Cluster, hosts: str, each: list[dict[str, Any]]) -> list[dict
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=cluster.play_seconds,
+        timeout=PLAY_SECONDS,
         check=False,
     )
     found = []

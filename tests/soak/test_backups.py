@@ -144,6 +144,7 @@ def test_a_run_that_is_killed_leaves_nothing_for_long(saved: Saved, moment: str)
 
 
 def test_it_boots_on_another_node_under_another_name(saved: Saved) -> None:
+    assert not saved.backup()["failed"]
     shutil.copytree(saved.folder, saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}"))
     variables = {"vm": NAME, "node": OTHER, "drover_backup_path": ROOT}
     refused = saved.cluster.play("restore_vm", **variables)

@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, wait_until
-from ansible_collections.drover.kvm.tests.lab.migration import MIB, STREAM, WELL, Mover, command_line
+from ansible_collections.drover.kvm.tests.lab.migration import MIB, STREAM, WELL, Missed, Mover, command_line
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 BUSY = "busy1"
@@ -60,9 +60,10 @@ def test_f11_the_sources_qemu_dies_in_perform(mover: Mover) -> None:
     mover.rests_on(mover.source)
 
 
-def test_f12_the_guest_powers_off_in_perform(mover: Mover) -> None:
+def test_f12_the_vm_is_powered_off_in_perform(mover: Mover) -> None:
     process = mover.start_slowly()
-    mover.virsh(mover.source, "shutdown", mover.vm, "--mode", "acpi")
+    # The one word of an administrator that libvirt takes meanwhile; for a shutdown it waits until the job has ended.
+    mover.virsh(mover.source, "destroy", mover.vm)
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source, result
     assert f"shutoff on {mover.source}" in result["msg"]
@@ -128,14 +129,16 @@ def busy(cluster: Cluster, tmp_path: Path) -> Iterator[Mover]:
 
 
 def test_f15_a_vm_that_does_not_converge_stays_pauses_or_is_slowed_down(busy: Mover) -> None:
-    hard: dict[str, Any] = {"bandwidth": "8MiB", "timeout": 25, "auto_converge": False, "max_downtime": 300}
+    hard: dict[str, Any] = {"bandwidth": "2MiB", "timeout": 75, "auto_converge": False, "max_downtime": 300}
     result = busy.move(**hard)
+    if not result["failed"]:
+        raise Missed(f"not exercised: it converged: {result}")
     assert result["failed"] and result["details"]["where"] == busy.source, result
     assert "not done after" in result["msg"], result["msg"]
     assert busy.says() == {busy.source: WELL} and busy.marked() == []
-    paused = busy.move(**hard, when_stuck="pause", max_pause=12)
+    paused = busy.move(**hard, when_stuck="pause", max_pause=20)
     assert paused.get("verified") and paused["passes"] > 2, paused
-    assert 1000 < paused["downtime_ms"] < 15000, paused
+    assert 1000 < paused["downtime_ms"] < 30000, paused
     assert busy.says() == {busy.target: WELL}
     slowed = busy.migrate(busy.target, name=BUSY, to=busy.source, bandwidth="8MiB", timeout=300)
     assert slowed.get("verified"), slowed

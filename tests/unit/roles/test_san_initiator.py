@@ -106,3 +106,12 @@ def test_chap_goes_both_ways_unless_less_is_meant(user: str, mutual: str, has: s
     assert variable("san_initiator_has_auth", **users) == has
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
     assert defaults["san_initiator_auth"] == "mutual_chap"
+
+
+def test_volumes_are_given_back_before_the_locks_are_left() -> None:
+    stops = [line for line in lines(render("lvmlocks.service.j2")) if line.startswith("ExecStop=")]
+    first, deactivate, leave = (line.partition("=")[2] for line in stops)
+    assert first == "", "the unit's own ExecStop would come first"
+    # The first one may fail, as for a volume that is still open; the locks are left all the same.
+    assert deactivate.startswith("-") and "--activate n" in deactivate and "vg_shared=1" in deactivate
+    assert "--stop-lockspaces" in leave
