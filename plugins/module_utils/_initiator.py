@@ -110,6 +110,7 @@ class Initiator:
         self.root = root
         self.database = root / _database(root / "usr/sbin/iscsiadm")
         self.lock = root / "run/lock/iscsi"
+        self.known: dict[str, str] = {}
 
     def name(self) -> str:
         """This node's initiator name. Raises NotFound."""
@@ -134,8 +135,14 @@ class Initiator:
     def sessions(self, target: str) -> list[Session]:
         """The kernel's sessions with a target."""
         folders = sorted((self.root / "sys/class/iscsi_session").glob("session*"))
-        ours = (folder for folder in folders if _attribute(folder / "targetname") == target)
+        ours = (folder for folder in folders if self._target(folder) == target)
         return [found for folder in ours if (found := _session(folder, target)) is not None]
+
+    def _target(self, folder: Path) -> str:
+        """Whose session it is; read once, as the kernel gives no number twice."""
+        if not self.known.get(folder.name):
+            self.known[folder.name] = _attribute(folder / "targetname")
+        return self.known[folder.name]
 
     def discover(self, portal: Portal, nic: str) -> dict[str, int]:
         """The targets that the portal offers this node, with their portal group. Leaves no record behind.

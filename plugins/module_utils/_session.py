@@ -151,6 +151,12 @@ def logs_out(name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> bo
     return name in have and have[name]["logged_in"] and not stays
 
 
+def logs_in(name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a session at a portal begins."""
+    goes_on = name in have and have[name]["logged_in"] and not rebound(name, have, after)
+    return bool(after[name]["logged_in"]) and not goes_on
+
+
 def check_chap(target: str, after: Mapping[str, Any]) -> None:
     """The rules of CHAP (RFC 7143, 9.2.1) over all options together. Raises Invalid."""
     for user, password in (("chap_user", "chap_password"), ("mutual_chap_user", "mutual_chap_password")):
@@ -236,19 +242,25 @@ class Disks:
         paths = [block for found in units.values() for _session, block in found]
         return bool(paths) and all(self.blocks.look(self.blocks.top(block.name)).is_multipath for block in paths)
 
-    def mapped(self) -> bool | str:
-        """Whether every path is in a multipath map, else why that may be."""
-        return self.in_maps() or "a path is in no multipath map; does multipathd run, and not blacklist it?"
+    def ready(self, portals: Sequence[Portal], maps: bool) -> bool | str:
+        """Whether the sessions at these portals and their disks are there, known to udev; else what is seen.
 
-    def ready(self, portal: Portal) -> bool | str:
-        """Whether the session at a portal and its disks are there, known to udev; else what is seen."""
-        session = next((one for one in self.sessions if one.portal == portal), None)
+        With `maps`, every path must be in a multipath map too.
+        """
+        sessions = {one.portal: one for one in self.sessions}
+        unready = (f"at {one}: {words}" for one in portals if (words := self._unready(sessions.get(one))))
+        seen = next(unready, "")
+        if not seen and maps and not self.in_maps():
+            seen = "a path is in no multipath map; does multipathd run, and not blacklist it?"
+        return seen or True
+
+    def _unready(self, session: Session | None) -> str:
         if session is None or session.state != "LOGGED_IN":
             return f"the session is {session.state}" if session else "no session"
         if not session.disks:
             return "no logical unit; is one mapped for this initiator?"
         unseen = [name for name in session.disks if not self.blocks.known_to_udev(name)]
-        return not unseen or f"udev has not seen {', '.join(unseen)} yet"
+        return f"udev has not seen {', '.join(unseen)} yet" if unseen else ""
 
     def refuse_use(self, leaving: Callable[[Session], bool]) -> None:
         """Raises Refused when a disk that is in use would lose its last way."""

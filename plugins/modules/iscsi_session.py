@@ -327,9 +327,12 @@ class IscsiSession(Resource):
         have, after = (state["portals"] if state else {} for state in (before, wanted))
         steps = [step for name in have for step in self._leave(name, have, after)]
         steps += [step for name in after for step in self._enter(name, have, after)]
-        if wanted and wanted["in_maps"] and not (before and before["in_maps"]):
-            done = partial(self._seen, rules.Disks.mapped)
-            steps.append(Step("wait for the multipath maps", self.client.initiator.settle, done, DISK_SECONDS))
+        logins = [parse_portal(name) for name in after if rules.logs_in(name, have, after)]
+        maps = bool(wanted and wanted["in_maps"])
+        if logins or (maps and not (before and before["in_maps"])):
+            # Once for all logins: what udev does with a disk takes longer than the login.
+            done = partial(self._seen, partial(rules.Disks.ready, portals=logins, maps=maps))
+            steps.append(Step("wait for the disks", self.client.initiator.settle, done, DISK_SECONDS))
         for lun, found in self.grown.items() if wanted and wanted["sizes"] else ():
             done = partial(self._seen, partial(rules.Disks.has_size, lun=lun, size=found["asked"]))
             steps.append(Step(rules.growth_words(lun, found), partial(self._grow, found), done))
@@ -355,9 +358,8 @@ class IscsiSession(Resource):
         if changes or not (at and at["record"]):
             words = f" ({', '.join(changes) or 'file mode'})" if at else ""
             steps.append(Step(f"write the record at {name}{words}", partial(initiator.write, record)))
-        if settings["logged_in"] and not (at and at["logged_in"]):
-            done = partial(self._seen, partial(rules.Disks.ready, portal=portal))
-            steps.append(Step(f"log in at {name}", partial(initiator.login, record), done, DISK_SECONDS))
+        if rules.logs_in(name, have, after):
+            steps.append(Step(f"log in at {name}", partial(initiator.login, record)))
         return steps
 
     def _seen(self, question: Callable[[rules.Disks], object]) -> object:
@@ -379,7 +381,8 @@ class IscsiSession(Resource):
 
 def main() -> None:
     """Run the module."""
-    run_module(IscsiSession, FIELDS, items="sessions", required_one_of=[("target", "sessions")])
+    # Logins wait for the SAN and disks for udev: many cost little more than one. `iscsiadm --loginall` has no limit.
+    run_module(IscsiSession, FIELDS, items="sessions", parallel=32, required_one_of=[("target", "sessions")])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_
 
 from __future__ import annotations
 
-import base64
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,12 +18,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played, example_lab, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import counts, write_guest
 
 SITE = Path(__file__).with_name("block_disks")
 NODES = ("hv1", "hv2")
 SITE_SECONDS = 1800
+BOOT_SECONDS = 600
+# An emulated node on a busy machine took more than a minute to start the QEMU that a VM comes to.
+PATIENT: dict[str, Any] = {"stall_timeout": 300}
+# Of sanlock: some 150 s after the last word of the dead node.
+DEAD_SECONDS = 240
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 MIB = 2**20
 WEB: dict[str, Any] = {
     "name": "web1",
@@ -33,12 +39,10 @@ WEB: dict[str, Any] = {
     "disks": [{"type": "block", "path": "/dev/san/web1"}],
 }
 DB: dict[str, Any] = {**WEB, "name": "db1", "disks": [{"type": "lvm", "vg": "vmsan", "size": "64MiB"}]}
+GROWN_DB = {**DB, "disks": [{**DB["disks"][0], "size": "96MiB"}], "autostart": True, "state": "running"}
 VOLUME = "vmsan/drover-db1-0"
 # Active and open, and its size.
 LOOK = f"lvs --noheadings -o lv_active,lv_device_open,lv_size --units b --nosuffix {VOLUME}"
-WRITE = "base64 -d > /run/sector && dd if=/run/sector of={} oflag=direct bs=512 status=none"
-# The counter of the boot sector: sector 16 holds DRVT and 32 bits.
-COUNT = "dd if={} iflag=direct bs=512 skip=16 count=1 status=none | od -An -tx4 -N8"
 # A domain that another tool defined, on the same volume.
 THIEF = f"""<domain type='qemu'><name>thief</name><memory unit='MiB'>32</memory><os><type>hvm</type></os><devices>
 <disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='/dev/{VOLUME}'/><target dev='vda'/></disk>
@@ -65,31 +69,6 @@ def do(nodes: Cluster, node: str, module: str, **args: Any) -> dict[str, Any]:
     found = nodes.task(node, module, **args)
     assert not found["failed"], found
     return found
-
-
-def boot_sector(nodes: Cluster) -> str:
-    """The guest, as base64 text."""
-    guests = Guests(nodes.lab.base)
-    guests.ensure()
-    return base64.b64encode(guests.boot_sector.read_bytes().ljust(17 * 512, b"\0")).decode()
-
-
-def counter(nodes: Cluster, node: str, device: str) -> int:
-    """How far the guest has counted, from its disk; -1 before its first word."""
-    words = nodes.ssh(node, COUNT.format(device), timeout=120).split()
-    return int(words[1], 16) if words[0] == "54565244" else -1
-
-
-def counts(nodes: Cluster, node: str, device: str, beyond: int = -1) -> int:
-    """The counter, once it is beyond a number and goes on."""
-    seen: list[int] = []
-
-    def goes_on() -> bool | str:
-        seen.append(counter(nodes, node, device))
-        return (seen[-1] > max(beyond, seen[0])) or str(seen)
-
-    wait_until(goes_on, 120, f"the guest on {node} counts")
-    return seen[-1]
 
 
 def look(nodes: Cluster, node: str) -> str:
@@ -120,7 +99,7 @@ def home_of(nodes: Cluster, vm: str) -> str:
 def move(nodes: Cluster, source: str, target: str, vm: str, device: str) -> None:
     """Migrate and see that the guest goes on from where it was."""
     before = counts(nodes, source, device)
-    moved = do(nodes, source, "migrate", name=vm, to=target)
+    moved = do(nodes, source, "migrate", name=vm, to=target, **PATIENT)
     print(f"{vm} moved to {target}: {moved}")
     assert home_of(nodes, vm) == target and vm not in nodes.domains(source)
     assert counts(nodes, target, device, before) > before
@@ -142,8 +121,9 @@ def test_a_disk_is_the_same_on_both_nodes_by_what_it_is(nodes: Cluster) -> None:
 
 
 def test_lvm_sees_the_shared_group_and_not_the_disks_of_vms(nodes: Cluster) -> None:
-    script = "pvs --noheadings -a -o pv_name; readlink -f /dev/san/web1 /dev/san/vms1"
+    script = "readlink -f $(pvs --noheadings -a -o pv_name) /dev/san/web1 /dev/san/vms1"
     for node in NODES:
+        assert nodes.ssh(node, "vgs --noheadings -o vg_name,vg_lock_type", timeout=120).split() == ["vmsan", "sanlock"]
         *devices, web, vms = nodes.ssh(node, script, timeout=120).split()
         assert web not in devices and vms in devices
 
@@ -155,7 +135,7 @@ def test_a_kernel_name_is_refused_with_the_name_to_write(nodes: Cluster) -> None
 
 
 def test_a_vm_on_a_whole_volume_moves_there_and_back(nodes: Cluster) -> None:
-    nodes.ssh("hv1", WRITE.format("/dev/san/web1"), stdin=boot_sector(nodes), timeout=120)
+    write_guest(nodes, "hv1", "/dev/san/web1")
     do(nodes, "hv1", "vm", **WEB, state="running")
     assert not do(nodes, "hv1", "vm", **WEB, state="running")["changed"]
     move(nodes, "hv1", "hv2", "web1", "/dev/san/web1")
@@ -191,7 +171,7 @@ def test_a_logical_volume_is_free_until_its_vm_starts(nodes: Cluster) -> None:
     assert [look(nodes, node).split()[-1] for node in NODES] == [str(64 * MIB)] * 2
     assert not [node for node in NODES if look(nodes, node).startswith("active")]
     assert attempt(nodes, "hv1", "ey") == ""
-    nodes.ssh("hv1", WRITE.format(f"/dev/{VOLUME}"), stdin=boot_sector(nodes), timeout=120)
+    write_guest(nodes, "hv1", f"/dev/{VOLUME}")
     assert attempt(nodes, "hv1", "n") == ""
 
 
@@ -222,7 +202,7 @@ def test_it_grows_on_the_node_that_has_it(nodes: Cluster) -> None:
 def test_a_migration_that_is_killed_leaves_one_holder(nodes: Cluster) -> None:
     kill = "virsh -q domuuid db1 | xargs -I{} systemctl kill -s KILL drover-migrate-{}"
     with ThreadPoolExecutor() as pool:
-        moving = pool.submit(nodes.task, "hv2", "migrate", name="db1", to="hv1", bandwidth="1MiB")
+        moving = pool.submit(nodes.task, "hv2", "migrate", name="db1", to="hv1", bandwidth="1MiB", **PATIENT)
         wait_until(lambda: look(nodes, "hv1").startswith("active"), 120, "both nodes have it")
         nodes.ssh("hv2", kill, timeout=120)
         print(moving.result())
@@ -230,6 +210,55 @@ def test_a_migration_that_is_killed_leaves_one_holder(nodes: Cluster) -> None:
     home = home_of(nodes, "db1")
     wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
     counts(nodes, home, f"/dev/{VOLUME}")
+
+
+def test_a_node_that_reboots_has_its_vm_and_its_lock_again(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    do(nodes, home, "vm", name="db1", autostart=True)
+    before, boot = counts(nodes, home, f"/dev/{VOLUME}"), nodes.ssh(home, BOOT_ID, timeout=120)
+    nodes.ssh(home, "reboot", check=False, timeout=120)
+    up = f"{BOOT_ID}; virsh -q list --name"
+
+    def back() -> bool | str:
+        said = nodes.ssh(home, up, check=False, timeout=120).split()
+        return (said[:1] != boot.split() and said[1:] == ["db1"]) or str(said)
+
+    wait_until(back, BOOT_SECONDS, f"db1 runs on {home} again")
+    assert alone(nodes, home) is True
+    counts(nodes, home, f"/dev/{VOLUME}", before)
+    assert site(nodes, "--limit", home, "--tags", "san_initiator_volumes").good().changed == 0
+
+
+def test_a_node_that_dies_gives_its_lock_free_in_time(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    other = next(name for name in NODES if name != home)
+    before = counts(nodes, home, f"/dev/{VOLUME}")
+    nodes.lab.power_off(home)
+    begin = time.monotonic()
+    try:
+        refused = nodes.task(other, "vm", **GROWN_DB)
+        assert refused["failed"] and "fenced" in refused["msg"], refused
+        early = nodes.task(other, "vm", **GROWN_DB, fenced=[home])
+        assert early["failed"] and "locked by other host" in early["msg"], early
+        wait_until(lambda: attempt(nodes, other, "ey") == "", DEAD_SECONDS, "the lock is free")
+        print(f"the lock was free {time.monotonic() - begin:.0f} s after the power cut")
+        attempt(nodes, other, "n")
+        do(nodes, other, "vm", **GROWN_DB, fenced=[home])
+        counts(nodes, other, f"/dev/{VOLUME}", before)
+    finally:
+        nodes.lab.power_on(home)
+    # Its own libvirt would start it, too.
+    log = "journalctl -b -u libvirtd --no-pager -o cat"
+
+    def tried() -> bool | str:
+        said = nodes.ssh(home, log, check=False, timeout=120)
+        return "db1 refused" in said or said
+
+    wait_until(tried, BOOT_SECONDS, "its autostart was refused")
+    assert nodes.domains(home) == {"db1": "shut off"}
+    assert alone(nodes, other) is True
+    counts(nodes, other, f"/dev/{VOLUME}")
+    nodes.ssh(home, "virsh undefine db1", timeout=120)
 
 
 def test_a_vm_that_ends_by_itself_gives_it_back(nodes: Cluster) -> None:

@@ -9,6 +9,7 @@ that is up already is used.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, Played, example_lab, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import counts, write_guest
 
 EXAMPLE = ROOT / "examples/san-multipath"
 NODES = ("hv1", "hv2")
@@ -27,6 +29,14 @@ SECRETS = ("ChapOfTheLab42", "SanOfTheLab4242")
 SMALL = [{"name": name, "size": "64MiB"} for name in ("web1", "ldap1")]
 BIG = [{"name": "web1", "size": "96MiB"}, SMALL[1]]
 MANY = [*BIG, *({"name": f"lun{number:02}", "size": "8MiB"} for number in range(28))]
+VM: dict[str, Any] = {
+    "name": "ldap1",
+    "memory": "32MiB",
+    "vcpus": 1,
+    "machine": "pc",
+    "disks": [{"type": "block", "path": "/dev/san/ldap1"}],
+    "state": "running",
+}
 PROBE: dict[str, Any] = {"name": "probe", "size": "8MiB"}
 PORTALS = ["10.231.5.10:3260", "10.231.7.10:3260"]
 # An emulated node that gets 60 sessions on a busy machine answers later than a server: its paths would come and go.
@@ -105,9 +115,9 @@ def told(example: Cluster, volumes: list[dict[str, Any]]) -> dict[str, str]:
     return {item["name"]: item["volume"]["wwid"] for item in found["results"]}
 
 
-def has_active(example: Cluster, name: str, number: int) -> bool | str:
+def has_active(example: Cluster, name: str, number: int, node: str = "hv1") -> bool | str:
     """Whether so many of the two paths to a volume work, else how the paths are."""
-    text = example.ssh("hv1", PATHS, timeout=120)
+    text = example.ssh(node, PATHS, timeout=120)
     mine = [line.split() for line in text.splitlines() if line.split()[0] == name]
     works = sum(line[1] == "active" and line[2] == "running" for line in mine)
     return (len(mine) == 2 and works == number) or text
@@ -183,6 +193,30 @@ def test_a_path_may_be_cut_under_load(example: Cluster, silent: bool) -> None:
     assert failed == 0
     assert longest <= PATH_TIMEOUT + SLACK, said
     assert longest > 2, f"not exercised: {said}"
+
+
+def test_a_vm_on_a_map_moves_while_a_path_is_cut(example: Cluster) -> None:
+    role = {"role": "drover.kvm.hypervisor", "vars": {"hypervisor_ca_directory": str(example.lab.state / "pki")}}
+    book = example.lab.state / "hypervisors.json"
+    book.write_text(json.dumps([{"name": "Hypervisors", "hosts": "hypervisors", "roles": [role]}]), encoding="utf-8")
+    example.play(str(book)).good()
+    write_guest(example, "hv1", VM["disks"][0]["path"])
+    done = example.task("hv1", "vm", **VM)
+    assert not done["failed"], done
+    before = counts(example, "hv1", "/dev/san/ldap1")
+    example.lab.cut("hv2", "nic1", silent=True)
+    try:
+        wait_until(lambda: has_active(example, "ldap1", 1, "hv2"), 60, "one failed path on hv2")
+        for source, target in (NODES, NODES[::-1]):
+            moved = example.task(source, "migrate", name="ldap1", to=target, stall_timeout=300)
+            assert not moved["failed"], moved
+            print(f"moved to {target}: {moved}")
+            assert (example.domains(source), example.domains(target)) == ({}, {"ldap1": "running"})
+            before = counts(example, target, "/dev/san/ldap1", before)
+    finally:
+        example.lab.restore("hv2")
+    gone = example.task("hv1", "vm", name="ldap1", state="absent", force=True)
+    assert not gone["failed"], gone
 
 
 def test_a_volume_grows_from_the_san_to_the_map(example: Cluster) -> None:

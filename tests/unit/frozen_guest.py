@@ -16,19 +16,19 @@ class Guest:
     """A guest with two file systems, as `Node` asks it.
 
     `late`: it freezes when nobody waits any more; `deaf`: it gives no answer; `liar`: it says thawed and is not;
-    `lists`: its agent knows the command; `left`: how many it thaws again and again; `error`: what libvirt says.
+    `lists`: its agent knows the command; `left`: how many it thaws again and again; `errors`: what libvirt says.
     """
 
     def __init__(self) -> None:
         self.frozen = self.late = self.deaf = self.liar = False
         self.lists, self.left = True, 0
         self.asked: list[str] = []
-        self.error: DroverError | None = None
+        self.errors: list[DroverError] = []
         self.before_freeze: Callable[[], object] = lambda: None
 
     def _hear(self, what: str) -> None:
-        if self.error:
-            raise self.error
+        for error in self.errors:
+            raise error
         if self.deaf:
             raise Failed("Guest agent is not responding")
         self.asked.append(what)
@@ -76,12 +76,12 @@ class Systemd:
     def __init__(self, guests: Mapping[str, Guest]) -> None:
         self.guests = guests
         self.timers: dict[str, tuple[float, Guest]] = {}
-        self.broken: DroverError | None = None
+        self.broken: list[DroverError] = []
         self.clock = Clock(self.fire)
 
     def run(self, argv: Sequence[str], **_named: Any) -> str:
-        if self.broken:
-            raise self.broken
+        for error in self.broken:
+            raise error
         words = dict(word.split("=", 1) for word in argv if word.startswith("--") and "=" in word)
         if argv[0] == "systemd-run":
             unit = words["--unit"]

@@ -18,7 +18,7 @@ from . import power, transfer
 from .admission import HERE
 from .disks import KINDS, source_xml
 from .facts import domain_facts
-from .neighbours import check_definition
+from .neighbours import check_definition, names_of
 from .site import Site, survey_node
 from .stillness import still
 
@@ -29,6 +29,15 @@ class Guest:
     def __init__(self, site: Site, name: str, fenced: Collection[str]) -> None:
         self.site, self.node, self.name, self.fenced = site, site.node, name, fenced
         self.uuid = ""
+        self.has_snapshots = False
+
+    def check_moves(self) -> None:
+        """Raise Refused where a disk must stay: a copy has nothing of its snapshots."""
+        if self.has_snapshots:
+            raise Refused(
+                f"{self.name} has snapshots, which a copy of its disks would not have; remove them first "
+                "(drover.kvm.snapshot)"
+            )
 
     def disks(self) -> dict[str, transfer.Disk]:
         """The disks as they run. Raises NotFound and Refused."""
@@ -39,6 +48,7 @@ class Guest:
         if domain.live_xml is None or domain.state not in ("running", "paused"):
             raise Refused(f"{self.name} is {domain.state}; its disks are copied while it runs: start it first")
         self.uuid = domain.uuid
+        self.has_snapshots = domain.has_snapshots
         return transfer.disks(parse(domain.live_xml), parse(domain.xml))
 
     def landing(self, options: Options) -> FileLanding:
@@ -58,7 +68,7 @@ class Guest:
                     unreachable=silent,
                 )
             others.update(peers)
-        check_definition(self.name, {("disk", identity)}, others)
+        check_definition(self.name, {("disk", name) for name in names_of(identity)}, others)
 
     def is_ours(self, disk: transfer.Disk) -> bool:
         """Whether what a disk lies on was made for this VM, and no other VM has it."""

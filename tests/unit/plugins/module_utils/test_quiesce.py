@@ -113,13 +113,13 @@ def test_an_agent_without_a_list_is_thawed_twice(guest, systemd, left, fine):
 def test_a_vm_that_is_gone_is_not_frozen(guest, systemd):
     still = freeze(guest)
     still.begin()
-    guest.error = NotFound("no domain")
+    guest.errors = [NotFound("no domain")]
     still.end()
     assert systemd.timers == {}
 
 
 def test_without_systemd_nobody_is_frozen(guest, systemd):
-    systemd.broken = NotFound("the program systemd-run is not installed on this machine")
+    systemd.broken = [NotFound("the program systemd-run is not installed on this machine")]
     with pytest.raises(NotFound):
         freeze(guest).begin()
     assert guest.asked == []

@@ -30,6 +30,7 @@ from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
 CHAP = {"chap_user": USER, "chap_password": SECRET}
 BOTH = {"target": IQN, "portals": [PORTAL_A, PORTAL_B], **CHAP}
 LOGIN_A, LOGIN_B = f"log in at {PORTAL_A}", f"log in at {PORTAL_B}"
+DISKS = "wait for the disks"
 NEW_A, NEW_B = f"write the record at {PORTAL_A}", f"write the record at {PORTAL_B}"
 
 
@@ -73,7 +74,7 @@ def both(run, **args):
 
 def test_one_volume_over_two_paths_and_away_again(run, node):
     made = both(run, **BOTH, multipath=True, replacement_timeout=5)
-    assert made["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B, "wait for the multipath maps"]
+    assert made["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B, DISKS]
     session = made["session"]
     assert session["initiator"] == "iqn.2026-11.org.example:hv1" and session["pending"] == {}
     assert session["portals"][PORTAL_A] == {"interface": "", "record": True, "state": "LOGGED_IN"}
@@ -99,7 +100,10 @@ def test_thirty_volumes_take_one_discovery_for_each_portal(run, node):
     result = run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])
     assert not result.get("failed"), result
     assert len(node.sessions()) == 60 and len(result["results"]) == 30
-    assert len([words for words in node.calls if "discovery" in words]) == 2 and len(node.calls) == 62
+    assert len([words for words in node.calls if "discovery" in words]) == 2
+    logins = [words for words in node.calls if "--login" in words]
+    waits = [words for words in node.calls if words[0] == "udevadm"]
+    assert (len(logins), len(waits), len(node.calls)) == (60, 30, 92), "one wait for a volume, after its logins"
     node.calls.clear()
     assert run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])["changed"] is False
     assert node.calls == [], "a run without changes starts no process"
@@ -112,7 +116,7 @@ def test_the_list_of_portals_means_exactly_these(run, node):
     assert node.sessions() == [(IQN, "10.231.7.10")]
     assert both(run, target=IQN, state="absent", portals=[PORTAL_A])["changed"] is False
     assert both(run, target=IQN, state="logged_out")["actions"] == [f"log out at {PORTAL_B}"]
-    assert both(run, target=IQN)["actions"] == [LOGIN_B], "the portals of the records are meant"
+    assert both(run, target=IQN)["actions"] == [LOGIN_B, DISKS], "the portals of the records are meant"
 
 
 def test_a_session_without_a_record_is_left_alone_or_ended(run, node):
@@ -127,7 +131,7 @@ def test_portals_are_compared_as_addresses_and_not_as_text(run, node):
     node.san[IQN]["portals"] = [PORTAL_6, "10.231.5.1:3260", PORTAL_A]
     both(run, target=IQN, portals=["[FD00:5:0::10]", "10.231.5.1"], **CHAP)
     assert sorted(address for _iqn, address in node.sessions()) == ["10.231.5.1", "fd00:5::10"]
-    assert both(run, target=IQN, portals=[PORTAL_6, "10.231.5.1:3260", PORTAL_A])["actions"] == [NEW_A, LOGIN_A]
+    assert both(run, target=IQN, portals=[PORTAL_6, "10.231.5.1:3260", PORTAL_A])["actions"] == [NEW_A, LOGIN_A, DISKS]
 
 
 def test_chap_is_compared_and_never_shown(run, node):
@@ -177,7 +181,7 @@ def test_a_setting_goes_into_the_record(run, node, option, key, value):
 def test_a_portal_is_bound_to_an_interface(run, node):
     both(run, **BOTH)
     bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1"})
-    assert bound["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}", NEW_A, LOGIN_A]
+    assert bound["actions"] == [f"log out at {PORTAL_A}", f"remove the record at {PORTAL_A}", NEW_A, LOGIN_A, DISKS]
     assert bound["session"]["portals"][PORTAL_A]["interface"] == "nic1"
     values = node.values(node.record(IQN, f"{PORTAL_A},1", "nic1"))
     assert values["iface.net_ifacename"] == "nic1"
@@ -236,7 +240,7 @@ def test_a_disk_in_use_keeps_its_last_path(run, node, use, words, multipath):
     if multipath:
         assert run(target=IQN, portals=[PORTAL_B])["changed"] is True
         assert run(target=IQN, state="absent")["error"] == "Refused"
-        assert both(run, **BOTH)["actions"] == [NEW_A, LOGIN_A]
+        assert both(run, **BOTH)["actions"] == [NEW_A, LOGIN_A, DISKS]
 
 
 def test_a_disk_that_a_process_has_open_stays(run, node, monkeypatch):
@@ -299,6 +303,17 @@ def test_a_wrong_secret_is_the_sans_word_and_the_next_run_mends_it(run, node):
     assert failed["error"] == "Failed" and "authorization failure" in failed["msg"]
     mended = run(**{**BOTH, "chap_password": "AnotherSecret9"})
     assert not mended.get("failed") and len(node.sessions()) == 2
+
+
+def test_disks_are_waited_for_when_all_logins_are_done_and_the_portal_is_named(run, node, monkeypatch):
+    both(run, **BOTH, multipath=True)
+    order = [words[-1] if words[0] == "iscsiadm" else words[1] for words in node.calls if "-o" not in words]
+    assert order == ["--login", "--login", "settle"]
+    both(run, target=IQN, state="absent")
+    monkeypatch.setattr(Blocks, "known_to_udev", lambda _self, name: name != node.disk(IQN))
+    result = run(**BOTH)
+    assert f"wait for the disks: not there after 0.2 s; last seen: at {PORTAL_A}: udev has not seen sd" in result["msg"]
+    assert result["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B]
 
 
 def test_a_path_without_a_map_is_an_error_where_maps_are_asked_for(run, node):

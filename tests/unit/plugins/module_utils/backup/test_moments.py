@@ -12,7 +12,8 @@ import pytest
 from ansible_collections.drover.kvm.plugins.module_utils._backup import moments
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Refused
 
-VM = SimpleNamespace(name="web1", uuid="u1", state="running", active=True, live_xml="<domain/>")
+NODE: Any = SimpleNamespace()
+VM: Any = SimpleNamespace(name="web1", uuid="u1", state="running", active=True, live_xml="<domain/>")
 
 
 class Agent:
@@ -46,7 +47,7 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
 
 
 def take(agent: Agent, quiesce: str, vm: Any = VM) -> bool:
-    with moments.moment_of(SimpleNamespace(), vm, "snapshot", quiesce, 1) as seen:
+    with moments.moment_of(NODE, vm, "snapshot", quiesce, 1) as seen:
         agent.log.append("copy")
     return seen["quiesced"]
 
@@ -67,7 +68,7 @@ def test_without_an_agent_it_goes_on_unless_it_is_required(agent: Agent) -> None
     moments.check_quiesce(VM, "auto")
     with pytest.raises(Refused, match="can't be frozen, since it has no channel"):
         moments.check_quiesce(VM, "required")
-    paused = SimpleNamespace(**{**vars(VM), "state": "paused"})
+    paused: Any = SimpleNamespace(**{**vars(VM), "state": "paused"})
     moments.check_quiesce(paused, "required")
     assert take(agent, "required", paused) is False
 
@@ -81,6 +82,6 @@ def test_a_guest_that_wrote_again_is_not_called_quiesced(agent: Agent) -> None:
 
 
 def test_it_is_thawed_when_the_copy_fails(agent: Agent) -> None:
-    with pytest.raises(Failed, match="full"), moments.moment_of(SimpleNamespace(), VM, "snapshot", "auto", 1):
+    with pytest.raises(Failed, match="full"), moments.moment_of(NODE, VM, "snapshot", "auto", 1):
         raise Failed("full")
     assert agent.log == ["freeze", "thaw"]
