@@ -117,8 +117,8 @@ options:
   quiesce:
     description:
       - Whether the guest agent is asked to write out and hold still the guest's file systems while the copy begins,
-        for less than two seconds, with O(mode=snapshot). V(auto) asks where there is an agent. V(required) refuses, or
-        fails, without.
+        with O(mode=snapshot). A timer lets them go on after 8 seconds at the latest. V(auto) asks where there is an
+        agent. V(required) refuses, or fails, without.
       - The default is V(auto).
     type: str
     choices: [auto, required, never]
