@@ -131,7 +131,9 @@ lab-host: install
 
 bench: lab-host ## Measurements, side by side; the table is in build/benchmarks.md
 	rm -f $(BUILD)/benchmarks.md
-	$(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md pytest -s tests/benchmarks $(ARGS)
+	.ci/setup peers
+	@source .ci/env.sh; $(STORIES) env DROVER_BENCHMARKS=$(BUILD)/benchmarks.md DROVER_PEERS="$$PEERS" \
+		pytest -s tests/benchmarks $(ARGS)
 
 soak: lab-host ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
 	$(STORIES) pytest tests/soak $(ARGS)

@@ -17,6 +17,8 @@ unit_venv() { echo "$CACHE/venv-$(hash_of tests/unit/requirements.txt)-py$1"; } 
 # The collections ours depends on, cut out of the PyPI package that bundles them.
 BUNDLE=12.3.0
 DEPENDENCIES=$CACHE/collections-$BUNDLE
+# Those that make bench measures ours beside.
+PEERS=$CACHE/peers-$BUNDLE
 
 # ansible-test and mypy accept a collection only at .../ansible_collections/NAMESPACE/NAME.
 STAGE_ROOT=$CACHE/stage-$(printf %s "$CHECKOUT" | sha256sum | cut -c 1-12)

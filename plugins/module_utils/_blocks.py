@@ -33,6 +33,7 @@ SCSI_MILLISECONDS = 5000
 # These read the devices to keep them, not to use what is on them.
 KEEPERS = ("multipathd", "(udev-worker)", "systemd-udevd", "udevd", "iscsid", "lvmlockd", "sanlock")
 SAN = re.compile(r"/(session|rport-)\d")
+UNIT = re.compile(r"/(session\d+)/(?:.*/)?\d+:\d+:\d+:(\d+)/block/")
 GUEST = re.compile(rb"(?:^|,)guest=([^,\0]+)")
 
 
@@ -122,6 +123,15 @@ class Blocks:
         remote |= {above for name in remote for above in self.holders(name) if self.look(above).is_multipath}
         found = [self.look(name) for name in remote]
         return sorted({link for one in found for link in (*one.links, f"/dev/mapper/{one.map}", f"/dev/{one.name}")})
+
+    def units(self, name: str) -> list[str]:
+        """The logical units that the device is (`IQN/LUN`), where iSCSI brought it; of a map those of its paths."""
+        found = set()
+        for path in [name, *self.paths(name)]:
+            match = UNIT.search(os.path.realpath(self.root / "sys/class/block" / path))
+            target = _text(self.root / "sys/class/iscsi_session" / match[1] / "targetname") if match else ""
+            found |= {f"{target}/{match[2]}"} if match and target else set()
+        return sorted(found)
 
     def users(self, name: str) -> list[str]:
         """Who uses the device or what is built on it, in words; empty when nobody does."""
@@ -271,11 +281,15 @@ def _names(folder: Path) -> list[str]:
 
 
 def other_names(identity: str, blocks: Blocks | None = None) -> list[str]:
-    """What else a disk of this identity (`block:PATH`, `lvm:VG/LV`) is on this node: by its WWID, or LVM's UUIDs.
+    """What else a disk of this identity (`block:PATH`, `lvm:VG/LV`, `iscsi:IQN/LUN@PORTAL`) is, seen from this node.
 
-    Empty for what this node does not see. Two names may lead to one device, and one disk may have two paths.
+    Two names may lead to one device, and one disk may have two paths: a device is its WWID or LVM's UUIDs, and a
+    logical unit of iSCSI its target and number, whatever the portal, as a target's name is its own in the whole world
+    (RFC 7143, 4.2.7). Of a device that this node does not see nothing is known.
     """
     kind, _colon, place = identity.partition(":")
+    if kind == "iscsi":
+        return [_unit(place.rpartition("@")[0])]
     if kind not in ("block", "lvm"):
         return []
     blocks = blocks or Blocks()
@@ -284,7 +298,11 @@ def other_names(identity: str, blocks: Blocks | None = None) -> list[str]:
     except NotFound:
         return []
     name = found.uuid if found.uuid and not found.is_multipath else found.wwid
-    return [f"device:{name}"] if name else []
+    return [*([f"device:{name}"] if name else []), *map(_unit, blocks.units(found.name))]
+
+
+def _unit(name: str) -> str:
+    return f"unit:{name.lower()}"
 
 
 def describe(block: Block) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any, Callable
 
 from ._errors import Invalid
@@ -34,6 +35,7 @@ class Field:
     ValueError with the rule. `place` is the resource's own word for where the value lives. `fixed` says why the value
     of a thing that exists can't change. `when` says when a running VM has a new value: `power_cycle` (once it was
     powered off and on), `live` (at once), or `unseen` (at once, since no guest sees it, so that none waits for it).
+    `same` says whether a value that is asked for (first) is what is there, where one thing can be said in two ways.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Field:
     place: Any = None
     fixed: str = ""
     when: str = "power_cycle"
+    same: Callable[[Any, Any], bool] = eq
 
 
 ANSIBLE_TYPES = {"size": "str", "names": "raw"}

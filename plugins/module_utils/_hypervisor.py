@@ -67,6 +67,7 @@ class Domain:
     xml: str = field(repr=False)
     live_xml: str | None = field(repr=False, default=None)
     job: dict[str, Any] | None = None
+    has_snapshots: bool = False
 
     @property
     def active(self) -> bool:
@@ -149,6 +150,12 @@ def host_facts(capabilities: str, domain_capabilities: str | None) -> dict[str, 
         "cpu_model": None if model is None else tostring(model, encoding="unicode"),
         "cpu": {name: None if shown is None else shown.findtext(name) for name in ("model", "vendor")},
         "hugepages": _hugepages(root),
+        "machine_aliases": {
+            found.text or "": found.get("canonical", "")
+            for guest in guests
+            for found in guest.iter("machine")
+            if found.get("canonical")
+        },
         "machine_types": sorted({found.text or "" for guest in guests for found in guest.iter("machine")}),
         "virt_types": sorted({found.get("type", "") for guest in guests for found in guest.iterfind("domain")}),
     }

@@ -45,12 +45,14 @@ DAEMONS = ("libvirtd.service", "virtqemud.service")
 CLOSE_SECONDS = 3.0
 KEEPALIVE = (5, 3)  # a ping after 5 s of silence, 3 unanswered ones end the connection: about 20 s
 READERS = 10
+AGENT_SECONDS = 5  # an agent that hangs answers no more; libvirt would wait for it for ever
+KEYS_SECONDS, CONSOLE_PAUSE = 5.0, 0.05
 
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
 STATS_STATE = 1  # VIR_DOMAIN_STATS_STATE
-TRANSIENT, MANAGED_SAVE, AUTOSTART = 8, 256, 1024  # VIR_CONNECT_LIST_DOMAINS_*
+TRANSIENT, MANAGED_SAVE, AUTOSTART, SNAPSHOTS = 8, 256, 1024, 4096  # VIR_CONNECT_LIST_DOMAINS_*
 
 
 def affect(live: bool, config: bool) -> int:
@@ -227,7 +229,7 @@ class Node:
     # ---- domains: read
 
     def domains(self, names: Iterable[str] | None = None, brief: bool = False) -> dict[str, Domain]:
-        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: four lists, then the XML.
+        """VMs by name: all, or those of `names` that exist. Two rounds of parallel calls: five lists, then the XML.
 
         `brief` saves a round trip for each running VM: no job, and `xml` of a running VM is the live one.
         Definitions carry their secrets (a VNC password) unless the connection is read-only.
@@ -235,7 +237,7 @@ class Node:
         wanted = None if names is None else set(names)
         with translated(f"list the VMs of {self.name}"):
             calls: list[Callable[[], Any]] = [partial(self.connection.getAllDomainStats, STATS_STATE, 0)]
-            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE)]
+            calls += [partial(self._names_listed, flag) for flag in (TRANSIENT, AUTOSTART, MANAGED_SAVE, SNAPSHOTS)]
             stats, *lists = self._parallel(lambda call: call(), calls)
         found = [(dom, stat) for dom, stat in stats if wanted is None or dom.name() in wanted]
         domains = self._parallel(lambda item: self._domain(item[0], item[1], lists, brief), found)
@@ -254,6 +256,7 @@ class Node:
                     {name} if not found.isPersistent() else set(),
                     {name} if found.autostart() else set(),
                     {name} if found.isPersistent() and found.hasManagedSaveImage() else set(),
+                    {name} if found.snapshotNum(0) else set(),
                 ]
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -264,7 +267,7 @@ class Node:
     def _domain(self, found: Any, stat: dict[str, Any], lists: list[set[str]], brief: bool) -> Domain | None:
         name = found.name()
         active = found.ID() >= 0
-        transient, autostart, saved = (name in group for group in lists)
+        transient, autostart, saved, kept = (name in group for group in lists)
         secure = 0 if self.readonly else SECURE
         with translated(f"read VM {name} on {self.name}", name):
             try:
@@ -289,6 +292,7 @@ class Node:
             xml=xml,
             live_xml=live,
             job=job,
+            has_snapshots=kept,
         )
 
     @staticmethod
@@ -469,6 +473,121 @@ class Node:
         """End the job on a disk; the VM keeps the disk that it has."""
         self._do(f"end the job on disk {target} of", name, lambda vm: vm.blockJobAbort(target, 0))
 
+    # ---- snapshots
+
+    def version(self) -> int:
+        """libvirt's version as its library counts: 11003000 for 11.3.0."""
+        with translated(f"ask {self.name} for its version"):
+            return int(self.connection.getLibVersion())
+
+    def snapshots(self, name: str) -> list[tuple[str, bool]]:
+        """The XML of each snapshot that libvirt knows of a VM, and whether it is the current one."""
+
+        def call(vm: Any) -> list[tuple[str, bool]]:
+            return [(one.getXMLDesc(0), bool(one.isCurrent(0))) for one in vm.listAllSnapshots(0)]
+
+        found: list[tuple[str, bool]] = self._do("list the snapshots of", name, call)
+        return found
+
+    def create_snapshot(self, name: str, xml: str, disks_only: bool, running: bool) -> None:
+        """Make a snapshot of all its disks, or of none; `disks_only` leaves out the memory of a running VM."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY if disks_only else 0
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if running else 0
+        self._do("make a snapshot of", name, lambda vm: vm.snapshotCreateXML(xml, flags))
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Remove one; what it holds for others is merged. It lasts, and goes on in the daemon when the caller ends."""
+        words = f"delete snapshot {snapshot} of"
+        self._do(words, name, lambda vm: vm.snapshotLookupByName(snapshot, 0).delete(0))
+
+    def revert(self, name: str, snapshot: str, start: bool) -> None:
+        """Set a VM back; `start` boots one of whose memory the snapshot holds nothing."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING if start else 0
+        words = f"set back to snapshot {snapshot}"
+        self._do(words, name, lambda vm: vm.revertToSnapshot(vm.snapshotLookupByName(snapshot, 0), flags))
+
+    # ---- the guest's agent
+
+    def freeze(self, name: str) -> int:
+        """Ask the guest to write out and hold all its file systems; their number. Raises TimedOut and Failed.
+
+        From then on libvirt waits AGENT_SECONDS for this guest's agent, not for ever.
+        """
+
+        def call(vm: Any) -> int:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            return int(vm.fsFreeze(None, 0))
+
+        return int(self._do("freeze the file systems of", name, call))
+
+    def thaw(self, name: str) -> int:
+        """Let them go on; how many were held. Raises as `freeze` does."""
+        return int(self._do("thaw the file systems of", name, lambda vm: vm.fsThaw(None, 0)))
+
+    def list_file_systems(self, name: str) -> int:
+        """How many file systems the guest tells of; a guest that holds them refuses to. Raises as `freeze` does."""
+        return len(self._do("list the file systems of", name, lambda vm: vm.fsInfo(0)) or ())
+
+    def set_guest_time(self, name: str, seconds: int) -> None:
+        """Set the guest's clock, and its hardware clock, to so many seconds since the epoch. Raises as `freeze`."""
+
+        def call(vm: Any) -> None:
+            vm.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            vm.setTime({"seconds": seconds, "nseconds": 0}, 0)
+
+        self._do("set the clock of", name, call)
+
+    def guest_time(self, name: str) -> int:
+        """The guest's clock in seconds since the epoch. Raises as `freeze` does."""
+        return int(self._do("read the clock of", name, lambda vm: vm.getTime(0))["seconds"])
+
+    # ---- backups
+
+    def begin_backup(self, name: str, xml: str, checkpoint: str | None) -> None:
+        """Have QEMU copy disks as they are at this moment, and note from here on what changes (the checkpoint)."""
+        self._do("back up", name, lambda vm: vm.backupBegin(xml, checkpoint, 0))
+
+    def backup(self, name: str) -> str | None:
+        """The description of the backup that QEMU makes now, or None."""
+        try:
+            return str(self._do("read the backup of", name, lambda vm: vm.backupGetXMLDesc(0)))
+        except (Failed, NotFound) as error:
+            if error.details["code"] in {"NO_DOMAIN_BACKUP", "OPERATION_INVALID"}:  # none, or the VM is off
+                return None
+            raise
+
+    def ended_job(self, name: str) -> dict[str, Any]:
+        """libvirt's figures of the last job that came to an end; asking for them forgets them."""
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
+        return dict(self._do("read the last job of", name, lambda vm: vm.jobStats(flags)))
+
+    def limit_block_job(self, name: str, target: str, rate: int) -> None:
+        """Limit the job on a disk, in bytes per second."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        self._do(f"limit the job on disk {target} of", name, lambda vm: vm.blockJobSetSpeed(target, rate, flags))
+
+    def checkpoints(self, name: str) -> list[str]:
+        """The names of its checkpoints."""
+        return [one.getName() for one in self._do("list the checkpoints of", name, lambda vm: vm.listAllCheckpoints())]
+
+    def checkpoint(self, name: str, checkpoint: str, sizes: bool = False) -> str:
+        """The description of a checkpoint, with `sizes` how much has changed since; a VM that is off has no sizes."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE if sizes else 0
+        look = f"read checkpoint {checkpoint} of"
+        return str(self._do(look, name, lambda vm: vm.checkpointLookupByName(checkpoint).getXMLDesc(flags)))
+
+    def adopt_checkpoint(self, name: str, xml: str) -> None:
+        """Let libvirt know again of a checkpoint whose bitmaps are in the VM's disks. Raises Failed without them."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
+        self._do("take over a checkpoint of", name, lambda vm: vm.checkpointCreateXML(xml, flags))
+
+    def delete_checkpoint(self, name: str, checkpoint: str, known_only: bool = False) -> None:
+        """Forget a checkpoint; `known_only` leaves what is in the disks (it may be broken, after a power cut)."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if known_only else 0
+        forget = f"delete checkpoint {checkpoint} of"
+        self._do(forget, name, lambda vm: vm.checkpointLookupByName(checkpoint).delete(flags))
+
     # ---- storage pools
 
     def networks(self) -> dict[str, str | None]:
@@ -572,6 +691,32 @@ class Node:
     def undefine_secret(self, uuid: str) -> None:
         """Remove the secret and its value."""
         self._secret("undefine", uuid, lambda secret: secret.undefine())
+
+    # ---- consoles
+
+    def console(self, name: str, keys: bytes, enough: Callable[[bytes], bool], seconds: float) -> bytes:
+        """What the serial console of a running VM says until it is `enough`, at most for so many `seconds`.
+
+        `keys` are typed at once and every KEYS_SECONDS: a guest that boots misses the first ones. Raises Failed where
+        somebody is at the console, or there is none.
+        """
+        stream, said, start, typed = self.connection.newStream(libvirt.VIR_STREAM_NONBLOCK), b"", time.monotonic(), 0
+        self._do("open the console of", name, lambda vm: vm.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE))
+        with translated(f"read the console of {name} on {self.name}", name):
+            try:
+                while not enough(said) and time.monotonic() - start < seconds:
+                    if time.monotonic() - start >= typed * KEYS_SECONDS:
+                        stream.send(keys)
+                        typed += 1
+                    piece = stream.recv(65536)
+                    if piece == b"":  # the VM has ended
+                        break
+                    said += piece if isinstance(piece, bytes) else b""
+                    time.sleep(0 if isinstance(piece, bytes) else CONSOLE_PAUSE)
+            finally:
+                with suppress(libvirt.libvirtError):  # it has ended with the VM
+                    stream.abort()
+        return said
 
     # ---- the machine
 

@@ -26,6 +26,8 @@ LEASE = 2**20
 HOST = re.compile(r"[0-9a-f-]{36}\.")
 LOCKED = "locked by other host"
 TAG = "drover."
+# The mark of a group that module volume_group made.
+MADE = {"made": "volume_group"}
 DEVICES = "/dev"
 WIPE_SECONDS = 12 * 3600
 # Names that LVM keeps for itself, lvm(8).

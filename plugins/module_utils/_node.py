@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 from ._errors import Failed
 
 FACT = Path("/etc/ansible/facts.d/drover.fact")
+RUNS = Path("/run/libvirt/qemu")
 MEMINFO = Path("/proc/meminfo")
 MOUNTS = Path("/proc/self/mounts")
 SHARED = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.glusterfs", "gfs2", "ocfs2", "gpfs", "lustre"})
@@ -28,6 +30,17 @@ def cordon() -> dict[str, Any] | None:
     except (OSError, ValueError, AttributeError) as error:
         raise Failed(f"{FACT} can't be read, so it is not known whether this node is cordoned: {error}") from None
     return found
+
+
+def age(name: str) -> int | None:
+    """For how many seconds a VM runs on this node: since it was started here, or came here. None where it does not.
+
+    libvirt writes the file of its QEMU's process id at that moment, and not again.
+    """
+    try:
+        return max(0, int(time.time() - (RUNS / f"{name}.pid").stat().st_mtime))
+    except OSError:
+        return None
 
 
 def available_memory() -> int | None:

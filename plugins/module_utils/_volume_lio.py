@@ -193,8 +193,10 @@ class LioVolume:
     def check(self, wanted: Volume, have: Volume, batch: Sequence[Volume]) -> None:
         """What LIO can't do, or what would lose something. Raises Invalid or Refused."""
         rules.refuse_on_lio(wanted)
-        others = {key: item.serial for key, item in self.lio.backstores().items() if key != self.key and item.serial}
-        rules.refuse_same_wwid(wanted, {name: serial for (_plugin, name), serial in others.items()})
+        others = {key[1]: item.serial for key, item in self.lio.backstores().items() if key != self.key and item.serial}
+        present = (item for item in batch if item["state"] == "present" and item["name"] != self.name)
+        planned = {item["name"]: item["serial"] for item in present if item["serial"]}
+        rules.refuse_same_wwid(wanted, {**planned, **others})
         if have.get("exported") and wanted["serial"] != have["serial"]:
             raise Refused(f"{self.name} has serial {have['serial']}; LIO changes it only when nothing is exported")
         rules.refuse_ending_sessions(self.name, wanted, have, kicks=True)

@@ -26,18 +26,31 @@ METADATA_ATTRIBUTE = str.maketrans({**MARKUP, '"': "&quot;", "\n": "&#10;", "\t"
 
 
 def parse(text: str) -> Element:
-    """The root element. Raises Invalid on broken XML and on any document type declaration (and so on entities)."""
+    """The root element. Raises Invalid on broken XML and on any document type declaration (and so on entities).
+
+    Comments before and after it, such as libvirt writes into its own files, are left out.
+    """
     builder = TreeBuilder()
+    open_elements: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        open_elements.append(tag)
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        open_elements.pop()
+        builder.end(tag)
 
     def comment(text: str) -> None:
-        builder.start(COMMENT, {})
-        builder.data(text)
-        builder.end(COMMENT)
+        if open_elements:
+            builder.start(COMMENT, {})
+            builder.data(text)
+            builder.end(COMMENT)
 
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data
     parser.CommentHandler = comment
     parser.StartDoctypeDeclHandler = _no_doctype

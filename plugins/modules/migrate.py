@@ -22,6 +22,8 @@ description:
   - Before anything is changed, everything that speaks against the move is listed in one error. What only the
     destination's facts tell (a cordon, a missing bridge) is in that list when O(destinations) is given. Otherwise, and
     for a medium that the destination can't open, the destination itself refuses, and the VM runs on undisturbed.
+  - Whether packets reach O(to) is looked at, too, by a connection to the last migration port (49215) of its migration
+    address, as libvirt would wait for minutes where a firewall drops them.
   - A VM with a lease goes only to a node that has the same lease directory, as C(/etc/drover/cluster.json) says, and
     that shows the file of the lease. After the move somebody must hold it, or the task fails.
   - After an interruption O(state=recovered) decides from what all nodes say, by fixed rules. It never starts a VM that
@@ -62,17 +64,77 @@ options:
     parallel:
       description: How many VMs of O(moves) move at the same time. Default is V(2).
       type: int
-    bandwidth:
+    parallel_inbound:
+      description:
+        - How many VMs O(to) takes in at the same time, whichever nodes they come from. It is asked before each
+          migration, which waits meanwhile. Two sources that ask at the same moment may both go ahead.
+        - Default is no limit but O(parallel) of each source.
+      type: int
+    bandwidth: &bandwidth
       description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
       type: str
-    timeout:
+    timeout: &timeout
       description:
         - After how many seconds a migration is aborted; the VM then runs on where it was.
-        - Default is 150 s for each GiB of memory and of disks that are copied, and at least 120 s.
+        - Default is O(timeout_per_gib) for each GiB of memory and of disks that are copied, and at least 120 s.
       type: int
-    stall_timeout:
-      description: After how many seconds without progress a migration is aborted. Default is V(60).
+    timeout_per_gib: &timeout_per_gib
+      description: The seconds that each GiB may take, from which the default of O(timeout) is made. Default is V(150).
       type: int
+    stall_timeout: &stall_timeout
+      description:
+        - After how many seconds without progress a migration is aborted. The error says where it stood, and what to
+          look at.
+        - Default is V(60).
+      type: int
+    auto_converge: &auto_converge
+      description:
+        - Slow the VM's processors down, by 20 percent and then by 10 more each time, while it changes its memory faster
+          than the network carries it. Default is V(true).
+      type: bool
+    max_downtime: &max_downtime
+      description:
+        - How long the VM may stand still at the switch, in milliseconds, as QEMU foretells it. It begins with 300, and
+          is doubled up to this with each pass over the memory from the third on.
+        - Default is V(1000).
+      type: int
+    when_stuck: &when_stuck
+      description:
+        - What is done when the time (O(timeout)) is over and the VM still changes its memory too fast.
+        - V(abort) aborts the migration.
+        - V(pause) lets the VM stand still for up to O(max_pause) and finishes, if what is left goes over in that time
+          at the present rate, and aborts otherwise.
+        - Default is V(abort).
+      type: str
+      choices: [abort, pause]
+    max_pause: &max_pause
+      description: For O(when_stuck=pause), how many seconds the VM may stand still. Default is V(10).
+      type: int
+    parallel_connections: &parallel_connections
+      description:
+        - Over how many connections one VM's memory is sent at the same time, V(2) or more. It helps where one processor
+          can't encrypt as fast as the network is, from some 10 Gbit/s on. Default is one connection.
+      type: int
+    policies:
+      description:
+        - What applies to VMs by their tags. Of several that fit a VM the first one counts. What the task or an item of
+          O(moves) says itself goes before.
+      type: list
+      elements: dict
+      suboptions:
+        tag:
+          description: The tag of the VMs.
+          type: str
+          required: true
+        bandwidth: *bandwidth
+        timeout: *timeout
+        timeout_per_gib: *timeout_per_gib
+        stall_timeout: *stall_timeout
+        auto_converge: *auto_converge
+        max_downtime: *max_downtime
+        when_stuck: *when_stuck
+        max_pause: *max_pause
+        parallel_connections: *parallel_connections
     storage:
       description:
         - What becomes of disks that only the source has.
@@ -139,6 +201,18 @@ EXAMPLES = r"""
     to: hv3
     storage: copy
 
+- name: Move VMs, and let those with the tag db stand still for up to 30 s rather than stay
+  drover.kvm.migrate:
+    moves: "{{ plan.moves }}"
+    policies:
+      - tag: db
+        timeout_per_gib: 60
+        when_stuck: pause
+        max_pause: 30
+      - tag: web
+        max_downtime: 300
+        bandwidth: 200MiB
+
 - name: Show all that speaks against a move
   drover.kvm.migrate:
     name: web1
@@ -176,13 +250,27 @@ seconds:
   returned: with O(state=migrated)
   type: float
 downtime_ms:
-  description: How long the VM stood still, from the source's stop to the destination's resume, in milliseconds.
+  description:
+    - How long the VM stood still, in milliseconds, from libvirt's event of the source's stop to the return of the
+      destination's resume, by the helper's clock on the source. What a client of the VM notices is a little more.
   returned: with O(state=migrated)
   type: float
 proof_ms:
   description: How much of that went by from the destination being ready to the proof that it may run, in milliseconds.
   returned: with O(state=migrated)
   type: float
+from:
+  description: The node that it left in this run.
+  returned: with O(state=migrated)
+  type: str
+sent:
+  description: The bytes that libvirt sent for it, from its own count at the destination.
+  returned: with O(state=migrated)
+  type: int
+passes:
+  description: How often its memory was gone through, by the same count.
+  returned: with O(state=migrated)
+  type: int
 open:
   description: For each VM that needs a person or a node that is silent, why.
   returned: with O(state=recovered)
@@ -203,7 +291,7 @@ actions:
   elements: str
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -224,13 +312,28 @@ def check_seconds(value: int) -> int:
     return value
 
 
-def check_parallel(value: int) -> int:
-    """As many as the queue can work on."""
-    if not 1 <= value <= MOST:
-        raise ValueError(f"{value} is not from 1 to {MOST}")
-    return value
+def within(least: int, most: int, unit: str) -> Callable[[int], int]:
+    """A check for whole numbers from least to most."""
+
+    def check(value: int) -> int:
+        if not least <= value <= most:
+            raise ValueError(f"{value} is not from {least} to {most} {unit}")
+        return value
+
+    return check
 
 
+PACE = (
+    Field("bandwidth", type="size"),
+    Field("timeout", type="int", check=check_seconds),
+    Field("timeout_per_gib", type="int", check=within(1, 3600, "s")),
+    Field("stall_timeout", type="int", check=check_seconds),
+    Field("auto_converge", type="bool"),
+    Field("max_downtime", type="int", check=within(10, 60000, "ms")),
+    Field("when_stuck", choices=("abort", "pause")),
+    Field("max_pause", type="int", check=within(1, 600, "s")),
+    Field("parallel_connections", type="int", check=within(2, 64, "connections")),
+)
 FIELDS = (
     Field("name", aliases=("vm",), check=check_name),
     Field("to", check=check_name),
@@ -239,10 +342,10 @@ FIELDS = (
     Field("mode", choices=("live", "offline")),
     Field("memory", type="size"),
     Field("state", choices=("migrated", "recovered"), default="migrated"),
-    Field("parallel", type="int", default=2, check=check_parallel),
-    Field("bandwidth", type="size"),
-    Field("timeout", type="int", check=check_seconds),
-    Field("stall_timeout", type="int", default=60, check=check_seconds),
+    Field("parallel_inbound", type="int", check=within(1, MOST, "VMs")),
+    Field("parallel", type="int", default=2, check=within(1, MOST, "VMs")),
+    *PACE,
+    Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),
     Field("storage", choices=("shared", "copy"), default="shared"),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),
     Field("early_resume", type="bool", default=True),

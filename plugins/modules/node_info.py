@@ -41,6 +41,13 @@ options:
       machine:
         description: The VM's machine type.
         type: str
+  baseline:
+    description:
+      - The RV(node.cpu_model) of all nodes of a cluster, one after the other. This node's libvirt computes from them
+        what they have in common, RV(node.cpu_baseline). Playbook C(drover.kvm.cpu_baseline) does that for all nodes.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.info
@@ -72,6 +79,29 @@ EXAMPLES = r"""
       drover.kvm.node_info:
       register: answer
       failed_when: "'br0' not in answer.node.bridges | map(attribute='name')"
+
+- name: Which CPU can machines have that move to any node
+  hosts: hypervisors
+  gather_facts: false
+  tasks:
+    - name: Read all nodes
+      drover.kvm.node_info:
+      register: answer
+
+    - name: Let one of them compute what all have in common
+      drover.kvm.node_info:
+        baseline: "{{ answers | map(attribute='node.cpu_model') | list }}"
+      vars:
+        answers: "{{ ansible_play_hosts | map('extract', hostvars, 'answer') }}"
+      register: common
+      run_once: true
+
+    - name: Show what to write into the variables of the machines
+      ansible.builtin.debug:
+        msg:
+          vm_cpu: "{{ common.node.cpu_baseline.cpu }}"
+          vm_cpu_features: "{{ common.node.cpu_baseline.cpu_features }}"
+      run_once: true
 
 - name: Can hv2 run the VMs of hv1
   hosts: hv2
@@ -133,6 +163,16 @@ node:
       description: The CPU that V(host-model) means here, as XML for comparisons.
       type: str
       sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>"
+    cpu_baseline:
+      description:
+        - The CPU that all nodes of O(baseline) can give a machine, with C(cpu) and C(cpu_features) as
+          O(drover.kvm.vm#module:cpu) and O(drover.kvm.vm#module:cpu_features) take them, and C(xml) for O(cpus). Null
+          without O(baseline).
+      type: dict
+      sample:
+        cpu: Cascadelake-Server-noTSX
+        cpu_features: {require: [pcid, ssbd], disable: [avx512vnni]}
+        xml: "<cpu mode='custom' match='exact'><model fallback='forbid'>Cascadelake-Server-noTSX</model></cpu>"
     cpu_matrix:
       description: Which of the O(cpus) this node can run, as O(drover.kvm.plan#module:cpu_matrix) takes it.
       type: list
@@ -175,33 +215,42 @@ node:
       elements: dict
       sample:
         - {name: images, type: dir, state: active, path: /srv/images, capacity: 107374182400, available: 53687091200}
+    lease_directory:
+      description: Where the leases of its VMs are; null where there are none.
+      type: str
+      sample: /srv/leases
     cordon:
       description: Since when, by whom and why no VM may come here; null when there is no cordon.
       type: dict
       sample: {since: "2026-01-15T09:30:00Z", by: alice, reason: new memory}
     domains:
-      description: The VMs that the node holds, as M(drover.kvm.vm_info) returns them.
+      description:
+        - The VMs that the node holds, as M(drover.kvm.vm_info) returns them, and for how many seconds each runs there
+          (C(age), null where that is not known).
       type: list
       elements: dict
       sample: [{name: web1, state: running, reason: booted, memory: {current: 4294967296, maximum: 4294967296}}]
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges
 from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
+from ansible_collections.drover.kvm.plugins.module_utils._domain.cpu import CPU, Features
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Pool, node_facts
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
-from ansible_collections.drover.kvm.plugins.module_utils._node import available_memory, cordon, shared_mounts
+from ansible_collections.drover.kvm.plugins.module_utils._node import age, available_memory, cordon, shared_mounts
 from ansible_collections.drover.kvm.plugins.module_utils._peers import read_cluster
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import of_bridge
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import read as read_reserved
 from ansible_collections.drover.kvm.plugins.module_utils._resource import run_info
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 
 FIELDS = (
     Field(
@@ -216,6 +265,7 @@ FIELDS = (
             Field("machine"),
         ),
     ),
+    Field("baseline", type="list", elements="str", default=[]),
     URI,
 )
 
@@ -240,6 +290,20 @@ def compared(node: Node, name: str, guests: Mapping[str, Any]) -> list[dict[str,
     return [{"vm": vm, "node": name, "compatible": reason is None, "reason": reason} for vm in guests["vms"]]
 
 
+def common_cpu(node: Node, models: Sequence[str]) -> dict[str, Any] | None:
+    """The CPU that all machines with these models can run, in the words of module vm."""
+    if not models:
+        return None
+    xml, root = node.baseline_cpu(models), Element("domain")
+    root.append(parse(xml))
+    return {"cpu": CPU.get(root), "cpu_features": Features().get(root) or {}, "xml": xml}
+
+
+def by_name(domain: Mapping[str, Any]) -> str:
+    """The name of a VM."""
+    return str(domain["name"])
+
+
 def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     """All facts of the node."""
     cluster = read_cluster()
@@ -257,8 +321,10 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
         ],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),
+        cpu_baseline=common_cpu(node, params["baseline"]),
+        lease_directory=cluster.own_leases.directory or None,
         cpu_matrix=[row for guests in params["cpus"] for row in compared(node, name, guests)],
-        domains=sorted((domain_facts(domain, mounts) for domain in domains), key=lambda one: str(one["name"])),
+        domains=sorted(({**domain_facts(domain, mounts), "age": age(domain.name)} for domain in domains), key=by_name),
     )
     return {"node": facts}
 

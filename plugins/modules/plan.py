@@ -35,8 +35,8 @@ options:
       - V(drain) empties O(node). VMs that are shut off move too, as a definition. A VM whose home is another node goes
         there if it can. When spreading leaves a VM over, nodes are packed tighter; when that is not enough, VMs of
         other nodes move to make room (O(make_room)).
-      - V(undrain) brings back exactly the VMs whose home is O(node). A VM that was moved on purpose since has another
-        home and stays.
+      - V(undrain) brings back exactly the VMs whose home is one of O(node), in an order in which each finds room. A VM
+        that was moved on purpose since has another home and stays.
       - V(rolling) empties and fills the nodes of O(node) one after the other (all that take VMs, if none is named).
         Each step is planned on what the one before leaves, so that all is known before the first move. Its steps are in
         RV(cycle), and RV(moves), RV(stages), RV(blockers) and RV(enough) are those of all steps.
@@ -45,9 +45,11 @@ options:
       - V(spread) brings VMs home that have their home elsewhere, then does what V(rebalance) does with the others.
       - V(consolidate) empties as many nodes as it can (RV(emptied)), those with the least memory in use first; the loss
         of any one node that stays on can be borne, unless O(require_n_minus_1=false).
+      - V(report) plans nothing. It says where every VM is and where else it could be (RV(guests)), which rules are
+        broken (RV(blockers)), what each node carries and whether N-1 holds.
     type: str
     required: true
-    choices: [place, drain, undrain, rolling, rebalance, spread, consolidate]
+    choices: [place, drain, undrain, rolling, rebalance, spread, consolidate, report]
   nodes:
     description:
       - The facts of every node that answered, as results of M(drover.kvm.node_info) or the value of their C(node).
@@ -70,7 +72,7 @@ options:
     default: []
   node:
     description:
-      - The node to fill again, or the nodes to empty. Needed by O(operation=drain) and O(operation=undrain).
+      - The nodes to fill again, or to empty. Needed by O(operation=drain) and O(operation=undrain).
       - With O(operation=rolling), the nodes of the cycle in their order; all that take VMs, by name, if left out.
     type: list
     elements: str
@@ -86,7 +88,8 @@ options:
   vms:
     description:
       - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
-        (of each its C(bridge)), C(uuid), C(machine), C(virt_type) and C(state) are read, the rest is left alone.
+        (of each its C(bridge)), C(uuid), C(machine), C(virt_type), C(hugepages) and C(state) are read, the rest is left
+        alone.
       - C(memory) may be left out for a VM that exists. With C(max_memory) the VM counts with that.
     type: list
     elements: dict
@@ -98,6 +101,21 @@ options:
     type: list
     elements: str
     default: []
+  affinity:
+    description:
+      - Tags of which VMs are wished together, such as one for each guest operating system, so that the kernel merges
+        their equal pages (KSM). A wish, given up where it would make a node busier by more than a tenth.
+    type: list
+    elements: str
+    default: []
+    version_added: "0.1.0"
+  failure_domains:
+    description:
+      - The room, rack or power feed of each node, by its name. VMs that O(anti_affinity) keeps apart then also go to
+        nodes of different ones, as long as that leaves no VM without a place.
+    type: dict
+    default: {}
+    version_added: "0.1.0"
   pins:
     description: For each VM named, the node or the list of nodes it may run on.
     type: dict
@@ -176,6 +194,13 @@ options:
         ones.
       - vCPUs per thread count on the same scale; a node with its fair share of both has the same number twice.
     type: float
+    version_added: "0.1.0"
+  hold_off:
+    description:
+      - With O(operation=rebalance) and O(operation=spread), VMs that run on their node for less than so many seconds
+        stay there, so that none goes to and fro. A VM that was moved runs there since then. Default is V(0).
+      - VMs that must be kept apart are taken apart all the same, and VMs go home all the same.
+    type: int
     version_added: "0.1.0"
   require_n_minus_1:
     description:
@@ -307,6 +332,15 @@ EXAMPLES = r"""
   register: night
   run_once: true
 
+- name: Where is everything, and is all as the rules want it?
+  drover.kvm.plan:
+    operation: report
+    nodes: "{{ ansible_play_hosts | map('extract', hostvars, 'node_facts') }}"
+    anti_affinity: [web, ldap]
+    failure_domains: {hv1: room-a, hv2: room-a, hv3: room-b}
+    fail_on_blockers: false
+  run_once: true
+
 - name: Do exactly what was planned and read this morning, or nothing
   drover.kvm.plan:
     operation: drain
@@ -397,8 +431,8 @@ blockers:
         - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(state_file) (it is off, and a file of
           the node has its UEFI variables or TPM keys), C(job), C(interrupted), C(state) and C(defined_twice) keep a VM
           where it is, whatever the destination.
-        - C(memory), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(anti_affinity) and C(pinned) are
-          why no node can take it; to mend one of those of a VM is enough.
+        - C(memory), C(hugepages), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(lease),
+          C(anti_affinity) and C(pinned) are why no node can take it; to mend one of those of a VM is enough.
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.
         - C(n_minus_1) is a node whose loss could not be borne, see O(require_n_minus_1).
         - C(unknown_vm) is a name of O(names) that no node has.
@@ -429,7 +463,17 @@ nodes:
   sample:
     - name: hv2
       memory: {total: 34359738368, usable: 32212254720, before: 8858370048, after: 13287555072}
+      vcpus: {threads: 16, before: 6, after: 8}
       vms: {before: 2, after: 3}
+guests:
+  description:
+    - For O(operation=report) where each VM is, its home, the nodes that could take it now, and by the keywords of
+      RV(blockers) what ties it where there is none. Memory in bytes.
+  returned: for V(report)
+  type: list
+  elements: dict
+  sample:
+    - {name: web1, node: hv2, active: true, memory: 4294967296, home: hv1, could_go_to: [hv1, hv3], tied: []}
 n_minus_1:
   description:
     - Whether after the plan the running VMs of any one node could be started on the others if it were lost. Memory,

@@ -177,10 +177,13 @@ options:
     choices: [kvm, qemu]
   machine: &machine
     description:
-      - Family of the emulated computer. It can't be changed later.
+      - The emulated computer. A family, V(q35) or V(pc), or a version of it, such as V(pc-q35-9.2), as
+        C(qemu-system-x86_64 -machine help) lists them.
+      - With a family libvirt takes the newest version that the node has at the time, and that stays; a family is no
+        change of a machine that has any version of it. Another version of the same family counts from the next start;
+        each node that runs the machine must have it. Another family is refused.
       - The default for a new machine is V(q35) where the node has it, else V(pc).
     type: str
-    choices: [q35, pc]
   firmware: &firmware
     description:
       - V(bios), or V(efi) for UEFI, whose file libvirt finds on the node (C(ovmf) on Debian, option
@@ -212,7 +215,8 @@ options:
   boot: &boot
     description:
       - Kinds of devices from which the firmware boots, in this order. One or more of V(disk), V(cdrom) and V(network).
-      - The default for a new machine is V(disk).
+        It takes the place of all O(disks[].boot_order) and O(nics[].boot_order).
+      - The default for a new machine is V(disk), unless one of its devices has a O(disks[].boot_order).
     type: list
     elements: str
   clock: &clock
@@ -222,6 +226,31 @@ options:
     type: str
     choices: [utc, localtime]
     version_added: "0.1.0"
+  timers: &timers
+    description:
+      - How the computer's timers behave. What is not given stays.
+      - A new machine has what suits Linux, C(rtc=catchup), C(pit=delay) and C(hpet=false). Windows wants
+        C(hypervclock=true) as well.
+    type: dict
+    version_added: "0.1.0"
+    suboptions:
+      rtc:
+        description: Ticks of the real-time clock that the guest missed are made up for (V(catchup)) or come late.
+        type: str
+        choices: [catchup, delay]
+      pit:
+        description: Ticks of the interval timer that the guest missed come late (V(delay)) or never.
+        type: str
+        choices: [delay, discard]
+      hpet:
+        description: Whether there is a high precision event timer.
+        type: bool
+      kvmclock:
+        description: Whether a Linux guest under KVM can read the node's clock.
+        type: bool
+      hypervclock:
+        description: Whether a Windows guest can, in the way of Hyper-V.
+        type: bool
   agent: &agent
     description:
       - Whether there is the channel C(org.qemu.guest_agent.0), by which the guest agent can be asked.
@@ -289,6 +318,62 @@ options:
     type: str
     choices: [none, vga, virtio, qxl, bochs, cirrus]
     version_added: "0.1.0"
+  hostdevs: &hostdevs
+    description:
+      - Devices of the node that the machine has for itself, exactly these. They count from the next start. Devices of
+        other types in its definition stay.
+      - "B(Danger:) the node loses the device while the machine runs. A PCI device is refused where the node itself uses
+        it, as a network interface that is up or by a disk that is in use, and where it has no IOMMU group."
+      - A machine that has one does not move while it runs; planners and M(drover.kvm.migrate) name it as the reason.
+    type: list
+    elements: dict
+    version_added: "0.1.0"
+    suboptions:
+      type:
+        description: V(pci), named by O(hostdevs[].address), or V(usb).
+        type: str
+        choices: [pci, usb]
+        required: true
+      address:
+        description: Address of a PCI device, such as V(0000:65:00.0); C(lspci -D) lists them.
+        type: str
+      vendor:
+        description:
+          - The maker of a USB device, as C(lsusb) shows it, such as V(046d). It goes with O(hostdevs[].product), and
+            both find the device wherever it is plugged in. Put it in quotes.
+        type: str
+      product:
+        description: The number that the maker gave the device, such as V(c52b). Put it in quotes.
+        type: str
+      bus:
+        description:
+          - The bus of a USB device, in the place of its maker, where there are several alike. It goes with
+            O(hostdevs[].device).
+        type: int
+      device:
+        description: Its number on the bus, which is another one when it is plugged in again.
+        type: int
+  filesystems: &filesystems
+    description:
+      - Folders of the node that the guest can mount with virtiofs (C(mount -t virtiofs TARGET /mnt)), exactly these.
+        They count from the next start. The node needs C(virtiofsd), on Debian 13 the package of that name. Shares of
+        another kind stay.
+      - "B(Danger:) root of the guest is root in the folder. A folder of the operating system is refused, and so is one
+        that is not there."
+      - The machine's memory is shared with C(virtiofsd) then, and stays so when the folders are taken away.
+      - A machine that has one does not move while it runs; planners and M(drover.kvm.migrate) name it as the reason.
+    type: list
+    elements: dict
+    version_added: "0.1.0"
+    suboptions:
+      source:
+        description: The folder, an absolute path.
+        type: path
+        required: true
+      target:
+        description: The name by which the guest mounts it, at most 36 characters.
+        type: str
+        required: true
   title: &title
     description:
       - Short text for people, one line, which other tools show beside the name or in its place. Empty removes it.
@@ -376,11 +461,25 @@ options:
           - The default of a new disk is V(stop).
         type: str
         choices: [stop, report, enospace]
+      rerror_policy:
+        description:
+          - The same for what is read only.
+          - The default is O(disks[].error_policy), of which V(enospace) means V(report) here.
+        type: str
+        choices: [stop, report]
       readonly:
         description:
           - Whether the guest can only read it.
           - The default is V(false), and V(true) for a cdrom.
         type: bool
+      boot_order:
+        description:
+          - Its place, from 1 on, among the disks and NICs from which the firmware boots; V(0) takes it off these.
+            As soon as one device has a place, only those that have one are tried, and O(boot) has no say and must not
+            be given.
+          - By default O(boot) says what is tried.
+        type: int
+        version_added: "0.1.0"
       cache:
         description:
           - Who keeps what was read and written. V(none) and V(directsync) go past the node's memory, V(writeback) and
@@ -611,6 +710,12 @@ options:
           - The default is V(1).
         type: int
         version_added: "0.1.0"
+      boot_order:
+        description:
+          - Its place among the devices from which the firmware boots, as O(disks[].boot_order) of a disk.
+          - By default O(boot) says what is tried.
+        type: int
+        version_added: "0.1.0"
       bandwidth:
         description:
           - How much the NIC may carry, exactly this; V({}) takes all limits away. A running machine changes at once,
@@ -801,12 +906,15 @@ options:
       tpm: *tpm
       boot: *boot
       clock: *clock
+      timers: *timers
       agent: *agent
       rng: *rng
       watchdog: *watchdog
       console_log: *console_log
       graphics: *graphics
       video: *video
+      hostdevs: *hostdevs
+      filesystems: *filesystems
       title: *title
       description: *description
       owner: *owner
@@ -1084,18 +1192,25 @@ vm:
     cpu_shares: {description: Its weight; null for libvirt's default., type: int, returned: always}
     cpu_quota: {description: Per cent of a CPU that each vCPU may take; null for no limit., type: int, returned: always}
     virt_type: {description: V(kvm) or V(qemu)., type: str, returned: always}
-    machine: {description: Family of the emulated computer., type: str, returned: always}
+    machine: {description: "The emulated computer, with its version.", type: str, returned: always}
     firmware: {description: V(bios) or V(efi)., type: str, returned: always}
     secure_boot: {description: Whether it starts only what is signed., type: bool, returned: always}
     tpm: {description: Version of its TPM; null without one., type: str, returned: always}
     boot: {description: From what it boots., type: list, elements: str, returned: always}
     clock: {description: V(utc) or V(localtime)., type: str, returned: always}
+    timers: {description: What is said of its timers., type: dict, returned: always}
     agent: {description: Whether it has the channel of the guest agent., type: bool, returned: always}
     rng: {description: Whether it has a random number generator., type: bool, returned: always}
     watchdog: {description: Its watchdog; null without one., type: dict, returned: always}
     console_log: {description: The file with what its console says., type: str, returned: always}
     graphics: {description: Its screen; null without one., type: dict, returned: always}
     video: {description: Its graphics card; null without one., type: str, returned: always}
+    hostdevs:
+      description: Its PCI and USB devices of the node; null without any.
+      type: list
+      elements: dict
+      returned: always
+    filesystems: {description: Its folders of the node; null without any., type: list, elements: dict, returned: always}
     title: {description: Its title; null when it has none., type: str, returned: always}
     description: {description: One line about it., type: str, returned: always}
     owner: {description: To whom it belongs., type: str, returned: always}
@@ -1241,7 +1356,7 @@ class Vm(Resource):
             self.kept = self.kept or removal.kept(draft, self.admission)
             steps = off + removal.steps(draft, self.admission)
         else:
-            edits = draft.ahead + self._make_volumes() + changing.balloon(draft) + self._define(wanted)
+            edits = draft.ahead + self._make_volumes() + changing.ahead(draft) + self._define(wanted)
             live, on = changing.steps(self.admission, draft), starting.steps(act, self.admission, draft)
             steps = edits + off if act == "restart" else off + edits
             steps += on + live if act == "resume" else live + on

@@ -157,7 +157,7 @@ vms:
       elements: dict
       sample: [{mac: "52:54:00:12:34:56", bridge: br0, vlan: 100, trunks: [], model: virtio, target: vnet0}]
     hostdevs:
-      description: Devices of the node that are passed through.
+      description: Devices of the node that are passed through; C(name) is for people.
       type: list
       elements: dict
       sample: []
@@ -166,6 +166,19 @@ vms:
       type: list
       elements: str
       sample: []
+    hugepages:
+      description:
+        - The size in bytes of the huge pages that back its memory, V(true) for the node's usual size, null for none.
+      type: raw
+      sample: 2097152
+    lease:
+      description: The file of its lease; null where it has none.
+      type: str
+      sample: /srv/leases/0a1b2c3d-0000-4000-8000-000000000001
+    has_snapshots:
+      description: Whether libvirt has snapshots of it, so that it can't be moved. M(drover.kvm.snapshot) lists them.
+      type: bool
+      sample: false
     state_files:
       description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it moves when it runs.
       type: list

@@ -172,6 +172,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import ad
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import check_target
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import names_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Invalid, NotFound, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, size_text
@@ -223,7 +224,7 @@ class VmReplica(Resource):
         pairs = [(options, transfer.check_options(options, self.known, self.name)) for options in self.params["disks"]]
         whole = [({**options, "type": "iscsi", "format": "raw"}, disk) for options, disk in pairs]
         self.copies = [Copy(self.guest, disk, transfer.filled(options, disk, self.name)) for options, disk in whole]
-        transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name)
+        transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name, names_of)
         self.places = [self._look(copy) for copy in self.copies]
         return {"name": self.name, "copied": "now"}
 

@@ -219,6 +219,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import L
 from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import names_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
@@ -272,9 +273,10 @@ class VmStorage(Resource):
 
     def wanted(self, before: State) -> State:
         """Where they shall be."""
+        self.guest.check_moves()
         pairs = list(zip(self.params["disks"], self.disks))
         self.copies = [Copy(self.guest, disk, transfer.filled(options, disk, self.name)) for options, disk in pairs]
-        transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name)
+        transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name, names_of)
         self.places = [copy.look() for copy in self.copies]
         there = zip(self.disks, self.places)
         shown = [{"target": disk.target, "storage": at.identity, "format": at.format} for disk, at in there]

@@ -34,7 +34,8 @@ options:
     description:
       - Whether several nodes have the group. It can't be changed later. Some 256 MiB of it hold the locks.
       - The first node needs about a minute to make a shared group, each other one half of that to join it.
-      - The default for a new group is V(false).
+      - The default for a new group is V(false) on devices of the node itself. For one on volumes of a SAN it is
+        required; V(false) then means that this node alone ever sees them.
     type: bool
   state:
     description:
@@ -115,7 +116,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.module_utils._disks import block
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
-from ansible_collections.drover.kvm.plugins.module_utils._lvm import Lvm, check_lvm_name, content
+from ansible_collections.drover.kvm.plugins.module_utils._lvm import MADE, Lvm, check_lvm_name, content
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FIELDS = (
@@ -124,7 +125,6 @@ FIELDS = (
     Field("shared", type="bool"),
     Field("state", choices=("present", "absent"), default="present"),
 )
-MARK = {"made": "volume_group"}
 
 
 class VolumeGroup(Resource):
@@ -164,6 +164,12 @@ class VolumeGroup(Resource):
             words = "shared" if before["shared"] else "of one node alone"
             raise Refused(f"volume group {self.name} is {words}, and that can't be changed")
         new = self._new(before["devices"] if before else [], devices or [])
+        if before is None and shared is None and (remote := sorted(set(new) & set(Blocks().of_san()))):
+            raise Invalid(
+                f"{remote[0]} is a volume of a SAN, and LVM of two nodes would lose the group: say shared: true, or "
+                "shared: false when this node alone ever sees it",
+                option="shared",
+            )
         base = before or dict.fromkeys(("size", "free", "uuid"))
         shared = bool(before["shared"] if before else shared)
         after = sorted([*(before or {"devices": []})["devices"], *new])
@@ -172,7 +178,7 @@ class VolumeGroup(Resource):
     def _check_removal(self, before: State) -> None:
         if before and self.group.volumes:
             raise Refused(f"volume group {self.name} holds {self.group.volumes} volume(s); it is not removed")
-        if before and self.group.mark != MARK:
+        if before and self.group.mark != MADE:
             raise Refused(f"volume group {self.name} was not made by this module; it is not removed")
 
     def _new(self, have: list[str], asked: list[str]) -> list[str]:
@@ -211,7 +217,7 @@ class VolumeGroup(Resource):
             return [Step(words, call)] if before else []
         if before is None:
             words = f"make {'shared ' if wanted['shared'] else ''}volume group {name} on {', '.join(wanted['devices'])}"
-            return [Step(words, partial(lvm.make_group, name, wanted["devices"], MARK, wanted["shared"]))]
+            return [Step(words, partial(lvm.make_group, name, wanted["devices"], MADE, wanted["shared"]))]
         steps = []
         if wanted["locks"] and not before["locks"]:
             steps.append(Step(f"join the locks of volume group {name}", partial(lvm.start_locks, name)))

@@ -11,28 +11,37 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.tests.lab.cluster import COLLECTIONS
 
+# The collections that ours is measured beside.
+PEERS = [path for path in [os.environ.get("DROVER_PEERS")] if path]
 SUMMARY = Path(os.environ.get("DROVER_BENCHMARKS", "build/benchmarks.md"))
 
 
-def seconds_of_tasks(tasks: list[dict[str, Any]], folder: Path) -> dict[str, list[float]]:
-    """Run tasks on this machine in one play; the seconds of each by its name, in order. A name may come often."""
+def seconds_of_tasks(
+    tasks: list[dict[str, Any]], folder: Path, *, inside: Sequence[str] = ()
+) -> dict[str, list[float]]:
+    """Run tasks on this machine in one play; the seconds of each by its name, in order. A name may come often.
+
+    `inside` is a command that runs another one, such as nsenter with its options. Raises AssertionError for a task that
+    failed.
+    """
     book = folder / "measured.json"
     variables = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
     play = {"name": "Measure", "hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": tasks}
     book.write_text(json.dumps([play]), encoding="utf-8")
     own = {
-        "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join([str(COLLECTIONS), *PEERS]),
         "ANSIBLE_HOME": str(folder),
         "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
     }
     program = Path(sys.executable).parent / "ansible-playbook"
-    argv = [str(program), "-i", "localhost,", str(book)]
+    argv = [*inside, str(program), "-i", "localhost,", str(book)]
     done = subprocess.run(argv, env={**os.environ, **own}, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     seconds = defaultdict(list)

@@ -8,7 +8,6 @@ Looks go through the host into a node's namespaces, and so do the faults: neithe
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -31,10 +30,27 @@ MIB = 1 << 20
 SLOW = "1MiB"
 MARKER = "urn:drover:migration:1"
 WELL = ("running", "yes")
+# What the SAN answers goes to such ports, too.
 CUT = """table ip cut {
-  chain arriving { type filter hook input priority 0; tcp dport 49152-49215 drop; }
+  chain arriving {
+    type filter hook input priority 0; iifname "storage0" accept; tcp dport {%s} drop; tcp sport {%s} drop;
+  }
 }
 """
+STREAM = "49152-49215"
+# Only who comes anew: the disks of VMs that run here go on.
+CUT_STORAGE = """table ip cut {
+  chain leaving { type filter hook output priority 0; tcp dport 3260 tcp flags & (syn | ack) == syn drop; }
+}
+"""
+
+
+def command_line(pid: int) -> bytes:
+    """The arguments of a process; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 class Missed(AssertionError):
@@ -201,6 +217,15 @@ class Mover:
         for pid in self.lab.machine(node).find("libvirtd"):
             os.kill(pid, signal.SIGKILL)
 
+    def kill_qemu(self, node: str) -> None:
+        """kill -9 the VM's QEMU on a node; Missed when there is none."""
+        mark = f"-uuid\0{self.uuid}\0".encode()
+        found = [pid for pid in self.lab.machine(node).pids() if mark in command_line(pid)]
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        if not found:
+            raise Missed(f"not exercised: no QEMU of {self.vm} on {node}")
+
     def thaw(self) -> None:
         """Let every libvirtd go on."""
         for node in NODES:
@@ -218,12 +243,7 @@ class Mover:
 
     def modules(self) -> list[int]:
         """The processes of modules on the source; one comes by standard input, so its command line is bare."""
-        found = []
-        for pid in self.lab.machine(self.source).pids():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes() == b"/usr/bin/python3\0":
-                    found.append(pid)
-        return found
+        return [pid for pid in self.lab.machine(self.source).pids() if command_line(pid) == b"/usr/bin/python3\0"]
 
     def kill_module(self) -> None:
         """kill -9 what runs of our module on the source; Missed when there is nothing.
@@ -248,10 +268,18 @@ class Mover:
 
     def cut_stream(self) -> None:
         """Drop what arrives at the target's ports for migration."""
-        self.inside(self.target, "nft", "-f", "-", feed=CUT)
+        self.cut_ports([STREAM])
+
+    def cut_ports(self, ports: list[str]) -> None:
+        """Drop what arrives at the target to or from these ports."""
+        self.inside(self.target, "nft", "-f", "-", feed=CUT % (", ".join(ports), ", ".join(ports)))
+
+    def cut_storage(self) -> None:
+        """Drop what the target sends to the SAN for a new session."""
+        self.inside(self.target, "nft", "-f", "-", feed=CUT_STORAGE)
 
     def mend_stream(self) -> None:
-        """End that, on all nodes."""
+        """End both, on all nodes."""
         for node in NODES:
             self.inside(node, "nft", "delete", "table", "ip", "cut", check=False)
 

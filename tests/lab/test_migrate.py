@@ -73,6 +73,29 @@ def test_all_blockers_come_at_once_and_nothing_is_changed(mover: Mover) -> None:
     wait_until(lambda: "vdb" not in (seen := mover.virsh(mover.source, "domblklist", mover.vm)) or seen, 20, "no vdb")
 
 
+def test_a_network_that_drops_packets_is_refused_before_anything_is_changed(mover: Mover) -> None:
+    """F-16, and a connection that nobody could end for 131 s."""
+    mover.cut_stream()
+    result = mover.move()
+    mover.mend_stream()
+    assert result["failed"] and not result["changed"]
+    assert [blocker["reason"] for blocker in result["details"]["blockers"]] == ["migration_network"]
+    assert "port 49215: no answer within 4 s" in result["msg"]
+    mover.rests_on(mover.source)
+
+
+def test_a_destination_that_does_not_reach_the_storage_takes_no_vm(mover: Mover) -> None:
+    mover.cut_storage()
+    begin = time.monotonic()
+    result = mover.move()
+    took = time.monotonic() - begin
+    mover.mend_stream()
+    assert result["failed"] and result["details"]["where"] == mover.source
+    assert "its storage does not answer this node (10.231.5.10 port 3260: timed out)" in result["msg"], result
+    assert took < 60, f"{took:.0f} s: QEMU waited for the disk"
+    mover.rests_on(mover.source)
+
+
 def test_e2_the_controller_dies_in_perform(mover: Mover) -> None:
     mover.kill_controller(mover.start_slowly())
     process = mover.start(mover.source, name=mover.vm, to=mover.target)

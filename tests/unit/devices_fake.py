@@ -33,5 +33,16 @@ class Devices:
         for link in links:
             (self.root / "dev" / link).symlink_to(self.root / "dev" / name)
 
+    def by_iscsi(self, name, target, lun, session=1):
+        """The device came by a session with this target."""
+        root, host = self.root, f"{session + 1}:0:0:{lun}"
+        (root / f"sys/class/iscsi_session/session{session}").mkdir(parents=True)
+        (root / f"sys/class/iscsi_session/session{session}/targetname").write_text(f"{target}\n")
+        place = root / f"sys/devices/platform/host{session + 1}/session{session}/target{host[:-2]}/{host}/block"
+        place.mkdir(parents=True)
+        (root / "sys/class/block" / name).rename(place / name)
+        (root / "sys/class/block" / name).symlink_to(place / name)
+
     def hold(self, below, above):
         (self.root / "sys/class/block" / below / "holders" / above).mkdir(parents=True)
+        (self.root / "sys/class/block" / above / "slaves" / below).mkdir(parents=True)

@@ -34,7 +34,7 @@ stdio_handler = "file"
 START = """
 extra=64055::/var/lib/libvirt:/usr/sbin/nologin
 for place in {own}; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
-mkdir -p /var/log/libvirt/qemu
+mkdir -p /var/log/libvirt/qemu /run/lock
 cp {folder}/qemu.conf /etc/libvirt/
 # The guests' user, which comes with a package that also starts a libvirtd for the whole machine.
 for file in passwd group; do

@@ -17,11 +17,12 @@ MIB = 2**20
 class Lvm:
     """LVM's commands on one group `vg0` with a thin pool `pool0`; devices are files, and old data is `D`.
 
-    With `lock` it is a shared one. `elsewhere` are the volumes that another node has, and how (ex or sh); `here` those
-    that are active on this one.
+    It lies on /dev/mapper/vms1. With `lock` it is a shared one. `elsewhere` are the volumes that another node has, and
+    how (ex or sh); `here` those that are active on this one.
     """
 
     vg = "vg0"
+    tags = ""
 
     def __init__(self, base: Path, extents: int = 64, lock: str = ""):
         self.base, self.extents, self.lock = base, extents, lock
@@ -50,8 +51,11 @@ class Lvm:
         if argv[0] == "vgs":
             row = {"vg_name": self.vg, "vg_extent_size": str(self.extent), "vg_free": str(self.free() * self.extent)}
             row.update(vg_uuid="VG-UUID", vg_lock_type=self.lock, vg_size=str(self.extents * self.extent))
-            row.update(vg_tags="", lv_count=str(len(self.volumes)))
+            row.update(vg_tags=self.tags, lv_count=str(len(self.volumes)))
             return {"report": [{"vg": [row]}]}
+        if argv[0] == "pvs":
+            sizes = {"pe_start": "0", **dict.fromkeys(("dev_size", "pv_size"), str(self.extents * self.extent))}
+            return {"report": [{"pv": [{"pv_name": "/dev/mapper/vms1", "vg_name": self.vg, **sizes}]}]}
         if "lv_lockargs" in argv:
             return {"report": [{"lv": [{"lv_lockargs": "1.0.0:70254592"}]}]}
         if "seg_pe_ranges" in argv:

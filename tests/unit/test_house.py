@@ -22,9 +22,9 @@ TABLES = {"DOCUMENTATION", "EXAMPLES", "RETURN", "FIELDS"}
 LAYERS = [
     {"modules", "action", "inventory", "filter", "lookup", "callback", "doc_fragments"},
     {"plugin_utils"},
-    {"_migration"},
+    {"_migration", "_snapshot", "_backup"},
     {"_domain", "_networkd"},
-    {"_disks", "_cluster", "_bridge", "_volume", "_session", "_peers"},
+    {"_disks", "_cluster", "_bridge", "_volume", "_session", "_peers", "_quiesce"},
     {"_rollback"},
     {"_resource", "client"},
     {"_fields", "_files", "_run", "_hypervisor"},

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from .model import Cluster, Guest, Obstacle, size_text
+
+# A node with a guest of the same tag of `affinity` may be busier than another one by this, and is taken all the same.
+COMPANY = 0.1
 
 
 class Board:
@@ -18,8 +22,10 @@ class Board:
         self.cluster = cluster
         self.closed = frozenset(closed)
         self.opened = frozenset(opened)
+        self.capacity = {name: cluster.capacity(name) for name in cluster.nodes}
         self.used = dict.fromkeys(cluster.nodes, 0)
         self.vcpus = dict.fromkeys(cluster.nodes, 0)
+        self.paged: Counter[tuple[str, int]] = Counter()
         self.at: dict[str, dict[tuple[str, str], Guest]] = {name: {} for name in cluster.nodes}
         self._fitting: dict[tuple[tuple[str, str], str], Obstacle | None] = {}
         for guest in cluster.guests:
@@ -31,6 +37,8 @@ class Board:
             if name:
                 self.used[name] += sign * self.cluster.need(guest)
                 self.vcpus[name] += sign * (guest.vcpus if guest.active else 0)
+                if guest.page:
+                    self.paged[name, guest.page] += sign * self.cluster.paged(guest)
         if out_of:
             del self.at[out_of][guest.key]
         if node:
@@ -38,7 +46,15 @@ class Board:
 
     def free(self, node: str) -> int:
         """The bytes that guests may still take; below zero where too much is promised already."""
-        return self.cluster.capacity(node) - self.used[node]
+        return self.capacity[node] - self.used[node]
+
+    def short_of_pages(self, guest: Guest, node: str) -> bool:
+        """Whether the node has too few huge pages of its size left for the guest."""
+        need = self.cluster.paged(guest)
+        return need > 0 and need > self._pages_left(guest, node)
+
+    def _pages_left(self, guest: Guest, node: str) -> int:
+        return self.cluster.nodes[node].pages.get(guest.page, 0) - self.paged[node, guest.page]
 
     def rivals(self, guest: Guest, node: str) -> list[Guest]:
         """The guests on the node that share a tag of an anti-affinity rule with this one, by name."""
@@ -63,16 +79,33 @@ class Board:
             text = f"has {size_text(max(0, self.free(node)))} of memory left"
             mend = f"{guest.name} needs {size_text(need)} on one node: shut VMs down, add memory or a node"
             return Obstacle("memory", text, mend)
+        if self.short_of_pages(guest, node):
+            page = size_text(guest.page)
+            text = f"has {size_text(max(0, self._pages_left(guest, node)))} left in huge pages of {page}"
+            mend = f"reserve {size_text(guest.memory)} more in huge pages of {page} on one node, at its boot"
+            return Obstacle("hugepages", text, mend)
         return None
 
     def load(self, guest: Guest, node: str) -> float:
         """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""
         return self.filled(node, guest) + (self.vcpus[node] + guest.vcpus) / self.cluster.nodes[node].threads
 
+    def wish(self, guest: Guest, node: str) -> tuple[int, float]:
+        """Least where the guest would best be: the rivals in the failure domain, then the load, lower for company."""
+        rules = self.cluster.rules
+        if not rules.failure_domains and not rules.affinity:
+            return 0, self.load(guest, node)
+        domain = rules.failure_domains.get(node)
+        near = [name for name, other in rules.failure_domains.items() if other == domain and name in self.at]
+        rivals = sum(len(self.rivals(guest, name)) for name in near) if domain is not None and guest.tags else 0
+        kin = guest.tags & rules.affinity
+        company = bool(kin) and any(kin & other.tags for other in self.at[node].values() if other.active)
+        return rivals, self.load(guest, node) - COMPANY * company
+
     def filled(self, node: str, guest: Guest | None = None) -> float:
         """The share of the memory for guests that is taken on the node, with this one if one is named."""
         more = self.cluster.need(guest) if guest else 0
-        return (self.used[node] + more) / max(1, self.cluster.capacity(node))
+        return (self.used[node] + more) / max(1, self.capacity[node])
 
     def lasting(self, guest: Guest, node: str) -> Obstacle | None:
         """What hinders it there for the whole plan, whatever moves."""
@@ -113,6 +146,10 @@ class Board:
         if guest.virt_type and node.virt_types and guest.virt_type not in node.virt_types:
             text = f"does not offer virtualisation type {guest.virt_type}"
             return Obstacle("virt_type", text, "switch on VT-x or AMD-V in its firmware and load the kvm module")
+        if guest.lease and guest.lease != node.leases and any(each.leases for each in self.cluster.nodes.values()):
+            text = f"does not have the directory of its lease, {guest.lease} (its own: {node.leases or 'not set'})"
+            mend = "mount it there and apply role hypervisor; stop and start a VM whose lease is in an older one"
+            return Obstacle("lease", text, mend)
         return self._cpu(guest, name)
 
     def _cpu(self, guest: Guest, name: str) -> Obstacle | None:

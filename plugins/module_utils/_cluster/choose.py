@@ -15,11 +15,11 @@ Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
 
 
 def spread(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
-    """Its home if that is among them, else the node that is least busy with it. Keeps loads even."""
+    """Its home if that is among them, else the node that is least busy with it, by wishes. Keeps loads even."""
     possible = [node for node in nodes if node != guest.node and board.hindrance(guest, node) is None]
     if guest.home in possible:
         return guest.home
-    return min(possible, key=lambda node: (board.load(guest, node), node), default=None)
+    return min(possible, key=lambda node: (board.wish(guest, node), node), default=None)
 
 
 def tight(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
@@ -36,9 +36,15 @@ def under(ceiling: float, choice: Choice) -> Choice:
     """Its home if that can take it, else the choice among the nodes that are not filled above the ceiling with it."""
 
     def choose(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
+        nodes = list(nodes)
         home = _first(board, guest, [node for node in nodes if node == guest.home])
-        low = (node for node in nodes if board.filled(node, guest) <= ceiling)
-        return home or choice(board, guest, low)
+        low = [node for node in nodes if board.filled(node, guest) <= ceiling]
+        if home or not (board.cluster.rules.failure_domains and board.cluster.groups(guest)):
+            return home or choice(board, guest, low)
+        # A failure domain without a rival is worth more than an even load.
+        apart = [node for node in nodes if not board.wish(guest, node)[0]]
+        best = choice(board, guest, [node for node in low if node in apart])
+        return best or emptiest(board, guest, apart) or choice(board, guest, low)
 
     return choose
 
@@ -51,7 +57,7 @@ def _first(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
 
 def by_size(board: Board, guests: Iterable[Guest]) -> list[Guest]:
     """The largest first, since they have the fewest places; those that are shut off last."""
-    return sorted(guests, key=lambda guest: (-board.cluster.need(guest), guest.key))
+    return sorted(guests, key=lambda guest: (-board.cluster.size(guest), guest.key))
 
 
 def by_choice(board: Board, guests: Iterable[Guest]) -> list[Guest]:
@@ -71,8 +77,8 @@ def nowhere(board: Board, guest: Guest, hindrances: Mapping[str, Obstacle]) -> l
     kinds: dict[str, list[str]] = {}
     for node in sorted(hindrances):
         kinds.setdefault(hindrances[node].reason, []).append(node)
-    need = board.cluster.need(guest)
-    name = f"{guest.name} ({size_text(need)})" if need else guest.name
+    size = board.cluster.size(guest)
+    name = f"{guest.name} ({size_text(size)})" if size else guest.name
     blockers = []
     for reason in sorted(kinds):
         words = "; ".join(f"{node} {hindrances[node].text}" for node in kinds[reason])

@@ -81,6 +81,10 @@ def _best(cluster: Cluster, nodes: Sequence[str], guests: Sequence[Guest], room:
     Joslin and Clements 1999), a few times.
     """
     attempts = [level(cluster, nodes, guests)]
+    start = Board(cluster, closed=nodes)
+    if sum(map(cluster.need, guests)) > sum(max(0, start.free(name)) for name in start.targets()):
+        # Whatever moves where, the memory is not there; to look for a way would take long.
+        room = False
     for order, choice, with_room in STRATEGIES:
         if not attempts[-1].stuck:
             break

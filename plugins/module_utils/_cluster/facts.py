@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .._fields import parse_size
 from . import fixed
 from .model import RUNNING, Cluster, Guest, Node, Obstacle, Rules
 
 # What decides whether a node can run a guest's CPU.
 CPU_KEYS = ("cpu", "virt_type", "machine")
+# What a VM gets that asks for huge pages of no certain size: the size that x86 kernels have unless told otherwise.
+USUAL_PAGE = 2 * 2**20
 
 
 def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules) -> Cluster:
@@ -30,7 +33,7 @@ def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], ru
             raise ValueError(f"node {node['name']} is named twice, or both as seen and as unreachable")
         try:
             nodes[node["name"]] = _node(node)
-            guests += [_guest(domain, node["name"], rules.copy_storage) for domain in node.get("domains") or []]
+            guests += [_guest(domain, node["name"], rules) for domain in node.get("domains") or []]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{node['name']}: these are not the facts that node_info gives ({error!r})") from None
     busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
@@ -65,6 +68,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         machine=values.get("machine") or "",
         virt_type=values.get("virt_type") or "",
         nics=tuple(values.get("nics") or ()),
+        page=_page(values.get("hugepages")),
     )
 
 
@@ -86,12 +90,14 @@ def _node(facts: Mapping[str, Any]) -> Node:
         machine_types=frozenset(facts.get("machine_types") or []),
         virt_types=frozenset(facts.get("virt_types") or []),
         vm_capable=facts.get("vm_capable") is not False,
+        pages={int(size): int(size) * count for size, count in (facts.get("hugepages") or {}).items()},
+        leases=facts.get("lease_directory") or "",
         cordon=None if not cordon else str(cordon.get("reason") or "no reason given"),
     )
 
 
-def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
-    metadata = domain.get("metadata") or {}
+def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
+    metadata, copies, age = domain.get("metadata") or {}, rules.copy_storage, domain.get("age")
     return Guest(
         name=domain["name"],
         node=node,
@@ -107,7 +113,15 @@ def _guest(domain: Mapping[str, Any], node: str, copies: bool) -> Guest:
         fixed=fixed.obstacles(domain, copies),
         copies=copies and fixed.copied(domain),
         state_files=bool(domain.get("state_files")),
+        page=_page(domain.get("hugepages")),
+        lease=(domain.get("lease") or "").rpartition("/")[0],
+        fresh=age is not None and age < rules.hold_off,
     )
+
+
+def _page(said: Any) -> int:
+    """The size of huge pages in bytes; `said` is True for the usual one, and None or False for none."""
+    return USUAL_PAGE if said is True else parse_size(said) if said else 0
 
 
 def _bridges(domain: Mapping[str, Any]) -> frozenset[str]:

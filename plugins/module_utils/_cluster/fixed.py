@@ -16,7 +16,8 @@ UNFIT = {
     "in shutdown": "wait until it is off, then plan again",
     "pmsuspended": "wake it (virsh dompmwakeup), then plan again",
 }
-FAULTY = ("ioerror", "i/o error", "watchdog", "crashed", "postcopy", "post-copy", "postcopy-failed", "post-copy failed")
+# In the words of `PAUSED` in _hypervisor.py.
+FAULTY = ("I/O error", "watchdog", "crashed", "post-copy", "post-copy failed", "api error")
 INTERRUPTED = ("migrating", "migration")
 
 
@@ -82,6 +83,9 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     if files := domain.get("state_files") if domain.get("state") == "stopped" else None:
         text = f"{name} is shut off and has {' and '.join(files)} state in a file of its node, which would stay behind"
         found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
+    if domain.get("has_snapshots"):
+        mend = "remove them first (module snapshot)"
+        found.append(Obstacle("snapshots", f"{name} has snapshots, which libvirt would leave behind", mend))
     return found
 
 
@@ -108,6 +112,6 @@ def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
 def _label(thing: Any, number: int) -> str:
     """The most telling name that the facts give of a device or a shared folder."""
     if isinstance(thing, Mapping):
-        keys = ("address", "identity", "source", "name", "target", "type")
+        keys = ("address", "identity", "name", "source", "target", "type")
         return str(next((thing[key] for key in keys if thing.get(key)), f"number {number + 1}"))
     return str(thing)

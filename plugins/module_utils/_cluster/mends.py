@@ -111,10 +111,13 @@ def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:
     if "cpu" in reasons and any(vm == guest.name for vm, _node in cluster.rules.cpu):
         text = f"{guest.name}: give it the cluster's baseline CPU, and power it off and on"
         mends.append(Mend(text, _any_cpu(guest.name)))
-    if guest.active and reasons & {"memory", "anti_affinity"}:
+    if "lease" in reasons and guest.lease:
+        text = f"{guest.name}: mount {guest.lease} on the other nodes, and apply role hypervisor there"
+        mends.append(Mend(text, _changed(guest, lease="")))
+    if guest.active and reasons & {"memory", "hugepages", "anti_affinity"}:
         # One with files of UEFI or TPM on its node has to run to move.
         off = "" if guest.state_files else "shut it down meanwhile, or "
-        text = f"{guest.name}: {off}find {size_text(cluster.need(guest))} on one other node"
+        text = f"{guest.name}: {off}find {size_text(cluster.size(guest))} on one other node"
         mends.append(Mend(text, _changed(guest, active=False)))
     return mends
 

@@ -28,7 +28,8 @@ class Obstacle:
 class Node:
     """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say.
 
-    `reserved` are the VLANs of the hosts by bridge.
+    `reserved` are the VLANs of the hosts by bridge. `pages` are the bytes in huge pages by the size of a page, which
+    are a part of `memory`. `leases` is the directory of the leases, empty where there is none.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Node:
     cordon: str | None = None
     reachable: bool = True
     reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pages: Mapping[int, int] = field(default_factory=dict)
+    leases: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Guest:
 
     `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
     `copies` that its disks are files which move with it, `state_files` that it could not move while it is shut off.
+    `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
+    that is `fresh` came to its node a short while ago.
     """
 
     name: str
@@ -66,6 +71,9 @@ class Guest:
     nics: tuple[Mapping[str, Any], ...] = ()
     copies: bool = False
     state_files: bool = False
+    page: int = 0
+    lease: str = ""
+    fresh: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -78,16 +86,21 @@ class Rules:
     """What the site asks for.
 
     `reserve` is kept for the node itself, `overhead` is added to each running guest. With `copy_storage` files of a
-    node may be copied to another.
+    node may be copied to another. Guests that run on their node for less than `hold_off` seconds are left there when
+    loads are evened out. Wishes, which no guest stays behind for: guests that share a tag of `affinity` go
+    together, those of `anti_affinity` to nodes of different `failure_domains` (domain by node).
     """
 
     reserve: int = 2 * GIB
     overhead: int = GIB // 8
     anti_affinity: frozenset[str] = frozenset()
+    affinity: frozenset[str] = frozenset()
+    failure_domains: Mapping[str, str] = field(default_factory=dict)
     pins: Mapping[str, frozenset[str]] = field(default_factory=dict)
     cpu: CpuMatrix = field(default_factory=dict)
     check_return: bool = True
     copy_storage: bool = False
+    hold_off: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,12 +112,20 @@ class Cluster:
     rules: Rules = field(default_factory=Rules)
 
     def capacity(self, node: str) -> int:
-        """The bytes of memory that guests may take on the node."""
-        return self.nodes[node].memory - self.rules.reserve
+        """The bytes of memory that guests may take on the node beside its huge pages."""
+        return self.nodes[node].memory - sum(self.nodes[node].pages.values()) - self.rules.reserve
 
     def need(self, guest: Guest) -> int:
-        """The bytes that the guest takes on its node; nothing while it is shut off."""
-        return guest.memory + self.rules.overhead if guest.active else 0
+        """The bytes that the guest takes on its node beside huge pages; nothing while it is shut off."""
+        return (0 if guest.page else guest.memory) + self.rules.overhead if guest.active else 0
+
+    def paged(self, guest: Guest) -> int:
+        """The bytes that it takes in huge pages."""
+        return guest.memory if guest.page and guest.active else 0
+
+    def size(self, guest: Guest) -> int:
+        """All bytes that the guest takes on its node."""
+        return self.need(guest) + self.paged(guest)
 
     def groups(self, guest: Guest) -> frozenset[str]:
         """The tags of the guest that keep it away from others; a guest that is shut off disturbs nobody."""

@@ -32,6 +32,13 @@ def _pins(value: dict[str, Any]) -> dict[str, frozenset[str]]:
     return pins
 
 
+def _domains(value: dict[str, Any]) -> dict[str, str]:
+    """The name of a domain for each node."""
+    if not all(isinstance(domain, (str, int)) and not isinstance(domain, bool) for domain in value.values()):
+        raise ValueError("write one name for each node, such as {hv1: room-a, hv2: room-b}")
+    return {str(node): str(domain) for node, domain in value.items()}
+
+
 def _count(value: int) -> int:
     """A whole number that is not below zero."""
     if value < 0:
@@ -76,13 +83,14 @@ SHEET_FIELDS = (
     Field("vcpus", type="raw", default=1, check=_number),
     Field("tags", type="names"),
     Field("nics", type="list"),
+    Field("hugepages", type="raw"),
     Field("uuid"),
     Field("machine"),
     Field("virt_type"),
     Field("state", default="running"),
 )
 
-OPERATIONS = ("place", "drain", "undrain", "rolling", "rebalance", "spread", "consolidate")
+OPERATIONS = ("place", "drain", "undrain", "rolling", "rebalance", "spread", "consolidate", "report")
 EVENING = ("rebalance", "spread")
 
 # The operations that have a use for an option; given with another one it is refused.
@@ -95,6 +103,7 @@ ONLY = {
     "max_moves": EVENING,
     "max_memory_moved": EVENING,
     "threshold": EVENING,
+    "hold_off": EVENING,
     "saved": ("drain", "undrain", *EVENING, "consolidate"),
 }
 
@@ -107,6 +116,8 @@ FIELDS = (
     Field("names", type="list", elements="str"),
     Field("vms", type="list", elements="dict", default=[]),
     Field("anti_affinity", type="list", elements="str", default=[]),
+    Field("affinity", type="list", elements="str", default=[]),
+    Field("failure_domains", type="dict", default={}, check=_domains),
     Field("pins", type="dict", default={}, check=_pins),
     Field("cpu_matrix", type="list", elements="dict", default=[], fields=CPU_FIELDS),
     Field("check_return", type="bool", default=True),
@@ -117,6 +128,7 @@ FIELDS = (
     Field("max_moves", type="int", check=_count),
     Field("max_memory_moved", type="size"),
     Field("threshold", type="float", check=_percent),
+    Field("hold_off", type="int", check=_count),
     Field("require_n_minus_1", type="bool"),
     Field("bandwidth", type="size"),
     Field("saved", type="dict"),

@@ -18,6 +18,7 @@ from .drain import drain
 from .model import Blocker, Cluster, Guest, Move, Plan, Rules, size_text
 from .options import ONLY, SHEET_FIELDS
 from .place import place
+from .placement import lines, placement
 from .rebalance import Limits, rebalance
 from .rolling import rolling
 from .stages import stages
@@ -37,6 +38,8 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Invalid(f"nodes: {error}", option="nodes") from None
     if operation == "rolling":
         return _cycle(now, params)
+    if operation == "report":
+        return _report(now)
     cluster, made = _make(now, params)
     marks = saved.marks(now, params["node"])
     if params["saved"] is not None:
@@ -56,8 +59,6 @@ def _check(params: Mapping[str, Any]) -> None:
         raise Invalid("vms is missing: operation place wants the sheets of the VMs", option="vms")
     if operation in ("drain", "undrain") and not nodes:
         raise Invalid(f"node is missing: operation {operation} wants to know which", option="node")
-    if operation == "undrain" and len(nodes) > 1:
-        raise Invalid("node: undrain brings the VMs of one node back at a time", option="node")
 
 
 def _rules(params: Mapping[str, Any]) -> Rules:
@@ -68,10 +69,13 @@ def _rules(params: Mapping[str, Any]) -> Rules:
         reserve=params["memory_reserve"],
         overhead=params["memory_overhead"],
         anti_affinity=frozenset(params["anti_affinity"]),
+        affinity=frozenset(params["affinity"]),
+        failure_domains=params["failure_domains"],
         pins=params["pins"],
         cpu=cpu,
         check_return=params["check_return"],
         copy_storage=params["copy_storage"],
+        hold_off=params["hold_off"] or 0,
     )
 
 
@@ -82,7 +86,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
-        return now, undrain(now, nodes[0])
+        return now, undrain(now, nodes)
     if operation == "consolidate":
         return now, consolidate(now, params["require_n_minus_1"] is not False)
     if operation == "spread":
@@ -117,6 +121,15 @@ def _proven(
     if params["require_n_minus_1"]:
         made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
     return _result((now, cluster), made, steps, lost, (enough, params["bandwidth"]))
+
+
+def _report(now: Cluster) -> dict[str, Any]:
+    """The result for what is, without a plan."""
+    guests, seen = placement(now)
+    lost = proof.not_borne(now, seen)
+    result = _result((now, now), seen, [], lost, ((), None))
+    text = report.placement_text(seen, lines(guests), result["nodes"], lost)
+    return {**result, "operation": "report", "guests": guests, "text": text}
 
 
 def _not_borne(node: str, vms: Sequence[str]) -> Blocker:

@@ -9,6 +9,7 @@ source until the move is over.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .model import Cluster, Guest, Move, Plan
@@ -83,6 +84,9 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
         "lacks its machine type": bool(guest.machine and node.machine_types)
         and guest.machine not in node.machine_types,
         "lacks its type": bool(guest.virt_type and node.virt_types) and guest.virt_type not in node.virt_types,
+        "lacks its lease": bool(guest.lease)
+        and guest.lease != node.leases
+        and any(other.leases for other in cluster.nodes.values()),
         "lacks its CPU": rules.cpu.get((guest.name, target), True) is not True,
         "is not where it is pinned to": guest.name in rules.pins and target not in rules.pins[guest.name],
     }
@@ -93,16 +97,22 @@ def _crowd(cluster: Cluster, guest: Guest, target: str, others: Iterable[Guest])
     """What is wrong with the company: too little memory, or a guest that must be kept apart."""
     if not guest.active:
         return []
-    rules, taken, found = cluster.rules, guest.memory + cluster.rules.overhead, []
-    for other in others:
-        if other.key == guest.key or not other.active:
-            continue
-        taken += other.memory + rules.overhead
-        if guest.tags & other.tags & rules.anti_affinity:
-            found.append(f"{guest.name} to {target}: {other.name} is there")
-    if taken + rules.reserve > cluster.nodes[target].memory:
+    rules, node = cluster.rules, cluster.nodes[target]
+    company = [other for other in others if other.key != guest.key and other.active]
+    rivals = [other for other in company if guest.tags & other.tags & rules.anti_affinity]
+    found = [f"{guest.name} to {target}: {rival.name} is there" for rival in rivals]
+    all_there = [guest, *company]
+    taken = sum(_beside(cluster, each) for each in all_there) + sum(node.pages.values())
+    if taken + rules.reserve > node.memory:
         found.append(f"{guest.name} to {target}: too little memory")
+    if guest.page and sum(each.memory for each in all_there if each.page == guest.page) > node.pages.get(guest.page, 0):
+        found.append(f"{guest.name} to {target}: too few huge pages")
     return found
+
+
+def _beside(cluster: Cluster, guest: Guest) -> int:
+    """What a running guest takes beside huge pages."""
+    return cluster.rules.overhead + (0 if guest.page else guest.memory)
 
 
 def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> list[str]:
@@ -137,29 +147,32 @@ def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[
     active = sorted((g for g in cluster.guests if g.active and where[g.key]), key=lambda g: (-g.memory, g.key))
     closed = plan.emptied | _shut(cluster, opened)
     left = {name: cluster.capacity(name) for name in sorted(cluster.nodes) if name not in closed}
+    pages = Counter({(name, size): all_ for name in left for size, all_ in cluster.nodes[name].pages.items()})
     there: dict[str, list[Guest]] = {}
     for guest in active:
         there.setdefault(where[guest.key], []).append(guest)
         if where[guest.key] in left:
-            left[where[guest.key]] -= guest.memory + cluster.rules.overhead
+            left[where[guest.key]] -= _beside(cluster, guest)
+            pages[where[guest.key], guest.page] -= guest.memory if guest.page else 0
     result = {}
     for lost in sorted(there):
-        free = {name: size for name, size in left.items() if name != lost}
-        homeless = [guest.name for guest in there[lost] if not _restart(cluster, guest, free)]
+        free, huge = {name: size for name, size in left.items() if name != lost}, pages.copy()
+        homeless = [guest.name for guest in there[lost] if not _restart(cluster, guest, free, huge)]
         if homeless:
             result[lost] = homeless
     return result
 
 
-def _restart(cluster: Cluster, guest: Guest, free: dict[str, int]) -> bool:
+def _restart(cluster: Cluster, guest: Guest, free: dict[str, int], huge: Counter[tuple[str, int]]) -> bool:
     """Take the guest's memory from the tightest node that can start it; False when none can."""
-    need = guest.memory + cluster.rules.overhead
+    need, paged = _beside(cluster, guest), guest.memory if guest.page else 0
     tied = {"host_device", "filesystem", "local_disk", "local_iso"} & {obstacle.reason for obstacle in guest.fixed}
     nodes = [] if tied else [(size, name) for name, size in free.items() if size >= need]
     while nodes:
         size, name = tightest = min(nodes)
-        if _starts(cluster, guest, name):
+        if _starts(cluster, guest, name) and huge[name, guest.page] >= paged:
             free[name] = size - need
+            huge[name, guest.page] -= paged
             return True
         nodes.remove(tightest)
     return False

@@ -151,13 +151,17 @@ class Descent:
         """Rate again all moves from and to nodes that changed."""
         changed, nodes, need = set(changed), self.scale.nodes, self.board.cluster.need
         for name in changed:
-            guests = (g for g in self.board.at[name].values() if g.active and not g.fixed and g.key not in self.stay)
+            guests = (g for g in self.board.at[name].values() if self._loose(g))
             self.movable[name] = [(need(guest), guest.vcpus, guest) for guest in guests]
         off = {name: self.scale.off(name) for name in nodes}
         for source in nodes:
             for target in nodes if source in changed else changed:
                 if source != target:
                     self.best[source, target] = self._rated(source, target, off)
+
+    def _loose(self, guest: Guest) -> bool:
+        """Whether it may be moved to even out loads."""
+        return guest.active and not guest.fixed and not guest.fresh and guest.key not in self.stay
 
     def _rated(self, source: str, target: str, off: Mapping[str, tuple[float, float]]) -> list[Rated]:
         """The guests whose move from source to target helps, the one that helps most for its cost first.

@@ -28,7 +28,13 @@ def node_rows(now: Cluster, cluster: Cluster, plan: Plan) -> list[dict[str, Any]
             "before": sum(now.need(guest) for guest in before),
             "after": sum(cluster.need(guest) for guest in after),
         }
-        rows.append({"name": name, "memory": memory, "vms": {"before": len(before), "after": len(after)}})
+        vcpus = {
+            "threads": cluster.nodes[name].threads,
+            "before": sum(guest.vcpus for guest in before if guest.active),
+            "after": sum(guest.vcpus for guest in after if guest.active),
+        }
+        vms = {"before": len(before), "after": len(after)}
+        rows.append({"name": name, "memory": memory, "vcpus": vcpus, "vms": vms})
     return rows
 
 
@@ -95,6 +101,34 @@ def text(
     parts.append(_n_minus_1(lost))
     parts += [f"Note: {warning}." for warning in plan.warnings]
     return "\n".join(parts)
+
+
+def placement_text(
+    plan: Plan,
+    cells: Sequence[Sequence[str]],
+    rows: Sequence[Mapping[str, Any]],
+    lost: Mapping[str, Sequence[str]],
+) -> str:
+    """Where everything is, as a text: broken rules, VMs (`cells`), what the nodes carry, N-1."""
+    parts = [_section("Rules that are broken:", blocker_lines(plan))] if plan.blockers else ["No rule is broken."]
+    parts.append(_section("VMs:", _columns(cells)))
+    parts.append(_section("Nodes (running VMs; memory of what they may take, vCPUs of threads):", _carried(rows)))
+    parts.append(_n_minus_1(lost).replace("N-1 after it:", "N-1:"))
+    parts += [f"Note: {warning}." for warning in plan.warnings]
+    return "\n".join(parts)
+
+
+def _carried(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How full each node is; a vCPU for each thread is 1.0, more is over-commitment."""
+    lines = []
+    for row in rows:
+        memory, vcpus = row["memory"], row["vcpus"]
+        share = f"{100 * memory['before'] / memory['usable']:.0f} %" if memory["usable"] else "-"
+        taken = f"{size_text(memory['before'])} of {size_text(memory['usable'])}"
+        ratio = f"{vcpus['before']} vCPUs of {vcpus['threads']}"
+        load, vms = f"{vcpus['before'] / vcpus['threads']:.1f}", f"{row['vms']['before']} VMs"
+        lines.append([row["name"], taken, share, ratio, load, vms])
+    return _columns(lines)
 
 
 def _time(expected: float | None) -> list[str]:

@@ -36,9 +36,12 @@ def rolling(cluster: Cluster, nodes: Sequence[str], room: bool = True, come_home
         yield Step(name, "drain", cluster, leaving)
         cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
         if come_home:
-            returning = undrain(cluster, name)
+            returning = undrain(cluster, [name])
             yield Step(name, "undrain", cluster, returning)
             cluster = moved(cluster, list(returning.moves))
+        if name in cluster.nodes:
+            # The end of its turn lifts its cordon, which an earlier run may have left.
+            cluster = replace(cluster, nodes={**cluster.nodes, name: replace(cluster.nodes[name], cordon=None)})
 
 
 def _with_homes(cluster: Cluster, plan: Plan) -> Cluster:

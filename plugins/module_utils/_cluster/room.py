@@ -22,7 +22,8 @@ def make_room(board: Board, guest: Guest, targets: Sequence[str], moved: Collect
     """
     options = []
     for target in targets:
-        if target == guest.node or board.lasting(guest, target):
+        # Memory is what others can make room in; huge pages are a node's own affair.
+        if target == guest.node or board.lasting(guest, target) or board.short_of_pages(guest, target):
             continue
         options += [(_bytes(board, leaving), target, leaving) for leaving in _leavers(board, guest, target, moved)]
     options.sort(key=lambda option: (option[0], len(option[2]), option[1], [g.key for g in option[2]]))
@@ -47,26 +48,33 @@ def _leavers(board: Board, guest: Guest, target: str, moved: Collection[tuple[st
     if missing <= 0:
         yield must
         return
-    others = choose.by_size(board, (g for g in movable if g not in must))
+    others = [(board.cluster.need(g), g) for g in choose.by_size(board, (g for g in movable if g not in must))]
+    others.sort(key=lambda other: -other[0])
     for start in range(len(others)):
-        chosen = _cover(board, others[start:], missing)
+        chosen = _cover(others[start:], missing)
         if chosen:
             yield [*must, *chosen]
 
 
-def _cover(board: Board, guests: Sequence[Guest], missing: int) -> list[Guest]:
-    """Guests (given the largest first) that free at least the missing bytes with little waste; empty if they can't."""
+def _cover(guests: Sequence[tuple[int, Guest]], missing: int) -> list[Guest]:
+    """Guests (with their bytes, the largest first) that free at least the missing bytes with little waste.
+
+    Empty if they can't.
+    """
     chosen: list[Guest] = []
-    for guest in guests:
-        if board.cluster.need(guest) <= missing:
+    last: Guest | None = None  # The smallest that alone frees what is missing in the end, of those not chosen.
+    left: list[tuple[int, Guest]] = []
+    for need, guest in guests:
+        if missing and need <= missing:
             chosen.append(guest)
-            missing -= board.cluster.need(guest)
-    if missing > 0:
-        enough = [g for g in guests if g not in chosen and board.cluster.need(g) >= missing]
-        if not enough:
-            return []
-        chosen.append(enough[-1])
-    return chosen
+            missing -= need
+        else:
+            left.append((need, guest))
+    if not missing:
+        return chosen
+    for need, guest in left:
+        last = guest if need >= missing else last
+    return [*chosen, last] if last else []
 
 
 def _trial(board: Board, leaving: Sequence[Guest], targets: Sequence[str]) -> Steps | None:

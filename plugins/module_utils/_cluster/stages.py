@@ -21,7 +21,8 @@ def stages(cluster: Cluster, moves: Sequence[Move]) -> list[list[Move]]:
     result: list[list[Move]] = []
     for move in moves:
         guest = guests[move.vm, move.source]
-        crowded = cluster.need(guest) > board.free(move.target) or board.rivals(guest, move.target)
+        full = cluster.need(guest) > board.free(move.target) or board.short_of_pages(guest, move.target)
+        crowded = full or board.rivals(guest, move.target)
         if result and crowded:
             for done in result[-1]:
                 board.put(guests[done.vm, done.source], "", out_of=done.source)

@@ -1,38 +1,51 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring guests back to a node that was emptied."""
+"""Bring guests back to nodes that were emptied."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from . import choose
 from .attempt import move
 from .board import Board
-from .model import Blocker, Cluster, Move, Plan
+from .model import Cluster, Guest, Move, Plan
 
 
-def undrain(cluster: Cluster, node: str) -> Plan:
-    """Exactly the guests whose home is the node and that are elsewhere, the largest first.
+def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
+    """Exactly the guests whose home is one of the nodes and that are elsewhere, the largest first.
 
-    A guest that was moved on purpose since has got another home by that, and stays. The node may still be cordoned:
-    lifting the cordon is part of bringing the guests back.
+    One that waits for room that another one leaves goes after it. A guest that was moved on purpose since has got
+    another home by that, and stays. The nodes may still be cordoned: lifting the cordon is part of bringing the guests
+    back.
     """
     # The way back from home to the present node is not needed: it was only a stay.
     cluster = replace(cluster, rules=replace(cluster.rules, check_return=False))
-    board = Board(cluster, opened=[node])
+    board = Board(cluster, opened=nodes)
     warnings = tuple(text for text in choose.left_out(board) if "cordoned" not in text)
-    missing = choose.missing_node(board, node)
-    if missing:
-        return Plan(blockers=tuple(missing), warnings=warnings)
-    moves: list[Move] = []
-    blockers: list[Blocker] = []
-    away = [guest for guest in cluster.guests if guest.home == node != guest.node and guest.node]
-    for guest in choose.by_size(board, away):
-        hindrance = board.hindrance(guest, node)
-        blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {node: hindrance}) if hindrance else [])
-        if not hindrance and not guest.fixed:
-            board.put(guest, node, out_of=guest.node)
-            moves.append(move(guest, node, "home"))
+    blockers = [blocker for name in nodes for blocker in choose.missing_node(board, name)]
+    blocked = {blocker.node for blocker in blockers}
+    open_nodes = [name for name in nodes if name not in blocked]
+    away = [guest for guest in cluster.guests if guest.home in open_nodes and guest.home != guest.node and guest.node]
+    moves, waiting = _in_turn(board, choose.by_size(board, away))
+    for guest in waiting:
+        home = str(guest.home)
+        hindrance = board.hindrance(guest, home)
+        blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {home: hindrance}) if hindrance else [])
     return Plan(tuple(moves), tuple(sorted(blockers, key=lambda b: (b.vm, b.reason, b.text))), warnings=warnings)
+
+
+def _in_turn(board: Board, guests: Sequence[Guest]) -> tuple[list[Move], list[Guest]]:
+    """The moves in an order in which each is possible, and those for whom no turn came."""
+    moves: list[Move] = []
+    waiting, waited = list(guests), 0
+    while len(waiting) != waited:
+        waited = len(waiting)
+        for guest in list(waiting):
+            if not guest.fixed and board.hindrance(guest, str(guest.home)) is None:
+                board.put(guest, str(guest.home), out_of=guest.node)
+                moves.append(move(guest, str(guest.home), "home"))
+                waiting.remove(guest)
+    return moves, waiting

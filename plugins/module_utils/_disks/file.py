@@ -143,7 +143,7 @@ def inspect(options: Mapping[str, Any]) -> Volume | None:
 
 def _status(path: str, cdrom: bool) -> os.stat_result | None:
     real = Path(path).resolve()
-    if _of_system(real, cdrom):
+    if of_system(real, cdrom):
         raise Refused(f"{path} is {real}, which belongs to the operating system; keep disks in a folder of their own")
     try:
         status = real.stat()
@@ -160,7 +160,7 @@ def _status(path: str, cdrom: bool) -> os.stat_result | None:
     return status
 
 
-def _of_system(real: Path, cdrom: bool) -> bool:
+def of_system(real: Path, cdrom: bool) -> bool:
     """Whether it lies where no disk may; images of installation media come with packages, below /usr."""
     top = (real.parts[1:2] or ("",))[0]
     below = {"/".join(real.parts[2 : 2 + depth]) for depth in (1, 2)} if top == "var" else set()

@@ -4,7 +4,7 @@
 """A logical volume of LVM: made, grown as the VM runs, and removed only when it carries our mark.
 
 The mark is the tag `drover.vm=UUID`. In a shared group (lvmlockd) a volume is active on the node alone that runs its
-VM; the hook drover-lvm of role hypervisor sees to that, whoever starts and stops the VM.
+VM; the hook drover-devices of role hypervisor sees to that, whoever starts and stops the VM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._blocks import Blocks
 from .._errors import Failed, Invalid, NotFound, Refused
 from .._fields import Field, size_text
 from .._identity import logical_of, volume_name
-from .._lvm import Logical, Lvm, check_lvm_name, check_volume_name, device, grow_wiped, wipe
+from .._lvm import MADE, Logical, Lvm, check_lvm_name, check_volume_name, device, grow_wiped, wipe
 from . import block
 from .block import DEVICE
 from .kind import Kind, Options, Store, Volume
@@ -101,9 +101,25 @@ def _check_new(options: Options) -> int | None:
     except NotFound as error:
         raise Invalid(f"{error.message}; make it (module volume_group)", option="disks") from None
     check_volume_name(options["lv"])
+    _check_locks(options["vg"])
     if options.get("size"):
         _check_room(options, options["size"])
     return None
+
+
+def _check_locks(vg: str) -> None:
+    """Raise Refused for a group that other nodes may change at the same time, which would lose volumes.
+
+    Who made it as a group of one node with module volume_group had to say so.
+    """
+    group = LVM.group(vg)
+    if group.shared or group.mark == MADE:
+        return
+    if remote := sorted(set(LVM.physical(vg)) & set(Blocks().of_san())):
+        raise Refused(
+            f"volume group {vg} lies on {remote[0]}, a volume of a SAN, and is not shared by lvmlockd: two nodes that "
+            "change it at once lose it. Make a shared group (module volume_group), or its volumes by hand, on one node"
+        )
 
 
 def _check_room(options: Options, more: int) -> None:
@@ -169,6 +185,7 @@ def grow(options: Options, size: int) -> None:
 
 def _check_grow(options: Options, size: int) -> None:
     found = _find(options)
+    _check_locks(options["vg"])
     _check_room(options, size - (found.size if found else 0))
 
 

@@ -14,7 +14,7 @@ from .._fields import Field, check_name, normalise
 from .._xml import find, parse
 from . import cloud_init, power, sheet
 from .disks import DISKS, MIB
-from .facts import domain_facts
+from .facts import domain_facts, hostdev_name
 from .hardware import HARDWARE, check_tags
 from .nics import NICS
 
@@ -71,8 +71,10 @@ def _foreign(root: Element, facts: Mapping[str, Any], options: Mapping[str, Any]
     for kind, key, label in (("disks", "target", "disk"), ("nics", "mac", "NIC")):
         known = {device[key] for device in options[kind]}
         words += [f"{label} {one[key]} (of type {one['type']})" for one in facts[kind] if one[key] not in known]
-    words += [f"host device (of type {one['type']})" for one in facts["hostdevs"]]
-    words += [f"shared folder {folder}" for folder in facts["filesystems"]]
+    named = [hostdev_name(one) for one in options["hostdevs"] or []]
+    words += [f"host device (of type {one['type']})" for one in facts["hostdevs"] if one["name"] not in named]
+    shared = [one["target"] for one in options["filesystems"] or []]
+    words += [f"shared folder {folder}" for folder in facts["filesystems"] if folder not in shared]
     parent = find(root, "devices")
     return words + [word for device in (() if parent is None else parent) if (word := _other(device))]
 

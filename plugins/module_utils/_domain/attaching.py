@@ -198,10 +198,19 @@ def _storage(disk: Element) -> str | None:
 
 
 def _bare(device: Element) -> Element:
-    copy = deepcopy(device)
+    copy = _unordered(device)
     place = find(copy, "address")
     if place is not None and place.get("type") == "pci":
         drop(copy, place)
+    return copy
+
+
+def _unordered(device: Element) -> Element:
+    """A machine that runs has no use for a boot order, and may have been started with another one."""
+    copy = deepcopy(device)
+    order = find(copy, "boot")
+    if order is not None:
+        drop(copy, order)
     return copy
 
 
@@ -210,7 +219,7 @@ def placed(live: Element, definition: Element, change: Change) -> str:
     device = _known(definition, change.kind)[change.key]
     slots, place = Slots(live), _address(device)
     free = [*slots.free(True), *slots.free(False)]
-    return text_of(device if place is None or place in free else _bare(device)).strip()
+    return text_of((_unordered if place is None or place in free else _bare)(device)).strip()
 
 
 def has(live: Element, change: Change) -> bool:

@@ -60,7 +60,13 @@ class Flattening:
         self.misses = 0
 
     def check(self) -> None:
-        """Raise Refused where it would not fit."""
+        """Raise Refused where it would not fit, or a snapshot in the file would lose what is below."""
+        domain = self.node.domain(self.name)
+        if domain is not None and domain.has_snapshots:
+            raise Refused(
+                f"{self.path} has snapshots, which hold only what differs from its base; remove them before it is "
+                "flattened (drover.kvm.snapshot)"
+            )
         needs = sum(template.space(base) for base in template.chain(self.path) if Path(base).exists())
         if needs > (free := file.room(self.path)):
             raise Refused(f"{self.path} may take {needs >> 20} MiB more on its own; {free >> 20} MiB are free")

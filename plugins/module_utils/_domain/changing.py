@@ -10,62 +10,45 @@ from functools import partial
 from .._errors import Failed
 from .._resource import Step
 from .._xml import parse
-from . import attaching, metadata
+from . import attaching, metadata, scaling
 from .admission import Admission
 from .attaching import Change
-from .cpu import PERIOD, quota_of
 from .declare import declare
 from .draft import Draft
 from .neighbours import claims_of
 
 DETACH_SECONDS = 30.0
 IN_PROGRESS = "in the process of unplug"
-RESTART = "power the machine off and on (state=restarted)"
 MEND = (
     "the guest has not let go of it: a system that starts, hangs or knows no hot-plug does not. Run this again later, "
-    f"or {RESTART}"
+    f"or {scaling.RESTART}"
 )
 LOCKED = "is locked"
-UNPLUG = "unplug"
 
 
 def admit(admission: Admission, draft: Draft) -> None:
     """Ask whether the VM may have the disks that it gets at once, as before a start. Raises Refused."""
-    targets = {change.key for change in draft.devices if (change.verb, change.kind) == ("attach", "disk")}
+    targets = {change.key for change in draft.live.devices if (change.verb, change.kind) == ("attach", "disk")}
     if targets:
         admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_stores, targets), act="given its disks")
 
 
 def steps(admission: Admission, draft: Draft) -> list[Step]:
-    """Ports of NICs, limits, what is noted in the record; devices come last, as the guest may keep one."""
-    node, name = admission.site.node, admission.name
-    found = [Step(words, partial(_replug, draft, xml)) for words, xml in draft.plugs]
-    if draft.vcpus:
-        found.append(Step(draft.vcpus.words, partial(_set_vcpus, draft, draft.vcpus.value)))
-    if draft.quota:
-        found.append(Step(draft.quota.words, partial(node.set_cpu_quota, name, PERIOD, quota_of(draft.quota.value))))
-    found += [Step(words, partial(node.set_bandwidth, name, mac, to)) for words, mac, to in draft.limits]
-    found += [Step(words, partial(node.set_disk_limits, name, disk, to)) for words, disk, to in draft.disk_limits]
-    if notes := " and ".join(draft.noted):
-        found.append(Step(f"change the {notes} of {name} as it runs", draft.write_record))
-    return found + [_device(admission, draft, change) for change in draft.devices]
+    """What changes at once after the definition; devices come last, as the guest may keep one."""
+    found = [Step(change.words, partial(_change, draft, change)) for change in draft.live.changes]
+    return found + [_device(admission, draft, change) for change in draft.live.devices]
 
 
-def balloon(draft: Draft) -> list[Step]:
-    """The step that sets the memory. It comes before the definition, from which a run that was cut off sees it."""
-    if draft.memory is None:
-        return []
-    call = partial(draft.site.node.set_memory, draft.params["name"], draft.memory.value, live=True, config=False)
-    return [Step(draft.memory.words, call)]
+def ahead(draft: Draft) -> list[Step]:
+    """What changes at once before the definition does."""
+    return [Step(change.words, partial(_change, draft, change)) for change in draft.live.ahead]
 
 
-def _set_vcpus(draft: Draft, count: int) -> None:
-    try:
-        draft.site.node.set_vcpus(draft.params["name"], count, live=True, config=False)
-    except Failed as error:
-        if UNPLUG not in error.message:
-            raise
-        raise Failed(f"{error.message}: the guest keeps them; run this again, or {RESTART}", **error.details) from None
+def _change(draft: Draft, change: scaling.Change) -> None:
+    node, name = draft.site.node, draft.params["name"]
+    change.call(node, name)
+    if change.ports:
+        declare(node.domain(name))
 
 
 def _device(admission: Admission, draft: Draft, change: Change) -> Step:
@@ -101,8 +84,9 @@ def _attach(admission: Admission, draft: Draft, change: Change) -> None:
         raise Failed(f"{name} does not run any more")
     xml = attaching.placed(parse(domain.live_xml), parse(domain.xml), change)
     node.attach_device(name, xml, live=True, config=False)
-    if change.kind == "interface":
-        _tell_switch(draft)
+    if change.kind == "interface" and metadata.nics(draft.after):
+        # A new port knows nothing yet of what the VM's record says of it.
+        declare(node.domain(name))
 
 
 def _load(draft: Draft, change: Change) -> None:
@@ -117,14 +101,3 @@ def _load(draft: Draft, change: Change) -> None:
             "this again",
             **error.details,
         ) from None
-
-
-def _replug(draft: Draft, xml: str) -> None:
-    draft.site.node.update_device(draft.params["name"], xml, True, False)
-    _tell_switch(draft)
-
-
-def _tell_switch(draft: Draft) -> None:
-    """A new port knows nothing yet of what the VM's record says of it."""
-    if metadata.nics(draft.after):
-        declare(draft.site.node.domain(draft.params["name"]))

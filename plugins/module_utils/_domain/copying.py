@@ -6,21 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from .._disks.kind import Options
 from .._disks.landing import LANDINGS, FileLanding, Place
 from .._errors import DroverError, Failed, NotFound, Refused
-from .._run import run
 from .._xml import parse
 from . import power, transfer
 from .admission import HERE
 from .disks import KINDS, source_xml
 from .facts import domain_facts
-from .neighbours import check_definition
+from .neighbours import check_definition, names_of
 from .site import Site, survey_node
-
-STILL_SECONDS = 15
+from .stillness import still
 
 
 class Guest:
@@ -29,6 +29,15 @@ class Guest:
     def __init__(self, site: Site, name: str, fenced: Collection[str]) -> None:
         self.site, self.node, self.name, self.fenced = site, site.node, name, fenced
         self.uuid = ""
+        self.has_snapshots = False
+
+    def check_moves(self) -> None:
+        """Raise Refused where a disk must stay: a copy has nothing of its snapshots."""
+        if self.has_snapshots:
+            raise Refused(
+                f"{self.name} has snapshots, which a copy of its disks would not have; remove them first "
+                "(drover.kvm.snapshot)"
+            )
 
     def disks(self) -> dict[str, transfer.Disk]:
         """The disks as they run. Raises NotFound and Refused."""
@@ -39,6 +48,7 @@ class Guest:
         if domain.live_xml is None or domain.state not in ("running", "paused"):
             raise Refused(f"{self.name} is {domain.state}; its disks are copied while it runs: start it first")
         self.uuid = domain.uuid
+        self.has_snapshots = domain.has_snapshots
         return transfer.disks(parse(domain.live_xml), parse(domain.xml))
 
     def landing(self, options: Options) -> FileLanding:
@@ -58,7 +68,7 @@ class Guest:
                     unreachable=silent,
                 )
             others.update(peers)
-        check_definition(self.name, {("disk", identity)}, others)
+        check_definition(self.name, {("disk", name) for name in names_of(identity)}, others)
 
     def is_ours(self, disk: transfer.Disk) -> bool:
         """Whether what a disk lies on was made for this VM, and no other VM has it."""
@@ -73,24 +83,13 @@ class Guest:
         return True
 
     def end_together(self, targets: Sequence[str]) -> None:
-        """End the copies of these disks without a change over, all of one moment: a VM that runs stands still for it.
-
-        A timer of systemd resumes it should this process be killed just then.
-        """
+        """End the copies of these disks without a change over, all of one moment: a running VM stands still for it."""
         domain = self.node.domain(self.name)
-        still = len(targets) > 1 and domain is not None and domain.state == "running"
-        timer = f"drover-resume-{self.uuid}"
-        if still:
-            limit = f"--on-active={STILL_SECONDS}s"
-            run(["systemd-run", "--collect", "--quiet", f"--unit={timer}", limit, "virsh", "resume", self.name])
-            self.node.suspend(self.name)
-        try:
+        running = domain is not None and domain.state == "running"
+        pause = partial(self.node.suspend, self.name)
+        with still(self.node, self.name, self.uuid, pause) if len(targets) > 1 and running else nullcontext():
             for target in targets:
                 self.node.abort_block_job(self.name, target)
-        finally:
-            if still:
-                self.node.resume(self.name)
-                run(["systemctl", "stop", f"{timer}.timer"])
 
     def remove(self, disk: transfer.Disk) -> None:
         """Delete what a disk lay on. Raises Refused unless it carries the VM's mark."""

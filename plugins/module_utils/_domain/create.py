@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 
 from .._errors import Refused
 from .._xml import parse
+from .machine import machine_family
 
 # For four devices that each VM has, its disks and NICs, and some that are plugged in later.
 ROOT_PORTS, OWN_DEVICES, SPARE_PORTS = 14, 4, 4
@@ -71,12 +72,14 @@ def skeleton(offer: Mapping[str, Any], params: Mapping[str, Any]) -> Element:
     """
     machine = params["machine"] or ("q35" if "q35" in offer["machine_types"] else "pc")
     # A machine of type q35 has slots for what it is born with only; hot-plug needs free ports.
-    plugged = OWN_DEVICES + len(params["disks"] or []) + len(params["nics"] or [])
+    lists = ("disks", "nics", "hostdevs", "filesystems")
+    plugged = OWN_DEVICES + sum(len(params[name] or []) for name in lists)
     ports = ROOT + "".join(PORT.format(1 + number) for number in range(max(ROOT_PORTS, plugged + SPARE_PORTS)))
-    root = parse(SKELETON.format(ports=ports if machine == "q35" else ""))
+    root = parse(SKELETON.format(ports=ports if machine_family(machine) == "q35" else ""))
     root.set("type", virt_type(offer, params["virt_type"]))
     kind = next(element for element in root.iter("type"))
-    kind.attrib.update({"arch": offer["arch"], "machine": machine})
+    # libvirt would do so itself, and check mode could not tell.
+    kind.attrib.update({"arch": offer["arch"], "machine": offer.get("machine_aliases", {}).get(machine, machine)})
     return root
 
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._disks import template
 from .._disks.block import BLOCK
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI
@@ -21,6 +23,7 @@ from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
 from . import tuning
+from .boot import BOOT_ORDER
 from .facts import disk_identity
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
@@ -57,7 +60,9 @@ COMMON = (
     Field("format", choices=("raw", "qcow2"), place=Property("driver/@type"), fixed=ANOTHER),
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
+    Field("rerror_policy", choices=("stop", "report"), place=Property("driver/@rerror_policy")),
     Field("readonly", type="bool", place=Flag("readonly")),
+    BOOT_ORDER,
     *tuning.TUNING,
 )
 DISKS: tuple[Field, ...] = (
@@ -159,13 +164,22 @@ def _check_once(pairs: Sequence[Pair]) -> None:
         seen += [] if found is None else [found]
 
 
+def _mend(now: str | None, options: Mapping[str, Any]) -> str:
+    """What to do about a disk that is not the one of the sheet. What it wrote since a snapshot must not be cut off."""
+    kind, _colon, path = str(now).partition(":")
+    if kind == "file" and options.get("path") and os.path.realpath(options["path"]) in template.chain(path):
+        return (
+            "that is where it writes since an external snapshot: remove the snapshots of this VM first "
+            "(drover.kvm.snapshot), and leave the disk as it is"
+        )
+    return "take it off first, then add this one"
+
+
 def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
     """Refuse a new disk in the place of one that is taken off: the guest would find other data there, or none."""
     target = options["target"]
     if options["device"] == "disk" and gone.get(target):
-        raise Refused(
-            f"{where}: {target} is {gone[target]}, not {identity(options)}; take it off first, then add this one"
-        )
+        raise Refused(f"{where}: {target} is {gone[target]}, not {identity(options)}; {_mend(gone[target], options)}")
 
 
 def is_seed(disk: Element) -> bool:
@@ -205,7 +219,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
             raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")
     if before["device"] == "disk" and identity(before) and identity(after) != identity(before):
         raise Refused(
-            f"{where}: {target} is {identity(before)}, not {identity(after)}; take it off first, then add this one"
+            f"{where}: {target} is {identity(before)}, not {identity(after)}; {_mend(identity(before), after)}"
         )
     _put(disk, {name: value for name, value in after.items() if value != before[name]}, before["type"])
     tuning.check(disk, where)

@@ -18,11 +18,12 @@ from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
 from .._resource import Step
 from .._xml import parse, text_of
-from . import attaching, chains, disks, leases, leasing, live, metadata, power, scaling, seeding, sheet
-from .declare import declare
+from . import chains, disks, leases, leasing, live, passthrough, power, seeding, sheet
 from .facts import domain_facts
+from .live import Live
+from .machine import MACHINE, check_offered, same_machine
+from .memory import MEMORY_FIELDS
 from .nics import read_all as nic_options
-from .scaling import Scaling
 from .site import Site
 
 NEXT = "from its next start"
@@ -48,15 +49,7 @@ class Draft:
         self.volumes: list[storage.Change] = []
         self.seen: dict[str, int | None] = {}
         self.attached = {disk["target"] for disk in disks.read_all(self.running)} if self.running is not None else set()
-        # What is changed at once.
-        self.devices: list[attaching.Change] = []
-        self.plugs: list[tuple[str, str]] = []
-        self.memory: Scaling | None = None
-        self.vcpus: Scaling | None = None
-        self.quota: Scaling | None = None
-        self.limits: list[tuple[str, str, dict[str, int]]] = []
-        self.disk_limits: list[tuple[str, str, dict[str, int]]] = []
-        self.noted: list[str] = []
+        self.live = Live()
         self.ahead: list[Step] = []
 
     @property
@@ -126,9 +119,7 @@ class Draft:
         """What the running VM does not have yet of its definition, each with the words that it counts from when."""
         if self.running is None:
             return {}
-        reasons = attaching.reasons(self.running, definition, self.awake)
-        reasons.update(scaling.reasons(self.running, definition))
-        reasons.update(live.kept_plugs(self.running, definition))
+        reasons = live.reasons(self.running, definition, self.awake)
         words = sheet.pending(self.running, sheet.read(definition))
         return {word: f"from its next start: {reasons[word]}" if word in reasons else NEXT for word in words}
 
@@ -170,6 +161,7 @@ class Draft:
         present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
         chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
+        passthrough.check_there(self.before, self.after)
         self._plan_live()
         options = sheet.read(self.after)
         if self.params["nics"] or self.act in power.STARTS:
@@ -185,45 +177,19 @@ class Draft:
 
     def _plan_live(self) -> None:
         """What changes at once: nothing where it goes off, or would be off for a moment for the rest all the same."""
-        if self.running is not None and self.act in (None, "resume", "pause"):
-            self._change_live(self.running)
+        if self.running is not None and self.before is not None and self.act in (None, "resume", "pause"):
+            given = {name for name, value in self.params.items() if value is not None}
+            self.live = live.plan(self.running, self.before, self.after, given, self.awake)
             self.waited = self.pending(self.after) if self.act is None and self._may_restart() else []
             self.act = "restart" if self.waited else self.act
         if self.act in power.OFF.values() or self.act == "destroy":
             self.attached, self.now = set(), None
         if self.act not in (None, "resume", "pause"):
-            self.running, self.memory, self.vcpus, self.quota = None, None, None, None
-            self.devices, self.plugs, self.limits, self.disk_limits, self.noted = [], [], [], [], []
+            self.running, self.live = None, Live()
 
     def _may_restart(self) -> bool:
         wanted = self.params["restart"] == "allowed" and self.params["state"] == "running"
         return wanted and self.facts is not None and self.facts["state"] == "running"
-
-    def _change_live(self, running: Element) -> None:
-        kinds = [kind for kind, name in (("disk", "disks"), ("interface", "nics")) if self.params[name] is not None]
-        self.devices = attaching.plan(running, self.after, kinds, self.awake)
-        options = sheet.read(self.after)
-        if self.before is not None:
-            self.memory = scaling.memory(running, self.before, self.after)
-            self.vcpus = scaling.vcpus(running, self.after) if self.params["vcpus"] is not None else None
-        if self.params["cpu_quota"] is not None:
-            self.quota = scaling.quota(running, self.after)
-        if self.params["disks"] is not None:
-            self.disk_limits = live.disk_limits(running, self.after)
-        if self.params["nics"] is not None:
-            self.plugs = live.plugs(running, self.after)
-            self.limits = live.limits(running, options)
-        self.noted = live.said(running, self.after, [name for name in live.RECORD if self.params[name] is not None])
-        if self.params["nics"] is not None and (words := live.checks(running, self.after)):
-            self.noted.append(words)
-
-    def write_record(self) -> None:
-        """Write the record that the running VM shall have, and tell the switch what it says of its ports."""
-        node, name = self.site.node, self.params["name"]
-        record = None if self.running is None else metadata.record_xml(self.running)
-        node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
-        if live.CHECKS in self.noted:
-            declare(node.domain(name))
 
     def _check_networks(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse new ones that are not there, or that lead around the guard of the hosts' VLANs."""
@@ -247,9 +213,16 @@ class Draft:
                 raise Refused(f"nics[{place}] of {self.params['name']} {words}", vlans=own)
 
     def _check_host(self) -> None:
-        for name in ("memory", "max_memory"):
-            size = self.params[name]
-            if size is not None and size > (has := self.site.offer["memory"]["total"]):
+        """Refuse what this node can't give."""
+        machine, present = self.params["machine"], None if self.before is None else MACHINE.get(self.before)
+        if machine is not None and not same_machine(machine, present):
+            check_offered(machine, self.site.offer["machine_types"])
+        for field in MEMORY_FIELDS:
+            size, name = self.params[field.name], field.name
+            # The node is asked only for what is new.
+            if field.type != "size" or size in (None, None if self.before is None else field.place.get(self.before)):
+                continue
+            if size > (has := self.site.offer["memory"]["total"]):
                 raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
 
     def _power_after(self) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from .._ceph_conf import identity as identity_of_image
 from .._identity import logical_of
 from .._xml import devices, find, parse, text_of
-from . import metadata
+from . import leases, metadata
 
 if TYPE_CHECKING:
     from .._libvirt import Domain
@@ -56,11 +56,14 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "arch": _attribute(root, "os/type", "arch"),
         "virt_type": root.get("type"),
         "cpu": text_of(cpu).strip() if cpu is not None and domain.live_xml else None,
+        "hugepages": _hugepages(root),
+        "lease": leases.read(root),
         "disks": [disk_facts(disk, shared_mounts) for disk in devices(root, "disk")],
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
-        "hostdevs": [_hostdev(device) for device in devices(root, "hostdev")],
-        "filesystems": [_attribute(device, "target", "dir") for device in devices(root, "filesystem")],
+        "hostdevs": [hostdev_facts(device) for device in devices(root, "hostdev")],
+        "filesystems": shares(root),
         "state_files": state_files(root),
+        "has_snapshots": domain.has_snapshots,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }
@@ -81,11 +84,29 @@ def state_files(root: Element) -> list[str]:
     return [name for name, there in (("nvram", nvram), ("tpm", tpm)) if there]
 
 
+def shares(root: Element) -> list[str | None]:
+    """The names by which the guest mounts folders of its node."""
+    return [_attribute(device, "target", "dir") for device in devices(root, "filesystem")]
+
+
 def size_of(element: Element | None) -> int | None:
     """Bytes of an element with a `unit` (libvirt's default is KiB)."""
     if element is None or not (element.text or "").strip().isdecimal():
         return None
     return int(str(element.text)) * UNITS.get(element.get("unit", "KiB"), 1024)
+
+
+def _hugepages(root: Element) -> int | bool | None:
+    """The size in bytes of the huge pages that back the memory (of the first NUMA node, where they differ).
+
+    True where the node's usual size does, None where none do.
+    """
+    element = find(root, "memoryBacking/hugepages")
+    sizes = [] if element is None else [page.get("size", "") for page in element if page.tag == "page"]
+    if element is None or not sizes:
+        return None if element is None else True
+    unit = next(page.get("unit", "KiB") for page in element if page.tag == "page")
+    return int(sizes[0]) * UNITS.get(unit, 1024) if sizes[0].isdecimal() else True
 
 
 def _memory(root: Element) -> dict[str, int | None]:
@@ -184,11 +205,41 @@ def nic_facts(nic: Element) -> dict[str, Any]:
     }
 
 
-def _hostdev(device: Element) -> dict[str, Any]:
-    source = find(device, "source")
-    address = None if source is None else find(source, "address")
+def hostdev_options(device: Element) -> dict[str, Any] | None:
+    """A PCI or USB device of the node as the option `hostdevs` of module vm says it; None for others."""
+    kind, found = device.get("type"), find(device, "source/address")
+    if device.get("mode") != "subsystem" or kind not in ("pci", "usb"):
+        return None
+    # A running VM shows where a device is that was asked for by its maker.
+    ids = {name: (_attribute(device, f"source/{name}", "id") or "")[2:] for name in ("vendor", "product")}
+    if kind == "usb" and all(ids.values()):
+        return {"type": kind, **ids}
+    names = ("domain", "bus", "slot", "function") if kind == "pci" else ("bus", "device")
+    try:
+        numbers = [int(str(None if found is None else found.get(name)), 0) for name in names]
+    except ValueError:
+        return None
+    if kind == "usb":
+        return {"type": kind, **dict(zip(names, numbers))}
+    domain, bus, slot, function = numbers
+    return {"type": kind, "address": f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"}
+
+
+def hostdev_name(options: Mapping[str, Any]) -> str:
+    """The same in words."""
+    if options["type"] == "pci":
+        return f"PCI device {options['address']}"
+    if "vendor" in options:
+        return f"USB device {options['vendor']}:{options['product']}"
+    return f"USB device {options['device']} of bus {options['bus']}"
+
+
+def hostdev_facts(device: Element) -> dict[str, Any]:
+    """One device of the node: its type, its address as libvirt has it, and its name for people."""
+    address, options = find(device, "source/address"), hostdev_options(device)
     return {
         "type": device.get("type"),
         "mode": device.get("mode"),
         "source": {} if address is None else dict(address.items()),
+        "name": hostdev_name(options) if options else f"device of type {device.get('type')}",
     }

@@ -1,21 +1,26 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a VM starts with: the firmware, secure boot, the TPM, its clock, and from what it boots. Pure.
+"""What a VM starts with: the firmware, secure boot, the TPM, its clock and timers. Pure.
 
 https://libvirt.org/formatdomain.html#bios-bootloader, https://libvirt.org/kbase/secureboot.html.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Refused
 from .._fields import Field
 from .._xml import Property, add, add_device, devices, drop, find, make
+from .boot import BOOT_FIELD
+from .machine import machine_family
 
-BOOT = {"disk": "hd", "cdrom": "cdrom", "network": "network"}
+# What QEMU can: https://libvirt.org/formatdomain.html#time-keeping.
+POLICIES = {"rtc": ("catchup", "delay"), "pit": ("delay", "discard")}
+SWITCHED = ("hpet", "kvmclock", "hypervclock")
 KEPT = "the guest was installed for the one that it has; remove the VM and build it again"
 
 
@@ -92,47 +97,50 @@ class Clock:
         clock.set("offset", value)
 
 
-class Boot:
-    """From what the firmware boots, in this order."""
+class Timers:
+    """The timers of the computer: how ticks are caught up that the guest missed, or whether there is one at all."""
 
-    def get(self, root: Element) -> list[str] | None:
-        """The kinds of devices; None where single devices have an order of their own."""
-        system = find(root, "os")
-        names = {word: name for name, word in BOOT.items()}
-        words = [child.get("dev", "") for child in ([] if system is None else system) if child.tag == "boot"]
-        return [names.get(word, word) for word in words] or None
+    def get(self, root: Element) -> dict[str, Any] | None:
+        """What is said of each; None where nothing is."""
+        found: dict[str, Any] = {}
+        for timer in _timers(root):
+            name = timer.get("name", "")
+            if name in SWITCHED and timer.get("present"):
+                found[name] = timer.get("present") == "yes"
+            elif name in POLICIES and timer.get("tickpolicy"):
+                found[name] = timer.get("tickpolicy")
+        return found or None
 
-    def put(self, root: Element, value: Sequence[str]) -> None:
-        """Write the order. Raises Refused where devices have a boot order."""
-        parent = find(root, "devices")
-        if any(find(device, "boot") is not None for device in ([] if parent is None else parent)):
-            raise Refused("boot can't be changed yet for a VM whose devices have a boot order of their own")
-        system = make(root, "os")
-        for child in [child for child in system if child.tag == "boot"]:
-            drop(system, child)
-        for name in value:
-            add(system, "boot", {"dev": BOOT[name]})
-
-
-def machine_family(machine: str) -> str:
-    """q35 or pc for the versioned names of x86 machines (pc-q35-10.0, pc-i440fx-7.2), else the name itself."""
-    if machine == "q35" or machine.startswith("pc-q35-"):
-        return "q35"
-    return "pc" if machine == "pc" or machine.startswith("pc-i440fx-") else machine
+    def put(self, root: Element, value: Mapping[str, Any]) -> None:
+        """Write what is given; other timers, and what else is said of these, stay."""
+        for name, word in value.items():
+            timer = next((one for one in _timers(root) if one.get("name") == name), None)
+            timer = add(make(root, "clock"), "timer", {"name": name}) if timer is None else timer
+            if name in SWITCHED:
+                timer.set("present", "yes" if word else "no")
+            else:
+                timer.set("tickpolicy", str(word))
 
 
-def check_boot(value: list[str]) -> list[str]:
-    """Kinds of devices, each once."""
-    if not value or set(value) - set(BOOT) or len(set(value)) != len(value):
-        raise ValueError(f"write one or more of {', '.join(BOOT)}, each once")
-    return value
+def _timers(root: Element) -> list[Element]:
+    clock = find(root, "clock")
+    return [] if clock is None else [child for child in clock if child.tag == "timer"]
+
+
+def _given(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if item is not None}
 
 
 FIRMWARE = Firmware()
+TIMER_FIELDS = (
+    *(Field(name, choices=words) for name, words in POLICIES.items()),
+    *(Field(name, type="bool") for name in SWITCHED),
+)
 FIRMWARE_FIELDS = (
     Field("firmware", choices=("bios", "efi"), place=FIRMWARE, fixed=KEPT),
     Field("secure_boot", type="bool", place=SecureBoot(), fixed=KEPT),
     Field("tpm", choices=("none", "2.0"), place=Tpm()),
-    Field("boot", type="list", elements="str", check=check_boot, place=Boot()),
+    BOOT_FIELD,
     Field("clock", choices=("utc", "localtime"), place=Clock()),
+    Field("timers", type="dict", fields=TIMER_FIELDS, check=_given, place=Timers()),
 )

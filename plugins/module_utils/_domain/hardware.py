@@ -15,8 +15,10 @@ from .._fields import Field
 from .._xml import Property
 from . import metadata
 from .cpu import CPU_FIELDS
-from .firmware import FIRMWARE_FIELDS, machine_family
+from .firmware import FIRMWARE_FIELDS
+from .machine import ANOTHER, MACHINE, check_machine, same_machine
 from .memory import MEMORY_FIELDS
+from .passthrough import PASSTHROUGH_FIELDS
 from .peripherals import PERIPHERAL_FIELDS
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]{0,62}", re.ASCII)
@@ -71,15 +73,15 @@ def check_seconds(value: int) -> int:
     return value
 
 
-ANOTHER = "the guest would see another computer; remove the VM and build it again"
 HARDWARE: tuple[Field, ...] = (
     Field("uuid", check=_check_uuid, place=Property("uuid"), fixed="a VM keeps its UUID; it is the same VM by it"),
     *MEMORY_FIELDS,
     *CPU_FIELDS,
     Field("virt_type", choices=("kvm", "qemu"), place=Property("@type"), fixed=ANOTHER),
-    Field("machine", choices=("q35", "pc"), place=Property("os/type/@machine", machine_family), fixed=ANOTHER),
+    Field("machine", check=check_machine, place=MACHINE, same=same_machine),
     *FIRMWARE_FIELDS,
     *PERIPHERAL_FIELDS,
+    *PASSTHROUGH_FIELDS,
     Field("title", check=check_text, place=Property("title"), when="unseen"),
     Field("description", check=check_text, place=Property("description"), when="unseen"),
     Field("owner", check=check_text, place=Said("owner"), when="unseen"),

@@ -16,6 +16,7 @@ from .._errors import DroverError, Invalid
 from .._fields import Field, normalise, size_text
 from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from .adopt import FIELDS
+from .cpu import check_arrangement
 from .disks import check_target
 from .hardware import HARDWARE, check_seconds
 
@@ -28,7 +29,7 @@ STATES = ("present", "running", "paused", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 POWER = (Field("autostart", type="bool"), Field("shutdown_timeout", type="int", check=check_seconds))
-TOGETHER = [field for field in HARDWARE if field.name in ("memory", "max_memory", "vcpus", "max_vcpus")]
+TOGETHER = [field for field in HARDWARE if field.name in ("memory", "max_memory", "vcpus", "max_vcpus", "cpu_topology")]
 BOOLEANS = {"y", "yes", "on", "1", "true", "t", "1.0"}, {"n", "no", "off", "0", "false", "f", "0.0"}  # Ansible's
 NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
 BRACES = re.compile(r"\{[{%#]")
@@ -206,9 +207,8 @@ def _rbd(name: str, given: Mapping[str, Any], disk: dict[str, Any], _number: int
 
 def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
     """The options as module vm will read them; unknown suboptions and wrong values are named here already."""
-    for key in ("disks", "nics"):
-        field = next(field for field in FIELDS if field.name == key)
-        known = [inner.name for inner in field.fields]
+    for field in [field for field in FIELDS if field.elements == "dict"]:
+        key, known = field.name, [inner.name for inner in field.fields]
         for number, item in enumerate(sheet.get(key) or []):
             if not isinstance(item, Mapping):
                 raise Invalid(f"{name}: vm_{key}: write a list of dictionaries", option=f"vm_{key}")
@@ -220,14 +220,23 @@ def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_together(name: str, checked: Mapping[str, Any]) -> None:
-    """Raise Invalid for a maximum that is less than what the VM begins with, as module vm would refuse it."""
+    """Raise Invalid for what module vm would refuse of a new VM: here it is said before a volume is made."""
     root = Element("domain")
     for field in TOGETHER:
         if checked[field.name] is not None:
             try:
                 field.place.put(root, checked[field.name])
+                # Without a number it is that of a VM that is there.
+                if field.name == "cpu_topology" and checked["vcpus"] is not None:
+                    check_arrangement(root)
             except DroverError as error:
                 raise Invalid(f"{name}: vm_{error.message}", option=f"vm_{field.name}") from None
+    for place, disk in enumerate(checked["disks"] or []):
+        if disk["type"] == "iscsi" and bool(disk["user"]) != bool(disk["secret"]):
+            raise Invalid(f"{name}: vm_disks[{place}]: user and secret go together", option="vm_disks")
+    ordered = [one for key in ("disks", "nics") for one in checked[key] or [] if one["boot_order"]]
+    if ordered and checked["boot"] is not None:
+        raise Invalid(f"{name}: vm_boot and boot_order don't go together; write vm_boot: null", option="vm_boot")
     taken = [disk["target"] for disk in checked["disks"] or [] if disk["target"]]
     for target in taken:
         if taken.count(target) > 1:

@@ -1,42 +1,101 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can be changed in a running VM at once; the rest waits for its next start. Pure."""
+"""All that can be changed in a running VM at once; the rest waits for its next start. Pure.
+
+What of the machine itself can is in scaling.py, which devices come and go in attaching.py. Here is what changes in
+those that stay, and the record of the VM.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._xml import Property, devices, text_of
-from . import bandwidth, disks, metadata, nics, spoofing, tuning
+from . import attaching, bandwidth, disks, metadata, nics, scaling, spoofing, tuning
+from .scaling import Change
+
+if TYPE_CHECKING:
+    from .._libvirt import Node
 
 CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
 DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
+TARGET = Property("target/@dev")
 RECORD = ("tags", "owner", "rollback_safe")
 
 
-def plugs(live: Element, definition: Element) -> list[tuple[str, str]]:
-    """Words and device XML for each NIC that runs in other VLANs, on another bridge, or with another link than defined.
+DEVICES = {"disks": "disk", "nics": "interface"}
 
-    Writes them into `live`. libvirt takes a change of a NIC only with its whole live XML.
+
+@dataclass(frozen=True)
+class Live:
+    """What changes at once: ahead of the definition, after it, and the devices that come and go at last."""
+
+    ahead: list[Change] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    devices: list[attaching.Change] = field(default_factory=list)
+
+
+def plan(live: Element, before: Element, after: Element, given: Collection[str], awake: bool) -> Live:
+    """What makes a running VM what its definition becomes, in the options that were given; writes it into `live`.
+
+    `before` and `after` are its definition before and after the task. `awake` says whether the guest's CPUs run.
     """
-    changes = []
+    plugged = attaching.plan(live, after, [kind for name, kind in DEVICES.items() if name in given], awake)
+    ahead = scaling.changes(live, before, after, given, ahead=True)
+    changes = _plugs(live, after) if "nics" in given else []
+    changes += scaling.changes(live, before, after, given, ahead=False)
+    if "nics" in given:
+        changes += _limits(live, after)
+    if "disks" in given:
+        changes += _disk_limits(live, after)
+    return Live(ahead, changes + _record(live, after, given), plugged)
+
+
+def reasons(live: Element, definition: Element, awake: bool) -> dict[str, str]:
+    """Why what could change at once waits for the next start, by the words of the sheet's changes."""
+    found = attaching.reasons(live, definition, awake)
+    found.update(scaling.reasons(live, definition))
+    found.update(_kept_plugs(live, definition))
+    return found
+
+
+def _nics(live: Element, definition: Element) -> Iterator[tuple[Element, Element]]:
+    """Each NIC that runs and is defined, both ways."""
     wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
     for nic in filter(nics.known, devices(live, "interface")):
-        new = wanted.get(nics.nic_mac(nic))
-        if new is None:
-            continue
-        words = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
-        if words:
-            changes.append((f"move nic {nics.nic_mac(nic)} at once {', '.join(words)}", text_of(nic)))
+        if nics.nic_mac(nic) in wanted:
+            yield nic, wanted[nics.nic_mac(nic)]
+
+
+def _plugs(live: Element, definition: Element) -> list[Change]:
+    """Each NIC that runs in other VLANs, on another bridge, or with another link than defined; writes it, too.
+
+    libvirt takes a change of a NIC only with its whole live XML.
+    """
+    changes = []
+    said = bool(metadata.nics(definition))
+    for nic, new in _nics(live, definition):
+        mac = nics.nic_mac(nic)
+        moves = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
+        if moves:
+            words = f"move nic {mac} at once {', '.join(moves)}"
+            changes.append(Change(words, partial(_update, text_of(nic)), said))
         before, after = LINK.get(nic) or "up", LINK.get(new) or "up"
         if before != after:
             LINK.put(nic, after)
-            changes.append((f"set the link of nic {nics.nic_mac(nic)} at once from {before} to {after}", text_of(nic)))
+            words = f"set the link of nic {mac} at once from {before} to {after}"
+            changes.append(Change(words, partial(_update, text_of(nic)), said))
     return changes
+
+
+def _update(xml: str, node: Node, name: str) -> None:
+    node.update_device(name, xml, live=True, config=False)
 
 
 def _replug(nic: Element, after: Mapping[str, Any]) -> list[str]:
@@ -53,16 +112,13 @@ def _replug(nic: Element, after: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def kept_plugs(live: Element, definition: Element) -> dict[str, str]:
+def _kept_plugs(live: Element, definition: Element) -> dict[str, str]:
     """Why a NIC changes its bridge at the next start only, by the words of the sheet's changes."""
-    wanted = {nics.nic_mac(nic): nic for nic in filter(nics.known, devices(definition, "interface"))}
-    found = {}
-    for nic in filter(nics.known, devices(live, "interface")):
-        mac = nics.nic_mac(nic)
-        new = wanted.get(mac)
-        if new is not None and _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new)):
-            found[f"nic {mac} bridge {_bridge(nic) or 'none'} -> {_bridge(new) or 'none'}"] = reason
-    return found
+    return {
+        f"nic {nics.nic_mac(nic)} bridge {_bridge(nic) or 'none'} -> {_bridge(new) or 'none'}": reason
+        for nic, new in _nics(live, definition)
+        if _bridge(nic) != _bridge(new) and (reason := _keeps_bridge(nic, new))
+    }
 
 
 def _bridge(nic: Element) -> str | None:
@@ -89,29 +145,28 @@ def _carried(nic: Mapping[str, Any]) -> str:
     return ", ".join(map(str, [nic["vlan"]] if nic["vlan"] else nic["trunks"] or [])) or "none"
 
 
-def limits(live: Element, sheet: Mapping[str, Any]) -> list[tuple[str, str, dict[str, int]]]:
-    """Words, MAC address and libvirt's parameters for each NIC whose limits are not its sheet's; writes them, too."""
+def _limits(live: Element, definition: Element) -> list[Change]:
+    """Each NIC whose limits are not its definition's; writes them, too."""
     changes = []
-    wanted = {nic["mac"]: nic for nic in sheet["nics"]}
-    for nic in filter(nics.known, devices(live, "interface")):
-        before, after = bandwidth.BANDWIDTH.get(nic), wanted.get(nics.nic_mac(nic))
-        if after is not None and before != (after["bandwidth"] or {}):
-            limit = after["bandwidth"] or {}
-            bandwidth.BANDWIDTH.put(nic, limit)
-            words = f"limit nic {after['mac']} at once: {bandwidth.words(before)} -> {bandwidth.words(limit)}"
-            changes.append((words, after["mac"], bandwidth.parameters(limit)))
+    for nic, new in _nics(live, definition):
+        before, after = bandwidth.BANDWIDTH.get(nic) or {}, bandwidth.BANDWIDTH.get(new) or {}
+        if before != after:
+            bandwidth.BANDWIDTH.put(nic, after)
+            words = f"limit nic {nics.nic_mac(nic)} at once: {bandwidth.words(before)} -> {bandwidth.words(after)}"
+            changes.append(Change(words, partial(_limit, nics.nic_mac(nic) or "", bandwidth.parameters(after))))
     return changes
 
 
-def disk_limits(live: Element, definition: Element) -> list[tuple[str, str, dict[str, int]]]:
-    """Words, target and libvirt's parameters for each disk whose limits are not its definition's; writes them, too.
+def _limit(mac: str, parameters: Mapping[str, int], node: Node, name: str) -> None:
+    node.set_bandwidth(name, mac, parameters)
 
-    A parameter of 0 takes a limit away.
-    """
+
+def _disk_limits(live: Element, definition: Element) -> list[Change]:
+    """Each disk whose limits are not its definition's; writes them, too. A parameter of 0 takes a limit away."""
     changes = []
-    wanted = {Property("target/@dev").get(disk): disk for disk in devices(definition, "disk")}
+    wanted = {TARGET.get(disk): disk for disk in devices(definition, "disk")}
     for disk in devices(live, "disk"):
-        target = Property("target/@dev").get(disk)
+        target = TARGET.get(disk)
         new = wanted.get(target)
         if new is None or disks.read(disk) is None or disk.get("device") == "cdrom":
             continue
@@ -123,20 +178,34 @@ def disk_limits(live: Element, definition: Element) -> list[tuple[str, str, dict
                 texts.append(f"{name} {tuning.shown(name, before)} -> {tuning.shown(name, after)}")
                 parameters.update({f"{way}_{place.unit}_sec": after.get(way, 0) for way in tuning.WAYS})
         if texts:
-            changes.append((f"limit disk {target} at once: {', '.join(texts)}", target, parameters))
+            words = f"limit disk {target} at once: {', '.join(texts)}"
+            changes.append(Change(words, partial(_limit_disk, target, parameters)))
     return changes
 
 
-def said(live: Element, definition: Element, names: Sequence[str]) -> list[str]:
-    """What the record of a running VM says otherwise than its definition's, of these names; writes it into `live`."""
+def _limit_disk(target: str, parameters: Mapping[str, int], node: Node, name: str) -> None:
+    node.set_disk_limits(name, target, parameters)
+
+
+def _record(live: Element, definition: Element, given: Collection[str]) -> list[Change]:
+    """What the record of the running VM says otherwise than its definition's; writes it, too."""
     before, wanted = metadata.read(live), metadata.read(definition)
-    changed = [name for name in names if before.get(name) != wanted.get(name)]
+    changed = [name for name in RECORD if name in given and before.get(name) != wanted.get(name)]
     if changed:
         metadata.edit(live, {name: wanted.get(name) for name in changed})
-    return changed
+    if "nics" in given and (words := _checks(live, definition)):
+        changed.append(words)
+    if not changed:
+        return []
+    words = f"change the {' and '.join(changed)} of {Property('name').get(definition)} as it runs"
+    return [Change(words, partial(_write_record, metadata.record_xml(live)), CHECKS in changed)]
 
 
-def checks(live: Element, definition: Element) -> str | None:
+def _write_record(record: str | None, node: Node, name: str) -> None:
+    node.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=True, config=False)
+
+
+def _checks(live: Element, definition: Element) -> str | None:
     """The words for what is said of its NICs, in the same way."""
     before, wanted = metadata.nics(live), metadata.nics(definition)
     if before == wanted:

@@ -52,9 +52,13 @@ def claims_of(root: Element) -> set[Claim]:
         found |= {("IP address", text.partition("/")[0]) for text in (own.split(",") if own else ())}
     for disk in map(disk_facts, devices(root, "disk")):
         kind = "medium" if disk["readonly"] or disk["device"] != "disk" else "disk"
-        names = [*may_be(disk["identity"]), *other_names(disk["identity"])] if disk["identity"] else []
-        found |= {(kind, name) for name in names}
+        found |= {(kind, name) for name in (names_of(disk["identity"]) if disk["identity"] else ())}
     return found
+
+
+def names_of(identity: str) -> list[str]:
+    """All names of a disk's storage: two disks are one storage as soon as they have one of them in common."""
+    return [*may_be(identity), *other_names(identity)]
 
 
 def _definitions(domain: Domain) -> list[str]:

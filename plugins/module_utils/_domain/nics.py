@@ -16,6 +16,7 @@ from .._fields import Field, between, check_mac, check_name, check_vlan
 from .._identity import vm_mac
 from .._xml import Property, add, add_device, devices, drop, find, make
 from . import addresses, bandwidth, metadata, spoofing
+from .boot import BOOT_ORDER
 
 ANOTHER = "the guest would see another NIC; take this one off first"
 BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
@@ -133,6 +134,7 @@ NICS: tuple[Field, ...] = (
     Field("link", choices=("up", "down"), place=Link(), when="live"),
     Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
     Field("queues", type="int", check=between(1, 256), place=Queues()),
+    BOOT_ORDER,
     Field(
         "bandwidth",
         type="dict",
@@ -246,12 +248,12 @@ def _add(root: Element, options: dict[str, Any], bridges: Mapping[str, str], boo
         raise Invalid(f"{where}: bridge is missing; a new NIC needs it, or network", option=where)
     nic = Element("interface")
     values = {**options, "model": options.get("model") or "virtio"}
-    for name in ("mac", "bridge", "network", "vlan", "trunks", "model", "link", "mtu", "queues", "bandwidth"):
+    for name in ("mac", *(name for name in PLACED if name != "mac")):
         if values.get(name):
             PLACED[name].place.put(nic, values[name])
     _check_queues(nic, where)
     _plug(nic, bridges, where)
-    if not boot:
+    if not boot and not values.get("boot_order"):
         # The boot ROM of a NIC costs a second at each start.
         add(nic, "rom", {"enabled": "no"})
     add_device(root, nic)

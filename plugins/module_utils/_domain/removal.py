@@ -8,7 +8,9 @@ from __future__ import annotations
 from functools import partial
 
 from .._disks.kind import Store, Volume
+from .._errors import Refused
 from .._resource import Step
+from .._xml import Property, parse
 from . import disks, seeding
 from .admission import HERE, Admission
 from .draft import Draft
@@ -27,11 +29,25 @@ def volumes(draft: Draft, admission: Admission) -> Volumes:
 def steps(draft: Draft, admission: Admission) -> list[Step]:
     """Undefine it, then delete its volumes and its seed."""
     name, uuid = admission.name, draft.uuid
+    _check_snapshots(draft, name)
     defined = draft.domain is not None and draft.domain.persistent
     first = [Step(f"undefine {name}", draft.undefine)] if defined else []
     found = volumes(draft, admission)
     first += [Step(f"delete {one.name}", partial(store.remove, one.identity, uuid)) for store, one in found]
     return first + seeding.removal(name, uuid)
+
+
+def _check_snapshots(draft: Draft, name: str) -> None:
+    """Raise Refused while it has snapshots: the definition goes with all that is known of them, and of their files."""
+    there = draft.domain is not None and draft.domain.has_snapshots
+    held = draft.site.node.snapshots(name) if there else []
+    names = [str(Property("name").get(parse(xml))) for xml, _current in held]
+    if names:
+        raise Refused(
+            f"{name} has snapshots ({', '.join(sorted(names))}), which would be lost, or left behind as files that "
+            "nobody knows; remove them first (drover.kvm.snapshot)",
+            snapshots=sorted(names),
+        )
 
 
 def kept(draft: Draft, admission: Admission) -> list[str]:

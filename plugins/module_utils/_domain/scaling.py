@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Memory, vCPUs and CPU time that a running VM gets or gives back at once. Pure.
+"""What of the machine itself a running VM gets or gives back at once: one row of `ROWS` for each option. Pure.
 
 Memory goes into and out of the balloon (virtio-balloon), vCPUs are plugged in and out, both within the most that it was
 started with. How much time a vCPU may take is the node's affair.
@@ -9,57 +9,69 @@ started with. How much time a vCPU may take is the node's affair.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from xml.etree.ElementTree import Element
 
+from .._errors import Failed
 from .._fields import size_text
 from .._xml import find, make
-from .cpu import QUOTA, VCPUS, maximum
-from .memory import MEMORY, most
+from .cpu import PERIOD, QUOTA, VCPUS, maximum, quota_of
+from .memory import KIB, MEMORY, most
+
+if TYPE_CHECKING:
+    from .._libvirt import Node
 
 BORN = "the vCPUs that it started with can't be taken away"
+RESTART = "power the machine off and on (state=restarted)"
+UNPLUG = "unplug"
 
 
-class Scaling(NamedTuple):
-    """What to set at once: `memory` in bytes, the number of `vcpus`, or the `cpu_quota` in per cent (0 for none)."""
+class Change(NamedTuple):
+    """What a running VM gets at once: in words, the call for a node and the VM's name, and whether its ports are new.
 
-    what: str
-    value: int
-    words: str
-
-
-def memory(live: Element, before: Element, after: Element) -> Scaling | None:
-    """The memory, where its definition changes in this run; writes it into `live`.
-
-    What the guest really has may stay another: it gives memory back when it can, and not without a driver. So one run
-    asks for it once.
+    A port that is new to the switch has to be told what the VM's record says of it.
     """
-    wanted = MEMORY.get(after)
-    if wanted == MEMORY.get(before) or not wanted or wanted > most(live):
-        return None
-    element = make(live, "currentMemory")
-    element.set("unit", "KiB")
-    element.text = str(wanted // 1024)
-    return Scaling("memory", wanted, f"set the memory at once to {size_text(wanted)}")
+
+    words: str
+    call: Callable[[Node, str], object]
+    ports: bool = False
 
 
-def vcpus(live: Element, after: Element) -> Scaling | None:
-    """The number of vCPUs, where it differs from the definition's; writes it into `live`."""
-    has, wanted = _vcpus(live), _vcpus(after)
-    if wanted == has or wanted > maximum(live) or _kept(live, after):
-        return None
-    make(live, "vcpu").set("current", str(wanted))
-    return Scaling("vcpus", wanted, f"set the vCPUs at once from {has} to {wanted}")
+@dataclass(frozen=True)
+class Row:
+    """How an option of the machine changes as it runs; a value that does not fit waits for the next start.
+
+    `words` take the old value and the new one, as `shown` writes them. `put` writes the new one into the running tree,
+    so that nothing waits for it, and `call` tells libvirt. `old` and `fits` have the trees of the running VM and of its
+    definition before and after the task. What goes `ahead` of the definition is asked for once, in the run that
+    changes it.
+    """
+
+    name: str
+    words: str
+    get: Callable[[Element], Any]
+    put: Callable[[Element, Any], None]
+    call: Callable[[Node, str, Any], object]
+    shown: Callable[[Any], str] = str
+    fits: Callable[[Element, Element], bool] = lambda _live, _after: True
+    ahead: bool = False
+
+    def change(self, live: Element, before: Element, after: Element) -> Change | None:
+        """The change, where there is one that can be at once; writes it into `live`."""
+        old, new = self.get(before if self.ahead else live), self.get(after)
+        if old == new or not self.fits(live, after):
+            return None
+        self.put(live, new)
+        words = self.words.format(self.shown(old), self.shown(new))
+        return Change(words, lambda node, name: self.call(node, name, new))
 
 
-def quota(live: Element, after: Element) -> Scaling | None:
-    """The limit of each vCPU's time, where it differs from the definition's; writes it into `live`."""
-    has, wanted = QUOTA.get(live), QUOTA.get(after)
-    if wanted == has:
-        return None
-    QUOTA.put(live, wanted)
-    words = [f"{number} %" if number else "none" for number in (has, wanted)]
-    return Scaling("cpu_quota", wanted or 0, f"limit the time of each vCPU at once: {words[0]} -> {words[1]}")
+def changes(live: Element, before: Element, after: Element, given: Collection[str], ahead: bool) -> list[Change]:
+    """What the options that were given change at once, ahead of the definition or after it."""
+    rows = [row for row in ROWS if row.ahead == ahead and row.name in given]
+    return [change for row in rows if (change := row.change(live, before, after)) is not None]
 
 
 def reasons(live: Element, after: Element) -> dict[str, str]:
@@ -79,3 +91,50 @@ def _kept(live: Element, after: Element) -> str | None:
 
 def _vcpus(root: Element) -> int:
     return VCPUS.get(root) or 1
+
+
+def _put_memory(live: Element, value: int) -> None:
+    element = make(live, "currentMemory")
+    element.set("unit", "KiB")
+    element.text = str(value // KIB)
+
+
+def _plug_vcpus(node: Node, name: str, count: int) -> None:
+    try:
+        node.set_vcpus(name, count, live=True, config=False)
+    except Failed as error:
+        if UNPLUG not in error.message:
+            raise
+        raise Failed(f"{error.message}: the guest keeps them; run this again, or {RESTART}", **error.details) from None
+
+
+ROWS = (
+    # What the guest really has may stay another: it gives memory back when it can, and not without a driver. So it is
+    # asked for where the definition changes, and comes before that, from which a run that was cut off sees it.
+    Row(
+        "memory",
+        "set the memory at once to {1}",
+        MEMORY.get,
+        _put_memory,
+        lambda node, name, value: node.set_memory(name, value, live=True, config=False),
+        size_text,
+        lambda live, after: (MEMORY.get(after) or 0) <= most(live),
+        ahead=True,
+    ),
+    Row(
+        "vcpus",
+        "set the vCPUs at once from {0} to {1}",
+        _vcpus,
+        lambda live, value: make(live, "vcpu").set("current", str(value)),
+        _plug_vcpus,
+        fits=lambda live, after: _vcpus(after) <= maximum(live) and not _kept(live, after),
+    ),
+    Row(
+        "cpu_quota",
+        "limit the time of each vCPU at once: {0} -> {1}",
+        QUOTA.get,
+        QUOTA.put,
+        lambda node, name, value: node.set_cpu_quota(name, PERIOD, quota_of(value or 0)),
+        lambda percent: f"{percent} %" if percent else "none",
+    ),
+)

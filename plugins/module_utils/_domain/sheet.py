@@ -14,6 +14,7 @@ from .._fields import names_after, size_text
 from .._identity import vm_uuid
 from .._xml import Property
 from . import bandwidth, cloud_init, cpu, disks, leases, memory, metadata, nics, tuning
+from .boot import BOOT, arrange_boot, has_order
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
@@ -56,9 +57,10 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
 
     Returns the disks as declared, by target. Raises Invalid or Refused.
     """
+    ordered = has_order(root)
     for field in HARDWARE:
         value, present = params[field.name], field.place.get(root)
-        if value is None or value == present or (value == "" and present is None):
+        if value is None or field.same(value, present) or (value == "" and present is None):
             continue
         if field.fixed:
             raise Refused(f"{field.name} is {present} and can't become {value}: {field.fixed}")
@@ -71,10 +73,10 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
     name = params["name"]
     declared = {} if params["disks"] is None else disks.write(root, params["disks"], name)
     if params["nics"] is not None:
-        boot = "network" in (next(field for field in HARDWARE if field.name == "boot").place.get(root) or ())
-        nics.write(root, params["nics"], name, bridges, boot)
+        nics.write(root, params["nics"], name, bridges, "network" in (BOOT.get(root) or ()))
     if params["cloud_init"] is not None:
         cloud_init.write(root, params["cloud_init"])
+    arrange_boot(root, params, ordered)
     return declared
 
 
@@ -134,5 +136,5 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(key, item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(f"({shown(name, one)})" if isinstance(one, dict) else str(one) for one in value) or "none"
     return "none" if value is None or value == "" else str(value)

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable, NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
 from .._disks.kind import Options
@@ -152,10 +152,22 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, Disk], name: s
     return disk
 
 
-def check_twins(places: Mapping[str, str], known: Mapping[str, Disk], name: str) -> None:
-    """Refuse one storage for two disks of the VM; `places` are the identities by target."""
+def check_twins(
+    places: Mapping[str, str], known: Mapping[str, Disk], name: str, names: Callable[[str], Iterable[str]]
+) -> None:
+    """Refuse one storage for two disks of the VM, and a disk's own by another name: it would be copied onto itself.
+
+    `places` are the identities by target, `names` tells all names of an identity.
+    """
+    held = {
+        target: {one for identity in (disk.identity, disk.defined) if identity for one in names(identity)}
+        for target, disk in known.items()
+    }
     for target, identity in places.items():
-        others = [disk.target for disk in known.values() if identity in (disk.identity, disk.defined)]
-        others += [other for other, same in places.items() if same == identity]
-        if others := sorted({other for other in others if other != target}):
-            raise Refused(f"{identity}, where {target} of {name} shall lie, is for {others[0]}")
+        mine = set(names(identity))
+        if mine & held[target] and identity not in (known[target].identity, known[target].copy):
+            raise Refused(f"{target} of {name} is {known[target].identity}, which {identity} is too, by another name")
+        others = {other for other in known if mine & held[other]}
+        others |= {other for other, same in places.items() if mine & set(names(same))}
+        if others - {target}:
+            raise Refused(f"{identity}, where {target} of {name} shall lie, is for {min(others - {target})}")

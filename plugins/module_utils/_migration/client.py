@@ -23,6 +23,7 @@ from .unit import Unit
 HEARTBEAT_SECONDS = 20.0
 # What a helper may take beyond its time for the migration and its time for the recovery.
 HELPER_SECONDS = 600.0
+LOOK_AGAIN = 1.0
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Client:
     needs: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
+    inbound: int | None = None
     copying: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -47,7 +49,7 @@ class Client:
         """The client of a run with these options. Raises NotFound and Failed without a usable cluster.json."""
         heartbeat = Path(params["heartbeat"]) if params["heartbeat"] else None
         slots = threading.Semaphore(params["parallel"])
-        yield cls(Site.load(), slots, heartbeat, params["destinations"] or {})
+        yield cls(Site.load(), slots, heartbeat, params["destinations"] or {}, inbound=params["parallel_inbound"])
         if heartbeat:
             heartbeat.unlink(missing_ok=True)
 
@@ -78,7 +80,8 @@ class Client:
                 copying = uuid in self.copying
                 self.needs[uuid] = {**need, "copying": copying, "copies": need["copies"] if copying else []}
         for target, wanted in moves.items():
-            question = partial(prechecks.answer, needs=[self.needs[uuid] for uuid in wanted])
+            needs = [self.needs[uuid] for uuid in wanted]
+            question = partial(prechecks.answer, needs=needs, address=self.site.address(target))
             self.answers[target] = self.site.ask(question, [target])[target]
 
     def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
@@ -111,8 +114,24 @@ class Client:
     def carry_out(self, order: Order) -> dict[str, Any]:
         """Start a helper when a place is free, and wait for its end. Raises Failed when the controller is gone."""
         with self.slots:
+            self.queue(order)
             if not self.beating():
                 raise Failed(f"{order.vm} was not begun: the controller is gone", where=order.source)
             unit = Unit(order.uuid)
             unit.start(order)
             return unit.wait(order.id, seconds=2 * order.timeout + HELPER_SECONDS)
+
+    def queue(self, order: Order) -> None:
+        """Wait for a place at the destination, for as long as the migration itself may take. Raises Failed."""
+        if self.inbound is None or order.kind != "live":
+            return
+        end = time.monotonic() + order.timeout
+        while self.beating():
+            coming = self.site.ask(lambda node: node.incoming(), [order.target])[order.target]
+            # One that gives no answer now is for the helper, which tells it better.
+            if isinstance(coming, Unreachable) or coming < self.inbound:
+                return
+            if time.monotonic() > end:
+                words = f"{order.target} took in {coming} other VMs for {order.timeout:g} s"
+                raise Failed(f"{order.vm} was not begun: {words}", where=order.source)
+            time.sleep(LOOK_AGAIN)

@@ -16,12 +16,13 @@ from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
 from .._lvm import Lvm
-from . import locks
+from . import locks, stream
 from .order import Order
 from .volumes import Volumes
 
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
 SUSPENDED = 3
+STATUS = "/run/libvirt/qemu/{}.xml"
 DETAILS = {0: "paused", 1: "migrated"}
 
 
@@ -197,6 +198,13 @@ class End:
         with translated(f"asking {self.node}"):
             return int(self._domain(uuid).snapshotNum())
 
+    def incoming(self) -> int:
+        """How many VMs are just coming in."""
+        with translated(f"listing the VMs of {self.node}"):
+            domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED)
+            states = [state_words(*domain.state()) for domain in domains]
+        return states.count(("paused", "migrating"))
+
     def names(self) -> dict[str, str]:
         """The UUIDs of all domains of the node by name."""
         with translated(f"listing the VMs of {self.node}"):
@@ -275,9 +283,28 @@ class End:
             params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [copy["target"] for copy in order.copies]
         if order.bandwidth:
             params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
+        if order.auto_converge:
+            flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
+        if order.connections:
+            flags |= libvirt.VIR_MIGRATE_PARALLEL
+            params[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = order.connections
         domain = self._domain(order.uuid)
         with translated(f"migrating {order.vm} from {order.source} to {order.target}"):
             domain.migrateToURI3(order.uri, params, flags)
+
+    @staticmethod
+    def reach(order: Order) -> None:
+        """See that packets reach the address where the memory shall be sent. Raises Refused."""
+        stream.reach(order)
+
+    @staticmethod
+    def phase(name: str) -> str:
+        """The phase of the job that libvirt on this machine has written down for its next start, for messages."""
+        try:
+            job = xml.find(xml.parse(Path(STATUS.format(name)).read_text("utf-8")), "job")
+        except (OSError, ValueError, DroverError):
+            return ""
+        return "" if job is None else job.get("phase", "none")
 
     @staticmethod
     def share(order: Order) -> None:
@@ -312,6 +339,22 @@ class End:
         """End the job that runs."""
         with translated(f"aborting the job on {self.node}"):
             self._domain(uuid).abortJob()
+
+    def allow_downtime(self, uuid: str, milliseconds: int) -> bool:
+        """Let the VM stand still for so long at the switch; false when the job takes no such word now."""
+        try:
+            self._domain(uuid).migrateSetMaxDowntime(milliseconds, 0)
+        except (libvirt.libvirtError, DroverError):
+            return False
+        return True
+
+    def totals(self, uuid: str) -> dict[str, Any]:
+        """The bytes that were sent here and the passes over the memory that took; empty when libvirt lost them."""
+        try:
+            stats = self._domain(uuid).jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+        except (libvirt.libvirtError, DroverError):
+            return {}
+        return {"sent": stats.get("data_processed"), "passes": stats.get("memory_iteration")}
 
     def on_event(self, uuid: str, heard: Callable[[str, str], None]) -> None:
         """Call `heard(event, detail)` when the VM is suspended."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .._run import run
 from .ends import End
 from .live import LiveMove
 from .offline import move_definition
-from .order import Journal, Order, load
+from .order import Journal, Order, forget_others, load
 from .recovery import Limits, Nodes, Recovery
 
 Leave = Callable[[str], None]
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(argv[1])
     try:
         order = load(path)
+        forget_others(path, order)
         journal = Journal(order)
         if order.kind == "recover" or argv[2:3] == ["recover"]:
             recover(order, journal, argv[3] if len(argv) > 3 else "")
@@ -42,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
             move(order, journal, lambda words: start_recovery(argv, order, words))
         path.unlink(missing_ok=True)
         status = 0
+    except Exception:
+        # Nothing after this would show it.
+        traceback.print_exc(file=sys.stdout)
     finally:
         sys.stdout.flush()
         os._exit(status)

@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from .._errors import DroverError, Failed, Refused
+from . import stream
 from .order import End, Journal, Order
+from .pace import Pace
 from .volumes import remove_originals
 
 TICK = 1.0
@@ -32,10 +34,13 @@ class Source(End, Protocol):
     def on_event(self, uuid: str, heard: Any) -> None: ...
     def undefine(self, uuid: str) -> None: ...
     def process(self, name: str, uuid: str) -> int | None: ...
+    def reach(self, order: Order) -> None: ...
+    def phase(self, name: str) -> str: ...
     def migrate(self, order: Order) -> None: ...
     def share(self, order: Order) -> None: ...
     def progress(self, uuid: str) -> dict[str, Any]: ...
     def abort(self, uuid: str) -> None: ...
+    def allow_downtime(self, uuid: str, milliseconds: int) -> bool: ...
     def capacity(self, uuid: str, target: str) -> int: ...
     def uses(self, path: str) -> bool: ...
 
@@ -54,6 +59,7 @@ class Target(End, Protocol):
     def volumes(self) -> Files: ...
     def on_event(self, uuid: str, heard: Any) -> None: ...
     def resume(self, uuid: str) -> None: ...
+    def totals(self, uuid: str) -> dict[str, Any]: ...
     def capacity(self, uuid: str, target: str) -> int: ...
 
 
@@ -64,6 +70,7 @@ class LiveMove:
         self.order, self.source, self.target, self.journal = order, source, target, journal
         self.marker: dict[str, Any] = {}
         self.error: DroverError | None = None
+        self.reason = ""
         self.returned = self.finished = self.source_dead = self.resumed = self.early = False
         self.stopped_at = self.finished_at = self.resumed_at = 0.0
         self._ear, self._mouth = os.pipe()
@@ -73,6 +80,7 @@ class LiveMove:
         self.source.on_event(self.order.uuid, self._heard_source)
         self.target.on_event(self.order.uuid, self._heard_target)
         process = self.source.process(self.order.vm, self.order.uuid)
+        self.source.reach(self.order)
         self.mark()
         if self.order.copies:
             self.journal.phase("making room", copies=self.paths)
@@ -83,11 +91,11 @@ class LiveMove:
         self.journal.phase("migrating", was=self.marker["was"])
         self.perform(process)
         if self.error is not None:
-            raise self.error
+            raise Failed(f"{self.reason}: {self.error.message}") if self.reason else self.error
         self.prove()
         left = self.complete()
         measured = {"downtime_ms": self.until_resume(self.stopped_at), "proof_ms": self.until_resume(self.finished_at)}
-        return {**measured, "resumed_early": self.early, "left": left}
+        return {**measured, **self.target.totals(self.order.uuid), "resumed_early": self.early, "left": left}
 
     def until_resume(self, begin: float) -> float | None:
         """Milliseconds from a moment to the resume; None when one of both was not seen."""
@@ -122,7 +130,7 @@ class LiveMove:
     def perform(self, process: int | None) -> None:
         """Migrate, watching for stalls, and resume as soon as there is proof. Keeps the call's error in `error`."""
         threading.Thread(target=self._call, daemon=True).start()
-        watch = Watch(self.order, time.monotonic())
+        pace = Pace(self.order, time.monotonic())
         while not self.returned:
             ears = [self._ear] + ([process] if process is not None and not self.source_dead else [])
             ready, _w, _x = select.select(ears, [], [], TICK)
@@ -133,7 +141,7 @@ class LiveMove:
             if self.source_dead and self.finished and self.order.early and not self.resumed:
                 self.resume()
             elif not ready:
-                self._tick(watch)
+                self._tick(pace)
 
     def resume(self) -> None:
         """Start the vCPUs at the destination; only called with proof that the source never runs it again."""
@@ -211,42 +219,19 @@ class LiveMove:
             self.finished_at = time.monotonic()
             os.write(self._mouth, b"F")
 
-    def _tick(self, watch: Watch) -> None:
+    def _tick(self, pace: Pace) -> None:
         progress = self.source.progress(self.order.uuid)
         if progress:
             self.journal.update(progress=progress)
-        verdict = watch.judge(progress, time.monotonic())
-        if watch.hopeless(time.monotonic()):
-            raise Failed(f"the migration of {self.order.vm} did not end although it was aborted")
+        verdict = pace.judge(progress, time.monotonic())
+        if pace.hopeless(time.monotonic(), ABORT_PATIENCE):
+            raise Failed(f"the migration of {self.order.vm} did not end although it was aborted: {self.reason}")
         if verdict:
-            self.journal.phase("aborting", reason=verdict)
+            where = stream.standing(self.order, self.source.phase(self.order.vm), progress)
+            self.reason = f"{verdict}: {where}"
+            self.journal.phase("aborting", reason=self.reason)
             self.source.abort(self.order.uuid)
-
-
-class Watch:
-    """Decides when a migration takes too long. Times are monotonic seconds."""
-
-    def __init__(self, order: Order, now: float) -> None:
-        self.order = order
-        self.start = self.moved = now
-        self.last: Any = None
-        self.aborted = 0.0
-
-    def judge(self, progress: dict[str, Any], now: float) -> str:
-        """Why it must be aborted now, or nothing. Says it once."""
-        sent = progress.get("sent")
-        if sent != self.last:
-            self.last, self.moved = sent, now
-        if self.aborted:
-            return ""
-        reason = ""
-        if now - self.start > self.order.timeout:
-            reason = f"not done after {self.order.timeout:g} s"
-        elif now - self.moved > self.order.stall_timeout:
-            reason = f"no progress for {self.order.stall_timeout:g} s"
-        self.aborted = now if reason else 0.0
-        return reason
-
-    def hopeless(self, now: float) -> bool:
-        """The abort itself has had no effect."""
-        return bool(self.aborted) and now - self.aborted > ABORT_PATIENCE
+        elif (allowed := pace.downtime(progress)) is not None and self.source.allow_downtime(self.order.uuid, allowed):
+            pace.allowed = allowed
+            self.journal.update(downtime_allowed=allowed)
+            self.journal.say(f"may stand still for {allowed} ms")

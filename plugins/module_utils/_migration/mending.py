@@ -13,6 +13,7 @@ from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
+from .pace import DEFAULTS
 from .recovery import VERBS
 from .rules import decide
 from .site import Sight
@@ -92,7 +93,7 @@ class Mending:
             here=site.here,
             nodes=site.uris,
             timeout=self.params["timeout"] or 600,
-            stall_timeout=self.params["stall_timeout"],
+            stall_timeout=self.params["stall_timeout"] or DEFAULTS["stall_timeout"],
             keep=self.params["keep"],
         )
 

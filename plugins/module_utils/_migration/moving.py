@@ -17,13 +17,14 @@ from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
+from .pace import chosen, seconds
 from .recovery import VERBS
 from .rules import decide
 from .site import Sight
 from .unit import Unit
 
-SECONDS_PER_GIB = 150
-SHORTEST = 120
+# What a helper measures: see RETURN of module migrate.
+MEASURED = ("downtime_ms", "proof_ms", "sent", "passes")
 
 
 class Moving:
@@ -37,6 +38,7 @@ class Moving:
         self.decision = Decision("", "unknown", "")
         self.helper_to: str | None = None
         self.begun = 0.0
+        self.left: str | None = None
         self.warnings: list[str] = []
 
     @classmethod
@@ -177,7 +179,7 @@ class Moving:
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Keep what was measured; raise Failed when the VM is not where it shall be."""
-        times = {name: result.get(name) for name in ("downtime_ms", "proof_ms")}
+        times = {name: result.get(name) for name in MEASURED}
         left = result.get("left") or []
         if left:
             words = f"{', '.join(left)} of {self.name} stayed on {self.client.site.here}, where nobody uses it now"
@@ -187,6 +189,7 @@ class Moving:
             truth = self.truth()
             words = f"{result['error'] or 'the migration ended without it'}; {self.name} is {truth['vm_state']}"
             raise Failed(f"{self.name} was not migrated to {self.to}: {words}", **truth, rule=result.get("rule"))
+        self.left = self.client.site.here
         self.check_lease()
         # A guest that runs has read it; what is in it should not stay where nobody looks for it.
         for path in _seed.left(file.seed_path(self.name), self.uuid) if self.to != self.client.site.here else []:
@@ -217,6 +220,7 @@ class Moving:
         need = self.client.needs.get(self.uuid, {})
         copies = need.get("copies", []) if kind == "live" else []
         amount = (params["memory"] or need.get("memory", 0)) + sum(copy["size"] for copy in copies)
+        options = chosen(params, need.get("tags", ()))
         return Order(
             id=str(uuids.uuid4()),
             kind=kind,
@@ -227,11 +231,15 @@ class Moving:
             here=site.here,
             nodes=site.uris,
             stream=site.stream(self.to),
-            bandwidth=params["bandwidth"],
-            timeout=params["timeout"] or max(SHORTEST, SECONDS_PER_GIB * amount / 2**30),
-            stall_timeout=params["stall_timeout"],
+            bandwidth=options["bandwidth"],
+            timeout=seconds(options, amount),
+            stall_timeout=options["stall_timeout"],
             home=params["set_home"],
             early=params["early_resume"],
+            auto_converge=options["auto_converge"],
+            max_downtime=options["max_downtime"],
+            max_pause=options["max_pause"] if options["when_stuck"] == "pause" else 0,
+            connections=options["parallel_connections"],
             copies=copies,
             devices=need.get("devices", []),
         )
@@ -246,7 +254,6 @@ class Moving:
             "vm_state": sight.words(),
             "verified": sight.holders == [self.to] and not sight.marker,
             "unseen": sight.silent,
-            "seconds": self.measured.get("seconds"),
-            "downtime_ms": self.measured.get("downtime_ms"),
-            "proof_ms": self.measured.get("proof_ms"),
+            "from": self.left,
+            **{name: self.measured.get(name) for name in ("seconds", *MEASURED)},
         }

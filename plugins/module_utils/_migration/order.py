@@ -40,7 +40,10 @@ class Order:
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
     to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
     home: keep, source or destination. `copies` are the disks that only the source has and that go along: target, path,
-    format, size. `devices` are its block devices: path, identity, and the `lock` (VG/LV) of one in a shared group.
+    format, size. `auto_converge` slows a VM down that changes its memory too fast, `max_downtime` (ms) is what the
+    downtime may grow to, `max_pause` how long it may stand still when its time is over (0: abort). `connections` is
+    the number of connections that the memory is sent over (None: one). `devices` are its block devices: path,
+    identity, and the `lock` (VG/LV) of one in a shared group.
     """
 
     id: str
@@ -57,6 +60,10 @@ class Order:
     stall_timeout: float = 60
     home: str = "keep"
     early: bool = True
+    auto_converge: bool = True
+    max_downtime: int = 1000
+    max_pause: float = 0
+    connections: int | None = None
     keep: str | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)
@@ -111,6 +118,13 @@ def load(path: Path) -> Order:
         raise NotFound(f"there is no order in {path}")
     known = {option.name for option in fields(Order)}
     return Order(**{key: value for key, value in data.items() if key in known})
+
+
+def forget_others(path: Path, order: Order) -> None:
+    """Remove what helpers of this VM left that were killed; for the one that has the VM's lock and this order."""
+    for other in path.parent.glob(f"order-{order.uuid}-*.json"):
+        if other != path:
+            other.unlink(missing_ok=True)
 
 
 class Journal:

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .._domain import leases
-from .._domain.facts import disk_facts, nic_facts, size_of, state_files
+from .._domain import leases, metadata
+from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of, state_files
 from .._fields import UNITS
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
+from . import stream
 from .ends import End
 from .volumes import CLAIM
 
 OVERHEAD = 128 * UNITS["M"]
 SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
+AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or leave it on its node"
 MOUNTS = Path("/proc/self/mounts")
 
 
@@ -55,6 +57,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
     cpu = find(root, "cpu")
     return {
         "name": find_text(root, "name"),
+        "tags": metadata.read(root)["tags"],
         "uuid": uuid,
         "running": (end.state(uuid) or ("stopped",))[0] != "stopped",
         "memory": size_of(find(root, "memory")) or 0,
@@ -71,8 +74,8 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
-        "hostdevs": len(devices(root, "hostdev")),
-        "filesystems": len(devices(root, "filesystem")),
+        "hostdevs": [hostdev_facts(device)["name"] for device in devices(root, "hostdev")],
+        "filesystems": [name or "without a name" for name in shares(root)],
         "state_files": state_files(root),
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
@@ -103,9 +106,13 @@ def _secrets(root: Element) -> list[dict[str, str]]:
     return [{key: value for key, value in element.items() if key in ("type", "usage", "uuid")} for element in elements]
 
 
-def answer(end: End, needs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the destination says: its names and UUIDs, free memory, and per VM its own words against it."""
+def answer(end: End, needs: list[dict[str, Any]], address: str) -> dict[str, Any]:
+    """What the destination says: its names and UUIDs, free memory, and per VM its own words against it.
+
+    `silent` is why no memory can be sent to its migration `address` from this machine.
+    """
     return {
+        "silent": stream.silent(address) if any(need["running"] for need in needs) else "",
         "domains": end.names(),
         "free": end.free_memory(),
         "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
@@ -154,13 +161,13 @@ def _own(need: Mapping[str, Any]) -> list[Blocker]:
     """What the VM itself has that can't travel."""
     found = []
     if need["hostdevs"]:
-        found.append(Blocker("hostdev", f"{need['hostdevs']} host device(s) attached", "detach them first"))
+        found.append(Blocker("hostdev", f"it has {', '.join(need['hostdevs'])} of the node", AWAY))
     if need["filesystems"]:
-        text = f"{need['filesystems']} folder(s) of the node passed through"
-        found.append(Blocker("filesystem", text, "detach them first"))
+        text = f"it shares folders with the node: {', '.join(need['filesystems'])}"
+        found.append(Blocker("filesystem", text, AWAY))
     if need["snapshots"]:
         text = f"{need['snapshots']} snapshot(s), which libvirt leaves behind"
-        found.append(Blocker("snapshots", text, "remove them, or export what is needed, first"))
+        found.append(Blocker("snapshots", text, "remove them first (drover.kvm.snapshot)"))
     if need["managed_save"]:
         found.append(Blocker("managed_save", "its memory is saved on the node", "start it here first"))
     if not need["running"] and need["state_files"]:
@@ -259,6 +266,9 @@ def space(copy: Mapping[str, Any]) -> int:
 def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
     """What the destination says."""
     found = []
+    if need["running"] and said["silent"]:
+        text = f"{target} does not answer on the migration network ({said['silent']})"
+        found.append(Blocker("migration_network", text, stream.mend("this node", target)))
     for name, uuid in said["domains"].items():
         if (name == need["name"]) != (uuid == need["uuid"]):
             text = f"{target} has another VM {name} with the UUID {uuid}"

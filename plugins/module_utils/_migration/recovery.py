@@ -24,6 +24,9 @@ ACT_SECONDS = 45.0
 ROUNDS = 8
 # How long a node may be silent before the decision is taken without it: a daemon that was killed is back by then.
 SILENCE = 15.0
+# An abort counts only when libvirt comes back from what it waits for: a connection, or the destination's preparing.
+# That takes as long as the kernel tries to connect (131 s on Linux 6.5 and later).
+ABORTED = 150.0
 VERBS = {"destroy", "undefine", "resume", "set_autostart", "clear_marker", "abort_job"}
 VERBS |= {"remove_copies", "remove_originals", "release_copies"}  # disks that were copied
 
@@ -120,11 +123,14 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to wait for a job that moves (`patience`), and for one that does not (`stall`); in seconds."""
+    """How long to wait for a job that moves (`patience`), for one that does not (`stall`), and for the end of one that
+    was aborted (`aborted`); in seconds.
+    """
 
     patience: float = 60
     stall: float = 60
     silence: float = SILENCE
+    aborted: float = ABORTED
     pause: float = 1.0
 
 
@@ -142,6 +148,7 @@ class Recovery:
         self.uuid, self.nodes, self.note, self.keep = uuid, nodes, note, keep
         self.limits = limits
         self.done: list[str] = []
+        self.aborted: float | None = None
 
     def run(self) -> Recovered:
         """Recover, waiting for a job that goes on as long as it moves and `patience` seconds in all."""
@@ -155,13 +162,17 @@ class Recovery:
                 sent, moved = seen, now
             decision = self.settled(said, stalled=now - moved > self.limits.stall)
             verbs = {action.verb for action in decision.actions}
-            if now - start < self.patience(said, verbs):
+            if self.ending(verbs, now) or now - start < self.patience(said, verbs):
                 time.sleep(self.limits.pause)
             elif not verbs & VERBS or rounds == ROUNDS:
                 return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
             else:
                 rounds += 1
                 self.apply([action for action in decision.actions if action.verb in VERBS], said)
+
+    def ending(self, verbs: set[str], now: float) -> bool:
+        """Whether the job that is to be aborted was, and may still take a while to end."""
+        return "abort_job" in verbs and self.aborted is not None and now - self.aborted < self.limits.aborted
 
     def patience(self, said: Mapping[str, Any], verbs: set[str]) -> float:
         """How many seconds to wait for things to change by themselves before the decision counts."""
@@ -192,6 +203,8 @@ class Recovery:
                 return
             touched.add(action.node)
             self.done.append(action.text)
+            if action.verb == "abort_job":
+                self.aborted = time.monotonic()
 
 
 def standing(said: Any) -> Any:

@@ -50,12 +50,17 @@ class Site:
         """For recovery."""
         return Nodes(self.uris, self.here)
 
-    def stream(self, target: str) -> str:
-        """Where QEMU sends the memory to. Raises Refused when the node is unknown."""
+    def address(self, target: str) -> str:
+        """A node's address in the migration network. Raises Refused when the node is unknown."""
         address = self.cluster.addresses.get(target)
         if not address:
             known = ", ".join(sorted(self.cluster.addresses))
             raise Refused(f"{target} is no node of this cluster that runs VMs; known are {known}")
+        return address
+
+    def stream(self, target: str) -> str:
+        """Where QEMU sends the memory to. Raises Refused when the node is unknown."""
+        address = self.address(target)
         return f"tcp://[{address}]" if ":" in address else f"tcp://{address}"
 
     def ask(self, question: Callable[[End], Any], nodes: Iterable[str] | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvi
 from .._disks import file, kind, template
 from .._domain import metadata
 from .._errors import TimedOut
-from . import copies, ends, foreign, helper, live, locks, offline, order, recovery, rules, volumes
+from . import copies, ends, foreign, helper, live, locks, offline, order, pace, recovery, rules, stream, volumes
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
@@ -44,8 +44,10 @@ PARTS = {
         "locks": locks,
         "offline": offline,
         "order": order,
+        "pace": pace,
         "recovery": recovery,
         "rules": rules,
+        "stream": stream,
         "volumes": volumes,
     },
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,35 @@ def test_other_operations_and_vms_without_volumes_ask_nothing(node):
         assert node.hook(*words).returncode == 0
     assert node.hook("prepare", "begin", volume="mapper/x").returncode == 0
     assert node.state["log"] == []
+
+
+NETWORK = """<domain type='kvm'><name>web1</name><uuid>{}</uuid>{}<devices><disk type='network' device='disk'>
+<source protocol='{}' name='a/1'>{}</source></disk></devices></domain>"""
+
+
+@pytest.fixture
+def ports():
+    """A port at which somebody listens, and one at which nobody does."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield {"served": server.getsockname()[1], "refused": bound.getsockname()[1]}
+
+
+@pytest.mark.parametrize(
+    "protocol, hosts, marker, refused",
+    [
+        ("iscsi", ["served"], True, False),
+        ("iscsi", ["refused"], True, True),
+        ("iscsi", ["refused"], False, False),
+        ("rbd", ["refused", "served"], True, False),
+        ("rbd", ["refused", "refused"], True, True),
+        ("gluster", ["refused"], True, False),
+    ],
+)
+def test_a_vm_whose_storage_does_not_answer_here_does_not_come_in(node, ports, protocol, hosts, marker, refused):
+    text = "".join(f"<host name='127.0.0.1' port='{ports[host]}'/>" for host in hosts)
+    domain = NETWORK.format(UUID, MARKER.format("") if marker else "", protocol, text)
+    argv = [sys.executable, str(HOOK), "web1", "migrate", "begin", "-"]
+    done = subprocess.run(argv, input=domain, capture_output=True, text=True, check=False)
+    assert done.returncode == int(refused), done.stderr
+    assert not refused or f"127.0.0.1 port {ports['refused']}: " in done.stderr

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from ansible.plugins.filter.core import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
 
-TEMPLATES = Path(__file__).resolve().parents[3] / "roles/san_initiator/templates"
+ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
+TEMPLATES = ROLE / "templates"
 NAMES = [{"name": "db1", "wwid": "36002"}, {"name": "web1", "wwid": "36001"}]
 
 
@@ -71,6 +75,37 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
     assert "lvmlocks.service" not in render("libvirtd.service.j2")
     assert render("libvirtd.service.j2", san_initiator_lvm_groups=[{"name": "vmsan"}]).endswith(" lvmlocks.service")
     assert "open-iscsi.service" in render("lvmlocks.service.j2").split("After=")[1]
+
+
+def variable(name: str, **known: object) -> Any:
+    """A variable of the role, as data."""
+    environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
+    environment.filters.update(FilterModule().filters())
+    text = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))[name]
+    return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)
+
+
+def session(**states: object) -> dict[str, object]:
+    """What module iscsi_session returns of one target."""
+    return {"session": {"portals": {portal: {"state": state} for portal, state in states.items()}}}
+
+
+def test_a_path_that_does_not_work_is_told() -> None:
+    results = [session(a="LOGGED_IN", b="FAILED"), session(a="FREE", b=None), {"session": None}]
+    found = variable("san_initiator_broken", san_initiator_sessions={"results": results})
+    assert [one["key"] for one in found] == ["b", "a"]
+    whole = [session(a="LOGGED_IN", b="LOGGED_IN")]
+    assert variable("san_initiator_broken", san_initiator_sessions={"results": whole}) == []
+
+
+@pytest.mark.parametrize(
+    "user, mutual, has", [("drover", "san1", "mutual_chap"), ("drover", "", "chap"), ("", "", "none")]
+)
+def test_chap_goes_both_ways_unless_less_is_meant(user: str, mutual: str, has: str) -> None:
+    users = {"san_initiator_chap_user": user, "san_initiator_mutual_chap_user": mutual}
+    assert variable("san_initiator_has_auth", **users) == has
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
+    assert defaults["san_initiator_auth"] == "mutual_chap"
 
 
 def test_volumes_are_given_back_before_the_locks_are_left() -> None:

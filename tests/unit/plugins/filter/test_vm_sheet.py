@@ -138,6 +138,14 @@ MISTAKES = [
     ({"vm_max_memory": "512MiB"}, "web1: vm_max_memory=512MiB is less than the memory of 1GiB"),
     ({"vm_vcpus": 4, "vm_max_vcpus": 2}, "web1: vm_max_vcpus=2 is less than the 4 vCPUs"),
     ({"vm_disks": [{"type": "file", "target": "vda"}] * 2}, "web1: vm_disks: vda is in the list twice"),
+    ({"vm_vcpus": 4, "vm_cpu_topology": {"cores": 3}}, "web1: vm_vcpus=4 does not fit the VM's CPU topology of 3 per"),
+    ({"vm_max_vcpus": 8, "vm_cpu_topology": {"sockets": 1, "cores": 2}}, "web1: vm_max_vcpus=8 does not fit"),
+    ({"vm_disks": [{"type": "iscsi", "user": "a", "secret": ""}]}, "vm_disks.0.: user and secret go together"),
+    ({"vm_boot": ["disk"], "vm_nics": [{"bridge": "br0", "boot_order": 1}]}, "vm_boot and boot_order don't go"),
+    ({"vm_hostdevs": [{"type": "pci", "adress": "03:00.0"}]}, "vm_hostdevs.0.: there is no option adress"),
+    ({"vm_hostdevs": [{"type": "usb", "vendor": 83, "product": "c52b"}]}, "in quotes"),
+    ({"vm_filesystems": ["/srv"]}, "vm_filesystems: write a list of dictionaries"),
+    ({"vm_machine": "Q35"}, "vm_machine: 'Q35' is not a machine type"),
 ]
 
 

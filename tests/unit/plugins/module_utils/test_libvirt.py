@@ -9,21 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._migration.ends import End
 from ansible_collections.drover.kvm.plugins.module_utils._run import bounded
-from ansible_collections.drover.kvm.tests.unit import libvirt_server
+from ansible_collections.drover.kvm.tests.unit import libvirt_server, rpc
 
 pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
 needs_daemon = pytest.mark.skipif(bool(libvirt_server.missing()), reason=str(libvirt_server.missing()))
 VM = "<domain type='test'><name>{}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
-# What libvirt-python answers from its own memory.
-LOCAL = {"virDomainGetName", "virDomainGetUUIDString", "virDomainGetID", "virDomainFree"}
 
 
 @pytest.fixture
@@ -36,30 +34,15 @@ def node(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often each function of the C library is called that would be a call to the daemon."""
-    module = sys.modules["libvirtmod"]
-    counted: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def wrapped(name, function):
-        def call(*args):
-            with lock:
-                counted[name] += 1
-            return function(*args)
-
-        return call
-
-    for name in [name for name in dir(module) if name.startswith("vir") and name not in LOCAL]:
-        monkeypatch.setattr(module, name, wrapped(name, getattr(module, name)))
-    return counted
+    return rpc.counted(monkeypatch)
 
 
-def test_reading_many_vms_takes_four_lists_and_one_xml_each(node, calls):
+def test_reading_many_vms_takes_five_lists_and_one_xml_each(node, calls):
     for number in range(50):
         node.define(VM.format(f"vm{number}"))
     calls.clear()
     assert len(node.domains(brief=True)) == 50
-    assert calls == {"virConnectGetAllDomainStats": 1, "virConnectListAllDomains": 3, "virDomainGetXMLDesc": 50}
+    assert calls == {"virConnectGetAllDomainStats": 1, "virConnectListAllDomains": 4, "virDomainGetXMLDesc": 50}
     calls.clear()
     assert set(node.domains(["vm1", "vm2", "nobody"])) == {"vm1", "vm2"}
     assert calls["virDomainGetXMLDesc"] == 2
@@ -198,6 +181,17 @@ def test_the_facts_of_a_real_host(daemon):
         assert host["uuid"] == "00000000-0000-4000-8000-0000000000a1" and host["arch"]
         assert 0 < host["memory"]["free"] < host["memory"]["total"] and host["threads"] > 0
         assert node.domains() == {} and node.pools() == {} and node.domain("nobody") is None
+
+
+@needs_daemon
+def test_a_real_host_refuses_what_only_a_newer_qemu_has(daemon):
+    """A node of Debian 12 beside one of Debian 13: there is no way back unless the machine type allows it."""
+    with connect(daemon.uri(), name="hv1") as node:
+        end, host = End(node), node.host()
+        newest = max(one for one in host["machine_types"] if one.startswith("pc-q35-"))
+        assert end.refuses_machine("x86_64", newest, "qemu") == ""
+        # The year 2031.
+        assert "pc-q35-15.0" in end.refuses_machine("x86_64", "pc-q35-15.0", "qemu")
 
 
 @needs_daemon

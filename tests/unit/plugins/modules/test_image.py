@@ -365,6 +365,14 @@ def test_a_clone_of_a_vm_that_is_off_is_flattened(site, cloned, tmp_path):
     assert site.run(path=str(site.path), state="absent")["changed"]
 
 
+def test_a_clone_with_a_snapshot_is_not_flattened(site, cloned, tmp_path):
+    cloned.run(**BASE, disks=[disk(site)])
+    cloned.node.create_snapshot("web1", "<domainsnapshot><name>s1</name></domainsnapshot>", False, False)
+    result = cloned.run(name="web1", disks=[disk(site, clone="full")])
+    assert result["failed"] and "has snapshots, which hold only what differs from its base" in result["msg"]
+    assert template.backing_of(str(tmp_path / "drover-web1-0.qcow2"))
+
+
 def test_flattening_that_was_killed_before_the_definition_was_written(site, cloned, tmp_path):
     cloned.run(**BASE, disks=[disk(site)])
     template.flatten(str(tmp_path / "drover-web1-0.qcow2"), MIB)

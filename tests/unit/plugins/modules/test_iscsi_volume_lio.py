@@ -318,6 +318,10 @@ def test_two_volumes_with_one_wwid_are_refused_naming_both(san):
     refused(san(**new, serial=serial), "b and a", "WWID")
     # Only the first 25 digits are in the WWID.
     refused(san(**new, serial=f"{serial[:-4]}0000"), "b and a")
+    # Also of two that are to be made, of which LIO has none yet.
+    before, twins = san.state(), [{"name": name, "serial": f"{'0' * 25}{name}"} for name in ("c", "d")]
+    refused(san(volumes=twins, **{key: new[key] for key in ("iqn_prefix", "size", "chap_user")}), "c and d", "WWID")
+    assert san.state() == before
 
 
 BAD = [

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import socket
+import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -62,6 +63,9 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_node, "MOUNTS", tmp_path / "mounts")
     monkeypatch.setattr(_node, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(_node, "FACT", tmp_path / "drover.fact")
+    (tmp_path / "web1.pid").write_text("7")
+    os.utime(tmp_path / "web1.pid", (0, time.time() - 600))
+    monkeypatch.setattr(_node, "RUNS", tmp_path)
     monkeypatch.setattr(_peers, "CLUSTER", tmp_path / "cluster.json")
     (tmp_path / "network.json").write_text('{"version": 1, "reserved_vlans": {"br0": [5, "10-11"]}}', encoding="utf-8")
     monkeypatch.setattr(_reserved, "FILE", tmp_path / "network.json")
@@ -84,6 +88,8 @@ def test_a_node_with_its_vms(run):
     ]
     assert [(pool["name"], pool["type"], pool["path"]) for pool in node["pools"]] == [("media", "dir", "/srv/media")]
     assert [(vm["name"], vm["state"]) for vm in node["domains"]] == [("db1", "stopped"), ("web1", "running")]
+    assert node["domains"][0]["age"] is None and 600 <= node["domains"][1]["age"] < 700
+    assert node["lease_directory"] is None
     assert node["domains"][1]["disks"][0]["shared_storage"] is True
     assert node["name"] == node["hostname"]
 
@@ -186,7 +192,7 @@ def test_the_devices_that_a_sheet_leaves_alone():
     found, left = adoption(vm)
     assert left == ["disk vdb (of type volume)", "NIC 52:54:00:00:00:01 (of type direct)",
                     "host device (of type pci)", "shared folder data"]  # fmt: skip
-    assert found["machine"] == "q35" and found["autostart"] is True and found["disks"] == found["nics"] == []
+    assert found["machine"] == "pc-q35-9.2" and found["autostart"] is True and found["disks"] == found["nics"] == []
     odd = _hypervisor.Domain("a b", "u", None, "stopped", "unknown", True, True, False, xml)
     assert "name" not in adoption(odd)[0] and "'a b' is not a valid name" in adoption(odd)[1][-1]
 

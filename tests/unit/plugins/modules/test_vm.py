@@ -20,7 +20,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain import draft, metadata, site, starting
+from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, metadata, site, starting
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -204,6 +204,14 @@ def test_an_address_is_free_when_its_vm_has_another_one(lab):
 def test_two_items_of_one_task_must_not_share(lab):
     result = lab.run(vms=[{"name": "a"}, {"name": "b"}], memory="64MiB", vcpus=1, disks=[SAN])
     assert "belongs to a" in result["msg"] and lab.node.domains() == {}
+
+
+def test_another_portal_of_a_target_leads_to_the_same_disk(lab):
+    """A SAN has two portals, and an address has several spellings; two VMs would write to one volume."""
+    lab.both(**{**WEB, "disks": [SAN]})
+    other = {"name": "db1", "memory": "64MiB", "vcpus": 1, "disks": [{**SAN, "portal": "10.231.7.10:3260"}]}
+    result = lab.run(**other)
+    assert result["error"] == "Refused" and f"unit:{SAN['iqn']}/1 of db1 belongs to web1" in result["msg"]
 
 
 def elsewhere(name="web1", active=True, uuid=None, disk=None):
@@ -393,6 +401,31 @@ def test_removal_undefines_first_and_spares_what_is_not_ours(lab, tmp_path):
 
 
 @NEEDS_QEMU_IMG
+@pytest.mark.parametrize("remove_disks", [False, True])
+def test_a_vm_with_snapshots_stays(lab, tmp_path, remove_disks):
+    disk = {"type": "file", "format": "qcow2", "size": "1MiB", "path": str(tmp_path / "web1.qcow2")}
+    lab.run(**{**WEB, "disks": [disk]})
+    lab.node.create_snapshot("web1", "<domainsnapshot><name>s1</name></domainsnapshot>", False, False)
+    result = lab.run(name="web1", state="absent", remove_disks=remove_disks)
+    assert result["failed"] and "web1 has snapshots (s1)" in result["msg"] and "drover.kvm.snapshot" in result["msg"]
+    assert lab.node.domain("web1") and Path(disk["path"]).exists()
+    lab.node.delete_snapshot("web1", "s1")
+    assert lab.run(name="web1", state="absent", remove_disks=remove_disks)["changed"]
+
+
+@pytest.mark.parametrize("target", [{"target": "vda"}, {}])
+def test_a_disk_under_an_external_snapshot_is_not_put_back(lab, tmp_path, target):
+    disk = {"type": "file", "format": "qcow2", "size": "1MiB", "path": str(tmp_path / "web1.qcow2"), **target}
+    lab.run(**{**WEB, "disks": [disk]})
+    over = str(tmp_path / "web1-vda.s1.qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk["path"], "-F", "qcow2", over], check=True)
+    lab.node.define(lab.node.domain("web1").xml.replace(disk["path"], over))
+    before = lab.node.domain("web1").xml
+    result = lab.run(**{**WEB, "disks": [disk]})
+    assert "where it writes since an external snapshot: remove the snapshots of this VM first" in result["msg"]
+    assert "take it off" not in result["msg"] and lab.node.domain("web1").xml == before
+
+
 def test_a_disk_that_another_vm_uses_is_not_removed(lab, tmp_path):
     disk = {"type": "file", "format": "raw", "size": "1MiB", "path": str(tmp_path / "shared.raw")}
     lab.run(**{**WEB, "disks": [disk]})
@@ -650,7 +683,7 @@ def test_the_bandwidth_of_a_running_vm_changes_at_once(lab, monkeypatch):
 
 def test_what_is_checked_of_a_running_vms_addresses_changes_at_once(lab, monkeypatch):
     told = []
-    monkeypatch.setattr(draft, "declare", lambda domain: told.append(domain.live_xml))
+    monkeypatch.setattr(changing, "declare", lambda domain: told.append(domain.live_xml))
     lab.run(**WEB, state="running")
     assert lab.run(name="web1")["vm"]["nics"][0]["anti_spoof"] is True
     result = lab.both(name="web1", nics=[{"ips": ["10.231.100.21"]}])

@@ -32,7 +32,8 @@ ON_SAN = {**WEB, "disks": [{"type": "block", "path": "/dev/san/web1"}]}
 @pytest.fixture
 def devices(lab, tmp_path, monkeypatch):
     found = Devices(tmp_path / "root")
-    monkeypatch.setattr(block, "Blocks", partial(Blocks, found.root))
+    for place in (block, lvm):
+        monkeypatch.setattr(place, "Blocks", partial(Blocks, found.root))
     monkeypatch.setattr(neighbours, "other_names", partial(_blocks.other_names, blocks=Blocks(found.root)))
     return found
 
@@ -101,6 +102,21 @@ def test_a_second_vm_on_the_same_lun_by_another_name_is_refused(lab, devices):
     assert "of db1 belongs to web1" in lab.run(**other)["msg"]
 
 
+@pytest.mark.parametrize("portal", ["10.231.5.10:3260", "[fd00:5::10]:3260"])
+def test_a_second_vm_on_the_same_lun_by_qemus_own_initiator_is_refused(lab, devices, portal):
+    devices.add("sdb", "8:16")
+    devices.add("sdc", "8:32")
+    devices.add("dm-0", "254:0", ["san/web1"], uuid=f"mpath-{WWID}", label="web1")
+    for number, path in enumerate(("sdb", "sdc"), start=1):
+        devices.hold(path, "dm-0")
+        devices.by_iscsi(path, "iqn.2026-11.org.example:web1", 3, number)
+    lab.both(**ON_SAN)
+    disk = {"type": "iscsi", "iqn": "iqn.2026-11.org.example:web1", "lun": 3, "portal": portal}
+    other = {"name": "db1", "memory": "64MiB", "vcpus": 1, "disks": [disk]}
+    assert "unit:iqn.2026-11.org.example:web1/3 of db1 belongs to web1" in lab.run(**other)["msg"]
+    assert lab.both(**{**other, "disks": [{**disk, "lun": 4}]})["changed"]
+
+
 def test_a_volume_from_nothing_to_nothing(lab, group):
     made = lab.both(**SHEET, state="running")
     assert made["actions"][0] == f"create /dev/vg0/{NAME} (raw, 8MiB)" or made["actions"][0].startswith("create")
@@ -119,6 +135,27 @@ def test_a_volume_grows_in_whole_extents_and_never_shrinks(lab, group):
     assert grown["vm"]["disks"][0]["size"] == 10 * MIB
     assert set(group.device(NAME).read_bytes()) == {0} and f"{NAME}.part" not in group.volumes
     assert "would cut off" in lab.run(**{**SHEET, "disks": [{**DISK, "size": "3MiB"}]})["msg"]
+
+
+def test_a_group_on_the_san_without_locks_is_not_changed(lab, devices, group):
+    """Two nodes that make volumes in it at once, as build_vms lets them, would lose LVM's metadata."""
+    devices.add("sdb", "8:16", ["mapper/vms1"])
+    group.lvcreate(["--size", f"{MIB}b", "--name", "by-hand", "vg0"])
+    devices.by_iscsi("sdb", "iqn.2026-11.org.example:vms1", 1)
+    assert "lies on /dev/mapper/vms1, a volume of a SAN, and is not shared" in lab.run(**SHEET)["msg"]
+    assert lab.node.domains() == {} and NAME not in group.volumes
+    by_hand = {"type": "lvm", "vg": "vg0", "lv": "by-hand"}
+    lab.both(**{**WEB, "disks": [by_hand]})
+    assert "is not shared" in lab.run(**{**WEB, "disks": [{**by_hand, "size": "8MiB"}]})["msg"]
+
+
+@pytest.mark.parametrize("tags, lock", [("drover.made=volume_group", ""), ("", "sanlock")])
+def test_a_group_on_the_san_of_one_node_or_with_locks_is(lab, devices, tmp_path, monkeypatch, tags, lock):
+    devices.add("sdb", "8:16", ["mapper/vms1"])
+    devices.by_iscsi("sdb", "iqn.2026-11.org.example:vms1", 1)
+    made = make_group(tmp_path, monkeypatch, lock)
+    made.tags = tags
+    assert lab.both(**SHEET)["changed"] and NAME in made.volumes
 
 
 @pytest.mark.parametrize("size", ["1GiB", "128MiB"])

@@ -17,10 +17,13 @@ from ansible_collections.drover.kvm.plugins.module_utils import _bridges
 from ansible_collections.drover.kvm.plugins.module_utils._domain import site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import adoption
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
+from ansible_collections.drover.kvm.plugins.module_utils._domain.machine import machine_family
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
-from ansible_collections.drover.kvm.plugins.modules import vm
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
+from ansible_collections.drover.kvm.plugins.modules import node_info, vm
 from ansible_collections.drover.kvm.tests.unit import libvirt_server
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm_passthrough import node_with
 
 pytest.importorskip("libvirt")
 
@@ -43,12 +46,19 @@ ALL: dict[str, Any] = {
     "tpm": "2.0",
     "boot": ["network", "disk"],
     "clock": "localtime",
+    "timers": {"rtc": "delay", "pit": "discard", "hpet": True, "kvmclock": False, "hypervclock": True},
     "agent": False,
     "rng": False,
     "watchdog": {"model": "i6300esb", "action": "poweroff"},
     "console_log": "/var/log/libvirt/qemu/web1-console.log",
     "graphics": {"type": "vnc", "listen": "127.0.0.2"},
     "video": "virtio",
+    "hostdevs": [
+        {"type": "pci", "address": "0000:65:00.0"},
+        {"type": "usb", "vendor": "046d", "product": "c52b"},
+        {"type": "usb", "bus": 1, "device": 4},
+    ],
+    "filesystems": [{"source": "/srv/share", "target": "share"}],
     "title": "The shop",
     "description": "R&D's <shop>",
     "owner": "R&D",
@@ -69,17 +79,21 @@ OTHERS: dict[str, Any] = {
     "tpm": "none",
     "boot": ["disk"],
     "clock": "utc",
+    "timers": {"rtc": "catchup", "pit": "delay", "hpet": False, "kvmclock": True, "hypervclock": False},
     "agent": True,
     "rng": True,
     "watchdog": {"model": "none"},
     "console_log": "",
     "graphics": {"type": "none"},
     "video": "none",
+    "hostdevs": [],
+    "filesystems": [],
     "title": "",
     "description": "",
     "owner": "",
     "rollback_safe": False,
 }
+CANT_CHANGE = {"machine"}  # but to another version of the same, see test_vm_passthrough.py
 DISK = {
     "type": "iscsi",
     "iqn": "iqn.2026-11.org.example:drover-web1-0",
@@ -96,7 +110,7 @@ INSIDE = "<network><name>inside</name><bridge name='virbr7'/></network>"
 AROUND = "<network><name>around</name><forward mode='bridge'/><bridge name='br-int'/></network>"
 # These are taken back by it, and then shown as null.
 TAKEN_BACK = {"hugepages", "cpu_shares", "cpu_quota", "tpm", "watchdog", "console_log", "graphics", "video"}
-TAKEN_BACK |= {"title", "description", "owner"}
+TAKEN_BACK |= {"title", "description", "owner", "hostdevs", "filesystems"}
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +125,12 @@ def daemon():
 
 
 @pytest.fixture
-def run(daemon, monkeypatch, capsys):
+def run(daemon, monkeypatch, capsys, tmp_path):
     """The module in check mode, then for real, then once more; each test begins and ends without VMs."""
     monkeypatch.setattr(vm, "connect", lambda: connect(daemon.uri()))
     monkeypatch.setattr(_bridges, "bridges", lambda: {"br-int": "ovs"})
     monkeypatch.setattr(site, "ask_peers", lambda call, seconds: {})
+    node_with(tmp_path / "root", monkeypatch)
 
     def once(**args: Any) -> dict[str, Any]:
         with patch_module_args(args), pytest.raises(SystemExit):
@@ -146,14 +161,19 @@ def shown(options: dict[str, Any]) -> dict[str, Any]:
     return normalise(fields, options)
 
 
+def as_asked(made: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What a VM has of these; its machine has a version that nobody asked for."""
+    return {**{name: made[name] for name in shown(options)}, "machine": machine_family(made["machine"])}
+
+
 def test_every_option_is_in_the_table():
     assert set(ALL) - {"name"} == {field.name for field in HARDWARE}
-    assert set(OTHERS) == {field.name for field in HARDWARE if not field.fixed}
+    assert set(OTHERS) == {field.name for field in HARDWARE if not field.fixed} - CANT_CHANGE
 
 
 def test_all_options_together_are_what_libvirt_keeps_and_adopts(run, daemon):
     made = run(**ALL)["vm"]
-    assert {name: made[name] for name in shown(ALL)} == shown(ALL)
+    assert as_asked(made, ALL) == shown(ALL) and made["machine"].startswith("pc-q35-")
     with connect(daemon.uri()) as node:
         sheet, left_out = adoption(node.domain("web1"))
     assert left_out == []
@@ -166,7 +186,7 @@ def test_all_options_together_change_in_place_and_back(run):
     wanted = {name: None if name in TAKEN_BACK else value for name, value in shown(OTHERS).items()}
     assert {name: changed[name] for name in wanted} == wanted
     back = run(**ALL)["vm"]
-    assert {name: back[name] for name in shown(ALL)} == shown(ALL)
+    assert as_asked(back, ALL) == shown(ALL)
 
 
 def test_a_new_vm_has_the_defaults(run):
@@ -190,6 +210,13 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
 
 
+def test_the_order_of_single_devices_is_what_libvirt_keeps(run):
+    made = run(**BASE, disks=[{**DISK, "boot_order": 2}], nics=[{**NIC, "boot_order": 1}])["vm"]
+    assert (made["disks"][0]["boot_order"], made["nics"][0]["boot_order"], made["boot"]) == (2, 1, None)
+    back = run(**BASE, disks=[{**DISK, "boot_order": 0}], nics=[{**NIC, "boot_order": 0}])["vm"]
+    assert (back["disks"][0]["boot_order"], back["nics"][0]["boot_order"], back["boot"]) == (None, None, ["disk"])
+
+
 def test_a_network_takes_the_place_of_a_bridge(run, daemon):
     with connect(daemon.uri()) as node:
         defined = [node.connection.networkDefineXML(xml) for xml in (INSIDE, AROUND)]
@@ -210,7 +237,8 @@ def test_a_network_takes_the_place_of_a_bridge(run, daemon):
 @pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
 def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
     # What this machine, or a libvirtd without cgroups, may lack.
-    sheet = {name: value for name, value in ALL.items() if name not in ("hugepages", "cpu_features", "cpu_quota")}
+    lacks = ("hugepages", "cpu_features", "cpu_quota", "hostdevs", "filesystems")
+    sheet = {name: value for name, value in ALL.items() if name not in lacks}
     started = run(**sheet, state="running")
     assert started["vm"]["state"] == "running" and started["pending_restart"] == []
     run(name="web1", state="stopped", force=True)
@@ -221,3 +249,19 @@ def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
     run(**sheet)
     run(name="web1", state="absent", remove_disks=True)
     assert [daemon.path(path).exists() for path in kept] == [False, False]
+
+
+def test_the_cpu_that_all_nodes_have_is_one_that_a_vm_can_be_given(run, daemon):
+    with connect(daemon.uri()) as node:
+        model = parse(node.host()["cpu_model"])
+        poorer = parse(text_of(model))
+        lacking = next(one for one in poorer if one.tag == "feature" and one.get("policy") == "require")
+        lacking.set("policy", "disable")
+        found = node_info.common_cpu(node, [text_of(model), text_of(poorer)])
+        alone = node_info.common_cpu(node, [text_of(model)])
+        assert node.compare_cpu(found["xml"]) in ("identical", "superset")
+        assert node_info.common_cpu(node, []) is None
+    assert lacking.get("name") not in found["cpu_features"].get("require", [])
+    assert found["xml"] != alone["xml"]
+    made = run(**BASE, cpu=found["cpu"], cpu_features=found["cpu_features"])["vm"]
+    assert (made["cpu"], made["cpu_features"] or {}) == (found["cpu"], found["cpu_features"])

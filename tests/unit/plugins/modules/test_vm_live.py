@@ -20,7 +20,8 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
-from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse
+from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
+from ansible_collections.drover.kvm.tests.unit import rpc
 from ansible_collections.drover.kvm.tests.unit.hotplug import CpuLimits, Hotplug, bus_of, free_ports, inner, key_of
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import SAN, WEB, elsewhere, lab
 
@@ -428,7 +429,7 @@ def test_one_that_is_paused_is_not_resumed_beside_its_double(lab, plug):
 
 
 def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug, monkeypatch):
-    """Four lists, two definitions and the job of the VM; nothing for each disk or NIC."""
+    """Five lists, two definitions and the job of the VM; nothing for each disk or NIC."""
     lab.run(name="web1", disks=MORE)
     asked = []
     for name in ("_do", "domain", "host", "block_sizes"):
@@ -439,6 +440,15 @@ def test_a_run_without_a_change_asks_libvirt_no_more_than_a_list_does(lab, plug,
     assert lab.run(name="web1", disks=MORE[:1], nics=[{"vlan": 100}])["actions"][1:] == ["detach disk vdb at once"]
     # Whether the guest let go of it, and the proof at the end.
     assert asked.count("domain") == 2, asked
+
+
+def test_fifty_vms_that_are_as_declared_cost_five_lists_and_one_xml_each(lab, monkeypatch):
+    sheets = [{**WEB, "name": f"vm{n}", "disks": [{**SAN, "lun": n + 1}], "nics": []} for n in range(50)]
+    assert len(lab.run(vms=sheets)["results"]) == 50
+    calls = rpc.counted(monkeypatch)
+    assert lab.run(vms=sheets)["changed"] is False
+    lists = {"virConnectGetAllDomainStats": 1, "virConnectListAllDomains": 4}
+    assert calls == {**lists, "virDomainGetXMLDesc": 50}
 
 
 def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
@@ -533,7 +543,8 @@ AT_ONCE: dict[str, Any] = {"memory": "128MiB", "vcpus": 3, "cpu_quota": 50}
 
 
 def test_every_option_that_says_it_is_live_has_a_row():
-    assert set(AT_ONCE) == {field.name for field in HARDWARE if field.when == "live"}
+    live = {field.name for field in HARDWARE if field.when == "live"}
+    assert set(AT_ONCE) == {row.name for row in scaling.ROWS} == live
 
 
 @pytest.mark.parametrize("option", AT_ONCE)
@@ -548,7 +559,9 @@ def test_vcpus_that_the_vm_started_with_stay_until_its_next_start(lab, plug):
     result = lab.both(name="web1", vcpus=1)
     assert result["pending_restart"] == [f"vcpus 2 -> 1: {scaling.BORN}"]
     live, after = parse("<domain><vcpu current='3'>4</vcpu></domain>"), parse("<domain><vcpu>2</vcpu></domain>")
-    assert scaling.vcpus(live, after) is None
+    assert scaling.changes(live, after, after, {"vcpus"}, ahead=False) == []
     listed = "".join(f"<vcpu id='{n}' enabled='yes' hotpluggable='{'yes' if n else 'no'}'/>" for n in range(3))
     live.append(parse(f"<vcpus>{listed}</vcpus>"))
-    assert scaling.vcpus(live, after) == ("vcpus", 2, "set the vCPUs at once from 3 to 2")
+    change = scaling.changes(live, after, after, {"vcpus"}, ahead=False)
+    assert [one.words for one in change] == ["set the vCPUs at once from 3 to 2"]
+    assert "current='2'" in text_of(live)

@@ -110,9 +110,15 @@ def test_b7_disks_of_no_pool_hinder_no_removal(lab, tmp_path):
 
 
 @test_vm.NEEDS_QEMU_IMG
-def test_b8_a_vm_with_snapshots_goes_whole(lab, disk):
-    snapshot = "<domainsnapshot><name>before</name></domainsnapshot>"
-    lab.node.connection.lookupByName("web1").snapshotCreateXML(snapshot, 0)
+def test_b8_a_vm_with_snapshots_stays_whole_or_goes_whole(lab, disk):
+    """The peer deletes the disk and then fails at the snapshot, which may be somebody's only way back."""
+    xml = "<domainsnapshot><name>before</name></domainsnapshot>"
+    snapshot = lab.node.connection.lookupByName("web1").snapshotCreateXML(xml, 0)
+    for check in (True, False):
+        result = lab.run(name="web1", state="absent", remove_disks=True, _ansible_check_mode=check)
+        assert result["failed"] and "web1 has snapshots (before)" in result["msg"] and result["changed"] is False
+    assert disk[0].exists() and set(lab.node.domains()) == {"web1", "web2"}
+    snapshot.delete(0)
     result = lab.both(name="web1", state="absent", remove_disks=True)
     assert result["actions"] == ["undefine web1", f"delete {disk[0]}"] and set(lab.node.domains()) == {"web2"}
 

@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import landing
-from ansible_collections.drover.kvm.plugins.module_utils._domain import copying, site
+from ansible_collections.drover.kvm.plugins.module_utils._domain import copying, site, stillness
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.module_utils._xml import find, parse, text_of
@@ -98,7 +98,7 @@ def node(monkeypatch):
     monkeypatch.setattr(vm_replica, "connect", same)
     monkeypatch.setattr(landing, "run_json", qemu_img)
     monkeypatch.setattr(landing, "run", qemu_img)
-    monkeypatch.setattr(copying, "run", lambda argv: found.log.append((argv[0], argv[-1])))
+    monkeypatch.setattr(stillness, "run", lambda argv: found.log.append((argv[0], argv[-1])))
     monkeypatch.setattr(site, "ask_peers", lambda _call, _seconds: {})
     return found
 

@@ -72,6 +72,7 @@ class Node:
     def __init__(self, path):
         self.disk, self.copy, self.full, self.slow = a_file(path), None, False, 0
         self.state, self.others, self.size, self.started = "running", {}, MIB, 0
+        self.snapshots = False
 
     @property
     def path(self):
@@ -82,6 +83,7 @@ class Node:
         return Domain(
             name=name, uuid=uuid, id=1, state=state, reason="booted", persistent=True, autostart=False,
             has_managed_save=False, xml=definition(name, uuid, storage), live_xml=live, job=None,
+            has_snapshots=self.snapshots,
         )  # fmt: skip
 
     def domain(self, name):
@@ -188,6 +190,13 @@ def test_a_run_after_a_killed_one_goes_on_or_cleans_up(node, run, tmp_path):
     assert node.path == f"{tmp_path}/b.qcow2"
 
 
+def test_a_disk_with_snapshots_stays(node, run, tmp_path):
+    node.snapshots = True
+    result = run(disks=[{"target": "vda", "path": str(tmp_path / "new.raw")}])
+    assert "web1 has snapshots, which a copy of its disks would not have" in result["msg"]
+    assert not (tmp_path / "new.raw").exists() and node.started == 0
+
+
 def test_what_is_not_ours_stays(node, run, tmp_path):
     os.removexattr(tmp_path / "a.raw", file.MARK)
     assert len(run(remove_source=True)["actions"]) == 2
@@ -276,6 +285,8 @@ def test_a_copy_to_the_san_that_was_cut_off_goes_on(node, run, san):
     "peer,options,words",
     [
         ([{"name": "db1", "active": False, "claims": [["disk", UNIT]]}], {}, "belongs to db1 on hv2"),
+        # Over another portal.
+        ([{"name": "db1", "active": False, "claims": [["disk", f"unit:{IQN}/1"]]}], {}, "belongs to db1 on hv2"),
         (Unreachable("no answer"), {}, "hv2 gave no answer"),
         (Unreachable("no answer"), {"fenced": ["hv2"]}, None),
         ([{"name": "web1", "active": False, "claims": [["disk", UNIT]]}], {}, None),

@@ -129,6 +129,13 @@ def test_a_group_with_volumes_or_of_others_stays(node):
     node.refused("not made by this module", state="absent")
 
 
+def test_whether_a_group_on_the_san_is_shared_is_said(node):
+    node.devices.by_iscsi("sdc", "iqn.2026-11.org.example:vms2", 1)
+    node.refused(f"{TWO} is a volume of a SAN", "say shared: true", devices=[ONE, TWO])
+    assert node.both(devices=[ONE, TWO], shared=False)["group"]["shared"] is False
+    assert node.run(devices=[TWO, ONE])["changed"] is False, "what is there need not be said again"
+
+
 def test_a_new_group_needs_devices(node):
     node.refused("there is no volume group vmsan")
     assert node.run(state="absent")["changed"] is False

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans by example: the scenarios in tests/unit/golden/plan, written as short as a sysadmin would draw them.
 
-A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, vms}`, a VM on it `{memory, ...}` where the
-rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from -> to mode"), blockers
-("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps of a cycle ("node
-operation moves"), memory of the nodes before and after in percent, or parts of the text.
+A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a VM on it
+`{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from
+-> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps
+of a cycle ("node operation moves"), memory of the nodes before and after in percent, or parts of the text.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size
+from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import PAUSED
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "plan"
 FILES = sorted(GOLDEN.glob("*.yml"))
@@ -41,6 +43,10 @@ def domain(name, given):
         "hostdevs": [],
         "filesystems": [],
         "state_files": [],
+        "hugepages": None,
+        "lease": None,
+        "age": None,
+        "has_snapshots": False,
         "marker": None,
     }
     metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
@@ -64,6 +70,8 @@ def node_info(name, given):
             for bridge in given.get("bridges", ["br0"])
         ],
         "cordon": {"reason": given["cordon"], "by": "me", "since": "2025-01-01"} if "cordon" in given else None,
+        "hugepages": given.get("hugepages", {}),
+        "lease_directory": given.get("lease_directory"),
         "domains": [domain(vm, values or {}) for vm, values in (given.get("vms") or {}).items()],
     }
     if "vm_capable" in given:
@@ -101,9 +109,16 @@ def test_plan(path):
     assert result == plan(normalise(FIELDS, {"nodes": nodes[::-1], **scenario})), "the order of the facts matters"
 
 
+@pytest.mark.parametrize("reason", fixed.FAULTY)
+def test_what_stops_a_vm_is_called_as_libvirts_client_calls_it(reason):
+    assert reason in PAUSED
+    found = fixed.obstacles(domain("m1", {"state": "paused", "reason": reason}))
+    assert [one.reason for one in found] == ["state"]
+
+
 def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
         memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm state_file n_minus_1"""
+        reserved_vlan unknown_vm state_file n_minus_1 hugepages lease"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -53,7 +53,7 @@ def test_every_drain_of_some_vms_holds_and_leaves_the_others(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_return_holds_and_moves_only_those_at_home_there(seed):
     cluster = some_cluster(seed)
-    plan = undrain(cluster, "hv01")
+    plan = undrain(cluster, ["hv01"])
     cluster = replace(cluster, rules=replace(cluster.rules, check_return=False))
     assert proof.violations(cluster, plan, stages(cluster, plan.moves), ["hv01"]) == []
     homes = {guest.key: guest.home for guest in cluster.guests}

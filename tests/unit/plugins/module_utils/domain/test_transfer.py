@@ -9,6 +9,7 @@ import pytest
 from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import Place
 from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import source_xml
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import names_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.transfer import Disk
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
@@ -119,12 +120,25 @@ def test_a_destination_is_what_module_vm_would_make_of_it():
     assert transfer.filled({**GIVEN, "type": "file", "path": "/a"}, OLD, "web1")["format"] == "qcow2"
 
 
+PORTALS = ("10.0.0.1:3260", "10.0.7.1:3260")
+ONE, OTHER = (f"{UNIT.partition('@')[0]}@{portal}" for portal in PORTALS)
+
+
 @pytest.mark.parametrize("other", ["file:/old/b.raw", "file:/new/b.raw"])
 def test_two_disks_need_two_places(other):
     known = {"vda": OLD, "vdb": OLD._replace(target="vdb", identity="file:/old/b.raw", defined=None)}
-    transfer.check_twins({"vda": "file:/new/a.raw", "vdb": "file:/new/b.raw"}, known, "web1")
+    transfer.check_twins({"vda": "file:/new/a.raw", "vdb": "file:/new/b.raw"}, known, "web1", names_of)
     with pytest.raises(Refused, match="where vda of web1 shall lie, is for vdb"):
-        transfer.check_twins({"vda": other, "vdb": "file:/new/b.raw"}, known, "web1")
+        transfer.check_twins({"vda": other, "vdb": "file:/new/b.raw"}, known, "web1", names_of)
+
+
+def test_a_volume_over_another_portal_is_the_same_volume():
+    known = {"vda": OLD._replace(identity=ONE, defined=ONE), "vdb": OLD._replace(target="vdb")}
+    transfer.check_twins({"vda": ONE}, known, "web1", names_of)
+    with pytest.raises(Refused, match="vda of web1 is .*, which .* is too, by another name"):
+        transfer.check_twins({"vda": OTHER}, known, "web1", names_of)
+    with pytest.raises(Refused, match="where vdb of web1 shall lie, is for vda"):
+        transfer.check_twins({"vdb": OTHER}, known, "web1", names_of)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ def test_nothing_is_lost_when_nothing_is_changed():
     assert text_of(parse(FOREIGN)) == FOREIGN
 
 
+def test_a_comment_of_a_file_of_libvirt_is_no_part_of_the_tree():
+    assert text_of(parse("<!-- do not edit -->\n<a><!-- kept --></a>\n<!-- end -->")) == "<a><!-- kept --></a>"
+
+
 @pytest.mark.parametrize("text", [BOMB, XXE, "<domain>", "", "no", "<a/><b/>"])
 def test_declarations_and_broken_xml_are_refused(text):
     with pytest.raises(Invalid):
@@ -126,7 +130,25 @@ def test_facts_of_a_running_domain():
     }
     assert facts["marker"]["from"] == "hv1" and facts["cpu"].startswith("<cpu mode='custom'")
     assert facts["hostdevs"][0]["source"]["bus"] == "0x3b"
+    assert facts["hostdevs"][0]["name"] == "PCI device 0000:3b:00.1"
     assert "s3" not in str(facts)
+
+
+@pytest.mark.parametrize(
+    "inside,pages",
+    [
+        ("", None),
+        ("<memoryBacking><locked/></memoryBacking>", None),
+        ("<memoryBacking><hugepages/></memoryBacking>", True),
+        ("<memoryBacking><hugepages><page size='1' unit='G'/></hugepages></memoryBacking>", 1 << 30),
+        ("<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>", 2 << 20),
+    ],
+)
+def test_facts_tell_huge_pages_and_the_lease(inside, pages):
+    lease = "<lease><lockspace>l</lockspace><key>u-1</key><target path='/srv'/></lease>"
+    xml = f"<domain type='kvm'><name>a</name><uuid>u-1</uuid>{inside}<devices>{lease}</devices></domain>"
+    facts = domain_facts(Domain("a", "u-1", None, "stopped", "shutdown", True, False, False, xml))
+    assert facts["hugepages"] == pages and facts["lease"] == "/srv/l/u-1"
 
 
 def test_facts_of_a_domain_that_is_shut_off_come_from_its_definition():

@@ -27,13 +27,14 @@ class World:
         self.nodes = {"hv1": {"state": (was, "user" if was == "paused" else "booted"), "autostart": autostart}}
         self.nodes["hv1"].update(marker=None, home=None)
         self.ears = {}
-        self.full, self.capacity = False, 7
+        self.full, self.capacity, self.cut = False, 7, False
         self.error = None
         self.finish = True
         self.stop_source = True
         self.call_seconds = 0.0
         self.hold = threading.Event()
         self.sent = iter(range(10**6))
+        self.passes = 1
         self.reader, self.writer = os.pipe()
         self.marked = None
 
@@ -90,7 +91,14 @@ class Node:
         self.vm["state"] = ("running", "unpaused")
 
     def progress(self, uuid):
-        return {"sent": next(self.world.sent)}
+        return {"sent": next(self.world.sent), "pass": self.world.passes}
+
+    def allow_downtime(self, uuid, milliseconds):
+        self.note(f"allow {milliseconds} ms")
+        return True
+
+    def totals(self, uuid):
+        return {"sent": 9, "passes": self.world.passes}
 
     @property
     def volumes(self):
@@ -118,6 +126,13 @@ class Node:
 
     def share(self, wanted):
         self.note("share")
+
+    def reach(self, wanted):
+        if self.world.cut:
+            raise Refused("hv2 does not answer")
+
+    def phase(self, name):
+        return "begin3"
 
     def migrate(self, wanted):
         world = self.world
@@ -157,7 +172,7 @@ def test_order_of_a_good_migration(tmp_path):
         "unmark on hv2",
     ]
     assert measured["resumed_early"] and 0 <= measured["downtime_ms"] < 250
-    assert list(world.nodes) == ["hv2"]
+    assert list(world.nodes) == ["hv2"] and (measured["sent"], measured["passes"]) == (9, 1)
 
 
 def test_without_the_early_resume_it_waits_for_the_return(tmp_path):
@@ -211,6 +226,26 @@ def test_a_paused_vm_is_never_resumed(tmp_path):
     assert world.nodes["hv2"]["marker"] is None
 
 
+def test_a_destination_that_memory_does_not_reach_is_refused_before_anything_is_changed(tmp_path):
+    world = World()
+    world.cut = True
+    with pytest.raises(Refused):
+        move(world, tmp_path)
+    assert world.log == []
+
+
+def test_an_abort_without_an_effect_says_where_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    monkeypatch.setattr(live, "ABORT_PATIENCE", 0.1)
+    monkeypatch.setattr(Node, "abort", lambda self, uuid: self.note("abort"))
+    world = World()
+    world.finish, world.call_seconds = False, 5
+    world.sent = iter([0] * 10**6)
+    with pytest.raises(Failed, match="did not end although it was aborted: no progress.*hv2 still prepares"):
+        move(world, tmp_path, stall_timeout=0.2)
+    world.hold.set()
+
+
 def test_a_marker_refuses_before_anything_is_changed(tmp_path):
     world = World()
     world.nodes["hv1"]["marker"] = {"id": "0"}
@@ -257,10 +292,18 @@ def test_a_stall_is_aborted(tmp_path, monkeypatch):
     world = World()
     world.call_seconds = 30
     world.sent = iter([5] * 10**6)
-    with pytest.raises(DroverError, match="aborted"):
+    with pytest.raises(DroverError, match="no progress for 0.2 s: .*hv2 still prepares.*: aborted"):
         move(world, tmp_path, stall_timeout=0.2)
     assert "abort on hv1" in world.log and "resume on hv2" not in world.log
     assert "no progress" in (order.read(order.state_path(UUID, tmp_path)) or {})["reason"]
+
+
+def test_a_vm_that_does_not_converge_may_stand_still_for_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    world = World()
+    world.call_seconds, world.passes = 0.5, 4
+    move(world, tmp_path, max_downtime=2000)
+    assert world.log.count("allow 1200 ms on hv1") == 1 and "resume on hv2" in world.log
 
 
 def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):
@@ -322,3 +365,13 @@ def test_a_device_goes_into_the_marker_and_without_a_lock_nothing_is_shared(tmp_
     move(world, tmp_path, devices=[device])
     assert "share on hv1" not in world.log
     assert "<device path='/dev/san/web1' identity='3600'/>" in metadata.marker_xml(world.marked)
+
+
+def test_what_a_killed_helper_left_goes_with_the_next(tmp_path):
+    values = {"kind": "live", "vm": "vm1", "source": "hv1", "target": "hv2", "here": "hv1"}
+    paths = [
+        order.save(order.Order(id=number, uuid=uuid, **values), tmp_path)
+        for number, uuid in (("1", UUID), ("2", UUID), ("3", "another"))
+    ]
+    order.forget_others(paths[1], order.load(paths[1]))
+    assert [path.exists() for path in paths] == [False, True, True]

@@ -19,7 +19,7 @@ from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._leases import ELSEWHERE, Leases
-from ansible_collections.drover.kvm.plugins.module_utils._migration import mending, moving, prechecks
+from ansible_collections.drover.kvm.plugins.module_utils._migration import client, mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
 from ansible_collections.drover.kvm.plugins.module_utils._migration.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._peers import Cluster
@@ -32,8 +32,8 @@ NEED = {
     "memory": 2**30,
     "disks": [],
     "bridges": [],
-    "hostdevs": 0,
-    "filesystems": 0,
+    "hostdevs": [],
+    "filesystems": [],
     "state_files": [],
     "snapshots": 0,
     "managed_save": False,
@@ -54,6 +54,8 @@ class World:
         self.script = []
         self.helpers = {}
         self.free = 64 * 2**30
+        self.cut = {}
+        self.coming = []
         self.busy = self.most = 0
         self.lock = threading.Lock()
 
@@ -113,6 +115,9 @@ class End:
         found = self.world.nodes[self.node]
         return {name: vm for name, vm in found.items() if (vm["marker"] if names is None else name in names)}
 
+    def incoming(self):
+        return self.world.coming.pop(0) if self.world.coming else 0
+
     def names(self):
         return {name: vm["uuid"] for name, vm in self.world.nodes[self.node].items()}
 
@@ -133,12 +138,12 @@ class Unit:
         return self.world.helpers.pop(self.uuid)()
 
 
+CLUSTER = Cluster("lab", "hv1", {name: f"qemu+tls://{name}/system" for name in NODES}, {name: name for name in NODES})
+
+
 @pytest.fixture
 def world(monkeypatch):
     world = World()
-    cluster = Cluster(
-        "lab", "hv1", {name: f"qemu+tls://{name}/system" for name in NODES}, {name: name for name in NODES}
-    )
 
     class FakeSite(Site):
         def ask(self, question, nodes=None):
@@ -146,18 +151,27 @@ def world(monkeypatch):
 
     @contextmanager
     def of(params):
-        yield Client(FakeSite(cluster), threading.Semaphore(params["parallel"]), None, params["destinations"] or {})
+        slots = threading.Semaphore(params["parallel"])
+        inbound = params["parallel_inbound"]
+        yield Client(FakeSite(CLUSTER), slots, None, params["destinations"] or {}, inbound=inbound)
 
     def carry_out(self, order):
         with self.slots:
+            self.queue(order)
             return world.carry_out(order)
 
     def traits(end, uuid):
         name = uuid[len("uuid-") :]
         return {**NEED, "name": name, "uuid": uuid, "running": world.nodes[end.node][name]["state"] != "shutoff"}
 
-    def answer(end, needs):
-        return {"domains": end.names(), "free": world.free, "against": {}, "room": {}}
+    def answer(end, needs, address):
+        return {
+            "silent": world.cut.get(address, ""),
+            "domains": end.names(),
+            "free": world.free,
+            "against": {},
+            "room": {},
+        }
 
     monkeypatch.setattr(Client, "of", of)
     monkeypatch.setattr(Client, "carry_out", carry_out)
@@ -219,6 +233,8 @@ def test_a_vm_that_is_off_moves_by_definition(world, run):
         ("hv1", {"to": "../x"}, "not a valid name"),
         ("hv1", {"to": "hv2", "timeout": 1}, "too short"),
         ("hv1", {"to": "hv2", "parallel": 99}, "not from 1"),
+        ("hv1", {"to": "hv2", "max_downtime": 1}, "not from 10 to 60000 ms"),
+        ("hv1", {"to": "hv2", "policies": [{"tag": "db", "max_pause": 0}]}, "policies[0].max_pause"),
     ],
 )
 def test_refusals_change_nothing(world, run, node, args, words):
@@ -235,6 +251,17 @@ def test_one_blocked_move_stops_all(world, run):
     assert result["failed"] and "web2 can't go" in result["msg"] and world.log == []
 
 
+def test_a_policy_applies_to_the_vms_of_its_tag(world, run, monkeypatch):
+    monkeypatch.setitem(NEED, "tags", ["db"])
+    world.add("web1", "hv1")
+    orders = []
+    world.script = [lambda order: orders.append(order) or {"ok": False, "where": "hv1", "complete": True, "error": "x"}]
+    policies = [{"tag": "db", "when_stuck": "pause", "max_pause": 30, "bandwidth": "9MiB", "timeout_per_gib": 300}]
+    assert run(name="web1", to="hv2", policies=policies, bandwidth="5MiB")["failed"]
+    (order,) = orders
+    assert (order.max_pause, order.bandwidth, order.timeout) == (30, 5 * 2**20, 300)
+
+
 def test_a_queue_keeps_to_its_places(world, run):
     for number in range(6):
         world.add(f"web{number}", "hv1")
@@ -242,11 +269,36 @@ def test_a_queue_keeps_to_its_places(world, run):
     assert result["changed"] and len(world.nodes["hv2"]) == 6 and world.most == 2
 
 
+def test_a_destination_takes_in_so_many_at_a_time(world, run, monkeypatch):
+    monkeypatch.setattr(client, "LOOK_AGAIN", 0.01)
+    world.add("web1", "hv1")
+    world.coming = [2, 3, 2, 1]
+    assert run(name="web1", to="hv2", parallel_inbound=2)["verified"] and world.coming == []
+
+
+def test_a_destination_that_stays_full_is_told(world, run, monkeypatch):
+    monkeypatch.setattr(client, "LOOK_AGAIN", 2)
+    world.add("web1", "hv1")
+    world.coming = [2] * 9
+    result = run(name="web1", to="hv2", parallel_inbound=2, timeout=5)
+    assert "was not begun: hv2 took in 2 other VMs for 5 s" in result["msg"] and world.log == []
+
+
 def test_a_silent_destination_is_a_blocker(world, run):
     world.add("web1", "hv1")
     world.silent = {"hv2"}
     result = run(name="web1", to="hv2")
     assert result["failed"] and "hv2 gives no answer" in result["msg"] and world.log == []
+
+
+def test_a_migration_network_that_drops_packets_is_a_blocker(world, run):
+    world.add("web1", "hv1")
+    world.cut = {"hv2": "10.0.0.2 port 49215: no answer within 4 s"}
+    result = run(name="web1", to="hv2")
+    assert "hv2 does not answer on the migration network (10.0.0.2 port 49215: no answer" in result["msg"]
+    assert [one["reason"] for one in result["details"]["blockers"]] == ["migration_network"] and world.log == []
+    world.nodes["hv1"]["web1"]["state"] = "shutoff"
+    assert run(name="web1", to="hv2")["verified"]
 
 
 def test_a_vm_that_is_off_does_not_move_while_a_node_is_silent(world, run):

@@ -19,8 +19,8 @@ NEED = {
     "memory": GIB,
     "disks": [],
     "bridges": ["br-int"],
-    "hostdevs": 0,
-    "filesystems": 0,
+    "hostdevs": [],
+    "filesystems": [],
     "state_files": [],
     "snapshots": 0,
     "managed_save": False,
@@ -30,7 +30,7 @@ NEED = {
     "devices": [],
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
-SAID = {"domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
+SAID = {"silent": "", "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
 COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
@@ -47,8 +47,8 @@ def test_nothing_speaks_against_it():
 @pytest.mark.parametrize(
     "need,expected",
     [
-        ({"hostdevs": 1}, "hostdev"),
-        ({"filesystems": 1}, "filesystem"),
+        ({"hostdevs": ["PCI device 0000:65:00.0"]}, "hostdev"),
+        ({"filesystems": ["share"]}, "filesystem"),
         ({"snapshots": 2}, "snapshots"),
         ({"managed_save": True}, "managed_save"),
         ({"running": False, "state_files": ["nvram"]}, "state_file"),
@@ -65,6 +65,7 @@ def test_what_the_vm_has(need, expected):
 @pytest.mark.parametrize(
     "said,expected",
     [
+        ({"silent": "no answer"}, "migration_network"),
         ({"domains": {"vm1": "u9"}}, "exists"),
         ({"domains": {"vm9": "u1"}}, "exists"),
         ({"against": {"u1": {"cpu": "lacks avx2"}}}, "cpu"),
@@ -106,7 +107,7 @@ def test_the_destination_must_have_the_same_lease(lease, room, there, words):
 
 
 def test_all_at_once():
-    need = {"hostdevs": 1, "disks": [DISK, {**DISK, "device": "cdrom"}], "memory": 9 * GIB}
+    need = {"hostdevs": ["PCI device 0000:65:00.0"], "disks": [DISK, {**DISK, "device": "cdrom"}], "memory": 9 * GIB}
     said = {"domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x", "machine": "y"}}}
     found = reasons(need, said, {"cordon": {"since": "now"}})
     assert found == ["hostdev", "local_disk", "local_medium", "exists", "memory", "cpu", "machine", "cordoned"]
@@ -128,8 +129,16 @@ def test_a_vm_that_is_off_takes_no_memory_there():
     assert reasons({"running": False, "memory": 99 * GIB}) == []
 
 
+TIED = {"hostdevs": ["PCI device 0000:65:00.0"], "filesystems": ["share"]}
+
+
+def test_devices_and_folders_of_the_node_are_named():
+    texts = [found.text for found in blockers({**NEED, **TIED}, "hv2", SAID, None, {})]
+    assert texts == ["it has PCI device 0000:65:00.0 of the node", "it shares folders with the node: share"]
+
+
 def test_every_reason_has_a_mend():
-    need = {**NEED, "hostdevs": 1, "filesystems": 1, "snapshots": 1, "disks": [DISK], "memory": 9 * GIB}
+    need = {**NEED, **TIED, "snapshots": 1, "disks": [DISK], "memory": 9 * GIB}
     for found in blockers(need, "hv2", {**SAID, "domains": {"vm1": "u9"}, "against": {"u1": {"cpu": "x"}}}, None, {}):
         assert found.text and found.mend
 

@@ -17,7 +17,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._migration import recov
 from ansible_collections.drover.kvm.plugins.module_utils._migration.recovery import Limits, Recovery, qemu_alive
 
 MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": True}
-FAST = Limits(patience=0.3, stall=0.1, silence=0.1, pause=0.01)
+FAST = Limits(patience=2, stall=0.5, silence=0.1, pause=0.01)
 
 
 def copy_of(state, reason="", job="", **marked):
@@ -154,6 +154,31 @@ def test_a_stalled_job_is_aborted():
     cluster = Cluster(hv1=copy_of("running", job="outgoing"), hv2=copy_of("paused", "migrating", job="incoming"))
     recover(cluster)
     assert cluster.log[0] == "abort_job hv1"
+
+
+def test_an_abort_that_counts_only_later_is_waited_for_and_not_said_again():
+    """The destination still prepares: libvirt takes the abort, and ends the job when that has come back."""
+    cluster = Cluster(hv1=copy_of("running", job="outgoing"), hv2=copy_of("paused", "starting up", job="incoming"))
+
+    def late(action):
+        if action.verb == "abort_job":
+            cluster.said["hv1"]["job"] = "outgoing"
+
+            def back(world):
+                world.said.update(hv1=copy_of("running", "migration canceled"), hv2="absent")
+
+            cluster.script = [lambda world: None] * 12 + [back]
+
+    act = cluster.act
+
+    def aborted(uuid, action, expected):
+        act(uuid, action, expected)
+        late(action)
+
+    cluster.act = aborted
+    result = recover(cluster)
+    assert cluster.log == ["abort_job hv1", "set_autostart hv1", "clear_marker hv1"]
+    assert result.complete and result.decision.where == "hv1"
 
 
 def test_a_state_that_only_passes_is_not_acted_on():

@@ -1,0 +1,137 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a backup: images of disks, what the VM keeps beside them, and what says how all of it belongs together.
+
+All of it can be used without this collection: qemu-img follows from an incremental image to the one it is based on.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from .._disks.template import sync
+from .._errors import Failed
+from .._run import run
+from .._xml import Property
+from . import store
+
+NVRAM, TPM = "nvram.fd", "tpm.tar"
+NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/libvirt/swtpm")
+README = """\
+Backup {id} of the virtual machine {vm}, made by drover.kvm. docs/backups.md of the collection says more.
+
+  sha256sum -c SHA256SUMS                 is everything as it was written?
+  qemu-img info --backing-chain {disk}    what it is based on (keep those folders beside this one)
+
+Without the collection: make each disk anew, and define the machine from domain.xml, in which the paths must fit.
+
+{commands}
+  virsh define domain.xml
+"""
+COMMAND = "  qemu-img convert -p -O qcow2 {file} /var/lib/libvirt/images/{vm}-{target}.qcow2"
+EXTRAS = {
+    NVRAM: f"\n  cp {NVRAM} {NVRAM_FOLDER}/{{vm}}_VARS.fd",
+    TPM: f"\n  mkdir -p {TPM_FOLDER}/{{uuid}}; tar -xpf {TPM} -C {TPM_FOLDER}/{{uuid}}",
+}
+
+
+def image_name(target: str) -> str:
+    """The image of a disk."""
+    return f"{target}.qcow2"
+
+
+def pack(copy: Path, image: Path, base: str | None, compression: str, seconds: float) -> None:
+    """Make the image of what QEMU has copied. `base` is the folder, beside that of the image, of what it is based on.
+
+    Raises Failed when what was packed is not what was copied.
+    """
+    below = [] if base is None else ["-F", "qcow2"]
+    if base is not None:
+        run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", f"../{base}/{image.name}", *below, str(copy)])
+    if compression == "none":
+        copy.rename(image)
+        return
+    options = [] if base is None else ["-B", f"../{base}/{image.name}", *below]
+    convert(copy, "qcow2", image, compression, seconds, options)
+    # An incremental image is compared by itself: with all that it is based on it would be as long as a full one.
+    alone = [_alone(one) for one in (copy, image)]
+    _compare(alone, "json", "json", seconds)
+    copy.unlink()
+
+
+def _alone(path: Path) -> str:
+    inner = {"driver": "file", "filename": str(path)}
+    return "json:" + json.dumps({"driver": "qcow2", "file": inner, "backing": None})
+
+
+def convert(
+    source: Path, source_format: str, image: Path, compression: str, seconds: float, options: list[str]
+) -> None:
+    """Copy what a disk holds into a new image."""
+    packed = ["-c", "-o", f"compression_type={compression}"] if compression != "none" else []
+    words = ["-m", "8", "-W", "-f", source_format, "-O", "qcow2", *packed, *options]
+    run(["qemu-img", "convert", "-q", *words, str(source), str(image)], timeout=seconds)
+
+
+def compare(source: Path, source_format: str, image: Path, seconds: float) -> None:
+    """Raise Failed unless the image holds what the disk holds."""
+    _compare([str(source), str(image)], source_format, "qcow2", seconds)
+
+
+def _compare(pair: list[str], one: str, other: str, seconds: float) -> None:
+    formats = [] if one == "json" else ["-f", one, "-F", other]
+    try:
+        run(["qemu-img", "compare", "-q", *formats, *pair], timeout=seconds)
+    except Failed as error:
+        if error.details.get("rc") != 1:
+            raise
+        raise Failed(f"{pair[1]} does not hold what was copied into it", compared=pair) from None
+
+
+def keep_state(root: Element, vm: str, uuid: str, folder: Path) -> list[str]:
+    """Copy the variables of UEFI and the keys of a TPM; the names of the files that were made."""
+    made = []
+    named = Property("os/nvram").get(root)
+    variables = Path(named) if named else NVRAM_FOLDER / f"{vm}_VARS.fd"
+    if variables.is_file() and (named or Property("os/@firmware").get(root) == "efi"):
+        (folder / NVRAM).write_bytes(variables.read_bytes())
+        made.append(NVRAM)
+    if (TPM_FOLDER / uuid).is_dir():
+        with tarfile.open(folder / TPM, "w") as archive:
+            archive.add(TPM_FOLDER / uuid, arcname=".")
+        made.append(TPM)
+    return made
+
+
+def readme(manifest: Mapping[str, Any]) -> str:
+    """How to come back without the collection."""
+    vm, disks = manifest["vm"], manifest["disks"]
+    lines = [COMMAND.format(vm=vm["name"], **disk) for disk in disks]
+    lines += [
+        words.strip("\n").format(**vm, vm=vm["name"]) for name, words in EXTRAS.items() if name in manifest["files"]
+    ]
+    return README.format(id=manifest["id"], vm=vm["name"], disk=disks[0]["file"], commands="\n".join(lines))
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest and checksums, when all else is there; then nobody but root can look into it."""
+    manifest["files"] = dict.fromkeys(one.name for one in folder.iterdir() if one.name != store.BEGUN)
+    (folder / "README.txt").write_text(readme(manifest), encoding="utf-8")
+    names = sorted({*manifest["files"], "README.txt"})
+    sync(str(folder / name) for name in names)
+    manifest["files"] = {name: (folder / name).stat().st_size for name in names}
+    text = json.dumps({"format": store.FORMAT, "version": store.VERSION, **manifest}, indent=2) + "\n"
+    (folder / store.MANIFEST).write_text(text, encoding="utf-8")
+    sums = {name: store.digest_of(folder / name) for name in (*names, store.MANIFEST)}
+    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+    (folder / store.SUMS).write_text("".join(lines), encoding="utf-8")
+    for one in folder.iterdir():
+        one.chmod(0o600)
+    sync([str(folder / store.MANIFEST), str(folder / store.SUMS), str(folder)])
+    folder.chmod(0o700)

@@ -1,0 +1,213 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A VM comes back from a backup: its definition for its new place, and its files, each named only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+from .._disks import file
+from .._disks.template import sync
+from .._domain import metadata
+from .._errors import Failed, Refused
+from .._identity import vm_mac, vm_uuid, volume_name
+from .._run import run, run_json
+from .._xml import Property, add, devices, drop, make, parse
+from . import files, job
+from .store import Backup
+
+MARK = "user.drover.restore"
+RESTORED = "restored"
+STORAGE = ("source", "backingStore", "auth", "mirror", "reservations")
+UUID, NAME, GENID = Property("uuid"), Property("name"), Property("genid")
+
+
+class Place(NamedTuple):
+    """Where a disk goes. `image` is what it is made from."""
+
+    target: str
+    image: Path
+    path: str
+    format: str
+    size: int
+
+
+def places(backup: Backup, name: str, directory: str | None, only: list[str] | None) -> list[Place]:
+    """Where each disk goes: its own path where it was a file and nothing else is said, else a qcow2 file.
+
+    Raises Refused for a disk that the backup does not have.
+    """
+    disks = {disk["target"]: disk for disk in backup.manifest["disks"]}
+    if lost := sorted(set(only or ()) - set(disks)):
+        raise Refused(f"{backup.id} has no disk {', '.join(lost)}; it has {', '.join(disks)}")
+    found = []
+    for number, (target, disk) in enumerate(disks.items()):
+        kind, _colon, path = str(disk["identity"]).partition(":")
+        image_format = disk["format"] if kind == "file" and disk["format"] in ("raw", "qcow2") else "qcow2"
+        if kind != "file" or directory or name != backup.manifest["vm"]["name"] or only:
+            path = f"{directory or file.DIRECTORY}/{volume_name(name, number)}.{image_format}"
+        if only is None or target in only:
+            found.append(Place(target, backup.folder / disk["file"], path, image_format, disk["size"]))
+    return found
+
+
+def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Element:
+    """The definition of the VM at its new place; under another name it is another VM (UUID, MAC addresses)."""
+    root = parse((backup.folder / "domain.xml").read_text(encoding="utf-8"))
+    uuid = str(UUID.get(root))
+    new = name != NAME.get(root)
+    if new:
+        _rename(root, name, uuid)
+    parent = make(root, "devices")
+    for nic in devices(root, "interface") if nics == "none" else ():
+        drop(parent, nic)
+    if GENID.get(root):
+        GENID.put(root, "")  # libvirt makes a new one: to the guest it is another time
+    if files.NVRAM in backup.manifest["files"]:
+        Property("os/nvram").put(root, str(variables(name)))
+    _put_disks(root, {disk.target: disk for disk in disks})
+    metadata.edit(root, {RESTORED: backup.id})
+    return root
+
+
+def _rename(root: Element, name: str, uuid: str) -> None:
+    for lease in devices(root, "lease"):
+        if Property("key").get(lease) == uuid:
+            drop(make(root, "devices"), lease)
+    NAME.put(root, name)
+    UUID.put(root, vm_uuid(name))
+    for number, nic in enumerate(devices(root, "interface")):
+        Property("mac/@address").put(nic, vm_mac(name, number))
+    metadata.set_nics(root, {})
+    metadata.edit(root, {"home": None})
+
+
+def _put_disks(root: Element, disks: Mapping[str, Place]) -> None:
+    for disk in devices(root, "disk"):
+        place = disks.get(job.target_of(disk))
+        path = Property("source/@file").get(disk)
+        lost = path is not None and disk.get("device") in ("cdrom", "floppy") and not Path(path).exists()
+        if place is None and not lost:
+            continue
+        for child in [child for child in disk if child.tag in STORAGE]:
+            drop(disk, child)
+        if place is not None:
+            disk.set("type", "file")
+            driver = make(disk, "driver")
+            driver.attrib.update({"name": "qemu", "type": place.format})
+            add(disk, "source", {"file": place.path})
+
+
+def variables(name: str) -> Path:
+    """Where the variables of UEFI of a VM lie."""
+    return files.NVRAM_FOLDER / f"{name}_VARS.fd"
+
+
+def is_done(place: Place, backup: Backup) -> bool:
+    """Whether a run that was cut off has finished this disk."""
+    with suppress(OSError):
+        return os.getxattr(place.path, MARK).decode("ascii", "replace") == f"{backup.id}/{place.target}"
+    return False
+
+
+def check_new(disks: list[Place], backup: Backup) -> None:
+    """Raise Refused where something is in the way, or too little room."""
+    needed: dict[str, int] = {}
+    for disk in disks:
+        there = file.inspect({"path": disk.path, "format": "raw"})
+        if there is not None and not is_done(disk, backup):
+            raise Refused(
+                f"{disk.path} exists; nothing is written over. Move it away, or say another directory or name"
+            )
+        words = ["--output=json", "-f", "qcow2", "-O", disk.format, str(disk.image)]
+        if there is None:
+            folder = str(Path(disk.path).parent)
+            measured = run_json(["qemu-img", "measure", *words], timeout=600)
+            needed[folder] = needed.get(folder, 0) + int(measured["required"])
+    for folder, size in needed.items():
+        free = file.room(f"{folder}/x")
+        if size > free:
+            raise Refused(
+                f"{folder} has {free >> 20} MiB left, and {size >> 20} MiB are needed", free=free, needed=size
+            )
+
+
+def bring(place: Place, backup: Backup, uuid: str, timeout: float) -> None:
+    """Make the disk anew, compare it with the backup, and give it its name; never over a file that is there."""
+    part = Path(place.path).with_name(f".{Path(place.path).name}.drover-part")
+    part.unlink(missing_ok=True)
+    try:
+        words = ["-f", "qcow2", "-O", place.format, str(place.image), str(part)]
+        run(["qemu-img", "convert", "-q", "-m", "8", "-W", *words], timeout=timeout)
+        files.compare(part, place.format, place.image, timeout)
+        part.chmod(0o600)
+        sync([str(part)])
+        try:
+            os.setxattr(part, file.MARK, uuid.encode())
+            os.setxattr(part, MARK, f"{backup.id}/{place.target}".encode())
+        except OSError as error:
+            raise Failed(
+                f"{place.path} can't be marked ({error.strerror}); restore to a file system with extended attributes"
+            ) from None
+        os.link(part, place.path)
+    except FileExistsError:
+        raise Refused(f"{place.path} appeared meanwhile; look at who else uses this name") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def finish(disks: list[Place], backup: Backup) -> None:
+    """These are disks of a VM from now on."""
+    for disk in disks:
+        if is_done(disk, backup):
+            os.removexattr(disk.path, MARK)
+
+
+def check_state(backup: Backup, name: str, uuid: str) -> list[str]:
+    """What of the VM's state is still to be put back. Raises Refused where something else is in its place."""
+    wanted = []
+    here = {files.NVRAM: variables(name), files.TPM: files.TPM_FOLDER / uuid}
+    for part, place in here.items():
+        if part not in backup.manifest["files"] or _same(backup.folder / part, place):
+            continue
+        if place.exists():
+            raise Refused(f"{place} exists; it may be another machine's. Move it away")
+        wanted.append(part)
+    return wanted
+
+
+def _same(kept: Path, place: Path) -> bool:
+    """Whether it was put back already; a TPM's folder gets its name when all of it is there."""
+    if place.is_dir():
+        with tarfile.open(kept) as archive:
+            members = [one for one in archive if one.isfile()]
+            return all(_holds(place / one.name, archive, one) for one in members)
+    return place.is_file() and place.read_bytes() == kept.read_bytes()
+
+
+def _holds(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    stream = archive.extractfile(member)
+    return path.is_file() and stream is not None and path.read_bytes() == stream.read()
+
+
+def put_back(part: str, backup: Backup, name: str, uuid: str) -> None:
+    """Put back the variables of UEFI, or the keys of the TPM."""
+    place = variables(name) if part == files.NVRAM else files.TPM_FOLDER / uuid
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new = place.with_name(f".{place.name}.drover-part")
+    if part == files.NVRAM:
+        shutil.copyfile(backup.folder / part, new)
+        new.chmod(0o600)
+    else:
+        shutil.rmtree(new, ignore_errors=True)
+        run(["mkdir", "-m", "0711", str(new)])
+        run(["tar", "-x", "-p", "-f", str(backup.folder / part), "-C", str(new)])
+    new.rename(place)

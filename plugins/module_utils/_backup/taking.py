@@ -1,0 +1,278 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A backup comes into being: under another name, until all of it is there and proved."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._disks.template import sync
+from .._domain.facts import disk_identity
+from .._errors import DroverError, Failed, Refused
+from .._files import locked, replace_file
+from .._libvirt import Domain, Node
+from .._xml import Property, parse
+from . import files, job, store
+from .moments import is_off, moment_of, until
+from .store import Backup
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SPARE = 64 << 20  # bytes for everything that is no image
+
+
+class Order(NamedTuple):
+    """What is asked for. `bandwidth` in bytes a second (0: no limit), the timeouts in seconds."""
+
+    root: Path
+    vm: str
+    type: str = "full"
+    max_incrementals: int = 6
+    mode: str = "snapshot"
+    quiesce: str = "auto"
+    bandwidth: int = 0
+    compression: str = "zstd"
+    timeout: float = 86400
+    shutdown_timeout: float = 180
+
+
+class Disk(NamedTuple):
+    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes."""
+
+    target: str
+    identity: str | None
+    format: str
+    path: str | None
+    size: int
+    allocation: int
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        said = {name: getattr(self, name) for name in ("target", "identity", "format", "size")}
+        return {**said, "file": files.image_name(self.target)}
+
+
+def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
+    """The disks of a VM that are backed up, and the targets of those that are not."""
+    elements, spared = job.copied_disks(parse(domain.live_xml or domain.xml))
+    found = []
+    for element in elements:
+        target = job.target_of(element)
+        sizes = node.block_sizes(domain.name, target)
+        path = Property("source/@file").get(element) or Property("source/@dev").get(element)
+        image_format = Property("driver/@type").get(element) or "raw"
+        # Of a device libvirt knows no allocation, and of a chain only that of its top.
+        alone = Property("source/@file").get(element) and not any(len(one) for one in element.iter("backingStore"))
+        allocation = min((alone and sizes["allocation"]) or sizes["capacity"], sizes["capacity"])
+        found.append(Disk(target, disk_identity(element)[1], image_format, path, sizes["capacity"], allocation))
+    return found, spared
+
+
+def base_of(
+    order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]
+) -> tuple[Backup | None, str]:
+    """What an incremental backup is based on; without it why it has to be a full one."""
+    if order.type == "full":
+        return None, "asked for"
+    if not domain.active:
+        return None, f"{order.vm} is off, and nothing notes what changed"
+    own = [backup for backup in backups if backup.uuid == domain.uuid]
+    if not own:
+        return None, "there is none yet"
+    last = own[-1]
+    if last.complaint:
+        return None, f"the last one, {last.id}, is not good: {last.complaint}"
+    if not last.manifest["checkpoint"]:
+        return None, f"with the last one, {last.id}, no checkpoint was made"
+    now = [(disk.target, disk.identity, disk.size) for disk in disks]
+    if now != [(disk["target"], disk["identity"], disk["size"]) for disk in last.manifest["disks"]]:
+        return None, f"the disks are not those of the last one, {last.id}"
+    if len(store.chain(own, last)) > order.max_incrementals:
+        return None, f"the history has {order.max_incrementals} incremental ones"
+    return last, ""
+
+
+def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | None) -> int:
+    """The bytes that a backup may take while it is made; what compression will save can't be known."""
+    known = None if base is None else job.changed(node, order.vm, base.manifest["checkpoint"])
+    sizes = [disk.allocation for disk in disks]
+    return (
+        sum(sizes) + (max(sizes, default=0) if order.compression != "none" else 0) if known is None else 2 * known
+    ) + SPARE
+
+
+def check_room(root: Path, needed: int) -> None:
+    """Raise Refused where a backup might not fit."""
+    place = os.statvfs(root)
+    free = place.f_bavail * place.f_frsize
+    if needed > free:
+        raise Refused(
+            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB", free=free, needed=needed
+        )
+
+
+def recover(node: Node, vm: str, folder: Path) -> None:
+    """Undo what a run that was cut off has begun: its job, its checkpoint, its pause, its folder."""
+    begun = store.begun(folder) or {}
+    domain = node.domain(vm)
+    if domain is not None:
+        running = node.backup(vm)
+        if running and any(path.startswith(f"{folder}/") for path in job.targets_of(running)):
+            node.abort_job(vm)
+            until(lambda: node.backup(vm) is None, 60, f"the backup of {vm} that was cut off does not end")
+        job.drop_all(node, vm, [job.checkpoint_name(store.id_of(folder))])
+        here = (begun.get("node"), begun.get("boot")) == (node.name, BOOT_ID.read_text(encoding="ascii").strip())
+        if here and begun["was"] == "running" and begun["mode"] != "snapshot":
+            if domain.state == "stopped":
+                node.start(vm)
+            elif (domain.state, domain.reason) == ("paused", "user"):
+                node.resume(vm)
+    store.clear(folder)
+
+
+class Taking:
+    """One backup of one VM that is on this node."""
+
+    def __init__(self, node: Node, order: Order, domain: Domain) -> None:
+        self.node, self.order, self.domain = node, order, domain
+        self.place = order.root / order.vm
+        self.quiesced = False
+
+    def run(self, base: Backup | None, reason: str) -> Backup:
+        """Make it. Raises what went wrong; nothing of it is left then."""
+        self.base, self.reason = base, reason
+        self.disks, self.spared = disks_of(self.node, self.domain)
+        if not self.place.is_dir():
+            self.place.mkdir()
+            self.place.chmod(0o711)
+        with locked(self.place, "mount the folder of backups"):
+            for folder in store.left(self.order.root, self.order.vm):
+                recover(self.node, self.order.vm, folder)
+            self._begin()
+            try:
+                moment = self._copy()
+                return self._finish(moment)
+            except BaseException:
+                with suppress(DroverError):
+                    recover(self.node, self.order.vm, self.part)
+                raise
+
+    def _begin(self) -> None:
+        """The folder under its passing name, with a note of what is going on."""
+        known = [backup.id for backup in store.read(self.order.root, self.order.vm)]
+        self.id = datetime.now(timezone.utc).strftime(store.STAMP)
+        while self.id in known:
+            time.sleep(0.1)
+            self.id = datetime.now(timezone.utc).strftime(store.STAMP)
+        if known and self.id < known[-1]:
+            raise Refused(f"the clock of {self.node.name} says {self.id}, before the last backup {known[-1]}; set it")
+        self.part = self.place / f".{self.id}.part"
+        self.part.mkdir()
+        said = {"id": self.id, "vm": self.order.vm, "node": self.node.name, "mode": self.order.mode}
+        state = {"was": self.domain.state, "boot": BOOT_ID.read_text(encoding="ascii").strip()}
+        replace_file(self.part / store.BEGUN, json.dumps({**said, **state}).encode())
+        # QEMU, which is another user, opens the files that libvirt makes for it.
+        self.part.chmod(0o711)
+
+    def _copy(self) -> datetime:
+        if not self.domain.active:
+            return self._copy_stopped()
+        copies = {disk.target: self.part / f"{disk.target}.copy" for disk in self.disks}
+        limit = self.order.shutdown_timeout
+        with moment_of(self.node, self.domain, self.order.mode, self.order.quiesce, limit) as seen:
+            self._start({target: str(path) for target, path in copies.items()})
+            moment = datetime.now(timezone.utc)
+        self.quiesced = seen["quiesced"]
+        for disk in self.disks if self.order.bandwidth else ():
+            with suppress(Failed):  # it may be done already
+                self.node.limit_block_job(self.order.vm, disk.target, self.order.bandwidth)
+        job.wait(self.node, self.order.vm, self.order.timeout)
+        for disk in self.disks:
+            image = self.part / files.image_name(disk.target)
+            below = None if self.base is None else self.base.id
+            files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)
+        return moment
+
+    def _start(self, copies: dict[str, str]) -> None:
+        """Have QEMU begin; a full one where libvirt can't tell what has changed."""
+        name, targets = self.order.vm, list(copies)
+        self.checkpoint = job.checkpoint_name(self.id) if all(disk.format == "qcow2" for disk in self.disks) else None
+        mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, targets, self.spared)
+        if self.base is not None:
+            try:
+                self._adopt(self.base)
+                base = self.base.manifest["checkpoint"]
+                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base), mark)
+            except DroverError as error:
+                if self.node.backup(name) is not None:
+                    raise
+                self.reason = f"libvirt can't tell what has changed since {self.base.id}: {error.message}"
+                self.base = None
+                check_room(self.order.root, room_needed(self.node, self.order, self.disks, None))
+                for path in copies.values():
+                    Path(path).unlink(missing_ok=True)
+        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None), mark)
+        return None
+
+    def _adopt(self, base: Backup) -> None:
+        """A VM that came from another node has the marks in its disks, and libvirt here has to be told."""
+        if base.manifest["checkpoint"] not in self.node.checkpoints(self.order.vm):
+            self.node.adopt_checkpoint(self.order.vm, (base.folder / "checkpoint.xml").read_text(encoding="utf-8"))
+
+    def _copy_stopped(self) -> datetime:
+        """QEMU's own locks keep the VM from being started meanwhile, where its disks are files of this node."""
+        moment, self.checkpoint = datetime.now(timezone.utc), None
+        limit = ["-r", str(self.order.bandwidth)] if self.order.bandwidth else []
+        for disk in self.disks:
+            image = self.part / files.image_name(disk.target)
+            source = Path(str(disk.path))
+            files.convert(source, disk.format, image, self.order.compression, self.order.timeout, limit)
+            files.compare(source, disk.format, image, self.order.timeout)
+        if not is_off(self.node, self.order.vm):
+            raise Failed(f"{self.order.vm} was started while its disks were copied; run this again")
+        return moment
+
+    def _finish(self, moment: datetime) -> Backup:
+        """All that is not an image; then it gets its name."""
+        domain, part, base = self.domain, self.part, self.base
+        now = self.node.domain(self.order.vm) or domain
+        (part / "domain.xml").write_text(now.xml, encoding="utf-8")
+        files.keep_state(parse(now.live_xml or now.xml), domain.name, domain.uuid, part)
+        if self.checkpoint:
+            said = self.node.checkpoint(self.order.vm, self.checkpoint)
+            (part / "checkpoint.xml").write_text(said, encoding="utf-8")
+        for disk in self.disks:
+            store.check_image(part / files.image_name(disk.target))
+        manifest = {
+            "id": self.id,
+            "vm": {"name": domain.name, "uuid": domain.uuid},
+            "type": "full" if base is None else "incremental",
+            "reason": self.reason if base is None and self.order.type != "full" else None,
+            "base": None if base is None else base.id,
+            "history": self.id if base is None else base.history,
+            "moment": moment.strftime(store.STAMP),
+            "finished": datetime.now(timezone.utc).strftime(store.STAMP),
+            "node": self.node.name,
+            "mode": self.order.mode,
+            "quiesced": self.quiesced,
+            "state": domain.state,
+            "checkpoint": self.checkpoint,
+            "disks": [disk.facts() for disk in self.disks],
+            "not_included": self.spared,
+        }
+        files.seal(part, manifest)
+        (part / store.BEGUN).unlink()
+        folder = part.rename(self.place / self.id)
+        sync([str(self.place)])
+        backups = store.read(self.order.root, self.order.vm)
+        if self.checkpoint:
+            older = [one.manifest["checkpoint"] for one in backups if one.id != self.id]
+            job.drop_all(self.node, self.order.vm, [one for one in older if one])
+        return next(one for one in backups if one.folder == folder)

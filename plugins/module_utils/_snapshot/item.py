@@ -1,0 +1,110 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a task wants of the snapshots of one VM, and the steps to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from .._errors import Refused
+from .._resource import Step
+from . import making, removing, retain
+from .machine import Machine
+from .record import Note
+from .reverting import Revert
+
+Shown = dict[str, Any]
+
+
+class Item:
+    """One VM and the options of the task. `now` is the task's moment, in seconds since the epoch."""
+
+    def __init__(self, machine: Machine, params: Mapping[str, Any], now: float) -> None:
+        self.machine, self.params, self.now = machine, params, now
+        self.name = machine.name
+        self.snapshot = str(params["snapshot"])
+        self.revert = Revert(machine, params, now)
+        self.plan: making.Plan | None = None
+        self.warnings: list[str] = []
+
+    def shown(self) -> Shown:
+        """What is compared: the snapshots by name, and the last act of setting back."""
+        act = self.machine.record.act
+        there = {name: self._shown(name) for name in self.machine.snapshots}
+        return {"snapshots": there, "reverted": {"snapshot": act.snapshot, "id": act.id} if act else None}
+
+    def _shown(self, name: str) -> Shown:
+        one, note = self.machine.snapshots[name], self.machine.record.notes.get(name, Note())
+        words = note.description or one.description
+        return {"description": words, "tags": list(note.tags), "memory": one.memory, "kind": one.kind}
+
+    def wanted(self) -> Shown:
+        """What shall be. Raises Refused and NotFound."""
+        found, state = self.shown(), self.params["state"]
+        if state == "present":
+            found["snapshots"][self.snapshot] = self._present()
+        elif state == "reverted" and self.revert.steps():
+            found["reverted"] = {"snapshot": self.snapshot, "id": self.revert.id}
+        elif state in ("absent", "retained"):
+            gone = self._gone()
+            removing.check(self.machine, gone)
+            found["snapshots"] = {name: one for name, one in found["snapshots"].items() if name not in gone}
+        return found
+
+    def _note(self) -> Note:
+        """The note that the snapshot shall have."""
+        old = self.machine.record.notes.get(self.snapshot, Note())
+        tags, words = self.params["tags"], self.params["description"]
+        new = replace(old, tags=old.tags if tags is None else tuple(tags))
+        return new if words is None else replace(new, description=words)
+
+    def _present(self) -> Shown:
+        note, there = self._note(), self.machine.snapshots.get(self.snapshot)
+        if there is None:
+            self.plan, warnings = making.plan(self.machine, self.snapshot, note, self.params)
+            self.warnings += warnings
+            words = {"memory": self.plan.memory, "kind": self.plan.kind}
+            return {"description": note.description, "tags": list(note.tags), **words}
+        self.plan = None
+        if self.params["memory"] and not there.memory and there.state != "shutoff":
+            raise Refused(f"snapshot {there.name} of {self.name} is there already, without memory; take another name")
+        if self.params["kind"] not in ("auto", there.kind):
+            raise Refused(f"snapshot {there.name} of {self.name} is there already, and is {there.kind}")
+        if self.snapshot not in self.machine.record.notes:
+            self.warnings.append(f"snapshot {there.name} of {self.name} was made by other means; it is left as it is")
+            return self._shown(self.snapshot)
+        return {**self._shown(self.snapshot), "tags": list(note.tags), "description": note.description}
+
+    def _gone(self) -> list[str]:
+        machine, notes = self.machine, self.machine.record.notes
+        if self.params["state"] == "absent":
+            if self.snapshot in machine.snapshots and self.snapshot not in notes:
+                raise Refused(
+                    f"snapshot {self.snapshot} of {self.name} was made by other means and is left alone; by hand: "
+                    f"virsh snapshot-delete {self.name} {self.snapshot}"
+                )
+            return [name for name in machine.snapshots if name == self.snapshot]
+        keep, tags = self.params["keep"] or 0, self.params["tags"] or []
+        return retain.surplus(machine.snapshots.values(), notes, tags, keep, self.params["max_age"], self.now)
+
+    def steps(self) -> list[Step]:
+        """All but to make one, which is done for all VMs together."""
+        if self.params["state"] == "present":
+            return self._noting()
+        if self.params["state"] == "reverted":
+            return self.revert.steps()
+        return [removing.step(self.machine, name, self.params["timeout"]) for name in self._gone()]
+
+    def _noting(self) -> list[Step]:
+        """Write down what the note of a snapshot that is there lacks, also as an earlier run was interrupted."""
+        machine = self.machine
+        old = machine.record.notes.get(self.snapshot)
+        new = replace(self._note(), made=True)
+        if self.snapshot not in machine.snapshots or old is None or old == new:
+            return []
+        call = partial(machine.write, machine.record.noting(self.snapshot, new))
+        return [Step(f"note description and tags of snapshot {self.snapshot} of {self.name}", call)]

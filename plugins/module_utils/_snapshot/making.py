@@ -1,0 +1,180 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots of one VM or several, of one moment: all are frozen, all are taken, all go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, Callable
+
+from .._errors import DroverError, Failed, Refused
+from .._quiesce import Freeze, why_not
+from . import choose
+from .facts import bytes_text
+from .machine import Machine
+from .record import Note
+
+AUTO, REQUIRED, NEVER = "auto", "required", "never"
+# What QEMU writes beside the pages of memory.
+SPARE = 64 << 20
+
+
+@dataclass
+class Plan:
+    """What will be made of one VM. `freeze`: its agent is asked."""
+
+    machine: Machine
+    name: str
+    kind: str
+    memory: bool
+    freeze: bool
+    required: bool
+    xml: str
+    note: Note
+    still: Freeze | None = None
+    quiesced: bool | None = None
+    error: DroverError | None = None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        what = "memory and disks" if self.memory else "disks"
+        still = ", its file systems frozen" if self.freeze else ""
+        return f"make the {self.kind} snapshot {self.name} of {self.machine.name} ({what}{still})"
+
+
+def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) -> tuple[Plan, list[str]]:
+    """What is to be done, and what to warn of; the options of the module but for the name. Raises Refused."""
+    facts, folder, quiesce, most = machine.facts, options["directory"], options["quiesce"], options["max_chain"]
+    memory = options["memory"] and machine.active
+    kind = choose.choose(facts, memory, options["kind"], machine.kinds, folder)
+    if kind == choose.EXTERNAL and (longest := choose.too_long(machine.chains(), most)):
+        raise Refused(f"{longest}, and max_chain is {most}: remove snapshots of {machine.name} first (state=retained)")
+    reason = _why_not(machine)
+    if quiesce == REQUIRED and machine.active and not memory and reason:
+        raise Refused(f"{machine.name} can't be quiesced: {reason}")
+    warnings = _room(machine, name, memory, folder) if kind == choose.EXTERNAL else []
+    freeze = machine.active and not memory and quiesce != NEVER and reason is None
+    if machine.active and not memory and quiesce == AUTO and reason:
+        warnings.append(f"{machine.name} is not quiesced: {reason}; the snapshot is as after a power cut")
+    text = choose.xml(facts, name, note.description, kind, memory, folder)
+    return Plan(machine, name, kind, memory, freeze, quiesce == REQUIRED and freeze, text, note), warnings
+
+
+def _why_not(machine: Machine) -> str | None:
+    state = machine.facts["state"]
+    return f"it is {state}" if state not in ("running", "stopped") else why_not(machine.running)
+
+
+def _room(machine: Machine, name: str, memory: bool, folder: str | None) -> list[str]:
+    """What may not fit. Raises Refused where it certainly does not, or a file is in the way."""
+    files = choose.overlays(machine.facts, name, folder)
+    needs = (machine.facts["memory"]["maximum"] or 0) + SPARE if memory else SPARE
+    saved = [choose.memory_path(machine.facts, name, folder)] if memory else []
+    for path in [*files.values(), *saved]:
+        place = str(PurePosixPath(path).parent)
+        if not os.path.isdir(place):
+            raise Refused(f"the folder {place} for the changes of {machine.name} does not exist")
+        if os.path.lexists(path):
+            raise Refused(f"{path} is there already; look whose it is, or choose another name")
+    warnings = []
+    for place in sorted({str(PurePosixPath(path).parent) for path in [*files.values(), *saved]}):
+        found = os.statvfs(place)
+        free = found.f_bavail * found.f_frsize
+        if free < needs:
+            raise Refused(f"{place} has {bytes_text(free)} free; the snapshot needs {bytes_text(needs)} at once")
+        here = [target for target, path in files.items() if str(PurePosixPath(path).parent) == place]
+        grown = sum(size for target, size in _sizes(machine).items() if target in here)
+        if free < grown:
+            warnings.append(
+                f"what {machine.name} writes from now on may take {bytes_text(grown)} in {place}, where "
+                f"{bytes_text(free)} are free; a machine whose storage is full is paused"
+            )
+    return warnings
+
+
+def _sizes(machine: Machine) -> dict[str, int]:
+    """How big each disk of a running VM may become."""
+    if not machine.active:
+        return {}
+    targets = [str(disk["target"]) for disk in choose.written(machine.facts)]
+    return {target: machine.node.block_sizes(machine.name, target).get("capacity", 0) for target in targets}
+
+
+def make(plans: Sequence[Plan]) -> list[str]:
+    """Carry all of them out; returns what to warn of. Raises Failed, and then none of them is left."""
+    for one in plans:
+        # Before the snapshot, which holds the metadata of its moment: so it knows of itself when it is gone back to.
+        one.machine.write(one.machine.record.noting(one.name, one.note))
+    with ThreadPoolExecutor(max_workers=max(1, len(plans))) as pool:
+        try:
+            list(pool.map(_freeze, plans))
+            if not _failed(plans):
+                list(pool.map(_take, plans))
+        finally:
+            list(pool.map(_thaw, plans))
+    for one in plans:
+        if one.required and one.error is None and not one.quiesced:
+            one.error = Failed(f"{one.machine.name} wrote again before the snapshot was done; it was not quiesced")
+    if _failed(plans):
+        _take_back(plans)
+    for one in plans:
+        note = replace(one.note, made=True, quiesced=one.quiesced, allocated=one.machine.allocated())
+        one.machine.write(one.machine.record.noting(one.name, note))
+    return [f"{one.machine.name} is not quiesced" for one in plans if one.freeze and not one.quiesced]
+
+
+def _failed(plans: Sequence[Plan]) -> list[Plan]:
+    return [one for one in plans if one.error]
+
+
+def _keeping(one: Plan, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except DroverError as error:
+        one.error = one.error or error
+
+
+def _freeze(one: Plan) -> None:
+    if not one.freeze:
+        return
+    still = Freeze(one.machine.node, one.machine.name, one.machine.domain.uuid)
+    try:
+        still.begin()
+        one.still = still
+    except DroverError as error:
+        one.quiesced = False
+        one.error = error if one.required or isinstance(error, Refused) else None
+
+
+def _take(one: Plan) -> None:
+    machine = one.machine
+    disks_only = machine.active and not one.memory
+    live = one.memory and one.kind == choose.EXTERNAL
+    _keeping(one, lambda: machine.node.create_snapshot(machine.name, one.xml, disks_only, live))
+    if one.still:
+        one.quiesced = one.still.held() and one.error is None
+
+
+def _thaw(one: Plan) -> None:
+    if one.still:
+        _keeping(one, one.still.end)
+
+
+def _take_back(plans: Sequence[Plan]) -> None:
+    """Remove what was made; always raises Failed with all that went wrong."""
+    for one in plans:
+        with suppress(DroverError):
+            one.machine.read()
+            if one.name in one.machine.snapshots:
+                one.machine.node.delete_snapshot(one.machine.name, one.name)
+            one.machine.write(one.machine.record.without(one.name))
+    words = "; ".join(str(one.error) for one in _failed(plans))
+    others = ", ".join(one.machine.name for one in plans if not one.error)
+    raise Failed(f"{words}; there is no snapshot {plans[0].name}{f' of {others} either' if others else ''}")

@@ -1,0 +1,348 @@
+#!/usr/bin/python
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module backup: back up VMs to a folder, whole or what has changed, and prove the backups that are there."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup
+short_description: Back up VMs while they run, and keep the last good histories
+version_added: "0.1.0"
+author: The drover.kvm contributors (@drover)
+description:
+  - Copies the disks of a machine as they are at one moment into a folder of its own, together with its definition, the
+    variables of its UEFI, the keys of its TPM and checksums. QEMU copies while the machine runs (backups of libvirt in
+    push mode, see U(https://libvirt.org/kbase/live_full_disk_backup.html)). Page docs/backups.md says why it is done
+    that way, and how to come back with C(qemu-img) and C(virsh) alone.
+  - A full backup and the incremental ones that are based on it are a history. O(keep) counts good histories. Older
+    ones are removed only after all that is kept was read once more and found to be good. What this module did not
+    make is never removed.
+  - A backup gets its name when all of it is there and proved. If the module is killed, the next run ends what is left
+    of it, and begins anew.
+options:
+  path:
+    description:
+      - The folder of all backups, as an absolute path on the node. It must exist, and everybody must be able to pass
+        through it, as QEMU, which is another user, writes there. For another machine mount its folder here (NFS).
+      - Required.
+    type: path
+  name:
+    description: The machine. It must be on this node. Required unless O(vms) is given.
+    type: str
+  vms:
+    description: Several machines, one after the other. Each item takes the options of one machine.
+    type: list
+    elements: dict
+    suboptions:
+      path:
+        description: See O(path).
+        type: path
+      name:
+        description: The machine. Required.
+        type: str
+      type:
+        description: See O(type).
+        type: str
+        choices: [full, incremental]
+      max_incrementals:
+        description: See O(max_incrementals).
+        type: int
+      keep:
+        description: See O(keep).
+        type: int
+      newer_than:
+        description: See O(newer_than).
+        type: str
+      mode:
+        description: See O(mode).
+        type: str
+        choices: [snapshot, suspend, stop]
+      quiesce:
+        description: See O(quiesce).
+        type: str
+        choices: [auto, required, never]
+      bandwidth:
+        description: See O(bandwidth).
+        type: str
+      compression:
+        description: See O(compression).
+        type: str
+        choices: [zstd, zlib, none]
+      timeout:
+        description: See O(timeout).
+        type: int
+      shutdown_timeout:
+        description: See O(shutdown_timeout).
+        type: int
+      state:
+        description: See O(state).
+        type: str
+        choices: [present, verified]
+      uri:
+        description: See O(uri).
+        type: str
+  type:
+    description:
+      - V(incremental) copies what has changed since the last backup in this folder. Where that is not known it is a
+        full one, and RV(backup.reason) says why. That is so for disks that are not qcow2, a machine that is off, a
+        disk that was changed for another one or has grown, and after a power cut of the node.
+      - The default is V(full).
+    type: str
+    choices: [full, incremental]
+  max_incrementals:
+    description:
+      - How many incremental backups a history has at most. Then a full one begins a new history.
+      - The default is V(6).
+    type: int
+  keep:
+    description:
+      - How many good histories are kept, the new one among them.
+      - The default is V(2).
+    type: int
+  newer_than:
+    description:
+      - Do nothing where a good backup is younger than that, a number with V(m), V(h) or V(d), such as V(20h). With it a
+        second run changes nothing. Without it each run makes a backup.
+    type: str
+  mode:
+    description:
+      - What happens to a machine that runs. V(snapshot) lets it run. V(suspend) holds it still for the part of a
+        second in which the copy begins. V(stop) shuts it down, begins the copy, and starts it at once.
+      - A machine that is off is copied by C(qemu-img), and can't be started meanwhile.
+      - The default is V(snapshot).
+    type: str
+    choices: [snapshot, suspend, stop]
+  quiesce:
+    description:
+      - Whether the guest agent is asked to write out and hold still the guest's file systems while the copy begins,
+        for less than two seconds, with O(mode=snapshot). V(auto) asks where there is an agent. V(required) refuses, or
+        fails, without.
+      - The default is V(auto).
+    type: str
+    choices: [auto, required, never]
+  bandwidth:
+    description: The most that is read from each disk, in bytes per second, such as V(100MiB). The default is no limit.
+    type: str
+  compression:
+    description:
+      - How the images are compressed. They stay qcow2, which QEMU 5.1 and later can read with V(zstd), all with
+        V(zlib). It takes room for the largest disk once more while it works.
+      - The default is V(zstd).
+    type: str
+    choices: [zstd, zlib, none]
+  timeout:
+    description:
+      - How long copying may take, in seconds; after it the copy is ended.
+      - The default is V(86400).
+    type: int
+  shutdown_timeout:
+    description:
+      - How long the guest has to shut down with O(mode=stop), in seconds.
+      - The default is V(180).
+    type: int
+  state:
+    description:
+      - V(present) makes a backup. V(verified) reads all backups of the machine, whether it still exists or not, and
+        compares checksums. One that is damaged is noted, named in RV(damaged), and neither counts nor is based upon.
+      - The default is V(present).
+    type: str
+    choices: [present, verified]
+  uri:
+    description:
+      - URI of the libvirt daemon, as seen from the node. See U(https://libvirt.org/uri.html).
+      - The default is V(qemu:///system).
+    type: str
+extends_documentation_fragment: [drover.kvm.attributes, drover.kvm.attributes.kvm]
+attributes:
+  idempotent:
+    support: partial
+    details: With O(newer_than) or O(state=verified). Else each run makes a backup.
+requirements:
+  - libvirt 7.6 or later with QEMU, and its Python library (C(python3-libvirt))
+  - C(qemu-img)
+  - C(systemd-run), to resume or thaw a guest should the module be killed
+notes:
+  - The disks are written in clear. Keep the folder on an encrypted file system where that matters. Files are 0600, and
+    belong to root.
+  - Media and disks that the machine only reads are left out.
+  - Where the target is slow, so are the guest's first writes to what is not copied yet.
+seealso:
+  - module: drover.kvm.backup_info
+  - module: drover.kvm.restore
+"""
+
+EXAMPLES = r"""
+- name: A full backup now, two are kept
+  drover.kvm.backup:
+    name: web1
+    path: /srv/backup
+
+- name: Every night what has changed, a new history each week
+  drover.kvm.backup:
+    vms: [{name: web1}, {name: db1, quiesce: required}]
+    path: /mnt/backup
+    type: incremental
+    newer_than: 20h
+    bandwidth: 100MiB
+
+- name: One for which the guest is shut down and started again
+  drover.kvm.backup:
+    name: legacy1
+    path: /mnt/backup
+    mode: stop
+
+- name: Read all backups of a machine, and fail if one is damaged
+  drover.kvm.backup:
+    name: web1
+    path: /mnt/backup
+    state: verified
+  register: proof
+  failed_when: proof.damaged | length > 0
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be done in check mode.
+  returned: always
+  type: list
+  elements: str
+  sample: ["back up web1 to /srv/backup: vda; full (asked for)"]
+backup:
+  description: The newest backup. Null where there is none. M(drover.kvm.backup_info) lists all.
+  returned: always
+  type: dict
+  contains:
+    id: {description: "Its name, the moment in UTC at which it was begun.", type: str, returned: always}
+    folder: {description: Where it is., type: str, returned: always}
+    type: {description: V(full) or V(incremental)., type: str, returned: always}
+    base: {description: What an incremental one is based on., type: str, returned: always}
+    history: {description: The full backup of its history., type: str, returned: always}
+    moment: {description: "The moment of which it is, UTC.", type: str, returned: always}
+    reason: {description: Why a full one was made where an incremental one was asked for., type: str, returned: always}
+    quiesced: {description: Whether the guest held its file systems still., type: bool, returned: always}
+    size: {description: Bytes of its files., type: int, returned: always}
+    good: {description: Whether nothing is known against it., type: bool, returned: always}
+    complaint: {description: What is known against it., type: str, returned: always}
+damaged:
+  description: The backups of this machine that are not good, each with the reason.
+  returned: always
+  type: dict
+  sample: {20261115T030000Z: vda.qcow2 does not have the checksum that SHA256SUMS says}
+error:
+  description: The kind of failure, see M(drover.kvm.vm).
+  returned: failure
+  type: str
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.drover.kvm.plugins.module_utils._backup import store
+from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts, check_age
+from ansible_collections.drover.kvm.plugins.module_utils._backup.taking import Order
+from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
+from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
+
+FIELDS = (
+    Field("path", type="path", required=True, check=check_path),
+    Field("name", check=check_name),
+    Field("type", choices=("full", "incremental"), default="full"),
+    Field("max_incrementals", type="int", default=6, check=between(0, 1000)),
+    Field("keep", type="int", default=2, check=between(1, 1000)),
+    Field("newer_than", check=check_age),
+    Field("mode", choices=("snapshot", "suspend", "stop"), default="snapshot"),
+    Field("quiesce", choices=("auto", "required", "never"), default="auto"),
+    Field("bandwidth", type="size"),
+    Field("compression", choices=("zstd", "zlib", "none"), default="zstd"),
+    Field("timeout", type="int", default=86400, check=between(1)),
+    Field("shutdown_timeout", type="int", default=180, check=between(1, 86400)),
+    Field("state", choices=("present", "verified"), default="present"),
+    URI,
+)
+
+
+class VmBackup(Resource):
+    """The backups of one VM."""
+
+    def __init__(self, params: dict[str, Any], client: Node) -> None:
+        super().__init__(params, client)
+        if not params["name"]:
+            raise Invalid("name the VM (name), or several (vms)", option="name")
+        root = store.check_root(params["path"])
+        given = {name: params[name] for name in Order._fields if name in params}
+        order = Order(**{**given, "root": root, "vm": self.name, "bandwidth": params["bandwidth"] or 0})
+        self.acts = Acts(client, order, params["keep"], params["newer_than"])
+
+    @classmethod
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Node]:
+        """The node."""
+        return connect(str(params["uri"]))
+
+    def read(self) -> State:
+        """The backups that are there, by a quick look."""
+        backups = self.acts.look()
+        return {"name": self.name, "backups": [one.id for one in backups], "damaged": self.damaged()}
+
+    def damaged(self) -> dict[str, str]:
+        """Those that are not good, and why."""
+        return {one.id: one.complaint for one in self.acts.backups if one.complaint}
+
+    def wanted(self, before: State) -> State:
+        """One more, and the older histories gone; or what reading all of them says."""
+        state = before or {}
+        if self.params["state"] == "verified":
+            return {**state, "damaged": self.acts.verify()}
+        if self.acts.made or self.acts.is_young():
+            return state
+        self.acts.plan()
+        self.warnings = self.acts.warnings
+        gone = {one.id for history in self.acts.surplus() for one in history}
+        return {**state, "backups": [*(one for one in state["backups"] if one not in gone), "new"]}
+
+    def steps(self, before: State, wanted: State) -> list[Step]:
+        """Clear what a killed run left, make the backup, remove old histories; or note what was found."""
+        known, seen = before or {}, wanted or {}
+        if self.params["state"] == "verified":
+            changed = {
+                one: words
+                for one in known["backups"]
+                if (words := seen["damaged"].get(one)) != known["damaged"].get(one)
+            }
+            return [
+                Step(f"note of {one}: {words or 'good again'}", partial(self.acts.note, one))
+                for one, words in changed.items()
+            ]
+        if known == seen:
+            return []
+        path = Path(self.params["path"])
+        steps = [
+            Step(f"clear {one.name} of {self.name}, which a run left", partial(self.acts.clear, one))
+            for one in store.left(path, self.name)
+        ]
+        steps.append(Step(f"back up {self.name} to {path}: {self.acts.words()}", self.acts.take))
+        for history in self.acts.surplus():
+            words = f"remove the history {history[0].history} of {self.name} ({len(history)})"
+            steps.append(Step(words, partial(self.acts.remove, history)))
+        return steps
+
+    def result(self, state: State) -> dict[str, Any]:
+        """The newest backup."""
+        last = self.acts.made or (self.acts.backups[-1] if self.acts.backups else None)
+        return {"backup": last and last.facts(), "damaged": self.damaged() if state is None else state["damaged"]}
+
+
+def main() -> None:
+    """Run the module."""
+    run_module(VmBackup, FIELDS, items="vms", parallel=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Backups of a guest that counts on its disk: each point of a chain, runs that are killed, another node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+
+NODE, OTHER, NAME = "hv1", "hv2", "saved1"
+ROOT, SOURCE = "/srv/backup", "/var/lib/libvirt/images/saved1.raw"
+DISK = f"/var/lib/libvirt/images/drover-{NAME}-0.qcow2"
+
+
+class Saved:
+    """The VM and its backups."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.folder = cluster.lab.machine(NODE).path(f"{ROOT}/{NAME}")
+
+    def ssh(self, command: str, node: str = NODE) -> str:
+        return self.cluster.ssh(node, command, timeout=300).strip()
+
+    def backup(self, **options: Any) -> dict[str, Any]:
+        """Module backup."""
+        return self.cluster.task(NODE, "backup", name=NAME, path=ROOT, type="incremental", **options)
+
+    def digest(self, path: str, node: str = NODE) -> str:
+        """Of what a guest would see in an image."""
+        made = f"qemu-img convert -U -f qcow2 -O raw {path} /var/tmp/seen.raw && sha256sum /var/tmp/seen.raw"
+        return self.ssh(f"{made}; rm -f /var/tmp/seen.raw", node).split()[0]
+
+    def record(self) -> str:
+        """What the guest wrote last."""
+        return self.ssh(f"qemu-io -r -U -f qcow2 -c 'read -v 8192 64' {DISK} | grep ^0000")
+
+    def left(self) -> list[str]:
+        """What is no whole backup."""
+        return [one.name for one in self.folder.iterdir() if one.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def saved(site: Cluster) -> Iterator[Saved]:
+    found = Saved(site)
+    guests = Guests(site.lab.base)
+    guests.ensure()
+    guests.write_image(site.lab.machine(NODE).path(SOURCE), {"name": NAME, "ip": "10.231.100.44/24", "sink": SINK})
+    found.ssh(f"qemu-img convert -f raw -O qcow2 {SOURCE} {DISK}; rm {SOURCE}; install -d -m 0711 {ROOT}")
+    disk = {"type": "file", "target": "vda", "format": "qcow2", "path": DISK}
+    sheet: dict[str, Any] = {"memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}], "disks": [disk]}
+    built = site.task(NODE, "vm", name=NAME, state="running", **sheet)
+    assert not built["failed"], built
+    wait_until(lambda: "DROVER1" in found.record() or found.record(), 240, "the guest counts")
+    yield found
+    gone = site.task(NODE, "vm", name=NAME, state="absent", force=True)
+    assert not gone["failed"], gone
+    found.ssh(f"rm -rf {ROOT} {DISK} /srv/back")
+    found.ssh(f"rm -rf {ROOT}", OTHER)
+
+
+def test_each_point_of_a_chain_of_five_comes_back_bit_by_bit(saved: Saved) -> None:
+    seen: dict[str, str] = {}
+    for number in range(6):
+        last = saved.record()
+        wait_until(lambda last=last: saved.record() != last or last, 60, "the guest goes on counting")
+        saved.ssh(f"virsh suspend {NAME}")
+        try:
+            kept = saved.digest(DISK)
+            done = saved.backup()
+        finally:
+            saved.ssh(f"virsh resume {NAME}")
+        assert not done["failed"] and done["backup"]["type"] == ("incremental" if number else "full"), done
+        seen[done["backup"]["id"]] = kept
+    assert len(set(seen.values())) == 6 and saved.left() == []
+    for backup_id, kept in seen.items():
+        assert saved.digest(f"{ROOT}/{NAME}/{backup_id}/vda.qcow2") == kept
+        folder = f"/srv/back/{backup_id}"
+        saved.ssh(f"mkdir -p {folder}")
+        restored = saved.cluster.task(
+            NODE, "restore", name=NAME, path=ROOT, id=backup_id, disks=["vda"], directory=folder
+        )
+        assert not restored["failed"] and saved.digest(restored["restored"]["files"][0]) == kept, restored
+    assert not saved.backup(state="verified")["changed"]
+    # The guest's agent is asked, and answers: it can be frozen, and goes on.
+    clean = saved.backup(quiesce="required")
+    assert not clean["failed"] and clean["backup"]["quiesced"], clean
+    assert not saved.backup(newer_than="1h")["changed"]
+
+
+MOMENTS = {"begun": "begun.json", "copying": "vda.copy", "packing": "vda.qcow2"}
+
+
+def killed_at(saved: Saved, name: str) -> None:
+    """Kill the module at the moment when this file appears in a backup that is being made."""
+    end = time.monotonic() + 120
+    while not [one for one in saved.folder.glob(".*.part") if (one / name).exists()]:
+        assert time.monotonic() < end, f"no {name} within 120 s"
+        time.sleep(0.005)
+    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}")]
+    for process in killed:
+        os.kill(int(process.name), signal.SIGKILL)
+    assert len(killed) == 1, killed
+
+
+def holds(process: Path, folder: str) -> bool:
+    """Whether it is the module: it has the VM's folder open, as its lock."""
+    with suppress(OSError):
+        return any(os.readlink(one) == folder for one in (process / "fd").iterdir())
+    return False
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_killed_leaves_nothing_for_long(saved: Saved, moment: str) -> None:
+    good = saved.backup()
+    assert not good["failed"], good
+    slow = {"bandwidth": "4MiB"} if moment == "copying" else {}
+    running = threading.Thread(
+        target=saved.cluster.task, args=(NODE, "backup"), kwargs={"name": NAME, "path": ROOT, **slow}
+    )
+    running.start()
+    killed_at(saved, MOMENTS[moment])
+    running.join(60)
+    assert saved.left(), "the backup was whole before it was killed"
+    before = saved.record()
+    wait_until(lambda: saved.record() != before or before, 60, "the guest goes on counting")
+    again = saved.backup()
+    assert not again["failed"] and again["backup"]["base"] == good["backup"]["id"], again
+    assert again["actions"][0].startswith("clear .") and saved.left() == []
+    assert not saved.backup(state="verified")["damaged"]
+
+
+def test_it_boots_on_another_node_under_another_name(saved: Saved) -> None:
+    assert not saved.backup()["failed"]
+    shutil.copytree(saved.folder, saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}"))
+    variables = {"vm": NAME, "node": OTHER, "drover_backup_path": ROOT}
+    refused = saved.cluster.play("restore_vm", **variables)
+    refused.refused(f"{NAME} runs on {NODE}")
+    trial = saved.cluster.play("restore_drill", **variables, drover_drill_prompt="drover: counting")
+    assert f"{NAME} boots from its backup" in trial.good().output
+    assert f"drill-{NAME}" not in saved.cluster.domains(OTHER)
+    look = {**variables, "new_name": "saved2", "nics": "none"}
+    assert saved.cluster.play("restore_vm", **look).good().changed
+    assert saved.cluster.play("restore_vm", **look).good().changed == 0
+    gone = saved.cluster.task(OTHER, "vm", name="saved2", state="absent", remove_disks=True)
+    assert not gone["failed"] and "drover-saved2-0.qcow2" in gone["actions"][-1], gone
+    checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT)
+    assert "All backups are as they were written" in checked.good().output

@@ -1,0 +1,206 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Faults of migrations that tests/lab has no time for; the letters and numbers are those of the acceptance.
+
+DROVER_PINGPONG=N   how often the VM goes back and forth (default: 50 times there, 50 times back)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.migration import MIB, STREAM, WELL, Missed, Mover, command_line
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+BUSY = "busy1"
+CONTROL = 16514
+ROUNDS = int(os.environ.get("DROVER_PINGPONG", "50"))
+
+
+def test_e5_the_destinations_qemu_dies_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.kill_qemu(mover.target)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    mover.rests_on(mover.source)
+    mover.moved()
+    mover.rests_on(mover.target)
+
+
+def test_e8b_the_destinations_libvirtd_dies_before_finish(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.freeze_before_finish()
+    mover.kill_daemon(mover.target)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    mover.rests_on(mover.source)
+    mover.moved()
+    mover.rests_on(mover.target)
+
+
+def test_f11_the_sources_qemu_dies_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.kill_qemu(mover.source)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    assert f"shutoff on {mover.source}" in result["msg"]
+    # Nobody starts it by himself.
+    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
+    mover.virsh(mover.source, "start", mover.vm)
+    mover.counts(240)
+    mover.rests_on(mover.source)
+
+
+def test_f12_the_vm_is_powered_off_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    # The one word of an administrator that libvirt takes meanwhile; for a shutdown it waits until the job has ended.
+    mover.virsh(mover.source, "destroy", mover.vm)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    assert f"shutoff on {mover.source}" in result["msg"]
+    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
+    mover.virsh(mover.source, "start", mover.vm)
+    mover.counts(240)
+
+
+@pytest.mark.parametrize("path", ["stream", "control", "both"])
+def test_f13_a_cut_of_ten_seconds_delays_it(mover: Mover, path: str) -> None:
+    process = mover.start_slowly()
+    before = mover.processed(mover.source)
+    mover.cut_ports({"stream": [STREAM], "control": [str(CONTROL)], "both": [STREAM, str(CONTROL)]}[path])
+    # The length of the cut is the story itself.
+    time.sleep(10)
+    mover.in_phase("perform3")
+    if path != "control":
+        assert mover.processed(mover.source) - before < 5 * MIB, "not exercised: the memory went on"
+    mover.mend_stream()
+    mover.speed_up()
+    result = mover.end(process)
+    assert result.get("verified") and result["where"] == mover.target, result
+    mover.rests_on(mover.target)
+
+
+def test_e11_a_vm_that_runs_twice_is_moved_by_nobody(mover: Mover) -> None:
+    """Made by hand, as a tool without our look at the peers would: paused, so that no data is at stake."""
+    text = mover.virsh(mover.source, "dumpxml", mover.vm, "--security-info", "--migratable")
+    mover.inside(mover.third, "tee", "/run/drover-twice.xml", feed=text)
+    mover.virsh(mover.third, "create", "/run/drover-twice.xml", "--paused")
+    try:
+        assert sorted(mover.says()) == sorted((mover.source, mover.third)), "not exercised: it is there once"
+        for to in (mover.target, mover.third):
+            result = mover.migrate(mover.source, name=mover.vm, to=to)
+            assert result["failed"] and not result["changed"], result
+            assert mover.third in result["msg"], result["msg"]
+        assert mover.says()[mover.source] == WELL
+    finally:
+        mover.virsh(mover.third, "destroy", mover.vm)
+        mover.inside(mover.third, "rm", "/run/drover-twice.xml")
+    mover.rests_on(mover.source)
+
+
+@pytest.fixture
+def busy(cluster: Cluster, tmp_path: Path) -> Iterator[Mover]:
+    """A VM that writes 24 MiB of its memory over and over, on the SAN; gone at the end."""
+    image = {"name": BUSY, "ip": "10.231.100.43/24", "sink": SINK, "dirty": "24"}
+    Guests(cluster.lab.base).write_image(cluster.lab.machine("san1").path(f"{IMAGES}/{BUSY}.img"), image)
+    path = tmp_path / "busy.yml"
+    path.write_text(f"vms:\n  hosts:\n    {BUSY}:\n", encoding="utf-8")
+    cluster.play("build_vms", "-i", str(path), vms=BUSY).good()
+    try:
+        with Observer(cluster.lab) as watch:
+            watch.wait_word(BUSY, seconds=240)
+            found = Mover(cluster, BUSY, watch)
+            yield found
+            found.heal()
+        verdict = watch.verdict()
+        assert verdict.ok, str(verdict)
+    finally:
+        options = {"vms": BUSY, "confirm": BUSY, "remove_disks": True, "force": True}
+        cluster.play("remove_vms", "-i", str(path), **options).good()
+
+
+def test_f15_a_vm_that_does_not_converge_stays_pauses_or_is_slowed_down(busy: Mover) -> None:
+    hard: dict[str, Any] = {"bandwidth": "2MiB", "timeout": 75, "auto_converge": False, "max_downtime": 300}
+    result = busy.move(**hard)
+    if not result["failed"]:
+        raise Missed(f"not exercised: it converged: {result}")
+    assert result["failed"] and result["details"]["where"] == busy.source, result
+    assert "not done after" in result["msg"], result["msg"]
+    assert busy.says() == {busy.source: WELL} and busy.marked() == []
+    paused = busy.move(**hard, when_stuck="pause", max_pause=20)
+    assert paused.get("verified") and paused["passes"] > 2, paused
+    assert 1000 < paused["downtime_ms"] < 30000, paused
+    assert busy.says() == {busy.target: WELL}
+    slowed = busy.migrate(busy.target, name=BUSY, to=busy.source, bandwidth="8MiB", timeout=300)
+    assert slowed.get("verified"), slowed
+    busy.counts()
+    for name, one in (("paused", paused), ("slowed", slowed)):
+        print(f"{name}: {one['seconds']} s, {one['passes']} passes, {one['sent'] >> 20} MiB, {one['downtime_ms']} ms")
+
+
+def leftovers(mover: Mover, node: str) -> dict[str, int]:
+    """What a migration could leave on a node: open files of libvirt, ports, files of ours, QEMUs, the log's bytes."""
+    (daemon,) = mover.lab.machine(node).find("libvirtd")[:1]
+    ports = mover.inside(node, "ovs-vsctl", "list-ports", "br0").split()
+    files = mover.inside(node, "sh", "-c", "ls -A /run/drover | grep -v pyz; ls /run/libvirt/qemu", check=False).split()
+    log = mover.inside(node, "sh", "-c", f"cat /var/log/libvirt/qemu/{mover.vm}.log* | wc -c", check=False)
+    qemus = [pid for pid in mover.lab.machine(node).pids() if b"\0-uuid\0" in command_line(pid)]
+    return {
+        "descriptors": len(os.listdir(f"/proc/{daemon}/fd")),
+        "ports": len(ports),
+        "files": len([name for name in files if not name.startswith(mover.vm)]),
+        "processes": len(qemus),
+        "log": int(log.strip() or 0),
+    }
+
+
+def test_f28_back_and_forth_leaves_nothing(mover: Mover) -> None:
+    nodes = (mover.source, mover.target)
+    seen: dict[str, dict[str, int]] = {}
+    gaps = []
+    for turn in range(ROUNDS):
+        for source, to in (nodes, nodes[::-1]):
+            result = mover.migrate(source, name=mover.vm, to=to)
+            assert result.get("verified"), (turn, result)
+            gaps.append(result["downtime_ms"])
+        if turn == 1:
+            seen = {node: leftovers(mover, node) for node in nodes}
+    for node in nodes:
+        first, last = seen[node], leftovers(mover, node)
+        assert abs(last["descriptors"] - first["descriptors"]) <= 2, (node, first, last)
+        assert all(last[what] == first[what] for what in ("ports", "files", "processes")), (node, first, last)
+        # virtlogd keeps four files of 2 MiB.
+        assert last["log"] < 9 * MIB, (node, first, last)
+        print(f"{node}: {first} then {last}")
+    gaps.sort()
+    print(f"{len(gaps)} moves: downtime median {gaps[len(gaps) // 2]} ms, most {gaps[-1]} ms")
+    mover.rests_on(mover.source)
+
+
+def test_f27_the_destination_dies_right_after_success(mover: Mover) -> None:
+    before = mover.cluster.where()
+    others = [name for name, node in before.items() if node == mover.target]
+    mover.moved()
+    mover.lab.power_off(mover.target)
+    mover.lab.power_on(mover.target)
+    wait_until(
+        lambda: mover.vm in (seen := mover.cluster.domains(mover.target)) or str(seen), 120, "libvirt of the node"
+    )
+    # It was to start with its node.
+    if mover.says() == {mover.target: ("shut off", "yes")}:
+        mover.virsh(mover.target, "start", mover.vm)
+    for name in others:
+        mover.virsh(mover.target, "start", name, check=False)
+    mover.counts(240)
+    mover.rests_on(mover.target)
+    for name in others:
+        mover.watch.wait_word(name, after=time.monotonic(), seconds=240)

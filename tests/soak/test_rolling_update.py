@@ -1,0 +1,104 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All nodes are updated and rebooted one after the other while their VMs run; a run that stops is gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
+
+NODES = ("hv1", "hv2", "hv3")
+MARK = "/srv/updated"
+FACT = "/etc/ansible/facts.d/drover_rolling.fact"
+
+
+@pytest.fixture
+def work(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Files of tasks: the update notes each boot and reboots, and fails on hv2 while the file `sick` is there."""
+    log = tmp_path / "log"
+    line = {"path": str(log), "create": True, "mode": "0600", "insertafter": "EOF"}
+    sick = {
+        "name": "Fail while told to",
+        "ansible.builtin.assert": {"that": f"inventory_hostname != 'hv2' or '{tmp_path}/sick' is not file"},
+    }
+    note = {"name": "Be updated", "ansible.builtin.copy": {"content": "new\n", "dest": MARK, "mode": "0644"}}
+    boot = {"name": "Reboot", "ansible.builtin.reboot": {"reboot_timeout": 240}}
+    files = {"update": [sick, note, boot]}
+    for when in ("before", "after"):
+        say = {**line, "line": f"{when} {{{{ drover_turn }}}} {{{{ lookup('pipe', 'date +%s%N') }}}}"}
+        files[when] = [{"name": "Tell", "ansible.builtin.lineinfile": say}]
+    options = {}
+    for name, tasks in files.items():
+        path = tmp_path / f"{name}.yml"
+        path.write_text(yaml.safe_dump(tasks), encoding="utf-8")
+        options[f"drover_{name}_tasks"] = str(path)
+    # Three drains, reboots and returns in one run.
+    cluster.play_seconds = 3 * PLAY_SECONDS
+    yield options
+    cluster.play_seconds = PLAY_SECONDS
+    for node in NODES:
+        cluster.ssh(node, "rm", "-f", MARK, FACT)
+
+
+def told(tmp_path: Path) -> list[str]:
+    """What the tasks of the controller said, without the time."""
+    return [text.rpartition(" ")[0] for text in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
+
+
+def updated(cluster: Cluster) -> list[str]:
+    """The nodes on which the update was done."""
+    return [node for node in NODES if cluster.ssh(node, "cat", MARK, check=False)]
+
+
+def test_a_node_that_is_not_healthy_is_named_before_the_first_move(cluster: Cluster, work: dict[str, Any]) -> None:
+    before = cluster.where()
+    cluster.ssh("hv3", "systemd-run", "--unit=sick", "--wait", "false", check=False)
+    try:
+        cluster.play("rolling_update", **work).refused("hv3 is not healthy: sick.service has failed")
+    finally:
+        cluster.ssh("hv3", "systemctl", "reset-failed", "sick")
+    assert cluster.where() == before and not updated(cluster)
+
+
+def test_where_no_package_is_to_be_upgraded_nothing_is_done(cluster: Cluster) -> None:
+    before = cluster.where()
+    played = cluster.play("rolling_update").good()
+    assert played.changed == 0 and "Nothing to do." in played.output, played.output
+    assert cluster.where() == before
+
+
+def test_all_nodes_are_updated_and_a_run_that_stopped_is_gone_on_with(
+    cluster: Cluster, work: dict[str, Any], tmp_path: Path
+) -> None:
+    before = cluster.where()
+    (tmp_path / "sick").touch()
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        assert cluster.play("rolling_update", "--check", "--diff", **work).good().changed > 0
+        assert cluster.where() == before and not updated(cluster)
+
+        stopped = cluster.play("rolling_update", **work)
+        assert stopped.code != 0 and "rolling_update stopped at hv2" in stopped.output, stopped.output
+        assert updated(cluster) == ["hv1"]
+        assert cluster.domains("hv2") == {} and sorted(cluster.where()) == sorted(before)
+        assert told(tmp_path) == ["before hv1", "after hv1", "before hv2", "after hv2"]
+        assert '"rolling_update"' in cluster.ssh("hv2", "cat", "/etc/ansible/facts.d/drover.fact")
+
+        (tmp_path / "sick").unlink()
+        again = cluster.play("rolling_update", **work).good()
+        assert "Done already by the run that this one goes on with." in again.output
+        assert told(tmp_path)[4:] == ["before hv2", "after hv2", "before hv3", "after hv3"]
+        assert updated(cluster) == list(NODES)
+        assert cluster.where() == before
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+    print(f"{stopped.seconds:.0f} s until it stopped, {again.seconds:.0f} s to go on\n{again.output}")

@@ -1,0 +1,293 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Backups of VMs on a real libvirt and QEMU of their own. The guest's writes are QEMU's own (qemu-io)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.drover.kvm.plugins.module_utils._backup import files, job, moments, store, taking
+from ansible_collections.drover.kvm.plugins.module_utils._domain import stillness
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
+from ansible_collections.drover.kvm.plugins.modules import backup
+from ansible_collections.drover.kvm.tests.unit import libvirt_server
+
+libvirt = pytest.importorskip("libvirt")
+libvirt_qemu = pytest.importorskip("libvirt_qemu")
+LACKING = libvirt_server.missing() or next(
+    (f"{one} is not installed" for one in ("qemu-img", "qemu-system-x86_64") if not shutil.which(one)), None
+)
+pytestmark = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
+MIB = 2**20
+UUID = "11111111-1111-4111-8111-111111111111"
+DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>
+<target dev='{target}' bus='virtio'/><alias name='ua-{target}'/></disk>"""
+XML = """<domain type='qemu'><name>web1</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{disks}
+<disk type='file' device='cdrom'><target dev='sda' bus='ide'/><readonly/></disk>
+<interface type='user'><mac address='52:54:00:00:00:01'/></interface></devices></domain>"""
+
+
+def qemu_img(*words: Any) -> str:
+    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[libvirt_server.Daemon]:
+    with libvirt_server.private_libvirtd() as running:
+        yield running
+
+
+class Machine:
+    """The VM web1 with two disks, a folder of backups, and module backup."""
+
+    def __init__(self, folder: Path, uri: str, capsys: Any) -> None:
+        self.folder, self.uri, self.capsys = folder, uri, capsys
+        self.root = folder / "backups"
+        self.root.mkdir()
+        self.connection = libvirt.open(uri)
+        self.formats = {"vda": "qcow2", "vdb": "qcow2"}
+        for target, image_format in self.formats.items():
+            qemu_img("create", "-q", "-f", image_format, self.disk(target), "8M")
+        self.define()
+
+    def disk(self, target: str) -> Path:
+        return self.folder / f"{target}.img"
+
+    def define(self) -> None:
+        """Define it with the disks as they are."""
+        disks = [
+            DISK.format(format=kind, path=self.disk(target), target=target) for target, kind in self.formats.items()
+        ]
+        self.connection.defineXML(XML.format(uuid=UUID, disks="".join(disks)))
+
+    @property
+    def vm(self) -> Any:
+        return self.connection.lookupByName("web1")
+
+    def write(self, pattern: int, at: str = "1M", length: str = "64k", target: str = "vda") -> None:
+        """The guest writes."""
+        command = f'qemu-io -d /machine/peripheral/ua-{target}/virtio-backend "write -P {pattern} {at} {length}"'
+        said = libvirt_qemu.qemuMonitorCommand(self.vm, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+        assert "rror" not in said and "failed" not in said, said
+
+    def content(self, target: str = "vda") -> bytes:
+        """What is on a disk of the VM, which is paused for it."""
+        self.vm.suspend()
+        try:
+            out = self.folder / "content"
+            qemu_img("convert", "-U", "-f", self.formats[target], "-O", "raw", self.disk(target), out)
+            return out.read_bytes()
+        finally:
+            self.vm.resume()
+
+    def run(self, **args: Any) -> dict[str, Any]:
+        """The module."""
+        args = {"name": "web1", "path": str(self.root), "uri": self.uri, **args}
+        with patch_module_args(args), pytest.raises(SystemExit):
+            backup.main()
+        result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return result
+
+    def take(self, **args: Any) -> dict[str, Any]:
+        """A backup, as check mode said."""
+        before = self.there()
+        predicted = self.run(**args, _ansible_check_mode=True)
+        assert self.there() == before
+        done = self.run(**args)
+        assert not done.get("failed"), done
+        assert predicted["actions"] == done["actions"] and done["changed"]
+        return done
+
+    def there(self) -> list[str]:
+        """All that is in the VM's folder."""
+        place = self.root / "web1"
+        return sorted(one.name for one in place.iterdir()) if place.exists() else []
+
+    def checkpoints(self) -> list[str]:
+        return sorted(one.getName() for one in self.vm.listAllCheckpoints(0))
+
+    def restored(self, backup_id: str, target: str = "vda") -> bytes:
+        """What is in a backup, with qemu-img alone."""
+        out = self.folder / "restored"
+        qemu_img("convert", "-O", "raw", self.root / "web1" / backup_id / f"{target}.qcow2", out)
+        return out.read_bytes()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, daemon: libvirt_server.Daemon, capsys: Any, monkeypatch: Any) -> Iterator[Machine]:
+    monkeypatch.setattr(stillness, "run", lambda argv: None)
+    found = Machine(tmp_path, daemon.uri(), capsys)
+    yield found
+    with suppress(libvirt.libvirtError):
+        found.vm.destroy()
+    found.vm.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    found.connection.close()
+
+
+@pytest.fixture
+def running(machine: Machine) -> Machine:
+    machine.vm.create()
+    return machine
+
+
+def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) -> None:
+    seen = {}
+    for number in range(6):
+        running.write(number + 1, f"{number}M")
+        running.write(0x77, "7M", target="vdb")
+        if number == 3:  # what was thrown away must not shine through from below
+            running.write(0, "1M")
+        kept = running.content()
+        done = running.take(type="incremental", compression=("zstd", "none", "zlib")[number % 3])
+        assert done["backup"]["type"] == ("incremental" if number else "full"), done
+        seen[done["backup"]["id"]] = kept
+    assert len(seen) == 6 and running.there() == sorted(seen)
+    assert len(set(seen.values())) == 6
+    for backup_id, kept in seen.items():
+        assert running.restored(backup_id) == kept
+    assert running.checkpoints() == [f"drover-{max(seen)}"]
+    last = running.root / "web1" / max(seen)
+    subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=last, check=True)
+    assert (last.stat().st_mode & 0o777, {one.stat().st_mode & 0o777 for one in last.iterdir()}) == (0o700, {0o600})
+    assert "qemu-img convert" in (last / "README.txt").read_text()
+    again = running.take(type="incremental", max_incrementals=5)
+    assert again["backup"]["type"] == "full" and "5 incremental" in again["backup"]["reason"]
+
+
+def test_two_histories_are_kept_and_never_fewer_good_ones(running: Machine) -> None:
+    first, second, third = (running.take()["backup"]["id"] for _number in range(3))
+    assert running.there() == [second, third]
+    # The one that would stay is bad: the older one stays too, and the next run knows.
+    with (running.root / "web1" / third / "vda.qcow2").open("r+b") as stream:
+        stream.seek(-3, 2)
+        stream.write(b"rot")
+    (running.root / "web1" / "20200101T000000Z").mkdir()
+    (running.root / "web1" / "notes.txt").write_text("not ours")
+    done = running.run()
+    assert done["failed"] and "damaged" in done["msg"] and f"history {second} stays" in done["msg"], done
+    fourth = done["backup"]["id"]
+    mine = ["20200101T000000Z", "notes.txt"]
+    assert running.there() == sorted([*mine, second, third, fourth]) and list(done["damaged"]) == [third]
+    checked = running.run(state="verified")
+    assert not checked["changed"] and list(checked["damaged"]) == [third]
+    # With one more good one the damaged one goes with the older ones.
+    fifth = running.take()["backup"]["id"]
+    assert running.there() == sorted([*mine, fourth, fifth]) and first not in running.there()
+    assert running.run(newer_than="1h")["changed"] is False
+
+
+def test_damage_is_noted_and_not_built_upon(running: Machine) -> None:
+    full = running.take()["backup"]["id"]
+    place = running.root / "web1" / full / "vdb.qcow2"
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-1] + b"x")
+    for check in (True, False):
+        said = running.run(state="verified", _ansible_check_mode=check)
+        assert said["changed"] and "vdb.qcow2" in said["damaged"][full]
+    assert running.run(state="verified", newer_than="1h")["changed"] is False
+    done = running.take(type="incremental")
+    assert done["backup"]["type"] == "full" and "is not good" in done["backup"]["reason"]
+    place.write_bytes(whole)
+    assert running.run(state="verified")["actions"] == [f"note of {full}: good again"]
+
+
+def failing(words: str) -> Any:
+    """A function that fails."""
+
+    def call(*_args: Any, **_named: Any) -> None:
+        raise Failed(words)
+
+    return call
+
+
+class Killed(BaseException):
+    """The process ends here, and cleans up nothing."""
+
+
+@pytest.mark.parametrize("moment", ["begun", "copying", "packed", "named", "removing"])
+def test_a_run_that_is_killed_is_cleared_by_the_next(running: Machine, monkeypatch: Any, moment: str) -> None:
+    good = running.take(keep=1)["backup"]["id"]
+
+    def die(*_args: Any, **_named: Any) -> None:
+        raise Killed
+
+    place = {
+        "begun": (Node, "begin_backup"),
+        "copying": (job, "wait"),
+        "packed": (files, "seal"),
+        "named": (Path, "rename"),
+        "removing": (store, "clear"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*place[moment], die)
+        if moment != "removing":
+            patch.setattr(taking, "recover", die)
+        with pytest.raises(Killed):
+            running.run(type="full" if moment == "removing" else "incremental", keep=1)
+    assert any(name.startswith(".") for name in running.there()), running.there()
+    again = running.take(type="incremental", keep=1)
+    left = running.there()
+    assert not [name for name in left if name.startswith(".")] and again["backup"]["id"] in left
+    if moment != "removing":
+        assert again["backup"]["base"] == good
+    assert len(running.checkpoints()) == 1 and running.restored(again["backup"]["id"]) == running.content()
+
+
+def test_a_machine_that_is_off_and_one_whose_marks_are_lost(machine: Machine) -> None:
+    off = machine.take(type="incremental")["backup"]
+    assert (off["type"], off["state"]) == ("full", "stopped") and "is off" in off["reason"]
+    machine.vm.create()
+    machine.write(9)
+    first = machine.take(type="incremental")["backup"]
+    assert first["type"] == "full" and "no checkpoint" in first["reason"]
+    # Moved to a node that does not know the checkpoint: the marks are in the disks.
+    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(
+        libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+    )
+    machine.write(10)
+    second = machine.take(type="incremental")["backup"]
+    assert second["base"] == first["id"] and machine.restored(second["id"]) == machine.content()
+    # The marks themselves are gone.
+    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(0)
+    third = machine.take(type="incremental")["backup"]
+    assert third["type"] == "full" and "can't tell" in third["reason"], third
+
+
+def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> None:
+    def refused(words: str, **args: Any) -> None:
+        done = running.run(**args)
+        assert done.get("failed") and words in done["msg"] and running.there() == [], done
+
+    refused("does not exist", path="/nowhere/at/all")
+    refused("no VM web9", name="web9")
+    refused("can't be frozen", quiesce="required")
+    refused("is not a span of time", newer_than="yesterday")
+    monkeypatch.setattr(taking, "SPARE", 2**60)
+    refused("may take")
+    monkeypatch.undo()
+    monkeypatch.setattr(stillness, "run", lambda argv: None)
+    monkeypatch.setattr(files, "pack", failing("No space left on device"))
+    refused("No space left")
+    assert running.checkpoints() == [] and running.vm.info()[0] == 1
+
+
+def test_suspend_and_stop_go_on(running: Machine, monkeypatch: Any) -> None:
+    assert running.take(mode="suspend")["backup"]["mode"] == "suspend" and running.vm.info()[0] == 1
+    monkeypatch.setattr(Node, "shutdown", lambda node, name: node.destroy(name))
+    before = running.vm.ID()
+    assert running.take(mode="stop", bandwidth="1GiB", type="incremental")["backup"]["type"] == "incremental"
+    assert running.vm.info()[0] == 1 and running.vm.ID() != before
+    monkeypatch.setattr(moments, "until", failing("did not shut down"))
+    assert running.run(mode="stop")["failed"]
+    assert running.vm.info()[0] == 1
