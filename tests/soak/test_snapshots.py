@@ -5,15 +5,12 @@
 
 The guest writes its counter to its disk and then says it on its serial port. A snapshot with memory holds one value of
 it; after the way back the guest goes on from exactly there. Runs are killed with SIGKILL in the middle.
-
-With DROVER_LAB_NAME=NAME and DROVER_LAB_KEEP=1 a lab that is up already is used.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,14 +22,10 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 
 NODE = "hv1"
 FOLDER = "/srv/snap"
-MIB = 2**20
-# One node, without its bonds.
-NICS = {"mgmt0": {"to": "mgmt", "network": "management"}}
-HV1 = {"groups": ["hypervisors"], "number": 11, "networks": ["management"], "nics": NICS}
 XML = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
 <os><type machine='pc'>hvm</type></os><features><acpi/></features><on_reboot>restart</on_reboot><devices>{disks}
 <serial type='file'><source path='{folder}/{name}.serial' append='on'/></serial>
@@ -59,23 +52,9 @@ echo done
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Cluster]:
-    """One hypervisor."""
-    if os.geteuid() != 0:
-        pytest.skip("the lab needs root")
-    topology = json.loads((ROOT / "roles/lab/files/topology.json").read_text(encoding="utf-8"))
-    topology.update(nodes={NODE: HV1}, clients={}, shared=[])
-    keep = os.environ.get("DROVER_LAB_KEEP", "0") == "1"
-    lab = Lab(os.environ.get("DROVER_LAB_NAME", "drover-snap"), json.dumps(topology))
-    if not keep:
-        lab.down()
-    try:
-        lab.up(prepared=True)
-        lab.restore()
-        yield Cluster(lab, lab.inventory)
-    finally:
-        if not keep:
-            lab.down()
+def site(lab: Lab) -> Cluster:
+    """The lab's nodes, whether its site is set up or not."""
+    return Cluster(lab)
 
 
 class Vm:
@@ -221,7 +200,7 @@ class Vm:
 @pytest.fixture
 def vm(site: Cluster, request: pytest.FixtureRequest) -> Iterator[Vm]:
     """A VM of its own; its disks by the parameter of the test."""
-    found = Vm(site, "web1", getattr(request, "param", {"vda": "qcow2", "vdb": "qcow2"})).make()
+    found = Vm(site, "snap1", getattr(request, "param", {"vda": "qcow2", "vdb": "qcow2"})).make()
     yield found
     found.remove()
 
@@ -247,7 +226,7 @@ def test_a_revert_with_memory_goes_on_at_the_very_count(vm: Vm) -> None:
     assert last > held
     act = {"snapshot": "s1", "state": "reverted", "discard_changes_since": "s1", "id": "CHG-1"}
     back = same_twice(vm, **act)
-    lost = back["lost"]["web1"]
+    lost = back["lost"][vm.name]
     assert lost["age"] >= 0 and lost["bytes"] is not None, lost
     vm.counts()
     first = vm.said()[said:]

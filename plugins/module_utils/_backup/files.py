@@ -26,8 +26,8 @@ NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/l
 README = """\
 Backup {id} of the virtual machine {vm}, made by drover.kvm. docs/backups.md of the collection says more.
 
-  sha256sum -c SHA256SUMS                 is everything as it was written?
   qemu-img info --backing-chain {disk}    what it is based on (keep those folders beside this one)
+  sha256sum -c SHA256SUMS                 here and in each of those folders: is everything as it was written?
 
 Without the collection: make each disk anew, and define the machine from domain.xml, in which the paths must fit.
 

@@ -82,6 +82,10 @@ def _rename(root: Element, name: str, uuid: str) -> None:
     for lease in devices(root, "lease"):
         if Property("key").get(lease) == uuid:
             drop(make(root, "devices"), lease)
+    # They are in use by the VM that was backed up; a guest with its folder would write to it.
+    for kind in ("hostdev", "filesystem"):
+        for device in list(devices(root, kind)):
+            drop(make(root, "devices"), device)
     NAME.put(root, name)
     UUID.put(root, vm_uuid(name))
     for number, nic in enumerate(devices(root, "interface")):

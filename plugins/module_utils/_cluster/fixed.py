@@ -72,15 +72,16 @@ def _state(domain: Mapping[str, Any]) -> list[Obstacle]:
 
 def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     name, found = domain["name"], []
-    for number, device in enumerate(domain.get("hostdevs") or []):
-        mend = "detach it before the move, or shut the VM down and leave it on its node"
+    off = domain.get("state") == "stopped"
+    for number, device in enumerate([] if off else domain.get("hostdevs") or []):
+        mend = "detach it before the move, or shut the VM down: it comes home with the node"
         text = f"{name} uses a device of its node: {_label(device, number)}"
         found.append(Obstacle("host_device", text, mend))
-    for number, share in enumerate(domain.get("filesystems") or []):
+    for number, share in enumerate([] if off else domain.get("filesystems") or []):
         mend = "unmount it in the guest and detach it; share the files over the network instead (NFS, CephFS)"
         text = f"{name} shares a folder with its node: {_label(share, number)}"
         found.append(Obstacle("filesystem", text, mend))
-    if files := domain.get("state_files") if domain.get("state") == "stopped" else None:
+    if files := domain.get("state_files") if off else None:
         text = f"{name} is shut off and has {' and '.join(files)} state in a file of its node, which would stay behind"
         found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
     if domain.get("has_snapshots"):

@@ -25,7 +25,7 @@ from .volumes import CLAIM
 
 OVERHEAD = 128 * UNITS["M"]
 SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
-AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or leave it on its node"
+AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or shut it down"
 MOUNTS = Path("/proc/self/mounts")
 
 
@@ -160,9 +160,9 @@ def blockers(
 def _own(need: Mapping[str, Any]) -> list[Blocker]:
     """What the VM itself has that can't travel."""
     found = []
-    if need["hostdevs"]:
+    if need["hostdevs"] and need["running"]:
         found.append(Blocker("hostdev", f"it has {', '.join(need['hostdevs'])} of the node", AWAY))
-    if need["filesystems"]:
+    if need["filesystems"] and need["running"]:
         text = f"it shares folders with the node: {', '.join(need['filesystems'])}"
         found.append(Blocker("filesystem", text, AWAY))
     if need["snapshots"]:

@@ -96,6 +96,13 @@ class Revert:
                 f"discard_changes_since: {self.name}",
                 lost=self.lost,
             )
+        held = machine.node.checkpoints(machine.name) if target.kind == choose.INTERNAL else []
+        if held:
+            raise Refused(
+                f"QEMU can't set {machine.name} back while it notes what has changed since a backup. Take that away and go "
+                f"on, the next backup is a full one then: "
+                + "; ".join(f"virsh checkpoint-delete {machine.name} {name}" for name in reversed(held))
+            )
         if target.kind == choose.EXTERNAL and machine.node.version() < EXTERNAL_SINCE:
             raise Refused(
                 f"libvirt of this node can't set {machine.name} back to an external snapshot; that takes libvirt 9.10 "
