@@ -503,6 +503,16 @@ options:
         type: str
         choices: [unmap, ignore]
         version_added: "0.1.0"
+      detect_zeroes:
+        description:
+          - What becomes of zeroes that the guest writes. With V(on) QEMU tells the storage that they are zeroes, which
+            can spare the writing; with V(unmap) their room is given back, as if the guest had discarded them. That is
+            for guests that wipe but can't discard. Looking for zeroes takes time of the node's CPUs at each write.
+          - Without O(disks[].discard=unmap), V(unmap) does what V(on) does.
+          - The default is that of libvirt, V(off).
+        type: str
+        choices: ["off", "on", unmap]
+        version_added: "0.1.0"
       queues:
         description:
           - Number of queues of a disk on the bus V(virtio).

@@ -85,6 +85,7 @@ TUNING = (
     ),
     Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
     Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
+    Field("detect_zeroes", choices=("off", "on", "unmap"), place=Property("driver/@detect_zeroes")),
     Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
     Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops"), when="live"),
     Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes"), when="live"),

@@ -101,6 +101,7 @@ DISK = {
     "cache": "directsync",
     "io": "native",
     "discard": "unmap",
+    "detect_zeroes": "unmap",
     "queues": 2,
     "iops": {"read": 500, "write": 100},
     "bandwidth": {"total": "100MiB"},
@@ -202,7 +203,8 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     made = run(**BASE, disks=[DISK], nics=[NIC])["vm"]
     assert {name: made["disks"][0][name] for name in DISK} == {**DISK, "bandwidth": {"total": 100 * 2**20}}
     assert {name: made["nics"][0][name] for name in NIC} == NIC
-    others = {"cache": "none", "io": "threads", "discard": "ignore", "queues": 4, "iops": {}, "bandwidth": {}}
+    others = {"cache": "none", "io": "threads", "discard": "ignore", "detect_zeroes": "off", "queues": 4}
+    others.update({"iops": {}, "bandwidth": {}})
     changed = run(**BASE, disks=[{**DISK, **others}], nics=[{**NIC, "link": "up", "mtu": 1500, "queues": 1}])["vm"]
     shown_disk = {name: changed["disks"][0][name] for name in others}
     assert shown_disk == {**others, "iops": None, "bandwidth": None}

@@ -137,6 +137,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "cache": ({**SAN, "cache": "directsync"}, "cache='directsync'"),
     "io": ({**SAN, "io": "native"}, "io='native'/>"),
     "discard": ({**SAN, "discard": "unmap"}, "discard='unmap'/>"),
+    "detect_zeroes": ({**FILE, "detect_zeroes": "unmap"}, "error_policy='stop' detect_zeroes='unmap'/>"),
     "queues": ({**SAN, "queues": 2}, "queues='2'/>"),
     "iops": (
         {**SAN, "iops": {"read": 500, "write": 100}},
