@@ -24,12 +24,12 @@ SUMMARY = Path(os.environ.get("DROVER_BENCHMARKS", "build/benchmarks.md"))
 
 
 def seconds_of_tasks(
-    tasks: list[dict[str, Any]], folder: Path, *, inside: Sequence[str] = ()
+    tasks: list[dict[str, Any]], folder: Path, *, inside: Sequence[str] = (), unchanged: Sequence[str] = ()
 ) -> dict[str, list[float]]:
     """Run tasks on this machine in one play; the seconds of each by its name, in order. A name may come often.
 
     `inside` is a command that runs another one, such as nsenter with its options. Raises AssertionError for a task that
-    failed.
+    failed, and for one named in `unchanged` that changed something.
     """
     book = folder / "measured.json"
     variables = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
@@ -47,7 +47,9 @@ def seconds_of_tasks(
     seconds = defaultdict(list)
     for task in json.loads(done.stdout)["plays"][0]["tasks"]:
         start, end = (datetime.fromisoformat(task["task"]["duration"][key].rstrip("Z")) for key in ("start", "end"))
-        seconds[task["task"]["name"]].append((end - start).total_seconds())
+        name = task["task"]["name"]
+        assert name not in unchanged or not task["hosts"]["localhost"]["changed"], f"{name} changed something"
+        seconds[name].append((end - start).total_seconds())
     return dict(seconds)
 
 

@@ -17,7 +17,7 @@ from ansible_collections.drover.kvm.tests.unit import libvirt_server
 
 VMS = 100
 ROUNDS = 5
-LOOPS = 1  # a loop takes a minute and more
+LOOPS = 2  # a loop takes half a minute and more
 ONE_GOAL, ALL_GOAL, LOOP_GOAL = 2.0, 1.0, 50.0
 DISK = {"type": "iscsi", "portal": "10.231.5.10:3260"}
 # What a template of a site that writes XML has, with the names that the others have, too.
@@ -68,7 +68,7 @@ def test_a_hundred_vms_that_are_as_declared(tmp_path: Path, inside: list[str]) -
         tasks += [{"name": "one", **one}, {"name": "all", **every}]
         if number < LOOPS:
             tasks.append({"name": "loop", **loop})
-    found = seconds_of_tasks(tasks, tmp_path, inside=inside)
+    found = seconds_of_tasks(tasks, tmp_path, inside=inside, unchanged=("one", "all"))
     ping, single, many, looped = (typical(found[name]) for name in ("ping", "one", "all", "loop"))
     rows = [
         ("task ping", f"{ping:.3f} s"),
@@ -76,5 +76,5 @@ def test_a_hundred_vms_that_are_as_declared(tmp_path: Path, inside: list[str]) -
         (f"vm, {VMS} in one task", f"{many:.3f} s, {many - ping:.3f} s more than a ping (goal: at most {ALL_GOAL})"),
         ("loop of community.libvirt.virt", f"{looped:.1f} s, {looped / many:.0f} times (goal: {LOOP_GOAL:.0f})"),
     ]
-    report(f"{VMS} VMs that are as declared (medians of {ROUNDS} rounds, one loop)", rows)
+    report(f"{VMS} VMs that are as declared (QEMU driver; medians of {ROUNDS} rounds, {LOOPS} loops)", rows)
     assert single <= ONE_GOAL * ping and many <= ping + ALL_GOAL and looped >= LOOP_GOAL * many, rows
