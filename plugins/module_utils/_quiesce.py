@@ -42,7 +42,7 @@ def why_not(running: Element | None) -> str | None:
     targets = [target for device in devices(running, "channel") for target in _target(device)]
     states = [target.get("state") for target in targets if target.get("name") == AGENT]
     if not states:
-        return f"it has no channel {AGENT} (option guest_agent of module vm)"
+        return f"it has no channel {AGENT} (option agent of module vm)"
     if "disconnected" in states:
         return "its guest agent does not run (package qemu-guest-agent)"
     return None

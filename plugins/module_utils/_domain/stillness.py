@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from .._libvirt import Node
+from .._libvirt import LOCAL, Node
 from .._run import run
 
 STILL_SECONDS = 15
+RESUME = ("virsh", "--connect", LOCAL, "resume")
+NOT_LOADED = 5  # systemctl: the timer has done its work already
 
 
 @contextmanager
@@ -20,10 +22,10 @@ def still(node: Node, name: str, uuid: str, stop: Callable[[], object]) -> Itera
     """`stop` pauses the VM, or starts it paused. A timer of systemd resumes it should this process be killed."""
     timer = f"drover-resume-{uuid}"
     limit = f"--on-active={STILL_SECONDS}s"
-    run(["systemd-run", "--collect", "--quiet", f"--unit={timer}", limit, "virsh", "resume", name])
+    run(["systemd-run", "--collect", "--quiet", f"--unit={timer}", limit, *RESUME, uuid])
     stop()
     try:
         yield
     finally:
         node.resume(name)
-        run(["systemctl", "stop", f"{timer}.timer"])
+        run(["systemctl", "stop", f"{timer}.timer"], ok=(0, NOT_LOADED))

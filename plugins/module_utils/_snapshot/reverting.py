@@ -99,8 +99,8 @@ class Revert:
         held = machine.node.checkpoints(machine.name) if target.kind == choose.INTERNAL else []
         if held:
             raise Refused(
-                f"QEMU can't set {machine.name} back while it notes what has changed since a backup. Take that away and go "
-                f"on, the next backup is a full one then: "
+                f"QEMU can't set {machine.name} back while it notes what has changed since a backup. Take that away, "
+                "the next backup is a full one then: "
                 + "; ".join(f"virsh checkpoint-delete {machine.name} {name}" for name in reversed(held))
             )
         if target.kind == choose.EXTERNAL and machine.node.version() < EXTERNAL_SINCE:

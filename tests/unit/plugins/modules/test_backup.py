@@ -126,7 +126,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, daemon: libvirt_server.Daemon, capsys: Any, monkeypatch: Any) -> Iterator[Machine]:
-    monkeypatch.setattr(stillness, "run", lambda argv: None)
+    monkeypatch.setattr(stillness, "run", lambda *_args, **_named: None)
     found = Machine(tmp_path, daemon.uri(), capsys)
     yield found
     with suppress(libvirt.libvirtError):
@@ -276,7 +276,7 @@ def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> 
     monkeypatch.setattr(taking, "SPARE", 2**60)
     refused("may take")
     monkeypatch.undo()
-    monkeypatch.setattr(stillness, "run", lambda argv: None)
+    monkeypatch.setattr(stillness, "run", lambda *_args, **_named: None)
     monkeypatch.setattr(files, "pack", failing("No space left on device"))
     refused("No space left")
     assert running.checkpoints() == [] and running.vm.info()[0] == 1

@@ -204,7 +204,7 @@ def test_the_readme_of_a_backup_is_enough(place: Site) -> None:
     vm.destroy()
     lines = (folder / "README.txt").read_text(encoding="utf-8").splitlines()
     commands = [line.strip() for line in lines if line.startswith("  ") and not line.strip().startswith("virsh")]
-    assert [line.split()[0] for line in commands] == ["sha256sum", "qemu-img", "qemu-img", "qemu-img"]
+    assert [line.split()[0] for line in commands] == ["qemu-img", "sha256sum", "qemu-img", "qemu-img"]
     definition = (folder / "domain.xml").read_text(encoding="utf-8").replace(test_backup.UUID, vm_uuid("web2"))
     for command in commands:
         words = [word.replace("/var/lib/libvirt/images", str(place.new)) for word in command.split("  ")[0].split()]

@@ -296,6 +296,27 @@ def test_what_other_tools_made_is_left_alone(run, vms):
     assert vms.snapshots("web1") == ["s1"]
 
 
+def test_another_tools_of_the_name_of_one_that_was_ours_is_left_alone(run, vms):
+    vms.define("web1")
+    run(name="web1", snapshot="s1")
+    vms.node.delete_snapshot("web1", "s1")
+    vms.node.create_snapshot("web1", "<domainsnapshot><name>s1</name></domainsnapshot>", False, False)
+    assert run(name="web1", snapshot="s1", state="absent")["error"] == "Refused"
+    assert not run(name="web1", state="retained", keep=0)["changed"]
+    assert vms.snapshots("web1") == ["s1"]
+
+
+def test_an_internal_one_is_not_gone_back_to_while_a_backup_is_noted(run, vms, monkeypatch):
+    vms.define("web1")
+    run(name="web1", snapshot="s1", memory=True)
+    monkeypatch.setattr(type(vms.node), "checkpoints", lambda _node, _name: ["drover-1", "drover-2"])
+    back = {"name": "web1", "snapshot": "s1", "state": "reverted", "discard_changes_since": "s1"}
+    for check in (True, False):
+        result = run(**back, _ansible_check_mode=check)
+        assert result["error"] == "Refused" and vms.snapshots("web1") == ["s1"]
+    assert result["msg"].endswith("virsh checkpoint-delete web1 drover-2; virsh checkpoint-delete web1 drover-1")
+
+
 def test_tags_of_one_that_is_there_are_changed(both, run, vms):
     vms.define("web1")
     run(name="web1", snapshot="s1", memory=True, tags=["a"])

@@ -98,7 +98,7 @@ def node(monkeypatch):
     monkeypatch.setattr(vm_replica, "connect", same)
     monkeypatch.setattr(landing, "run_json", qemu_img)
     monkeypatch.setattr(landing, "run", qemu_img)
-    monkeypatch.setattr(stillness, "run", lambda argv: found.log.append((argv[0], argv[-1])))
+    monkeypatch.setattr(stillness, "run", lambda argv, **_named: found.log.append((argv[0], argv[-1])))
     monkeypatch.setattr(site, "ask_peers", lambda _call, _seconds: {})
     return found
 
@@ -133,7 +133,7 @@ def test_all_disks_are_copied_and_end_in_one_moment(node, run):
         ("copy", "vda", MIB),
         ("copy", "vdb", MIB),
         # Who resumes the VM is there before it is paused.
-        ("systemd-run", "db1"),
+        ("systemd-run", UUID),
         ("end", "vda", "paused"),
         ("end", "vdb", "paused"),
         ("systemctl", f"drover-resume-{UUID}.timer"),
