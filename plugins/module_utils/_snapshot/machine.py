@@ -49,8 +49,8 @@ class Machine:
         # A snapshot knows of itself, also when the VM was set back to one before it.
         own = {one.name: record.read(one.definition).notes for one in found}
         notes = {name: known[name] for name, known in own.items() if name in known}
-        # One of ours was noted before it was made, so that it knows of itself as not made yet. Another tool's of the name
-        # of one that was ours, and that somebody deleted by hand, has copied the note of that.
+        # One of ours was noted before it was made, so that it knows of itself as not made yet. Another tool's of the
+        # name of one that was ours, and that somebody deleted by hand, has copied the note of that.
         foreign = {name for name, note in notes.items() if note.made}
         kept = {name: note for name, note in {**notes, **said.notes}.items() if name not in foreign}
         self.record = replace(said, notes=kept)
