@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two controllers that drain one node at once, and a drain that is interrupted."""
+"""Two controllers at once: two drains of one node, a drain beside a build; and one that is interrupted."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ def test_f20_two_controllers_drain_one_node(cluster: Cluster, watched: Observer)
     for name in leaving:
         assert len(moves_of(watched, name)) == 2, moves_of(watched, name)
     assert cluster.play("drain_node", node=NODE).good().changed == 0
+
+
+def test_f22_a_vm_is_started_on_a_node_that_is_drained(cluster: Cluster, watched: Observer) -> None:
+    name = next(vm for vm, node in sorted(cluster.where().items()) if node == NODE)
+    cluster.ssh(NODE, "virsh", "destroy", name)
+    drain = cluster.start("drain_node", node=NODE)
+    build = cluster.start("build_vms", vms=name)
+    drained, built = ended(drain), ended(build)
+    if drained[0] == 0:
+        assert cluster.domains(NODE) == {}, drained[1] + built[1]
+    cluster.play("drain_node", node=NODE).good()
+    cluster.play("build_vms", vms=name).good()
+    assert cluster.domains(NODE) == {}
+    assert cluster.where()[name] != NODE
 
 
 def test_f02_an_interrupt_begins_no_further_move(cluster: Cluster, watched: Observer) -> None:
