@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two controllers at once: two drains of one node, a drain beside a build; and one that is interrupted."""
+"""Two controllers at once: two drains of one node, or of two, a drain beside a build; and one that is interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
-NODE = "hv1"
+NODE, OTHER = "hv1", "hv2"
 SLOW = "4MiB"
 
 
@@ -29,7 +29,8 @@ def watched(cluster: Cluster) -> Iterator[Observer]:
         for name in before:
             watch.wait_word(name)
         yield watch
-        cluster.play("undrain_node", node=NODE).good()
+        for node in (NODE, OTHER):
+            cluster.play("undrain_node", node=node).good()
         assert cluster.where() == before
         for name in before:
             watch.wait_word(name, after=time.monotonic())
@@ -58,6 +59,23 @@ def test_f20_two_controllers_drain_one_node(cluster: Cluster, watched: Observer)
     for name in leaving:
         assert len(moves_of(watched, name)) == 2, moves_of(watched, name)
     assert cluster.play("drain_node", node=NODE).good().changed == 0
+
+
+def test_f21_two_nodes_are_drained_at_once(cluster: Cluster, watched: Observer) -> None:
+    before = cluster.where()
+    # The VMs that the site keeps apart have only one node left.
+    together: dict[str, list[str]] = {"drover_anti_affinity": []}
+    drains = {node: cluster.start("drain_node", node=node, **together) for node in (NODE, OTHER)}
+    results = {node: ended(process) for node, process in drains.items()}
+    done = [node for node, (code, _output) in results.items() if code == 0]
+    assert done, results
+    for node in done:
+        assert cluster.domains(node) == {}, f"{node} was said to be empty\n{results[node][1]}"
+    for name in before:
+        assert len(moves_of(watched, name)) <= 3, moves_of(watched, name)
+    for node in (NODE, OTHER):
+        cluster.play("drain_node", node=node, **together).good()
+    assert set(cluster.where().values()) == {"hv3"}
 
 
 def test_f22_a_vm_is_started_on_a_node_that_is_drained(cluster: Cluster, watched: Observer) -> None:
