@@ -92,6 +92,16 @@ def test_an_agent_that_fails_hangs_or_lies_starts_nothing(
     assert cluster.where() == at_rest
 
 
+def test_without_an_agent_nothing_is_started(cluster: Cluster, fence: Any, at_rest: dict[str, str]) -> None:
+    cluster.lab.cut(NODE, "mgmt0")
+    cluster.play("failover_node", node=NODE).refused("hv3 has no drover_fence in the inventory")
+    missing = {**fence()["drover_fence"], "agent": "fence_missing"}
+    cluster.play("failover_node", node=NODE, drover_fence=missing).refused("fence_missing is not installed")
+    assert running(cluster) == only_theirs(at_rest)
+    cluster.lab.restore()
+    assert cluster.where() == at_rest
+
+
 def test_without_a_majority_nothing_is_fenced(cluster: Cluster, fence: Any, at_rest: dict[str, str]) -> None:
     cluster.lab.cut(NODE, "mgmt0")
     cluster.lab.cut("hv2", "mgmt0")
@@ -100,28 +110,48 @@ def test_without_a_majority_nothing_is_fenced(cluster: Cluster, fence: Any, at_r
     assert cluster.where() == at_rest
 
 
+@pytest.mark.parametrize("dead", [True, False])
 def test_a_node_that_is_proven_to_be_off_is_failed_over_once(
-    cluster: Cluster, fence: Any, at_rest: dict[str, str]
+    cluster: Cluster, fence: Any, at_rest: dict[str, str], dead: bool
 ) -> None:
     lost = sorted(vm for vm, node in at_rest.items() if node == NODE)
     assert lost, at_rest
-    # It lives and is silent: the agent has something to do.
-    cluster.lab.cut(NODE, "mgmt0")
-    played = cluster.play("failover_node", **fence()).good()
-    assert sorted(running(cluster)) == sorted(at_rest)
-    assert cluster.lab.status()["nodes"][NODE]["power"] == "off"
     with Observer(cluster.lab) as watch:
         for vm in at_rest:
+            watch.wait_word(vm)
+        if dead:
+            cluster.lab.power_off(NODE)
+            # A disk of the node's own is out of reach: an empty one in its place would be a VM that forgot everything.
+            own = [{"type": "file", "format": "raw", "size": "32MiB"}]
+            words = "does not exist, and without size it can't be made"
+            cluster.play("failover_node", vm_disks=own, **fence()).refused(words)
+            assert running(cluster) == only_theirs(at_rest)
+        else:
+            # It lives and is silent: the agent has something to do.
+            cluster.lab.cut(NODE, "mgmt0")
+        played = cluster.play("failover_node", **fence()).good()
+        assert sorted(running(cluster)) == sorted(at_rest)
+        assert cluster.lab.status()["nodes"][NODE]["power"] == "off"
+        for vm in at_rest:
             watch.wait_word(vm, after=time.monotonic(), seconds=240)
-    assert cluster.play("failover_node", **fence()).good().changed == 0
-    print(f"failed over in {played.seconds:.0f} s")
+        assert cluster.play("failover_node", **fence()).good().changed == 0
+    # The observer reads the dead node's disk too, where the definitions still are.
+    twice = tuple(f"is defined on {node} and {NODE}" for node in OTHERS)
+    said = [words for words in watch.verdict().violations if not words.endswith(twice)]
+    assert not said, said
+    print(f"failed over in {played.seconds:.0f} s: {watch.verdict()}")
+    send_home(cluster, lost)
+    assert cluster.where() == at_rest
+
+
+def send_home(cluster: Cluster, lost: list[str]) -> None:
+    """Switch the node on again, where its VMs must not have started, and bring them back."""
     cluster.lab.restore()
     cluster.lab.power_on(NODE)
     wait_until(lambda: set(lost) <= set(seen := cluster.domains(NODE)) or str(seen), 120, "libvirt of the node")
+    elsewhere = running(cluster)
     for vm in lost:
         assert cluster.domains(NODE)[vm] == "shut off"
         cluster.ssh(NODE, "virsh", "undefine", vm)
-        where = running(cluster)[vm]
-        result = cluster.task(where, "migrate", name=vm, to=NODE, set_home="keep")
+        result = cluster.task(elsewhere[vm], "migrate", name=vm, to=NODE, set_home="keep")
         assert not result["failed"], result
-    assert cluster.where() == at_rest
