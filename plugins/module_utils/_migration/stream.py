@@ -35,7 +35,7 @@ def silent(address: str, seconds: float = SECONDS) -> str:
     except ConnectionRefusedError:
         return ""
     except OSError as error:
-        words = f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        words = f"no answer within {seconds:g} s" if isinstance(error, socket.timeout) else error.strerror or str(error)
         return f"{address} port {LAST}: {words}"
     return ""
 
