@@ -16,8 +16,8 @@ description:
     controller, the power strip or the like of another machine. Run it on a machine that reaches that.
   - The agent is asked before and after. When it does not say afterwards that the machine is as wanted, the task fails,
     whatever it said while it switched.
-  - An agent that is wrong about the machine can't be found out by this. Look whether the machine still answers before
-    you start its VMs elsewhere.
+  - An agent that is wrong about the machine can't be found out by this. Playbook C(drover.kvm.failover_node) therefore
+    also looks whether the machine still answers.
   - Options go to the agent by standard input, never by its command line.
   - See U(https://github.com/ClusterLabs/fence-agents/blob/main/doc/FenceAgentAPI.md).
 options:

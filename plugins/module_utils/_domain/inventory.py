@@ -36,10 +36,14 @@ BRACES = re.compile(r"\{[{%#]")
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
 RBD = ["pool", "namespace", "user", "secret", "monitors"]
 STORAGE += [f"rbd_{key}" for key in RBD]
+MAKING = ("size", "source", "clone")
 
 
-def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of module vm for one inventory host, from its `vm_*`. Raises Invalid naming the variable."""
+def vm_sheet(variables: Mapping[str, Any], new_disks: bool = True) -> dict[str, Any]:
+    """The options of module vm for one inventory host, from its `vm_*`. Raises Invalid naming the variable.
+
+    Without `new_disks` the sheet does not say what a disk would be made from, so that one that is missing is refused.
+    """
     name = str(variables["inventory_hostname"])
     given = {key[3:]: variables[key] for key in variables if key.startswith("vm_") and variables[key] is not None}
     _check_names(name, given)
@@ -58,6 +62,8 @@ def vm_sheet(variables: Mapping[str, Any]) -> dict[str, Any]:
     sheet = {"name": name, **{key: value for key, value in options.items() if value is not None}}
     checked = _checked(name, sheet)
     sheet.update({key: checked[key] for key in ("memory", "max_memory") if key in sheet})
+    if not new_disks and disks is not None:
+        sheet["disks"] = [{key: disk[key] for key in disk if key not in MAKING} for disk in sheet["disks"]]
     return {**sheet, **_others(name, given)}
 
 

@@ -48,6 +48,17 @@ def test_a_profile_is_enough():
     assert disk["portal"] == SAN["vm_iscsi_portal"] and disk["user"] == "drover" and disk["secret"] == "san1"
 
 
+def test_without_new_disks_a_missing_disk_can_not_be_made():
+    clone = {"type": "file", "path": "/d", "source": "/t", "clone": "full"}
+    disks = [{"type": "iscsi", "source": "/srv/web1.img"}, clone]
+    web = {**WEB, "vm_profile": "large", "vm_disks": disks}
+    sheet = vm_sheet(web, new_disks=False)
+    assert sheet["disks"][0].keys() == {"type", "iqn", "portal", "user", "secret"}
+    assert sheet["disks"][1] == {"type": "file", "path": "/d"}
+    assert {**sheet, "disks": vm_sheet(web)["disks"]} == vm_sheet(web)
+    assert vm_sheet({**WEB, "vm_memory": "1GiB", "vm_vcpus": 1}, new_disks=False).get("disks") is None
+
+
 def test_what_is_given_wins_over_the_profile_and_nothing_is_shared():
     disks = [{"type": "iscsi", "size": "1GiB", "user": "other"}, {"type": "file", "format": "raw", "size": "2GiB"}]
     variables = {**WEB, "vm_profile": "large", "vm_memory": "1GiB", "vm_disks": disks, "vm_state": "stopped"}
