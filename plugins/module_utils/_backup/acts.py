@@ -44,6 +44,7 @@ class Acts:
         self.reason = ""
         self.warnings: list[str] = []
         self.verdicts: dict[str, str] | None = None
+        self.proven: set[str] = set()
 
     def look(self) -> list[Backup]:
         """What is there now."""
@@ -124,7 +125,8 @@ class Acts:
             if not {one.id for one in history} <= now:
                 raise Failed(f"{history[0].history} stays: less than {self.keep} good histories would be left")
             for backup in self.backups:
-                if backup.id not in now and backup.complaint is None and backup != self.made:
+                proven = backup == self.made or backup.id in self.proven
+                if backup.id not in now and backup.complaint is None and not proven:
                     self._prove(backup, history)
             for backup in reversed(history):
                 store.remove(backup)
@@ -134,6 +136,7 @@ class Acts:
         if complaint:
             store.note(backup, complaint)
             raise Failed(f"{backup.id} is damaged ({complaint}), so the older history {history[0].history} stays")
+        self.proven.add(backup.id)
 
     def verify(self) -> dict[str, str]:
         """What is wrong with which backup, by reading all of them, once."""

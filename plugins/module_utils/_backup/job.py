@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import DroverError, Failed, TimedOut
@@ -115,8 +114,3 @@ def target_of(disk: Element) -> str:
     """Its name on the bus, such as vda."""
     target = find(disk, "target")
     return "" if target is None else target.get("dev", "")
-
-
-def description(node: Node, vm: str, checkpoint: str) -> dict[str, Any]:
-    """What must be kept of a checkpoint, so that libvirt can be told of it on another node."""
-    return {"name": checkpoint, "xml": node.checkpoint(vm, checkpoint)}
