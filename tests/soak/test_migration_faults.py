@@ -21,6 +21,8 @@ from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Clust
 from ansible_collections.drover.kvm.tests.lab.migration import MIB, STREAM, WELL, Missed, Mover, command_line
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
+# As the rules of tests.lab.migration: gone with mend_stream().
+CUT_SSH = "table ip cut { chain arriving { type filter hook input priority 0; tcp dport 22 drop; } }"
 BUSY = "busy1"
 CONTROL = 16514
 ROUNDS = int(os.environ.get("DROVER_PINGPONG", "50"))
@@ -70,6 +72,39 @@ def test_f12_the_vm_is_powered_off_in_perform(mover: Mover) -> None:
     assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
     mover.virsh(mover.source, "start", mover.vm)
     mover.counts(240)
+
+
+def test_f03_the_controller_loses_the_source_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.inside(mover.source, "nft", "-f", "-", feed=CUT_SSH)
+    lost = mover.end(process, 60)
+    assert lost.get("unreachable"), lost
+    mover.in_phase("perform3")
+    mover.mend_stream()
+    process = mover.start(mover.source, name=mover.vm, to=mover.target)
+    predicted = mover.move(check=True)
+    assert predicted["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"], predicted
+    mover.speed_up()
+    result = mover.end(process)
+    assert result.get("verified") and result["actions"] == predicted["actions"], result
+    mover.rests_on(mover.target)
+
+
+def test_f17_a_destination_that_can_write_nothing_down(mover: Mover) -> None:
+    """Its /run, where libvirt keeps the state of VMs, is full."""
+    used = mover.inside(mover.target, "sh", "-c", "df --block-size=1 --output=used,size /run | tail -1").split()
+    mover.inside(mover.target, "mount", "-o", f"remount,size={used[0]}", "/run")
+    try:
+        result = mover.move()
+    finally:
+        mover.inside(mover.target, "mount", "-o", f"remount,size={used[1]}", "/run")
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    assert "No space left" in result["msg"], result["msg"]
+    mover.rests_on(mover.source)
+    before = leftovers(mover, mover.target)
+    assert before["processes"] == len(mover.virsh(mover.target, "list", "--name").split()), before
+    mover.moved()
+    mover.rests_on(mover.target)
 
 
 @pytest.mark.parametrize("path", ["stream", "control", "both"])
