@@ -292,6 +292,34 @@ def test_what_is_refused_before_anything_is_done(run, node, args, words):
     assert node.sessions() == [] and not list((node.root / "var/lib/iscsi/nodes").iterdir())
 
 
+MUTUAL = {"mutual_chap_user": "san", "mutual_chap_password": "AnotherSecret9"}
+ITEM = {"target": IQN, "portals": [PORTAL_A], **CHAP, **MUTUAL}
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [{**ITEM, "chap_secret": "x"}],
+        [{**ITEM, "startup": "sometimes"}],
+        [{**ITEM, "portals": {"a": 1}}],
+        [{**ITEM, "noop_interval": "soon"}],
+        [{**ITEM, "chap_password": [SECRET]}],
+        [{**ITEM, "sessions": [ITEM]}],
+        [ITEM, f"target={IQN} chap_password={SECRET} startup"],
+        [[ITEM]],
+        [["a", ITEM]],
+        {"first": ITEM},
+        {"first": [{"second": ITEM}]},
+        json.dumps([ITEM]),
+        [json.dumps(ITEM)[:-1]],
+    ],
+)
+def test_what_is_wrong_beside_a_secret_does_not_show_it(run, node, sessions):
+    """The fixture looks for the secrets in all that the module says, what it was called with included."""
+    assert run(sessions=sessions)["failed"] and node.sessions() == []
+    assert run(**ITEM, sessions=sessions, bogus=1)["failed"]
+
+
 def test_a_portal_that_does_not_answer(run, node):
     node.deaf.add("10.231.5.10")
     result = run(**BOTH)
