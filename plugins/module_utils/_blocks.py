@@ -93,6 +93,14 @@ class Blocks:
             uuid=uuid,
         )
 
+    def told_wwid(self, name: str) -> str:
+        """The WWID of one path as the kernel read it when the path came, before udev looks; empty when it has none.
+
+        In udev's words where these follow from the kernel's.
+        """
+        text = _text(self.root / "sys/class/block" / name / "device/wwid")
+        return _wwid(text) or text
+
     def known_to_udev(self, name: str) -> bool:
         """Whether udev has looked at the device, so that its links are there."""
         return bool(self._udev(self.look(name).number)[0])

@@ -138,6 +138,11 @@ class Initiator:
         ours = (folder for folder in folders if self._target(folder) == target)
         return [found for folder in ours if (found := _session(folder, target)) is not None]
 
+    def units(self) -> list[tuple[str, int, str]]:
+        """Target, number and disk of each logical unit that the kernel's sessions brought."""
+        folders = sorted((self.root / "sys/class/iscsi_session").glob("session*"))
+        return [(self._target(folder), lun, disk) for folder in folders for disk, lun in _disks(folder).items()]
+
     def _target(self, folder: Path) -> str:
         """Whose session it is; read once, as the kernel gives no number twice."""
         if not self.known.get(folder.name):
@@ -302,11 +307,20 @@ def _session(folder: Path, target: str) -> Session | None:
             tpgt=int(_attribute(folder / "tpgt") or -1),
             nic="" if nic == "default" else nic,
             state=_attribute(folder / "state"),
-            disks={path.name: int(path.parents[1].name.split(":")[3]) for path in device.glob("target*/*/block/*")},
+            disks=_disks(folder),
             running=running,
         )
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def _disks(folder: Path) -> dict[str, int]:
+    """The disks that a session brought, with the numbers of their units; none when it went away meanwhile."""
+    try:
+        found = sorted((folder / "device").glob("target*/*/block/*"))
+    except OSError:
+        return {}
+    return {path.name: int(path.parents[1].name.split(":")[3]) for path in found}
 
 
 def _attribute(path: Path) -> str:
