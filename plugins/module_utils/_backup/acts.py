@@ -117,9 +117,9 @@ class Acts:
             now = {one.id for gone in self.surplus() for one in gone}
             if not {one.id for one in history} <= now:
                 raise Failed(
-                f"{history[0].history} stays: less than {self.keep} good histories would be left. See which are "
+                    f"{history[0].history} stays: less than {self.keep} good histories would be left. See which are "
                     "damaged (playbook verify_backups), and make a new backup"
-            )
+                )
             for backup in self.backups:
                 proven = backup == self.made or backup.id in self.proven
                 if backup.id not in now and backup.complaint is None and not proven:
