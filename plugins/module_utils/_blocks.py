@@ -141,6 +141,10 @@ class Blocks:
             found |= {f"{target}/{match[2]}"} if match and target else set()
         return sorted(found)
 
+    def of_unit(self, unit: str) -> list[str]:
+        """The devices here that are a logical unit (`IQN/LUN`), or a map of its paths."""
+        return [name for name in _names(self.root / "sys/class/block") if unit in self.units(name)]
+
     def users(self, name: str) -> list[str]:
         """Who uses the device or what is built on it, in words; empty when nobody does."""
         tree = {one: self.look(one) for one in self._tree(name)}
