@@ -63,7 +63,8 @@ class Arrivals:
 
     def units(self) -> list[Unit]:
         """All units on this node, whoever logged in to them."""
-        return [Unit(*unit, udev_wwid(told) or told) for *unit, told in self.initiator.units()]
+        found = self.initiator.units()
+        return [Unit(target, lun, disk, udev_wwid(told) or told) for target, lun, disk, told in found]
 
     def check(self, units: Iterable[Unit], target: str, ways: Collection[str]) -> None:
         """Raise Refused when a unit of the target and another volume have one WWID; nothing is done about it."""
