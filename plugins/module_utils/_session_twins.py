@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterable
 from threading import Lock
 from typing import NamedTuple
 
-from ._blocks import Blocks
+from ._blocks import udev_wwid
 from ._errors import DroverError, Failed, Refused
 from ._initiator import Initiator, Record
 
 
 class Unit(NamedTuple):
-    """A logical unit on this node: its `target`, its number there, a disk that is a path to it (sdb), and its WWID."""
+    """A disk of the SAN on this node: its `target`, its number there, a path to it (sdb, or 3:0:0:1), and its WWID."""
 
     target: str
     lun: int
@@ -50,9 +50,8 @@ def twins(units: Iterable[Unit], target: str, ways: Collection[str]) -> tuple[Un
 class Arrivals:
     """The logins of this run, each with what it takes to take it back. Several threads use it."""
 
-    def __init__(self, initiator: Initiator, blocks: Blocks) -> None:
+    def __init__(self, initiator: Initiator) -> None:
         self.initiator = initiator
-        self.blocks = blocks
         self.lock = Lock()
         self.made: dict[str, list[tuple[Record, Record | None]]] = {}
         self.refused: dict[str, str] = {}
@@ -64,7 +63,8 @@ class Arrivals:
 
     def units(self) -> list[Unit]:
         """All units on this node, whoever logged in to them."""
-        return [Unit(*unit, self.blocks.told_wwid(unit[2])) for unit in self.initiator.units()]
+        found = self.initiator.units()
+        return [Unit(target, lun, disk, udev_wwid(told) or told) for target, lun, disk, told in found]
 
     def check(self, units: Iterable[Unit], target: str, ways: Collection[str]) -> None:
         """Raise Refused when a unit of the target and another volume have one WWID; nothing is done about it."""

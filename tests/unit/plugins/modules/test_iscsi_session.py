@@ -400,6 +400,15 @@ def test_a_clone_with_the_wwid_of_a_volume_that_is_there_is_logged_out_at_once(r
     both(run, **{**BOTH, "target": CLONE})
 
 
+def test_a_clone_is_found_before_the_kernel_has_made_a_disk_of_it(run, node):
+    both(run, **BOTH)
+    export_clone(node)
+    node.late = True
+    refused = run(**{**BOTH, "target": CLONE})
+    assert f"logical unit 1 of {CLONE} (3:0:0:1)" in refused["msg"] and f"Logged out again: {CLONE}" in refused["msg"]
+    assert len(node.sessions()) == 2 and not [words for words in node.calls[-3:] if words[0] == "udevadm"]
+
+
 def test_a_record_that_was_there_stays_as_it_was(run, node):
     both(run, **BOTH)
     export_clone(node)
@@ -422,7 +431,8 @@ def test_twins_that_are_there_already_are_told_and_left_to_the_user(run, node):
     both(run, **BOTH)
     export_clone(node, wwid=f"36001405{7:025x}")
     both(run, **{**BOTH, "target": CLONE})
-    node.write(f"sys/class/block/{node.disk(CLONE)}/device/wwid", f"naa.{node.san[IQN]['wwid'][1:]}")
+    for unit in node.root.glob("sys/class/iscsi_session/session*/device/target*/*:1"):
+        unit.joinpath("wwid").write_text(f"naa.{node.san[IQN]['wwid'][1:]}\n", encoding="ascii")
     for check in (True, False):
         refused = run(**TWINS, _ansible_check_mode=check)
         assert refused["error"] == "Refused" and "This run logged in to neither" in refused["msg"]
