@@ -52,9 +52,9 @@ SITE_SECONDS = 1800
 VOLUMES = ("--tags", "san_volumes,san_initiator_volumes")
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 # Name and WWID of each link, and the kernel's name of the disk behind it; a link that dangles has neither.
-NAMES = """cd /dev/san 2>/dev/null && for name in $(ls); do
-    echo $name $(udevadm info --query=property --property=DM_UUID --value $name) $(basename $(readlink -f $name))
-done; true"""
+NAMES = """cd /dev/san 2>/dev/null || exit 0; for name in $(ls); do
+    disk=$(basename $(readlink -f $name)); echo $name $(cat /sys/block/$disk/dm/uuid 2>/dev/null && echo $disk)
+done"""
 PATHS = "multipathd show paths raw format '%m %t %o %i'"
 # Writes at LBA 8 until told to stop; prints how many, how many failed, and the longest time from one to the next.
 LOAD = """import mmap, os, time
@@ -73,7 +73,9 @@ while os.path.exists("/run/load"):
 print(done, failed, longest)
 """
 # In the other order, and by open-iscsi itself.
-ANOTHER_ORDER = f"""iscsiadm -m node -u >/dev/null; udevadm settle; ls /dev/san 2>/dev/null
+ANOTHER_ORDER = f"""iscsiadm -m node -u >/dev/null; udevadm settle
+# multipathd takes the maps away after the last path.
+for second in $(seq 60); do [ -n "$(ls /dev/san 2>/dev/null)" ] || break; sleep 1; done; ls /dev/san 2>/dev/null
 for name in %s; do iscsiadm -m node -T {PREFIX}:$name --login >/dev/null || echo $name; done; udevadm settle"""
 
 
