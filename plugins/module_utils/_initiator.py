@@ -32,6 +32,8 @@ LOCK_SECONDS = 30
 CONNECT_SECONDS = 5
 # iscsiadm tries again by itself for up to two minutes; `answers` has shown before that somebody listens.
 ISCSIADM_SECONDS = 90
+# udev deals with one disk after the other: those of many logins take a busy node minutes.
+SETTLE_SECONDS = 300
 SESSION_EXISTS, NO_RECORDS = 15, 21
 RUNNING = {
     "node.session.timeo.replacement_timeout": "iscsi_session/recovery_tmo",
@@ -198,7 +200,7 @@ class Initiator:
 
     def settle(self) -> None:
         """Wait until udev has dealt with the disks that came."""
-        run(["udevadm", "settle", "--timeout=30"], timeout=40, ok=(0, 1))
+        run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS}"], timeout=SETTLE_SECONDS + 10, ok=(0, 1))
 
     def resize(self, multipath: str) -> None:
         """Let multipathd take the size of the paths. Raises Failed."""
