@@ -33,8 +33,8 @@ LOCK_SECONDS = 30
 CONNECT_SECONDS = 5
 # iscsiadm tries again by itself for up to two minutes; `answers` has shown before that somebody listens.
 ISCSIADM_SECONDS = 90
-# Who wants iscsiadm's lock at one time. Each iscsiadm takes it several times, nobody waits in a queue, and with thirty at
-# work some had not come to it after 30 s.
+# How many want iscsiadm's lock at one time. Each iscsiadm takes it several times, and it is no queue: with thirty at work,
+# some had not come to it after 30 s.
 AT_ONCE = 8
 # udev deals with one disk after the other: those of many logins take a busy node minutes.
 SETTLE_SECONDS = 300

@@ -25,7 +25,7 @@ from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
 from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names, tame
 
 State = Optional[dict[str, Any]]
-# Seconds between two looks: first, and most. Many items look at the same time, and what they wait for needs the node too.
+# Seconds between two looks: at first, and at most. Many items look at the same time, and what they wait for needs the node.
 POLL, POLL_MOST = 0.1, 1.0
 
 
