@@ -22,10 +22,10 @@ from typing import Any, Callable, ClassVar, Optional
 from ansible.module_utils.basic import AnsibleModule
 
 from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
-from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names, tame
+from ._fields import Field, argument_spec, differences, hidden, normalise, secret_keys, secret_names, tame, texts_below
 
 State = Optional[dict[str, Any]]
-# Seconds between two looks: at first, and at most. Many items look at the same time, and what they wait for needs the node.
+# Seconds between two looks: at first, and at most. Many items look at once, and what they wait for needs the node too.
 POLL, POLL_MOST = 0.1, 1.0
 
 
@@ -177,8 +177,13 @@ class _Discreet(_Module):
     """A module with secrets among its options: it does not write them to the system's log.
 
     Ansible blots secrets out there, but one of several lines, in a list or a dictionary, has its line ends escaped
-    there, and so it is not found.
+    there, and so it is not found. And it knows only those that are where they belong: one in a list of lists, or in a
+    dictionary in the place of a list, would be in the very error that says so.
     """
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.no_log_values.update(texts_below(self.params, secret_keys(self.argument_spec)))
 
     def _log_invocation(self) -> None:
         self.log("Invoked; its options may hold secrets")
