@@ -15,6 +15,7 @@ import ipaddress
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,11 @@ LOCK_SECONDS = 30
 CONNECT_SECONDS = 5
 # iscsiadm tries again by itself for up to two minutes; `answers` has shown before that somebody listens.
 ISCSIADM_SECONDS = 90
+# How many want iscsiadm's lock at one time. Each iscsiadm takes it several times, and it is no queue: with thirty at
+# work, some had not come to it after 30 s.
+AT_ONCE = 8
+# udev deals with one disk after the other: those of many logins take a busy node minutes.
+SETTLE_SECONDS = 300
 SESSION_EXISTS, NO_RECORDS = 15, 21
 SCSI_DISK = "0"
 RUNNING = {
@@ -112,6 +118,7 @@ class Initiator:
         self.database = root / _database(root / "usr/sbin/iscsiadm")
         self.lock = root / "run/lock/iscsi"
         self.known: dict[str, str] = {}
+        self.turns = threading.BoundedSemaphore(AT_ONCE)
 
     def name(self) -> str:
         """This node's initiator name. Raises NotFound."""
@@ -183,7 +190,7 @@ class Initiator:
 
     def write(self, record: Record) -> None:
         """Write a record, and the interface that it is bound to."""
-        with self._locked():
+        with self.turns, self._locked():
             if record.nic:
                 iface = self.database / "ifaces" / record.nic
                 iface.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -196,25 +203,29 @@ class Initiator:
 
     def delete(self, record: Record) -> None:
         """Remove a record."""
-        run(["iscsiadm", "-m", "node", *record.where, "-o", "delete"], timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
+        words = ["iscsiadm", "-m", "node", *record.where, "-o", "delete"]
+        with self.turns:
+            run(words, timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
 
     def login(self, record: Record) -> None:
         """Log in; returns when the kernel has the session. Raises Unreachable, Failed."""
         self.answers(record.portal)
         try:
             words = ["iscsiadm", "-m", "node", *record.where, "--login"]
-            run(words, timeout=ISCSIADM_SECONDS, ok=(0, SESSION_EXISTS))
+            with self.turns:
+                run(words, timeout=ISCSIADM_SECONDS, ok=(0, SESSION_EXISTS))
         except Failed as error:
             raise Failed(f"login to {record.target} at {record.portal}: {error.message}", **error.details) from None
 
     def logout(self, session: Session) -> None:
         """End a session, also one without a record."""
         words = ["iscsiadm", "-m", "session", "-r", str(session.number), "--logout"]
-        run(words, timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
+        with self.turns:
+            run(words, timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
 
     def settle(self) -> None:
         """Wait until udev has dealt with the disks that came."""
-        run(["udevadm", "settle", "--timeout=30"], timeout=40, ok=(0, 1))
+        run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS}"], timeout=SETTLE_SECONDS + 10, ok=(0, 1))
 
     def resize(self, multipath: str) -> None:
         """Let multipathd take the size of the paths. Raises Failed."""
@@ -239,7 +250,8 @@ class Initiator:
             except FileExistsError:
                 if time.monotonic() > end:
                     raise TimedOut(f"{held} has been there for {LOCK_SECONDS} s; is an iscsiadm at work?") from None
-                time.sleep(0.05)
+                # As often as iscsiadm looks.
+                time.sleep(0.01)
         try:
             yield
         finally:

@@ -25,7 +25,8 @@ from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
 from ._fields import Field, argument_spec, differences, hidden, normalise, secret_keys, secret_names, tame, texts_below
 
 State = Optional[dict[str, Any]]
-POLL = 0.1
+# Seconds between two looks: at first, and at most. Many items look at once, and what they wait for needs the node too.
+POLL, POLL_MOST = 0.1, 1.0
 
 
 @dataclass
@@ -45,11 +46,12 @@ class Step:
         self.call()
         if self.done is None:
             return
-        end = time.monotonic() + self.timeout
+        end, pause = time.monotonic() + self.timeout, POLL
         while (seen := self.done()) is not True:
             if time.monotonic() > end:
                 raise TimedOut(f"{self.text}: not there after {self.timeout:g} s; last seen: {seen}", step=self.text)
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(1.5 * pause, POLL_MOST)
 
 
 class Resource:

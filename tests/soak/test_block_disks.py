@@ -224,7 +224,7 @@ def test_a_node_that_reboots_has_its_vm_and_its_lock_again(nodes: Cluster) -> No
         return (said[:1] != boot.split() and said[1:] == ["db1"]) or str(said)
 
     wait_until(back, BOOT_SECONDS, f"db1 runs on {home} again")
-    assert alone(nodes, home) is True
+    wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
     counts(nodes, home, f"/dev/{VOLUME}", before)
     assert site(nodes, "--limit", home, "--tags", "san_initiator_volumes").good().changed == 0
 
@@ -256,7 +256,7 @@ def test_a_node_that_dies_gives_its_lock_free_in_time(nodes: Cluster) -> None:
 
     wait_until(tried, BOOT_SECONDS, "its autostart was refused")
     assert nodes.domains(home) == {"db1": "shut off"}
-    assert alone(nodes, other) is True
+    wait_until(partial(alone, nodes, other), 180, f"{other} has it alone")
     counts(nodes, other, f"/dev/{VOLUME}")
     nodes.ssh(home, "virsh undefine db1", timeout=120)
 

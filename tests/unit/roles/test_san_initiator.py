@@ -184,3 +184,11 @@ def test_volumes_are_given_back_before_the_locks_are_left() -> None:
     # The first one may fail, as for a volume that is still open; the locks are left all the same.
     assert deactivate.startswith("-") and "--activate n" in deactivate and "vg_shared=1" in deactivate
     assert "--stop-lockspaces" in leave
+
+
+def test_a_new_site_is_foretold_in_full() -> None:
+    """Where check mode can't log in, one word stands for the logins: no other change may be left out with them."""
+    tasks = yaml.safe_load((ROLE / "tasks/volumes.yml").read_text(encoding="utf-8"))
+    (logins,) = (task for task in tasks if "rescue" in task and "Log in" in task["name"])
+    changing = [task["name"] for task in logins["block"] if "ansible.builtin.debug" not in task]
+    assert changing == ["Log in to the volumes"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from functools import partial
 
 import pytest
@@ -108,6 +109,28 @@ def test_thirty_volumes_take_one_discovery_for_each_portal(run, node):
     node.calls.clear()
     assert run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])["changed"] is False
     assert node.calls == [], "a run without changes starts no process"
+
+
+def test_few_want_the_lock_of_iscsiadm_at_one_time(run, node, monkeypatch):
+    """It is no queue: with thirty at work, some did not come to it in 30 s."""
+    at_work, seen = [], []
+
+    def slow(words, **options):
+        at_work.append(words)
+        seen.append(sum(one[0] == "iscsiadm" for one in at_work))
+        time.sleep(0.01)
+        try:
+            return node.run(words, **options)
+        finally:
+            at_work.remove(words)
+
+    monkeypatch.setattr(_initiator, "run", slow)
+    names = [f"iqn.2026-11.org.example:drover-vm{number}-0" for number in range(16)]
+    for number, name in enumerate(names):
+        node.export(name, number + 2)
+    result = run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])
+    assert not result.get("failed") and len(node.sessions()) == 32
+    assert 1 < max(seen) <= _initiator.AT_ONCE
 
 
 def test_the_list_of_portals_means_exactly_these(run, node):
