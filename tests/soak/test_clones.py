@@ -38,7 +38,7 @@ class Cloned:
     def record(self, path: str = DISK) -> Record:
         """What a guest wrote last on its disk."""
         said = self.ssh(f"qemu-io -r -U -f qcow2 -c 'read -v 8192 128' {path}").splitlines()
-        found = parse_record(bytes.fromhex("".join(line[10:57] for line in said if line.startswith("0000"))))
+        found = parse_record(bytes.fromhex("".join(line.split("  ")[1] for line in said if line.startswith("0000"))))
         assert found is not None, said
         return found
 
