@@ -105,6 +105,14 @@ EXAMPLES = r"""
     format: raw
   delegate_to: san1
 
+- name: A template of the disk in an OVA, which was unpacked with tar
+  drover.kvm.image:
+    path: /var/lib/libvirt/templates/appliance.qcow2
+    source: /root/appliance-disk1.vmdk
+    checksum: "sha256:{{ appliance_sha256 }}"
+    source_format: vmdk
+    format: qcow2
+
 - name: Make a template of a file that was copied to the node, and read it all once more
   drover.kvm.image:
     path: /var/lib/libvirt/templates/appliance.qcow2

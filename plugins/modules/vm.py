@@ -1039,6 +1039,20 @@ EXAMPLES = r"""
         target: vda
         clone: full
 
+- name: A machine of the disk of a physical one; docs/vm.md has the whole way
+  drover.kvm.vm:
+    name: old1
+    state: running
+    memory: 4GiB
+    vcpus: 2
+    disks:
+      - type: file
+        target: sda
+        bus: sata
+        format: qcow2
+        source: /srv/p2v/old1.raw
+        source_format: raw
+
 - name: A machine on Ceph, as a clone of a template
   drover.kvm.vm:
     name: web2

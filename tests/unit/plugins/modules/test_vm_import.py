@@ -105,6 +105,17 @@ def test_each_format(pc, kind):
     assert [(one["target"], one["bus"], one["path"]) for one in disks] == [("vda", "virtio", str(made))]
 
 
+def test_from_the_drivers_that_every_system_has_to_better_ones(pc):
+    nic, first = {"bridge": "br0"}, pc.disk(pc.raw, "raw", target="sda", bus="sata")
+    old = pc.lab.both(**BASE, disks=[first], nics=[{**nic, "model": "e1000e"}])
+    pc.lab.both(**BASE, nics=[])
+    new = pc.lab.both(**BASE, disks=[{"type": "file", "target": "vda", "format": "qcow2"}], nics=[nic])["vm"]
+    assert [(one["target"], one["bus"]) for one in new["disks"]] == [("vda", "virtio")]
+    assert (new["nics"][0]["model"], new["nics"][0]["mac"]) == ("virtio", old["vm"]["nics"][0]["mac"])
+    assert new["disks"][0]["path"] == old["vm"]["disks"][0]["path"]
+    assert pc.holds("drover-pc1-0.qcow2") == pc.content
+
+
 def test_raw_bigger_and_with_its_checksum(pc):
     checksum = f"sha256:{hashlib.sha256(pc.content).hexdigest()}"
     pc.refused("has the checksum sha256:", checksum="sha256:" + "0" * 64)
