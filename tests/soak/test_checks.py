@@ -28,7 +28,7 @@ class Consoles:
 
     def __init__(self, site: Cluster, folder: Path) -> None:
         self.site, self.inventory = site, folder / "talkers.yml"
-        self.inventory.write_text(yaml.safe_dump({"talkers": {"hosts": {name: None for name in TALKERS}}}), encoding="utf-8")
+        self.inventory.write_text(yaml.safe_dump({"talkers": {"hosts": dict.fromkeys(TALKERS)}}), encoding="utf-8")
 
     def check(self, *options: str, **variables: Any) -> Played:
         return self.site.play("console_check", "-i", str(self.inventory), *options, **{**PROMPT, **variables})
