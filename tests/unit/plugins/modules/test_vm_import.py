@@ -159,15 +159,15 @@ def test_what_can_not_become_a_disk(pc, monkeypatch):
 
 def test_no_image_makes_qemu_open_another_file(pc, monkeypatch):
     """F-67: QEMU never sees one of these, so it opens nothing; what it opens all the same is seen by its answer."""
-    secret = pc.folder / "shadow"
+    folder: Path = pc.folder
+    secret, evil = folder / "shadow", folder / "evil"
     secret.write_bytes(b"root:secret".ljust(MIB, b"\0"))
     asked: list[Any] = []
     monkeypatch.setattr(foreign, "run_json", lambda *words, **named: asked.append(words))
 
     def backed(*words: Any) -> Path:
-        path = pc.folder / "evil"
-        qemu_img("create", "-q", *words, path, "1M")
-        return path
+        qemu_img("create", "-q", *words, evil, "1M")
+        return evil
 
     cases = [
         ("qcow2", backed("-u", "-f", "qcow2", "-F", "raw", "-b", secret).read_bytes(), "is based on"),
@@ -186,11 +186,10 @@ def test_no_image_makes_qemu_open_another_file(pc, monkeypatch):
         ("vdi", pc.image("qcow2").read_bytes(), "is qcow2, not vdi"),
     ]
     for declared, content, words in cases:
-        path = pc.folder / "evil"
-        path.write_bytes(content)
-        pc.refused(words, source=str(path), source_format=declared)
+        evil.write_bytes(content)
+        pc.refused(words, source=str(evil), source_format=declared)
         with pytest.raises(Refused):
-            foreign.prove(str(path), declared, "evil")
+            foreign.prove(str(evil), declared, "evil")
     assert asked == []
 
 
@@ -218,7 +217,7 @@ def test_a_device_that_is_used_is_left_alone(pc, monkeypatch):
     pc.refused("its source_format is raw", source=str(pc.image("vmdk")), source_format="vmdk")
     real = os.open
 
-    def busy(path: Any, flags: int, *more: Any, **named: Any) -> int:
+    def busy(path: Any, flags: int, *more: Any, **named: Any) -> Any:
         if flags & os.O_EXCL and path == str(pc.raw):
             raise OSError(16, "Device or resource busy")
         return real(path, flags, *more, **named)
