@@ -159,13 +159,12 @@ def test_what_can_not_become_a_disk(pc, monkeypatch):
 
 def test_no_image_makes_qemu_open_another_file(pc, monkeypatch):
     """F-67: QEMU never sees one of these, so it opens nothing; what it opens all the same is seen by its answer."""
-    folder: Path = pc.folder
-    secret, evil = folder / "shadow", folder / "evil"
+    secret, evil = pc.folder / "shadow", pc.folder / "evil"
     secret.write_bytes(b"root:secret".ljust(MIB, b"\0"))
     asked: list[Any] = []
     monkeypatch.setattr(foreign, "run_json", lambda *words, **named: asked.append(words))
 
-    def backed(*words: Any) -> Path:
+    def backed(*words: Any) -> Any:
         qemu_img("create", "-q", *words, evil, "1M")
         return evil
 
