@@ -1,7 +1,9 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stories of templates: twenty linked clones, one that is flattened as it counts; another hypervisor's disk; a power evening."""
+"""Stories of templates and of disks that come from elsewhere: twenty linked clones, one that is flattened as it counts,
+a disk of another hypervisor; and a site's power evening.
+"""
 
 from __future__ import annotations
 
