@@ -23,6 +23,7 @@ from .._resource import Step
 from .._xml import parse, text_of
 from . import restoring, store
 from .acts import Acts
+from .restoring import Place
 from .store import Backup
 from .taking import Order, check_room, room_needed
 
@@ -76,13 +77,18 @@ class Cloning:
         if copy is None:
             self.acts.plan()
             disks = self.acts.disks
-            copy = Backup(self.scratch, {"vm": {"name": self.wish.source}, "disks": [disk.facts() for disk in disks]})
+            vm = {"name": self.wish.source, "uuid": ""}
+            copy = Backup(self.scratch, {"vm": vm, "disks": [disk.facts() for disk in disks]})
             again = sum(disk.allocation for disk in disks if disk.format == "raw")
+            restoring.check_marks(str(self.wish.directory))
             check_room(self.scratch, room_needed(self.node, self.acts.order, disks, None) + again)
-        self.places = restoring.places(copy, self.wish.name, str(self.wish.directory), None)
-        restoring.check_names(self.places, copy)
+        self.places = self._places(copy)
+        restoring.check_names(self.places)
         self.definition = self._definition()
-        self.uuid = str(restoring.UUID.get(self.definition))
+        self.uuid = restoring.uuid_of(copy, self.wish.name)
+
+    def _places(self, copy: Backup) -> list[Place]:
+        return restoring.places(copy, self.wish.name, str(self.wish.directory), None)
 
     def _definition(self) -> Element:
         """That of the moment of the copy, for the new VM."""
@@ -114,7 +120,7 @@ class Cloning:
                 targets = ", ".join(disk.target for disk in self.acts.disks)
                 steps.append(Step(f"copy {targets} of {wish.source} as they are at one moment", self.take))
             for place in self.places:
-                if self.copy is None or not restoring.is_done(place, self.copy):
+                if self.copy is None or not restoring.is_done(place):
                     words = f"make {place.path} ({size_text(place.size)}) of {place.target} of {wish.source}"
                     steps.append(Step(words, partial(self.bring, place.target)))
             steps.append(Step(f"define {wish.name}", self.define))
@@ -128,9 +134,8 @@ class Cloning:
 
     def bring(self, target: str) -> None:
         """Make one disk of the copy."""
-        copy = self.whole()
-        places = restoring.places(copy, self.wish.name, str(self.wish.directory), [target])
-        restoring.bring(places[0], copy, self.uuid, self.wish.timeout, whole=True)
+        place = next(one for one in self._places(self.whole()) if one.target == target)
+        restoring.bring(place, self.wish.timeout, whole=True)
 
     def define(self) -> None:
         """The new VM, with what the source keeps beside its disks."""
@@ -145,8 +150,7 @@ class Cloning:
         for folder in store.left(self.scratch, self.wish.source):
             self.acts.clear(folder)
         for copy in self.acts.look():
-            places = restoring.places(copy, self.wish.name, str(self.wish.directory), None)
-            restoring.finish(places, copy)
+            restoring.finish(self._places(copy))
             store.remove(copy)
         place = self.scratch / self.wish.source
         for folder in (place, self.scratch):
