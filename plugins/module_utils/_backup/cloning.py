@@ -73,19 +73,31 @@ class Cloning:
 
     def plan(self) -> None:
         """What shall be there. Raises NotFound and Refused."""
-        copy = self.copy
-        if copy is None:
-            self.acts.plan()
-            disks = self.acts.disks
-            vm = {"name": self.wish.source, "uuid": ""}
-            copy = Backup(self.scratch, {"vm": vm, "disks": [disk.facts() for disk in disks]})
-            again = sum(disk.allocation for disk in disks if disk.format == "raw")
-            restoring.check_marks(str(self.wish.directory))
-            check_room(self.scratch, room_needed(self.node, self.acts.order, disks, None) + again)
+        copy = self.copy or self._plan_copy()
         self.places = self._places(copy)
         restoring.check_names(self.places)
         self.definition = self._definition()
         self.uuid = restoring.uuid_of(copy, self.wish.name)
+
+    def _plan_copy(self) -> Backup:
+        """The copy as it will be."""
+        restoring.check_marks(str(self.wish.directory))
+        try:
+            self.acts.plan()
+            disks = self.acts.disks
+            again = sum(disk.allocation for disk in disks if disk.format == "raw")
+            check_room(self.scratch, room_needed(self.node, self.acts.order, disks, None) + again)
+        except Refused as error:
+            if "needed" not in error.details:
+                raise
+            free, needed = (error.details[name] >> 20 for name in ("free", "needed"))
+            raise Refused(
+                f"{self.wish.directory} has {free} MiB left, and a clone of {self.wish.source} may take {needed} MiB. "
+                "Make room, or say another directory",
+                **error.details,
+            ) from None
+        vm = {"name": self.wish.source, "uuid": ""}
+        return Backup(self.scratch, {"vm": vm, "disks": [disk.facts() for disk in disks]})
 
     def _places(self, copy: Backup) -> list[Place]:
         return restoring.places(copy, self.wish.name, str(self.wish.directory), None)

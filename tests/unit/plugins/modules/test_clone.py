@@ -152,7 +152,7 @@ def test_nothing_is_cloned_over_anything(place: Site, monkeypatch: Any) -> None:
     refused("can't be frozen", quiesce="required")
     with monkeypatch.context() as patch:
         patch.setattr(cloning, "room_needed", lambda *_args: 2**60)
-        refused("MiB left")
+        refused("MiB left, and a clone of web1 may take")
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
     with monkeypatch.context() as patch:
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
