@@ -53,7 +53,7 @@ options:
       - Format of the source. Where it is another one than O(format), the image is converted.
       - The default is O(format).
     type: str
-    choices: [raw, qcow2]
+    choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
   verify:
     description:
       - Whether to read the whole template and compare its content with what was made. Without it, it is read only when
@@ -105,6 +105,14 @@ EXAMPLES = r"""
     format: raw
   delegate_to: san1
 
+- name: A template of the disk in an OVA, which was unpacked with tar
+  drover.kvm.image:
+    path: /var/lib/libvirt/templates/appliance.qcow2
+    source: /root/appliance-disk1.vmdk
+    checksum: "sha256:{{ appliance_sha256 }}"
+    source_format: vmdk
+    format: qcow2
+
 - name: Make a template of a file that was copied to the node, and read it all once more
   drover.kvm.image:
     path: /var/lib/libvirt/templates/appliance.qcow2
@@ -150,7 +158,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _download
-from ansible_collections.drover.kvm.plugins.module_utils._disks import file, making, template
+from ansible_collections.drover.kvm.plugins.module_utils._disks import file, foreign, making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain.templates import check_unused
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
@@ -162,7 +170,7 @@ FIELDS = (
     Field("source", aliases=("url", "src"), check=_download.check_source),
     Field("checksum", check=_download.check_checksum),
     Field("format", choices=FORMATS),
-    Field("source_format", choices=FORMATS),
+    Field("source_format", choices=foreign.FORMATS),
     Field("verify", type="bool", default=False),
     Field("timeout", type="int", default=60, check=between(1, 86400)),
     Field("state", choices=("present", "absent"), default="present"),

@@ -564,8 +564,24 @@ options:
           - With O(disks[].type=rbd) a protected snapshot, V(POOL/IMAGE@SNAPSHOT). The image is a clone of it.
           - With O(disks[].type=iscsi) an image on the SAN. It is for filter P(drover.kvm.iscsi_volumes#filter), which
             runs before; this module does not use it.
-          - With O(disks[].type=file) a template on the node, made by M(drover.kvm.image), as an absolute path.
+          - With O(disks[].type=file) a template on the node, made by M(drover.kvm.image), as an absolute path. With
+            O(disks[].source_format) an image of another machine instead, or a block device of the node.
         type: path
+      source_format:
+        description:
+          - For a new file. O(disks[].source) is no template but the disk of a physical machine or of another
+            hypervisor's, in this format, and is copied, converted to O(disks[].format), and compared. It stays as it
+            is.
+          - The format is never guessed. An image that is something else by its first bytes, or needs other files, is
+            refused. V(vpc) is what Hyper-V and others call VHD. A block device is V(raw), and nobody may use it.
+          - A warning says so when the first disk can't boot with O(firmware), as its partition table says.
+        type: str
+        choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
+      checksum:
+        description:
+          - With O(disks[].source_format), what the source must have, V(sha256:HEX) or V(sha512:HEX). It is read before
+            it is copied.
+        type: str
       clone:
         description:
           - How a file is made from its O(disks[].source). V(linked) is a qcow2 file that holds only what differs from
@@ -1031,6 +1047,20 @@ EXAMPLES = r"""
         target: vda
         clone: full
 
+- name: A machine of the disk of a physical one; docs/vm.md has the whole way
+  drover.kvm.vm:
+    name: old1
+    state: running
+    memory: 4GiB
+    vcpus: 2
+    disks:
+      - type: file
+        target: sda
+        bus: sata
+        format: qcow2
+        source: /srv/p2v/old1.raw
+        source_format: raw
+
 - name: A machine on Ceph, as a clone of a template
   drover.kvm.vm:
     name: web2
@@ -1363,6 +1393,7 @@ class Vm(Resource):
             self.admission.plan(held, runs=state["state"] != power.STOPPED)
             fault = leasing.fault(self.site.leases, self.domain)
             self.warnings += [f"{fault}: drain this node, then restart virtlockd"] if fault else []
+            self.warnings += self.draft.doubts(state)
             self.planned = True
         return state
 

@@ -1,7 +1,9 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stories of templates: twenty linked clones, one that is flattened as it counts; and a site's power evening."""
+"""Stories of templates and of disks that come from elsewhere: twenty linked clones, one that is flattened as it counts,
+a disk of another hypervisor; and a site's power evening.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 NODE, OTHER = "hv1", "hv2"
 FOLDER, DISKS = "/var/lib/libvirt/templates", "/var/lib/libvirt/images"
 SOURCE, TEMPLATE = f"{FOLDER}/source.raw", f"{FOLDER}/data.qcow2"
-COUNTER = "cloned1"
+COUNTER, BROUGHT = "cloned1", "brought1"
 NAMES = [f"clone{number}" for number in range(20)]
 # The lab's guests don't hear the power button.
 DEAF: dict[str, Any] = {"force": True, "shutdown_timeout": 5}
@@ -154,6 +156,30 @@ def test_a_clone_that_was_killed_half_way_is_mended(folder: Cluster) -> None:
     built = folder.task(NODE, "vm", name=name, disks=[full], state="running", **SMALL)
     assert not built["failed"] and chain(folder, own) == [own], built
     assert part not in folder.ssh(NODE, f"ls -A {DISKS}").split()
+
+
+def test_the_disk_of_another_hypervisors_machine_boots_here(folder: Cluster) -> None:
+    raw, source, own = f"{FOLDER}/{BROUGHT}.raw", f"{FOLDER}/{BROUGHT}.vmdk", f"{DISKS}/drover-{BROUGHT}-0.qcow2"
+    guests = Guests(folder.lab.base)
+    guests.ensure()
+    guests.write_image(folder.lab.machine(NODE).path(raw), {"name": BROUGHT, "ip": "10.231.100.47/24", "sink": SINK})
+    folder.ssh(NODE, f"qemu-img convert -f raw -O vmdk -o subformat=streamOptimized {raw} {source}")
+    disk = {"type": "file", "target": "vda", "format": "qcow2", "source": source, "source_format": "raw"}
+    sheet: dict[str, Any] = {"name": BROUGHT, "memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}]}
+    refused = folder.task(NODE, "vm", disks=[disk], **sheet)
+    assert refused["failed"] and "is vmdk, not raw" in refused["msg"] and BROUGHT not in folder.domains(NODE), refused
+    disk |= {"source_format": "vmdk", "checksum": f"sha256:{checksum(folder, source)}"}
+    before = checksum(folder, source)
+    try:
+        with Observer(folder.lab) as watch:
+            built = folder.task(NODE, "vm", disks=[disk], state="running", **sheet)
+            assert not built["failed"] and f"a copy of {source}, which is vmdk" in built["actions"][0], built
+            watch.wait_word(BROUGHT, seconds=240)
+        assert not folder.task(NODE, "vm", disks=[disk], state="running", **sheet)["changed"]
+        assert chain(folder, own) == [own] and checksum(folder, source) == before
+    finally:
+        gone = folder.task(NODE, "vm", name=BROUGHT, state="absent", force=True, remove_disks=True)
+    assert gone["actions"][-1] == f"delete {own}" and checksum(folder, source) == before, gone
 
 
 def test_at_last_the_template_can_go(folder: Cluster) -> None:

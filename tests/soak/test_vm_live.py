@@ -4,7 +4,8 @@
 """What changes in a VM while it runs, on real libvirt and QEMU: devices, media, bridges; and what takes a restart.
 
 The guest is the firmware alone, which finds nothing to boot. It lets go of no PCI device, and does not shut down, as
-a guest may. What needs no guest (SCSI disks, media, what is plugged in) works as with any other.
+a guest may. What needs no guest (SCSI disks, media, what is plugged in) works as with any other. Memory and vCPUs need
+one that has drivers, so there the lab's Linux counts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODE, NAME, BRIDGES = "hv3", "plugged1", ("br-one", "br-two")
 FILES = "/var/lib/libvirt/images"
@@ -32,8 +35,8 @@ OBEDIENT = f"nohup sh -c '{WATCH}' </dev/null >/dev/null 2>&1 &"
 class Plugged:
     """The VM and what is done with it."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, name: str = NAME) -> None:
+        self.cluster, self.name = cluster, name
 
     def ssh(self, command: str, check: bool = True) -> str:
         """What a command on its node says."""
@@ -41,7 +44,7 @@ class Plugged:
 
     def task(self, check: bool = False, **options: Any) -> dict[str, Any]:
         """Module vm."""
-        return self.cluster.task(NODE, "vm", check=check, name=NAME, **options)
+        return self.cluster.task(NODE, "vm", check=check, name=self.name, **options)
 
     def vm(self, **options: Any) -> dict[str, Any]:
         """Module vm: as check mode said, and a second run changes nothing."""
@@ -55,7 +58,7 @@ class Plugged:
     def places(self, *options: str) -> dict[str, dict[str, str]]:
         """The address of each disk and NIC on its bus, as it runs, or with --inactive as it is defined."""
         found: dict[str, dict[str, str]] = {}
-        for device in ET.fromstring(self.ssh(f"virsh dumpxml {' '.join(options)} {NAME}")).iterfind("devices/*"):
+        for device in ET.fromstring(self.ssh(f"virsh dumpxml {' '.join(options)} {self.name}")).iterfind("devices/*"):
             if device.tag in ("disk", "interface"):
                 at, key = device.find("address"), device.find("target" if device.tag == "disk" else "mac")
                 assert at is not None and key is not None
@@ -64,7 +67,7 @@ class Plugged:
 
     def tap(self, mac: str) -> str:
         """The tap of one of its NICs."""
-        lines = [line.split() for line in self.ssh(f"virsh -q domiflist {NAME}").splitlines()]
+        lines = [line.split() for line in self.ssh(f"virsh -q domiflist {self.name}").splitlines()]
         return next(line[0] for line in lines if line[-1] == mac)
 
 
@@ -132,3 +135,60 @@ def brought_about_by_a_restart(plugged: Plugged) -> None:
     wait_until(lambda: plugged.ssh(f"virsh domstate {NAME} --reason") == "paused (user)" or "awake", 10, "the pause")
     plugged.vm(state="running")
     assert plugged.task(state="restarted", force=True)["actions"] == [f"cut the power of {NAME}", f"start {NAME}"]
+
+
+GROWING, DISK, MIB = "grown1", f"{FILES}/drover-grown1-0.raw", 1 << 20
+
+
+@pytest.fixture
+def growing(site: Cluster) -> Iterator[Plugged]:
+    """A guest that counts, with 96 MiB and one vCPU, and room for more of both."""
+    found = Plugged(site, GROWING)
+    guests = Guests(site.lab.base)
+    guests.ensure()
+    settings = {"name": GROWING, "ip": "10.231.100.46/24", "sink": SINK}
+    guests.write_image(site.lab.machine(NODE).path(DISK), settings)
+    with Observer(site.lab) as watch:
+        sheet = {"max_memory": "256MiB", "max_vcpus": 3, "agent": True, "nics": [NIC]}
+        disk = {"type": "file", "target": "vda", "format": "raw", "path": DISK}
+        found.vm(state="running", memory="192MiB", vcpus=1, disks=[disk], **sheet)
+        watch.wait_word(GROWING, seconds=240)
+    yield found
+    gone = found.task(state="absent", force=True)
+    found.ssh(f"rm -f {DISK}")
+    assert not gone["failed"], gone
+
+
+def test_memory_and_vcpus_grow_in_a_guest_that_counts_on(growing: Plugged) -> None:
+    def memory() -> int:
+        """The MiB that its balloon leaves it."""
+        words = growing.ssh(f"virsh dommemstat {GROWING}").split()
+        return int(words[words.index("actual") + 1]) // 1024
+
+    def vcpus() -> int:
+        """How many the guest itself sees, by its agent."""
+        return int(growing.ssh(seen))
+
+    seen = f"virsh vcpucount {GROWING} --guest"
+    number = growing.ssh(f"virsh domid {GROWING}")
+    wait_until(lambda: memory() == 192 or memory(), 60, "the balloon holds 64 MiB from the start")
+    wait_until(lambda: growing.ssh(seen, check=False) == "1" or "silent", 60, "its agent answers")
+    with Observer(growing.cluster.lab) as watch:
+        watch.wait_word(GROWING)
+        done = growing.vm(memory="256MiB", vcpus=2)
+        assert done["pending_restart"] == [] and done["vm"]["memory"] == 256 * MIB, done
+        wait_until(lambda: memory() == 256 or memory(), 60, "the guest has all of its memory")
+        # It is there, and udev would bring it up, which this guest does not have.
+        known = f"virsh guestvcpus {GROWING} | grep ^vcpus"
+        wait_until(lambda: "0-1" in growing.ssh(known) or growing.ssh(known), 60, "the guest has a second vCPU")
+        growing.ssh(f"virsh guestvcpus {GROWING} --enable --cpulist 1")
+        assert vcpus() == 2
+        assert growing.vm(memory="160MiB")["pending_restart"] == []
+        wait_until(lambda: memory() == 160 or memory(), 60, "the guest gives memory back")
+        # Beyond what it was started with nothing changes at once, and nothing of it is lost.
+        late = growing.vm(memory="320MiB", vcpus=4)
+        assert len(late["pending_restart"]) == 4 and memory() == 160 and vcpus() == 2, late
+        assert growing.vm(memory="160MiB", max_memory="256MiB", vcpus=2, max_vcpus=3)["pending_restart"] == []
+        watch.wait_word(GROWING)
+    verdict = watch.verdict()
+    assert verdict.ok and growing.ssh(f"virsh domid {GROWING}") == number, str(verdict)

@@ -29,6 +29,7 @@ MARK = "user.drover.restore"
 RESTORED = "restored"
 STORAGE = ("source", "backingStore", "auth", "mirror", "reservations")
 UUID, NAME, GENID = Property("uuid"), Property("name"), Property("genid")
+VARIABLES = Property("os/nvram")
 
 
 class Place(NamedTuple):
@@ -79,22 +80,26 @@ def uuid_of(backup: Backup, name: str) -> str:
 
 
 def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Element:
-    """The definition of the VM at its new place; under another name it is another VM (UUID, MAC addresses)."""
+    """The definition of the VM at its new place."""
     root = parse((backup.folder / "domain.xml").read_text(encoding="utf-8"))
-    uuid = str(UUID.get(root))
-    new = name != NAME.get(root)
-    if new:
+    adapt(root, name, disks, nics)
+    if files.NVRAM in backup.manifest["files"]:
+        VARIABLES.put(root, str(variables(name)))
+    metadata.edit(root, {RESTORED: backup.id})
+    return root
+
+
+def adapt(root: Element, name: str, disks: list[Place], nics: str) -> None:
+    """Make a definition that of another place; under another name it is another VM (UUID, MAC addresses)."""
+    uuid, old = str(UUID.get(root)), str(NAME.get(root))
+    if name != old:
         _rename(root, name, uuid)
     parent = make(root, "devices")
     for nic in devices(root, "interface") if nics == "none" else ():
         drop(parent, nic)
     if GENID.get(root):
         GENID.put(root, "")  # libvirt makes a new one: to the guest it is another time
-    if files.NVRAM in backup.manifest["files"]:
-        Property("os/nvram").put(root, str(variables(name)))
-    _put_disks(root, {disk.target: disk for disk in disks})
-    metadata.edit(root, {RESTORED: backup.id})
-    return root
+    _put_disks(root, {disk.target: disk for disk in disks}, file.seed_path(old) if name != old else "")
 
 
 def _rename(root: Element, name: str, uuid: str) -> None:
@@ -111,13 +116,17 @@ def _rename(root: Element, name: str, uuid: str) -> None:
         Property("mac/@address").put(nic, vm_mac(name, number))
     metadata.NICS.put(root, {})
     metadata.edit(root, {"home": None})
+    if VARIABLES.get(root):
+        VARIABLES.put(root, str(variables(name)))
 
 
-def _put_disks(root: Element, disks: Mapping[str, Place]) -> None:
+def _put_disks(root: Element, disks: Mapping[str, Place], seed: str) -> None:
+    """Write the new places; what is not there, or is the seed of another VM, is taken out of its drive."""
     for disk in devices(root, "disk"):
         place = disks.get(job.target_of(disk))
         path = Property("source/@file").get(disk)
-        lost = path is not None and disk.get("device") in ("cdrom", "floppy") and not Path(path).exists()
+        gone = path is not None and (path == seed or not Path(path).exists())
+        lost = gone and disk.get("device") in ("cdrom", "floppy")
         if place is None and not lost:
             continue
         for child in [child for child in disk if child.tag in STORAGE]:
@@ -141,17 +150,22 @@ def is_done(place: Place) -> bool:
     return False
 
 
-def check_new(disks: list[Place]) -> None:
-    """Raise Refused where something is in the way, a folder keeps no marks, or too little room."""
-    needed: dict[str, int] = {}
+def check_names(disks: list[Place]) -> None:
+    """Raise Refused where something is in the way."""
     for disk in disks:
-        there = file.inspect({"path": disk.path, "format": "raw"})
-        if there is not None and not is_done(disk):
+        if file.inspect({"path": disk.path, "format": "raw"}) is not None and not is_done(disk):
             raise Refused(
                 f"{disk.path} exists; nothing is written over. Move it away, or say another directory or name"
             )
+
+
+def check_new(disks: list[Place]) -> None:
+    """Raise Refused where something is in the way, a folder keeps no marks, or too little room."""
+    check_names(disks)
+    needed: dict[str, int] = {}
+    for disk in disks:
         words = ["--output=json", "-f", "qcow2", "-O", disk.format, str(disk.image)]
-        if there is None:
+        if not is_done(disk):
             folder = str(Path(disk.path).parent)
             measured = run_json(["qemu-img", "measure", *words], timeout=600)
             needed[folder] = needed.get(folder, 0) + int(measured["required"])
@@ -179,14 +193,20 @@ def check_marks(folder: str) -> None:
         ) from None
 
 
-def bring(place: Place, timeout: float) -> None:
-    """Make the disk anew, compare it with the backup, and give it its name; never over a file that is there."""
+def bring(place: Place, timeout: float, whole: bool = False) -> None:
+    """Make the disk anew, compare it with the backup, and give it its name; never over a file that is there.
+
+    `whole`: the backup's image is based on nothing and used for this only, so it may become the disk itself.
+    """
     part = Path(place.path).with_name(f".{Path(place.path).name}.drover-part")
     part.unlink(missing_ok=True)
     try:
-        words = ["-f", "qcow2", "-O", place.format, str(place.image), str(part)]
-        run(["qemu-img", "convert", "-q", "-m", "8", "-W", *words], timeout=timeout)
-        files.compare(part, place.format, place.image, timeout)
+        if whole and place.format == "qcow2":
+            os.link(place.image, part)
+        else:
+            words = ["-f", "qcow2", "-O", place.format, str(place.image), str(part)]
+            run(["qemu-img", "convert", "-q", "-m", "8", "-W", *words], timeout=timeout)
+            files.compare(part, place.format, place.image, timeout)
         part.chmod(0o600)
         sync([str(part)])
         if place.owner:

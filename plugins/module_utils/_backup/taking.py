@@ -30,7 +30,10 @@ SPARE = 64 << 20  # bytes for everything that is no image
 
 
 class Order(NamedTuple):
-    """What is asked for. `bandwidth` in bytes a second (0: no limit), the timeouts in seconds."""
+    """What is asked for. `bandwidth` in bytes a second (0: no limit), the timeouts in seconds.
+
+    `checkpoint`: later backups are to be based on it, so QEMU notes what the guest writes from then on.
+    """
 
     root: Path
     vm: str
@@ -42,6 +45,7 @@ class Order(NamedTuple):
     compression: str = "zstd"
     timeout: float = 86400
     shutdown_timeout: float = 180
+    checkpoint: bool = True
 
 
 class Disk(NamedTuple):
@@ -110,8 +114,8 @@ def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | 
 
 
 def check_room(root: Path, needed: int) -> None:
-    """Raise Refused where a backup might not fit."""
-    place = os.statvfs(root)
+    """Raise Refused where a backup might not fit. The folder itself may not be there yet."""
+    place = os.statvfs(root if root.is_dir() else root.parent)
     free = place.f_bavail * place.f_frsize
     if needed > free:
         raise Refused(
@@ -210,7 +214,8 @@ class Taking:
     def _start(self, copies: dict[str, str]) -> None:
         """Have QEMU begin; a full one where libvirt can't tell what has changed."""
         name, targets = self.order.vm, list(copies)
-        self.checkpoint = job.checkpoint_name(self.id) if all(disk.format == "qcow2" for disk in self.disks) else None
+        noted = self.order.checkpoint and all(disk.format == "qcow2" for disk in self.disks)
+        self.checkpoint = job.checkpoint_name(self.id) if noted else None
         mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, targets, self.spared)
         if self.base is not None:
             try:

@@ -24,7 +24,7 @@ from .._fields import Field
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
-from . import template
+from . import foreign, template
 from .kind import Kind, Store, Volume
 
 MARK = "user.drover.vm"
@@ -97,7 +97,8 @@ def _fill(options: dict[str, Any], vm: str, number: int) -> dict[str, Any]:
     elif filled.get("format") and filled.get("path") is None:
         filled["path"] = f"{DIRECTORY}/{volume_name(vm, number)}.{filled['format']}"
     if filled.get("source") and not filled.get("clone"):
-        filled["clone"] = "linked" if filled.get("format") == "qcow2" else "full"
+        linked = filled.get("format") == "qcow2" and not filled.get("source_format")
+        filled["clone"] = "linked" if linked else "full"
     return filled
 
 
@@ -110,6 +111,12 @@ def _complaint(options: dict[str, Any]) -> str | None:
         return "path is empty; only a cdrom can be without a file"
     if options.get("clone") == "linked" and options.get("format") != "qcow2":
         return "a linked clone has the format qcow2"
+    if options.get("clone") == "linked" and options.get("source_format"):
+        return "a linked clone is made of a template, and source_format is for images that are none"
+    if options.get("checksum") and not options.get("source_format"):
+        return "checksum goes with source_format; a template has been proved when it was made"
+    if options.get("source_format") and not options.get("source"):
+        return "source_format says how source is read, and there is none"
     try:
         check_path(options.get("source") or "/template")
     except ValueError as error:
@@ -183,6 +190,8 @@ def check_new(options: Mapping[str, Any]) -> int | None:
     folder = Path(options["path"]).parent
     if not folder.is_dir():
         raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    if options.get("source_format"):
+        return foreign.checked(options)
     return template.checked(options).size if options.get("source") else None
 
 
@@ -192,7 +201,9 @@ def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: 
     part = str(Path(path).with_name(f".{Path(path).name}.drover-part"))
     check_new(options)
     Path(part).unlink(missing_ok=True)
-    if options.get("source"):
+    if options.get("source_format"):
+        foreign.fill(options, part, size)
+    elif options.get("source"):
         template.fill(options, part, size)
     else:
         run(["qemu-img", "create", "-q", "-f", options["format"], part, str(size)])

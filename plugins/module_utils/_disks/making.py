@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Callable, NamedTuple
+from typing import IO, Callable, NamedTuple
 
 from .. import _download
 from .._errors import Failed, Invalid, Refused
-from .._run import run, run_json
-from . import template
+from .._run import run
+from . import foreign, template
 
 MODE = 0o444  # root and libvirt can't write by mistake either: QEMU runs as another user
 
@@ -53,7 +53,7 @@ def make(order: Order, check: Callable[[], object]) -> None:
             if seen != order.checksum:
                 raise Failed(f"{order.source} has the checksum {seen}, not {order.checksum}", seen=seen)
             stream.flush()
-            size = _proved(fetched, order)
+            size = foreign.prove(fetched, order.source_format, order.source)
             made = fetched
             if order.format != order.source_format:
                 made = converted
@@ -82,24 +82,6 @@ def _alone(path: str) -> Iterator[IO[bytes]]:
             raise Refused(f"another run makes this image just now ({path}); run this again when it is done")
         os.ftruncate(descriptor, 0)
         yield stream
-
-
-def _proved(path: str, order: Order) -> int:
-    """The size of the disk in an image. Raises Refused for another format, and for one that needs other files."""
-    # What is said to be raw is looked at: a qcow2 file used as raw would be a disk of rubbish.
-    declared = [] if order.source_format == "raw" else ["-f", order.source_format]
-    try:
-        facts = run_json([*template.LIMITED, "qemu-img", "info", *declared, "--output=json", path])
-    except Failed as error:
-        raise Refused(f"{order.source} is not {order.source_format}: {error.details.get('stderr', error)}") from None
-    data: dict[str, Any] = facts.get("format-specific", {}).get("data", {})
-    if facts["format"] != order.source_format:
-        raise Refused(f"{order.source} is {facts['format']}, not {order.source_format}; say so with source_format")
-    if needs := facts.get("backing-filename") or data.get("data-file"):
-        raise Refused(f"{order.source} is not whole: it is based on {needs}, which a template may not be")
-    if facts.get("encrypted") or data.get("corrupt"):
-        raise Refused(f"{order.source} is {'encrypted' if facts.get('encrypted') else 'corrupt'}")
-    return int(facts["virtual-size"])
 
 
 def _finish(made: str, order: Order, size: int) -> None:

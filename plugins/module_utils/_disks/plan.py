@@ -42,12 +42,10 @@ class Change(NamedTuple):
         size = "the size of its source" if self.size is None else size_text(self.size)
         if self.verb == "resize":
             return f"grow {self.disk['target']} as it runs to {size}"
-        clone = (
-            f", a {self.disk['clone']} clone of {self.disk['source']}"
-            if self.disk.get("source") and self.disk.get("clone")
-            else ""
-        )
-        return f"{self.verb} {self.name} ({self.disk['format']}, {size}{clone if self.verb == 'create' else ''})"
+        source, kind, clone = (self.disk.get(name) for name in ("source", "source_format", "clone"))
+        origin = f", a {clone} clone of {source}" if source and clone else ""
+        origin = f", a copy of {source}, which is {kind}" if kind else origin
+        return f"{self.verb} {self.name} ({self.disk['format']}, {size}{origin if self.verb == 'create' else ''})"
 
     def apply(self, uuid: str, resize: Callable[[str, int], None]) -> bool:
         """Do it, with `resize` for a running VM's disk; False when a new volume could not be marked."""
@@ -90,7 +88,7 @@ def plan(
         if kind.store is None:
             changes += _told(kind, disk, wanted, seen)
         elif kind.identity(disk):
-            source = {"source": given.get("source"), "clone": given.get("clone")}
+            source = {name: given.get(name) for name in ("source", "source_format", "checksum", "clone")}
             wanted = kind.store.rounded(disk, wanted) if wanted else wanted
             volume, disk["size"] = _checked(kind, {**disk, **source}, disk["target"] in present, wanted, uuid)
             changes += _changes(kind, {**disk, **source}, volume, seen)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .._disks import template
+from .._disks import foreign, template
 from .._disks.block import BLOCK
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI, check_wwid
@@ -31,6 +31,7 @@ TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
 SERIAL = re.compile(r"[A-Za-z0-9_.+-]{1,20}", re.ASCII)
 MIB = 2**20
 Pair = tuple[Mapping[str, Any], dict[str, Any], "Element | None"]
+OF_FILES = ("clone", "source_format", "checksum")
 SEED = "ua-drover-seed"  # libvirt keeps names that begin with ua- for us
 
 
@@ -70,6 +71,8 @@ DISKS: tuple[Field, ...] = (
     *COMMON,
     Field("size", type="size", check=_check_size, when="live"),
     Field("source", type="path", fixed="it says what a new volume starts as"),
+    Field("source_format", choices=foreign.FORMATS, fixed="it says how the source of a new volume is read"),
+    Field("checksum", check=foreign.check_checksum, fixed="the source of a new volume must have it"),
     Field("clone", choices=("linked", "full"), when="live"),
     Field("wwid", check=check_wwid, when="unseen"),
     *(field for kind in KINDS.values() for field in kind.fields),
@@ -255,8 +258,8 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     if missing and not (options["device"] == "cdrom" and missing == ["path"]):
         raise Invalid(f"{where}: {missing[0]} is missing; a new disk of type {kind.name} needs it", option=where)
     complaint = kind.complaint(options)
-    if options.get("clone") and kind.name != "file":
-        complaint = "clone is for disks of type file; a source of another type says itself what is made of it"
+    if kind.name != "file" and (named := [name for name in OF_FILES if options.get(name)]):
+        complaint = f"{named[0]} is for disks of type file; a source of another type says itself what is made of it"
     if complaint:
         raise Invalid(f"{where}: {complaint}", option=where)
     if bool(options.get("user")) != bool(options.get("secret")):

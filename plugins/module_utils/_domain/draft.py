@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._disks import booting
 from .._disks import plan as storage
 from .._disks.kind import Store, Volume
 from .._errors import Invalid, Refused
@@ -95,6 +96,17 @@ class Draft:
             if kind.store and not disk["readonly"]:
                 kind.store.check_free(disk)
             kind.check_start(disk, self.uuid, self.site.node.password)
+
+    def doubts(self, state: Mapping[str, Any]) -> list[str]:
+        """What speaks against a start from a first disk that becomes a copy of another machine's."""
+        first = [disk["target"] for disk in state["disks"] if disk["device"] == "disk"][:1]
+        made = [one.disk for one in self.volumes if one.verb == "create" and one.disk["target"] in first]
+        found = [
+            booting.mismatch(disk["source"], booting.read(disk["source"], disk["source_format"]), state["firmware"])
+            for disk in made
+            if disk.get("source_format")
+        ]
+        return [words for words in found if words]
 
     def define(self) -> None:
         """Write the definition; the file of its lease must be there before anything starts it."""

@@ -36,7 +36,7 @@ BRACES = re.compile(r"\{[{%#]")
 STORAGE = ["iscsi_iqn_prefix", "iscsi_portal", "iscsi_user", "iscsi_secret", "iscsi_chap_secret"]
 RBD = ["pool", "namespace", "user", "secret", "monitors"]
 STORAGE += [f"rbd_{key}" for key in RBD]
-MAKING = ("size", "source", "clone")
+MAKING = ("size", "source", "source_format", "checksum", "clone")
 
 
 def vm_sheet(variables: Mapping[str, Any], new_disks: bool = True) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import L
 from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_identity
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE
+from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import MAKING
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
@@ -31,6 +32,7 @@ IQN = "iqn.2026-11.org.example:drover-web1-0"
 SAN = {"type": "iscsi", "iqn": IQN, "portal": "10.231.5.10:3260"}
 RBD = {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]}
 FILE = {"type": "file", "path": "/srv/vms/web1.qcow2", "format": "qcow2", "size": "1GiB"}
+IMPORTED = {**FILE, "source": "/srv/p2v/old1.raw", "source_format": "raw"}
 BLOCK = {"type": "block", "path": "/dev/san/web1"}
 LVM = {"type": "lvm", "vg": "vmdata"}
 NIC = {"bridge": "br-int"}
@@ -152,6 +154,8 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "format": (FILE, "<driver name='qemu' discard='unmap' type='qcow2' error_policy='stop'/>"),
     "source": ({**SAN, "source": "/srv/drover/images/a.img"}, NEW_SAN),
     "clone": ({**FILE, "source": "/srv/debian.qcow2", "clone": "linked"}, "<source file='/srv/vms/web1.qcow2'/>"),
+    "source_format": (IMPORTED, "<source file='/srv/vms/web1.qcow2'/>"),
+    "checksum": ({**IMPORTED, "checksum": "sha256:" + "0" * 64}, "<source file='/srv/vms/web1.qcow2'/>"),
     "size": (FILE, "<disk type='file' device='disk'>"),
     "device": ({"type": "file", "device": "cdrom", "path": "/srv/iso/a.iso"}, CDROM),
     "pool": (RBD, NEW_RBD),
@@ -229,7 +233,7 @@ def test_disks(option):
     disk, fragment = DISK_ROWS[option]
     root, params = build(disks=[disk])
     check(root, params, fragment)
-    if option not in ("size", "source", "clone"):
+    if option not in MAKING:
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
