@@ -23,6 +23,7 @@ def check(machine: Machine, names: Collection[str]) -> None:
     An external one on which several branches stand holds what all of them need.
     """
     for name in names:
+        machine.volumes.check_drop(name)
         children = [one.name for one in machine.snapshots.values() if one.parent == name]
         stay = [child for child in children if child not in names]
         here = machine.snapshots[name]
@@ -61,7 +62,7 @@ class Removal:
 
     def _run(self) -> None:
         try:
-            self.machine.node.delete_snapshot(self.machine.name, self.name)
+            self.machine.drop(self.name)
         except DroverError as error:
             self.error = error
 
@@ -71,11 +72,12 @@ class Removal:
             self.thread.join(0.2)
             return self._progress()
         if self.error:
-            raise Failed(f"{self.error.message}; the snapshot is still there, and the VM has all of its data")
+            raise Failed(f"{self.error.message}; the snapshot is not gone, and the VM has all of its data")
         self.machine.read()
-        if self.name in self.machine.snapshots:
-            return "libvirt still lists it"
-        self.machine.write(self.machine.record.without(self.name))
+        if self.name in self.machine.snapshots and self.name in self.machine.notes:
+            return "it is still listed"
+        if self.name in self.machine.record.notes:
+            self.machine.write(self.machine.record.without(self.name))
         return True
 
     def _progress(self) -> str:
