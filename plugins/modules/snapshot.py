@@ -304,7 +304,7 @@ error:
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import time
 from typing import Any
 
@@ -318,6 +318,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._resource import Resour
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot import making, retain
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.item import Item
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.machine import Machine
+from ansible_collections.drover.kvm.plugins.module_utils._snapshot.volumes import Handles
 
 FIELDS = (
     Field("name", check=check_name),
@@ -346,10 +347,10 @@ FIELDS = (
 class Snapshot(Resource):
     """The snapshots of one VM, or of several of one moment."""
 
-    def __init__(self, params: dict[str, Any], client: Site) -> None:
+    def __init__(self, params: dict[str, Any], client: tuple[Site, Handles]) -> None:
         super().__init__(params, client)
         self.now = time()
-        self.items = [Item(Machine(client, name), params, self.now) for name in params["vms"] or [params["name"]]]
+        self.items = [Item(Machine(*client, name), params, self.now) for name in params["vms"] or [params["name"]]]
         self._check()
 
     @property
@@ -359,10 +360,10 @@ class Snapshot(Resource):
 
     @classmethod
     @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
-        """The node, and through it its peers."""
-        with connect(params["uri"]) as node:
-            yield Site(node)
+    def connect(cls, params: Mapping[str, Any]) -> Iterator[tuple[Site, Handles]]:
+        """The node, through it its peers, and the volumes of its VMs."""
+        with connect(params["uri"]) as node, ExitStack() as stack:
+            yield Site(node), Handles(stack)
 
     def _check(self) -> None:
         if len({item.name for item in self.items}) != len(self.items):

@@ -30,6 +30,8 @@ from .kind import ANOTHER, Kind, Options, Store, Volume
 MARK = "drover.vm"
 # Beside the mark: the image is a copy that no VM uses yet.
 UNFINISHED = "drover.copy"
+# Before the name of a snapshot: what module snapshot notes of it.
+SNAPSHOT = "drover.snapshot."
 USER = "libvirt"
 SILENT_SECONDS = 15.0
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
@@ -343,6 +345,12 @@ def in_use(name: str, watchers: list[str], act: str) -> str:
     )
 
 
+def _kept(options: Options) -> list[str]:
+    with opened(options) as images:
+        found = images.look(options["image"], SNAPSHOT)
+    return [one["name"] for one in found["snapshots"] if one["name"] in found["marks"]]
+
+
 def check_free(options: Options) -> None:
     """Raise Refused when a client has the image open: Ceph itself lets two VMs write to it."""
     watchers = holders(options)
@@ -359,5 +367,5 @@ RBD = Kind(
     _fill,
     _identity,
     _complaint,
-    Store(inspect, _check_new, create, _grow, _marked, remove, check_free=check_free),
+    Store(inspect, _check_new, create, _grow, _marked, remove, check_free=check_free, kept=_kept),
 )

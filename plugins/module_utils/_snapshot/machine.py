@@ -21,14 +21,14 @@ from .._xml import parse
 from . import choose, facts, record, volumes
 from .facts import Snapshot
 from .record import Note, Record
-from .volumes import Volumes
+from .volumes import Handles, Volumes
 
 
 class Machine:
     """A VM of this node. `read` asks libvirt again; the rest tells what was read last."""
 
-    def __init__(self, site: Site, name: str) -> None:
-        self.site, self.node, self.name = site, site.node, name
+    def __init__(self, site: Site, handles: Handles, name: str) -> None:
+        self.site, self.node, self.handles, self.name = site, site.node, handles, name
         self.snapshots: dict[str, Snapshot] = {}
         self.record = Record()
         self.notes: dict[str, Note] = {}
@@ -45,7 +45,8 @@ class Machine:
         self.domain: Domain = domain
         self.definition = parse(domain.xml)
         self.running = parse(domain.live_xml) if domain.live_xml else None
-        self.volumes = Volumes(self.definition if self.running is None else self.running, domain.uuid).read()
+        root = self.definition if self.running is None else self.running
+        self.volumes = Volumes(root, domain.uuid, self.handles).read()
         found = [facts.read(xml, current) for xml, current in self.node.snapshots(self.name)]
         every = {**self.volumes.snapshots, **{one.name: one for one in found}}
         self.snapshots = {one.name: one for one in sorted(every.values(), key=lambda one: (one.time, one.name))}

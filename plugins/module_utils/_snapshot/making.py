@@ -127,10 +127,7 @@ def make(plans: Sequence[Plan]) -> list[str]:
     """Carry all of them out; returns what to warn of. Raises Failed, and then none of them is left."""
     for one in plans:
         _begin(one)
-    with ExitStack() as stack, ThreadPoolExecutor(max_workers=max(1, len(plans))) as pool:
-        for one in [one for one in plans if one.by_storage]:
-            # Before the guests stand still, as it takes its time.
-            stack.enter_context(one.machine.volumes.opened())
+    with ThreadPoolExecutor(max_workers=max(1, len(plans))) as pool:
         try:
             for call in (_freeze, _pause, _take):
                 if not _failed(plans):

@@ -17,8 +17,6 @@ from .._disks import rbd
 from .._rbd import Images
 from .storage import Extent, Look, Part, Storage
 
-PREFIX = "drover.snapshot."
-
 
 class Image:
     """One image."""
@@ -29,16 +27,16 @@ class Image:
 
     def look(self) -> Look:
         """What it is now."""
-        found = self.images.look(self.image, PREFIX)
+        found = self.images.look(self.image, rbd.SNAPSHOT)
         parts = [Part(**{**one, "id": str(one["id"])}) for one in found["snapshots"]]
         return Look(found["size"], found["watchers"], found["marks"], parts)
 
     def mark(self, snapshot: str, text: str | None) -> None:
         """Note something of a snapshot, or nothing any more."""
         if text is None:
-            self.images.unmark(self.image, PREFIX + snapshot)
+            self.images.unmark(self.image, rbd.SNAPSHOT + snapshot)
         else:
-            self.images.mark(self.image, PREFIX + snapshot, text)
+            self.images.mark(self.image, rbd.SNAPSHOT + snapshot, text)
 
     def take(self, snapshot: str) -> None:
         """Make it."""

@@ -12,19 +12,18 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 from xml.etree.ElementTree import Element
 
 from .._errors import Failed, Refused
-from .._xml import Property, devices, find
+from .._xml import Property, devices, find, text_of
 from . import rbd
 from .facts import Snapshot
 from .record import Note
-from .storage import Look, Part, Volume
+from .storage import Look, Part, Storage, Volume
 
 STORAGES = (rbd.STORAGE,)
 KINDS = tuple(one.kind for one in STORAGES)
@@ -69,11 +68,27 @@ def read_mark(text: str) -> Mark | None:
         return None
 
 
+class Handles:
+    """Volumes, each opened once and for as long as `stack`: a connection takes longer than what is asked on it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.known: dict[str, Volume] = {}
+
+    def of(self, storage: Storage, disk: Element) -> Volume:
+        """The volume of a disk."""
+        source = find(disk, "source")
+        key = f"{storage.kind} {'' if source is None else text_of(source)}"
+        if key not in self.known:
+            self.known[key] = self.stack.enter_context(storage.opened(disk))
+        return self.known[key]
+
+
 class Volumes:
     """The volumes of one VM (`root`: its XML), by the names of its disks. `kind` is empty where they keep none."""
 
-    def __init__(self, root: Element, uuid: str) -> None:
-        self.uuid = uuid
+    def __init__(self, root: Element, uuid: str, handles: Handles) -> None:
+        self.uuid, self.handles = uuid, handles
         disks = [disk for disk in devices(root, "disk") if _is_written(disk)]
         known = [one for one in STORAGES if any(map(one.recognises, disks))]
         self.storage = known[0] if known else None
@@ -84,34 +99,24 @@ class Volumes:
         self.looks: dict[str, Look] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.notes: dict[str, Note] = {}
-        self._open: dict[str, Volume] | None = None
 
-    @contextmanager
-    def opened(self) -> Iterator[dict[str, Volume]]:
-        """All volumes, by disk; what is done within uses them too, and need not open them again."""
-        if self._open is not None:
-            yield self._open
-            return
-        with ExitStack() as stack:
-            enter = stack.enter_context
-            found = {name: enter(self.storage.opened(disk)) for name, disk in self.disks.items() if self.storage}
-            self._open = found
-            try:
-                yield found
-            finally:
-                self._open = None
+    @property
+    def opened(self) -> dict[str, Volume]:
+        """All volumes, by disk."""
+        return {name: self.handles.of(self.storage, disk) for name, disk in self.disks.items() if self.storage}
 
     def _each(self, call: Callable[[str, Volume], object], *names: str) -> None:
         """Call it for these disks at the same time. Raises what the first one raised, when all have ended."""
-        with self.opened() as volumes, ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+        volumes = self.opened
+        with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
             for done in [pool.submit(call, name, volumes[name]) for name in names]:
                 done.result()
 
     def read(self) -> Volumes:
         """Ask the storage."""
-        with self.opened() as volumes:
-            self.names = {disk: one.name for disk, one in volumes.items()}
-            self.looks = {disk: one.look() for disk, one in volumes.items()}
+        volumes = self.opened
+        self.names = {disk: one.name for disk, one in volumes.items()}
+        self.looks = {disk: one.look() for disk, one in volumes.items()}
         names = {part.name for look in self.looks.values() for part in look.parts}
         self.snapshots = {name: self._snapshot(name) for name in names}
         ours = {name: list(self.ours(name).values()) for name in names}
@@ -146,7 +151,7 @@ class Volumes:
         return name in self.notes and not self.notes[name].made
 
     def lacks(self, name: str) -> str:
-        """Why it is not a snapshot of the whole VM as that is now; nothing when it is, as far as one of others tells."""
+        """Why it is not a snapshot of the whole VM as that is now; nothing when it is, as far as it tells."""
         ours = self.ours(name)
         there = ours or self.parts(name)
         if self.is_torn(name):
@@ -207,8 +212,7 @@ class Volumes:
 
     def users(self) -> dict[str, list[str]]:
         """Who has the volumes open, by their names; those that nobody has are left out."""
-        with self.opened() as volumes:
-            found = {one.name: list(one.look().users) for one in volumes.values()}
+        found = {one.name: list(one.look().users) for one in self.opened.values()}
         return {name: users for name, users in found.items() if users}
 
     def check_free(self) -> None:
@@ -219,8 +223,7 @@ class Volumes:
 
     def written(self, name: str) -> dict[str, list[Any] | None]:
         """What each volume was written since, by disk; None where that can't be told."""
-        with self.opened() as volumes:
-            return {disk: one.written(name) for disk, one in volumes.items()}
+        return {disk: one.written(name) for disk, one in self.opened.items()}
 
     def lost(self, name: str) -> int | None:
         """The bytes that were written since; None where one volume can't tell."""
@@ -243,8 +246,7 @@ class Volumes:
 
     def held(self) -> dict[str, int | None]:
         """The bytes of each snapshot in all volumes together; None where one can't tell."""
-        with self.opened() as volumes:
-            found = [one.held(self.looks[disk].parts) for disk, one in volumes.items()]
+        found = [one.held(self.looks[disk].parts) for disk, one in self.opened.items()]
         return {name: _sum([one[name] for one in found if name in one]) for name in self.snapshots}
 
     def places(self, name: str) -> list[str]:

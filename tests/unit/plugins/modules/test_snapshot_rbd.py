@@ -271,9 +271,11 @@ def test_a_machine_that_is_paused_may_go_on_between_two_images(run, site):
     assert result["error"] == "Refused" and "it is paused, and might go on" in result["msg"]
 
 
-MOMENTS = [(Images, "mark", at, late) for at in (1, 2, 3, 4) for late in (False, True)]
-MOMENTS += [(Images, "take", at, late) for at in (1, 2) for late in (False, True)]
-MOMENTS += [(Node, "suspend", 1, False), (Node, "resume", 1, True)]
+MOMENTS = [
+    *((Images, "mark", at, late) for at in (1, 2, 3, 4) for late in (False, True)),
+    *((Images, "take", at, late) for at in (1, 2) for late in (False, True)),
+    *[(Node, "suspend", 1, False), (Node, "resume", 1, True)],
+]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
