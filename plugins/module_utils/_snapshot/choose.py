@@ -80,11 +80,14 @@ def _against_rbd(facts: Mapping[str, Any], memory: bool) -> str:
 
 
 def _against_external(facts: Mapping[str, Any], folder: str | None) -> str:
-    for disk in written(facts):
-        if path_of(disk) is None and facts["state"] == "stopped":
-            return f"{disk['target']} ({disk['identity']}) is no file, and only QEMU puts one over it: start it first"
-        if path_of(disk) is None and folder is None:
-            return f"{disk['target']} ({disk['identity']}) is no file; say in which directory its changes shall go"
+    for disk in [disk for disk in written(facts) if path_of(disk) is None]:
+        on_server = ", or keep the volume on its server (iscsi_volume with snapshot_of)"
+        other = on_server if disk["type"] == "iscsi" else ""
+        what = f"{disk['target']} ({disk['identity']}) is no file"
+        if facts["state"] == "stopped":
+            return f"{what}, and only QEMU puts one over it: start it first{other}"
+        if folder is None:
+            return f"{what}; say in which directory its changes shall go{other}"
     return "" if written(facts) else "it has no disk"
 
 
