@@ -143,10 +143,11 @@ class Images:
         with translated(f"mark {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
             opened.metadata_set(key, text)
 
-    def take(self, image: str, name: str) -> None:
-        """Make a snapshot. The client that has the image open makes it, and writes out before what it holds."""
+    def take(self, image: str, name: str) -> int:
+        """Make a snapshot; returns its id. Who has the image open makes it, and writes out before what it holds."""
         with translated(f"make snapshot {name} of {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
             opened.create_snap(name)
+            return int(opened.snap_get_id(name))
 
     def drop(self, image: str, name: str) -> None:
         """Remove a snapshot."""

@@ -74,7 +74,7 @@ options:
       - V(internal) keeps it in the disks, which must be qcow2 files. Of a machine that runs it always has the memory,
         and the machine stands still until that is written.
       - V(rbd) has Ceph keep it, for machines whose disks are all images of Ceph, which run or are off. A machine with
-        several images is paused until all have it, mostly less than a second. It holds no memory, and neither the
+        several images is paused until all have it, for about a second. It holds no memory, and neither the
         machine's definition nor its UEFI and TPM state. What was made of the images by others is listed and left alone.
       - V(external) lets the machine write to new files, one for each disk, from then on. It works for all disks, takes
         no time, and the way back needs libvirt 9.10 (Debian 13).

@@ -109,6 +109,9 @@ class Image:
     def is_protected_snap(self, name: str) -> Any:
         return self.data["snaps"][name]["protected"]
 
+    def snap_get_id(self, name: str) -> Any:
+        return self.data["snaps"][name]["id"]
+
     def create_snap(self, name: str) -> None:
         assert not self.read_only
         self.pool.snap(self.name, name)

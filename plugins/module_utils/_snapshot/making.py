@@ -205,6 +205,8 @@ def _take_back(plans: Sequence[Plan]) -> None:
     """Remove what was made; always raises Failed with all that went wrong."""
     for one in plans:
         with suppress(DroverError):
+            if one.by_storage:
+                one.machine.volumes.read().drop(one.name)
             one.machine.read()
             if one.name in one.machine.snapshots:
                 one.machine.drop(one.name)

@@ -38,9 +38,9 @@ class Image:
         else:
             self.images.mark(self.image, rbd.SNAPSHOT + snapshot, text)
 
-    def take(self, snapshot: str) -> None:
+    def take(self, snapshot: str) -> str:
         """Make it."""
-        self.images.take(self.image, snapshot)
+        return str(self.images.take(self.image, snapshot))
 
     def drop(self, snapshot: str) -> None:
         """Remove it."""

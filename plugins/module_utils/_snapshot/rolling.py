@@ -118,4 +118,3 @@ class Rolling(Revert):
         if self.was and not self.machine.read().active:
             self.machine.node.start(self.machine.name)
         super().finish()
-

@@ -44,6 +44,7 @@ class Look(NamedTuple):
 class Volume(Protocol):
     """One open volume; `name` is for people. All verbs raise our errors in the storage's own words.
 
+    - `take` returns the storage's own id of the new snapshot.
     - `mark` writes what is noted of a snapshot, there or not; None takes it away.
     - `roll_back` makes the volume what it was; broken off, the same call goes on.
     - `written` tells what has changed since a snapshot; None where that can't be told in short time.
@@ -57,7 +58,7 @@ class Volume(Protocol):
 
     def mark(self, snapshot: str, text: str | None) -> None: ...
 
-    def take(self, snapshot: str) -> None: ...
+    def take(self, snapshot: str) -> str: ...
 
     def drop(self, snapshot: str) -> None: ...
 

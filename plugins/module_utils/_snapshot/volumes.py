@@ -27,8 +27,9 @@ from .storage import Look, Part, Storage, Volume
 
 STORAGES = (rbd.STORAGE,)
 KINDS = tuple(one.kind for one in STORAGES)
-# A snapshot whose mark has no id yet is that of a run that was killed if it was made so many seconds after the mark.
-SKEW, WINDOW = 5, 120
+# A snapshot whose mark has no id yet is that of a run that was killed, if it was made within so many seconds of the
+# mark: one of that name that was there before is refused.
+WINDOW = 120
 # How much is read again to see that a volume was set back: of so many places so many bytes.
 PLACES, LENGTH = 32, 65536
 
@@ -55,7 +56,7 @@ class Mark:
 
     def is_of(self, part: Part) -> bool:
         """Whether a snapshot of its name is the one that it is about."""
-        return part.id == self.id if self.id else -SKEW <= part.time - self.begun <= WINDOW
+        return part.id == self.id if self.id else part.time - self.begun <= WINDOW
 
 
 def read_mark(text: str) -> Mark | None:
@@ -99,6 +100,7 @@ class Volumes:
         self.looks: dict[str, Look] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.notes: dict[str, Note] = {}
+        self.taken: dict[tuple[str, str], str] = {}
 
     @property
     def opened(self) -> dict[str, Volume]:
@@ -135,8 +137,11 @@ class Volumes:
         return {
             disk: mark
             for disk, mark in marks.items()
-            if mark and mark.vm == self.uuid and disk in parts and mark.is_of(parts[disk])
+            if mark and mark.vm == self.uuid and disk in parts and self._is_of(mark, disk, parts[disk])
         }
+
+    def _is_of(self, mark: Mark, disk: str, part: Part) -> bool:
+        return mark.is_of(part) or self.taken.get((disk, part.name)) == part.id
 
     def _snapshot(self, name: str) -> Snapshot:
         ours, parts = self.ours(name), self.parts(name)
@@ -177,7 +182,11 @@ class Volumes:
 
     def take(self, name: str) -> None:
         """Make all parts at once."""
-        self._each(lambda _disk, volume: volume.take(name), *self.disks)
+
+        def make(disk: str, volume: Volume) -> None:
+            self.taken[disk, name] = volume.take(name)
+
+        self._each(make, *self.disks)
 
     def note(self, name: str, note: Note) -> None:
         """Write the note to all parts that are ours, with the storage's id. Raises Failed where one is missing."""
