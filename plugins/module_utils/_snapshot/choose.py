@@ -34,6 +34,13 @@ def choose(facts: Mapping[str, Any], memory: bool, asked: str, present: Collecti
     Two kinds in one VM can't be undone: libvirt then deletes neither (seen with 11.3), and what an external one holds
     of an RBD image is worth nothing when that is set back.
     """
+    if len(set(present)) > 1:
+        both = " and ".join(sorted(set(present)))
+        raise Refused(
+            f"{facts['name']} has {both} snapshots, and neither can go beside the other, so "
+            f"no more are made. Look at them (virsh snapshot-list {facts['name']} --tree); docs/snapshots.md says "
+            "how they go by hand"
+        )
     against = {
         INTERNAL: _against_internal(facts, memory),
         RBD: _against_rbd(facts, memory),

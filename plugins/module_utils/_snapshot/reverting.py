@@ -117,7 +117,11 @@ class Revert:
             )
         self.check_way()
         if machine.kinds != {target.kind}:
-            raise Refused(f"{machine.name} has snapshots of several kinds; there is no way back among these")
+            both = " and ".join(sorted(machine.kinds))
+            raise Refused(
+                f"{machine.name} has {both} snapshots, and there is no way back among these; see docs/snapshots.md, By "
+                "hand"
+            )
         if target.state == "paused" or self.runs_after():
             self._check_start()
 
@@ -153,7 +157,9 @@ class Revert:
         machine = self.machine
         found = cordon()
         if found is not None:
-            raise Refused(f"this node is cordoned ({found.get('reason')}); {machine.name} could not start again here")
+            raise Refused(
+                f"this node is cordoned ({found.get('reason')}), so {machine.name} could not start; undrain it first"
+            )
         if not machine.active:
             admission = Admission(machine.site, machine.name, self.params["fenced"])
             admission.start(claims_of(machine.definition), machine.domain.uuid, lambda: None)
@@ -209,7 +215,7 @@ class Revert:
         self.warnings += making.make([self.plan_safety()])
         self.machine.read()
         if not self.is_safe:
-            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}; it was not set back")
+            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}; and was not set back: try again")
 
     def revert(self) -> None:
         """Set it back, and see that it was. Raises Failed, which says what is of the VM then."""

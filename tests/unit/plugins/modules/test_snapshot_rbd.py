@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils._domain import stillness
+from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._rbd import Images
@@ -59,7 +59,7 @@ class Site:
 
         for name in really:
             monkeypatch.setattr(Node, name, verb(name))
-        monkeypatch.setattr(stillness, "run", lambda argv, **_more: self.events.append(argv[0]))
+        monkeypatch.setattr(_later, "run", self.systemd)
         snap = ceph.pools["vms"].snap
 
         def seen(image, name, **more):
@@ -85,6 +85,13 @@ class Site:
     def open(self, name, on):
         for image in [image for image in self.images if image.startswith(f"{name}-")]:
             self.images[image]["watchers"] = [ADDRESS] if on else []
+
+    def systemd(self, argv, **more):
+        """Timers that thaw are those of the fake; of those that resume it is told that they come and go."""
+        if "drover-resume-" not in " ".join(argv):
+            self.vms.systemd.run(argv, **more)
+        elif not argv[-1].endswith(".service"):
+            self.events.append(argv[0])
 
     def timer(self):
         """What a timer of systemd does for a VM that was paused by a run that is no more."""
@@ -178,14 +185,13 @@ def test_clocks_that_differ(run, site, monkeypatch):
     late = rbd_library.time.time() + 3600
     monkeypatch.setattr(rbd_library, "time", SimpleNamespace(time=lambda: late))
     assert only(run(name="web1", snapshot="s1"))["complete"]
-    resume = stillness.run
 
     def fails(argv, **more):
-        resume(argv, **more)
+        site.systemd(argv, **more)
         if argv[0] == "systemctl":
             raise Failed("no bus")
 
-    monkeypatch.setattr(stillness, "run", fails)
+    monkeypatch.setattr(_later, "run", fails)
     result = run(name="web1", snapshot="s2")
     assert result["failed"] and "no bus; there is no snapshot s2" in result["msg"] and site.snaps() == ["s1"]
 
