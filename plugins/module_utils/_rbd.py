@@ -9,8 +9,9 @@ one verb, so the module never is one of the watchers that it looks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timezone
 from typing import Any
 
 from ._errors import DroverError, Failed, NotFound, Refused, TimedOut, Unreachable
@@ -20,6 +21,8 @@ try:
 except ImportError:
     rbd = None
 
+USERS_OWN = 0  # RBD_SNAP_NAMESPACE_TYPE_USER: neither of a group, nor of mirroring, nor in the trash
+Extent = tuple[int, int, bool]
 ERRORS: dict[int, type[DroverError]] = {1: Refused, 2: NotFound, 13: Refused, 16: Refused, 17: Refused, 110: TimedOut}
 
 
@@ -59,7 +62,7 @@ class Images:
                 return {
                     "size": opened.size(),
                     "mark": dict(opened.metadata_list()).get(key),
-                    "watchers": sorted({one["addr"].rpartition(":")[0] for one in opened.watchers_list()}),
+                    "watchers": _watchers(opened),
                 }
         except NotFound:
             if rbd is None:
@@ -117,3 +120,72 @@ class Images:
         """Move an image to the trash of its pool, from where it can be restored until somebody purges it."""
         with translated(f"move {self._name(image)} to the trash"):
             rbd.RBD().trash_move(self.ioctx, image, 0)
+
+    # ---- snapshots
+
+    def look(self, image: str, prefix: str) -> dict[str, Any]:
+        """Size in bytes, watchers, the metadata whose names begin with `prefix`, and its snapshots, the oldest first.
+
+        Each with `name`, `id` (never used twice), `size` in bytes, `time` (s since the epoch) and `protected`.
+        """
+        with translated(f"look at {self._name(image)}"), rbd.Image(self.ioctx, image, read_only=True) as opened:
+            own = [one for one in opened.list_snaps() if one.get("namespace", USERS_OWN) == USERS_OWN]
+            found = []
+            for one in sorted(own, key=lambda one: one["id"]):
+                moment = opened.get_snap_timestamp(one["id"]).replace(tzinfo=timezone.utc).timestamp()
+                told = {name: one[name] for name in ("name", "id", "size")}
+                found.append({**told, "time": moment, "protected": bool(opened.is_protected_snap(one["name"]))})
+            marks = {key[len(prefix) :]: text for key, text in opened.metadata_list() if key.startswith(prefix)}
+            return {"size": opened.size(), "watchers": _watchers(opened), "marks": marks, "snapshots": found}
+
+    def mark(self, image: str, key: str, text: str) -> None:
+        """Write one of its metadata."""
+        with translated(f"mark {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
+            opened.metadata_set(key, text)
+
+    def take(self, image: str, name: str) -> int:
+        """Make a snapshot; returns its id. Who has the image open makes it, and writes out before what it holds."""
+        with translated(f"make snapshot {name} of {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
+            opened.create_snap(name)
+            return int(opened.snap_get_id(name))
+
+    def drop(self, image: str, name: str) -> None:
+        """Remove a snapshot."""
+        with translated(f"remove snapshot {name} of {self._name(image)}"), rbd.Image(self.ioctx, image) as opened:
+            opened.remove_snap(name)
+
+    def roll_back(self, image: str, name: str) -> None:
+        """Make the image what it was, its size too; one that was broken off is gone on with by the same call."""
+        with translated(f"set {self._name(image)} back to {name}"), rbd.Image(self.ioctx, image) as opened:
+            opened.rollback_to_snap(name)
+
+    def written(self, image: str, since: str | None, until: str | None, exact: bool) -> list[Extent] | None:
+        """What was written (or, with False, discarded) between two snapshots; None is the beginning, or now.
+
+        Offsets and lengths in bytes, of whole objects unless `exact`. None for an image without the feature fast-diff,
+        where all of its objects would have to be asked.
+        """
+        what = f"compare {self._name(image)} with {since}"
+        with translated(what), rbd.Image(self.ioctx, image, snapshot=until, read_only=True) as opened:
+            if not opened.features() & rbd.RBD_FEATURE_FAST_DIFF:
+                return None
+            objects: list[Extent] = []
+            opened.diff_iterate(0, opened.size(), since, lambda *one: objects.append(one), False, True)
+            found: list[Extent] = []
+            for offset, length, _there in objects if exact else ():
+                opened.diff_iterate(offset, length, since, lambda *one: found.append(one), False, False)
+            return found if exact else objects
+
+    def is_like(self, image: str, name: str, places: Collection[tuple[int, int]]) -> bool:
+        """Whether it holds in these places (offset and length in bytes) what the snapshot has there."""
+        found = []
+        for snapshot in (None, name):
+            what = f"read {self._name(image)}"
+            with translated(what), rbd.Image(self.ioctx, image, snapshot=snapshot, read_only=True) as opened:
+                size = opened.size()
+                found.append([size, *(opened.read(*place) for place in places if sum(place) <= size)])
+        return found[0] == found[1]
+
+
+def _watchers(opened: Any) -> list[str]:
+    return sorted({one["addr"].rpartition(":")[0] for one in opened.watchers_list()})

@@ -14,10 +14,11 @@ author: The drover.kvm contributors (@drover)
 description:
   - Makes and removes snapshots of one machine, or of several at the same moment, keeps the newest, and sets a machine
     back to one of them. They are libvirt's snapshots, so that C(virsh) shows them too, see
-    U(https://libvirt.org/formatsnapshot.html).
+    U(https://libvirt.org/formatsnapshot.html), or those that Ceph keeps of its images, which C(rbd) shows.
   - A snapshot lies on the same storage as the disks. It is the way back from a change; it is no backup.
   - It holds all disks that the machine can write to, or none is made. Media and disks that are read-only are left out.
-  - A machine that has snapshots is not migrated, as libvirt would leave them behind; M(drover.kvm.migrate) says so.
+  - A machine that has snapshots of libvirt is not migrated, as libvirt would leave them behind; M(drover.kvm.migrate)
+    says so. One with snapshots of RBD images moves like any other.
   - A run that is killed leaves no guest frozen (a timer of systemd thaws it after 8 seconds) and no half snapshot; run
     it again. What libvirt has begun then it ends by itself.
 options:
@@ -27,7 +28,8 @@ options:
   vms:
     description:
       - Several machines of this node. All are frozen, then all snapshots are made, then all go on. When one of them
-        fails, none is kept. With O(memory=true) each has a moment of its own.
+        fails, none is kept. With O(memory=true) each has a moment of its own. With O(kind=rbd) they are paused too
+        meanwhile, so that all their images are of one moment whether their agents answer or not.
     type: list
     elements: str
   snapshot:
@@ -41,7 +43,8 @@ options:
         the newest O(keep) nor younger than O(max_age). The oldest goes first, so that a run that is cut off leaves the
         newest; one on which several branches stand goes after them.
       - V(reverted) sets the machine back. It is an act, not a state, and happens in each run, unless O(id) says which
-        act is meant. Newer snapshots stay.
+        act is meant. Newer snapshots stay. One of O(kind=rbd) is set back while it is off; a machine that runs is
+        switched off for it and started again.
     type: str
     choices: [present, absent, retained, reverted]
     default: present
@@ -71,17 +74,21 @@ options:
     description:
       - V(internal) keeps it in the disks, which must be qcow2 files. Of a machine that runs it always has the memory,
         and the machine stands still until that is written.
+      - V(rbd) has Ceph keep it, for machines whose disks are all images of Ceph, which run or are off. A machine with
+        several images is paused until all have it, for about a second. It holds no memory, and neither the
+        machine's definition nor its UEFI and TPM state. What was made of the images by others is listed and left alone.
       - V(external) lets the machine write to new files, one for each disk, from then on. It works for all disks, takes
         no time, and the way back needs libvirt 9.10 (Debian 13).
-      - V(auto) takes the kind that the machine has already; otherwise V(internal) if that is possible. A machine never
-        has both, as libvirt could delete neither.
+      - V(auto) takes the kind that the machine has already; otherwise the first of V(internal), V(rbd) (not where a
+        O(directory) is given) and V(external) that is possible. A machine never has two of them, as libvirt could
+        delete neither.
     type: str
-    choices: [auto, internal, external]
+    choices: [auto, internal, rbd, external]
     default: auto
   directory:
     description:
-      - Folder of the files of external snapshots. The default is that of each disk. Required for disks that are no
-        files, such as volumes of a SAN.
+      - Folder of the files of external snapshots. The default is that of each disk. Required for external snapshots
+        of disks that are no files, such as volumes of a SAN.
     type: path
   max_chain:
     description: The most files in which a disk may lie one above the other before an external snapshot is refused.
@@ -146,7 +153,9 @@ notes:
   - What it reads and changes is root's. Where Ansible comes as another user, use C(become=true).
 requirements:
   - libvirt 9.0 or later with QEMU, and its Python library (C(python3-libvirt))
-  - C(virsh) and systemd, for machines that are quiesced
+  - C(virsh) and systemd, for machines that are quiesced or paused
+  - C(python3-rados) and C(python3-rbd), and the files of role P(drover.kvm.ceph_client#role), for machines with images
+    of Ceph
 seealso:
   - module: drover.kvm.vm
   - module: drover.kvm.migrate
@@ -197,6 +206,21 @@ EXAMPLES = r"""
     snapshot: before-upgrade
     state: absent
 
+- name: All images of a machine on Ceph, frozen and of one moment; tomorrow the machine may be on another node
+  drover.kvm.snapshot:
+    name: mail1
+    snapshot: before-upgrade
+    kind: rbd
+    quiesce: required
+
+- name: Set it back with its disks alone; it runs afterwards as it did before
+  drover.kvm.snapshot:
+    name: mail1
+    snapshot: before-upgrade
+    state: reverted
+    discard_changes_since: before-upgrade
+    id: CHG-1235
+
 - name: A volume of a SAN, with what is written from now on in a local folder
   drover.kvm.snapshot:
     name: db1
@@ -236,21 +260,35 @@ vms:
         tags: {description: Its tags., type: list, elements: str, returned: always}
         time: {description: When it was made in UTC., type: str, returned: always, sample: "2026-11-22T06:00:00Z"}
         age: {description: How long ago in seconds., type: int, returned: always}
-        kind: {description: V(internal) or V(external)., type: str, returned: always}
+        kind: {description: "V(internal), V(rbd) or V(external).", type: str, returned: always}
+        complete:
+          description:
+            - Whether it is one of all disks that the machine has now. One of RBD is not after a run that was killed,
+              and when the machine got a disk since.
+          type: bool
+          returned: always
         memory: {description: Whether it holds the memory., type: bool, returned: always}
         quiesced:
           description: Whether the file systems stood still; null where that was no question, or is not known.
           type: bool
           returned: always
         managed: {description: Whether this module made it., type: bool, returned: always}
-        parent: {description: The snapshot before it., type: str, returned: always}
-        current: {description: Whether it is the last one that was made or gone back to., type: bool, returned: always}
+        parent: {description: The snapshot before it; RBD tells none., type: str, returned: always}
+        current:
+          description: Whether it is the last one that was made or gone back to; RBD tells none.
+          type: bool
+          returned: always
         size:
           description:
             - Bytes of its own files. For an internal one those of the memory; what it holds of the disks no tool tells.
+              For one of RBD what C(rbd du) says of it, in whole objects; null for images without the feature fast-diff.
           type: int
           returned: always
-        files: {description: Its own files., type: list, elements: str, returned: always}
+        files:
+          description: Its own files; for one of RBD those of its images, as C(POOL/IMAGE@SNAPSHOT).
+          type: list
+          elements: str
+          returned: always
 lost:
   description: What setting it back loses, by machine.
   returned: with O(state=reverted), when something is done
@@ -267,7 +305,7 @@ error:
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import time
 from typing import Any
 
@@ -281,6 +319,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._resource import Resour
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot import making
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.item import Item
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.machine import Machine
+from ansible_collections.drover.kvm.plugins.module_utils._snapshot.volumes import Handles
 
 FIELDS = (
     Field("name", check=check_name),
@@ -291,7 +330,7 @@ FIELDS = (
     Field("tags", type="list", elements="str", check=lambda tags: sorted({check_name(tag) for tag in tags})),
     Field("memory", type="bool", default=False),
     Field("quiesce", choices=("auto", "required", "never"), default="auto"),
-    Field("kind", choices=("auto", "internal", "external"), default="auto"),
+    Field("kind", choices=("auto", "internal", "rbd", "external"), default="auto"),
     Field("directory", type="path", check=check_path),
     Field("max_chain", type="int", default=8),
     Field("keep", type="int"),
@@ -309,10 +348,10 @@ FIELDS = (
 class Snapshot(Resource):
     """The snapshots of one VM, or of several of one moment."""
 
-    def __init__(self, params: dict[str, Any], client: Site) -> None:
+    def __init__(self, params: dict[str, Any], client: tuple[Site, Handles]) -> None:
         super().__init__(params, client)
         self.now = time()
-        self.items = [Item(Machine(client, name), params, self.now) for name in params["vms"] or [params["name"]]]
+        self.items = [Item(Machine(*client, name), params, self.now) for name in params["vms"] or [params["name"]]]
         self._check()
 
     @property
@@ -322,10 +361,10 @@ class Snapshot(Resource):
 
     @classmethod
     @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
-        """The node, and through it its peers."""
-        with connect(params["uri"]) as node:
-            yield Site(node)
+    def connect(cls, params: Mapping[str, Any]) -> Iterator[tuple[Site, Handles]]:
+        """The node, through it its peers, and the volumes of its VMs."""
+        with connect(params["uri"]) as node, ExitStack() as stack:
+            yield Site(node), Handles(stack)
 
     def _check(self) -> None:
         if len({item.name for item in self.items}) != len(self.items):

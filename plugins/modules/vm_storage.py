@@ -273,9 +273,9 @@ class VmStorage(Resource):
 
     def wanted(self, before: State) -> State:
         """Where they shall be."""
-        self.guest.check_moves()
         pairs = list(zip(self.params["disks"], self.disks))
         self.copies = [Copy(self.guest, disk, transfer.filled(options, disk, self.name)) for options, disk in pairs]
+        self.guest.check_moves([copy.disk for copy in self.copies if copy.identity != copy.disk.identity])
         transfer.check_twins({copy.disk.target: copy.identity for copy in self.copies}, self.known, self.name, names_of)
         self.places = [copy.look() for copy in self.copies]
         there = zip(self.disks, self.places)

@@ -57,6 +57,10 @@ def _none(_identity: str) -> list[str]:
     return []
 
 
+def _no_snapshots(_options: Options) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Store:
     """The verbs of a kind whose volumes are made from the VM's side. They take the options of a disk.
@@ -75,6 +79,7 @@ class Store:
     - `grows_open`: whether `grow` may be used while QEMU has the volume open; else QEMU alone grows it then.
     - `check_grow` (options, size): raises Refused when the volume can't get as big.
     - `rounded` (options, size): the size that a volume gets for the size asked for.
+    - `kept`: the names of module snapshot's snapshots in the volume, which a copy of it would not have.
     """
 
     inspect: Callable[[Options], Volume | None]
@@ -89,6 +94,7 @@ class Store:
     check_grow: Callable[[Options, int], None] = _always
     rounded: Callable[[Options, int], int] = _exactly
     based: Callable[[str], list[str]] = _none
+    kept: Callable[[Options], list[str]] = _no_snapshots
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from .kind import ANOTHER, Kind, Options, Store, Volume
 MARK = "drover.vm"
 # Beside the mark: the image is a copy that no VM uses yet.
 UNFINISHED = "drover.copy"
+# Before the name of a snapshot: what module snapshot notes of it.
+SNAPSHOT = "drover.snapshot."
 USER = "libvirt"
 SILENT_SECONDS = 15.0
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
@@ -198,7 +200,7 @@ def _conf(options: Options) -> Conf:
 
 
 @contextmanager
-def _opened(options: Options) -> Iterator[Images]:
+def opened(options: Options) -> Iterator[Images]:
     """Where the image of a disk is."""
     with _images(_conf(options), options.get("user"), options["pool"], options.get("namespace")) as images:
         yield images
@@ -219,7 +221,7 @@ def _check_room(options: Options) -> None:
 
 def inspect(options: Options) -> Volume | None:
     """The image behind a disk; None when there is none."""
-    with _opened(options) as images:
+    with opened(options) as images:
         found = images.info(options["image"], MARK)
     return None if found is None else Volume(_identity(options) or "", found["size"], found["mark"])
 
@@ -238,7 +240,7 @@ def _check_new(options: Options) -> int | None:
     if source is None:
         return None
     pool, namespace, image, name = source
-    with _opened({**options, "pool": pool, "namespace": namespace}) as images:
+    with opened({**options, "pool": pool, "namespace": namespace}) as images:
         found = images.snapshot(image, name)
     if found is None:
         raise Invalid(f"there is no snapshot {options['source']} from which {_name(options)} could be made")
@@ -252,37 +254,37 @@ def _check_new(options: Options) -> int | None:
 def create(options: Options, size: int | None, uuid: str, unfinished: bool = False) -> bool:
     """Make an image that carries our mark; never over one that is there."""
     source = _snapshot(options)
-    with _opened(options) as images:
+    with opened(options) as images:
         if source is None:
             images.create(options["image"], size or 0, {MARK: uuid, **({UNFINISHED: "1"} if unfinished else {})}, None)
             return True
         pool, namespace, image, name = source
-        with _opened({**options, "pool": pool, "namespace": namespace}) as parents:
+        with opened({**options, "pool": pool, "namespace": namespace}) as parents:
             images.create(options["image"], size or 0, {MARK: uuid}, (parents, image, name))
     return True
 
 
 def is_unfinished(options: Options, uuid: str) -> bool:
     """Whether the image is a copy for this VM that was begun and not finished."""
-    with _opened(options) as images:
+    with opened(options) as images:
         marks = [images.info(options["image"], key) or {} for key in (MARK, UNFINISHED)]
     return marks[0].get("mark") == uuid and bool(marks[1].get("mark"))
 
 
 def finish(options: Options) -> None:
     """The copy is a VM's disk now."""
-    with _opened(options) as images:
+    with opened(options) as images:
         images.unmark(options["image"], UNFINISHED)
 
 
 def _grow(options: Options, size: int) -> None:
-    with _opened(options) as images:
+    with opened(options) as images:
         images.grow(options["image"], size)
 
 
 def holders(options: Options) -> list[str]:
     """The addresses of the clients that have the image open."""
-    with _opened(options) as images:
+    with opened(options) as images:
         found = images.info(options["image"], MARK)
     return list(found["watchers"]) if found else []
 
@@ -343,6 +345,12 @@ def in_use(name: str, watchers: list[str], act: str) -> str:
     )
 
 
+def _kept(options: Options) -> list[str]:
+    with opened(options) as images:
+        found = images.look(options["image"], SNAPSHOT)
+    return [one["name"] for one in found["snapshots"] if one["name"] in found["marks"]]
+
+
 def check_free(options: Options) -> None:
     """Raise Refused when a client has the image open: Ceph itself lets two VMs write to it."""
     watchers = holders(options)
@@ -359,5 +367,5 @@ RBD = Kind(
     _fill,
     _identity,
     _complaint,
-    Store(inspect, _check_new, create, _grow, _marked, remove, check_free=check_free),
+    Store(inspect, _check_new, create, _grow, _marked, remove, check_free=check_free, kept=_kept),
 )

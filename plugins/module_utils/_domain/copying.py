@@ -31,9 +31,10 @@ class Guest:
         self.uuid = ""
         self.has_snapshots = False
 
-    def check_moves(self) -> None:
-        """Raise Refused where a disk must stay: a copy has nothing of its snapshots."""
-        if self.has_snapshots:
+    def check_moves(self, disks: Sequence[transfer.Disk]) -> None:
+        """Raise Refused where one of these must stay: a copy has nothing of its snapshots."""
+        stores = [(KINDS[disk.options["type"]].store, disk.options) for disk in disks if disk.options]
+        if self.has_snapshots or any(store.kept(options) for store, options in stores if store):
             raise Refused(
                 f"{self.name} has snapshots, which a copy of its disks would not have; remove them first "
                 "(drover.kvm.snapshot)"

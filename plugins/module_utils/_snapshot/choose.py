@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from .._errors import Refused
 from .._xml import add, text_of
 
-AUTO, INTERNAL, EXTERNAL = "auto", "internal", "external"
+AUTO, INTERNAL, RBD, EXTERNAL = "auto", "internal", "rbd", "external"
 Disk = Mapping[str, Any]
 
 
@@ -29,23 +29,31 @@ def path_of(disk: Disk) -> str | None:
 
 
 def choose(facts: Mapping[str, Any], memory: bool, asked: str, present: Collection[str], folder: str | None) -> str:
-    """`internal` or `external`, by what the disks are and what `present` snapshots of the VM are. Raises Refused.
+    """One of the kinds, by what the disks are and what `present` snapshots of the VM are. Raises Refused.
 
-    Both kinds in one VM can't be undone: libvirt then deletes neither (seen with 11.3).
+    Two kinds in one VM can't be undone: libvirt then deletes neither (seen with 11.3), and what an external one holds
+    of an RBD image is worth nothing when that is set back.
     """
     if len(set(present)) > 1:
+        both = " and ".join(sorted(set(present)))
         raise Refused(
-            f"{facts['name']} has internal and external snapshots, and libvirt deletes neither beside the other, so no "
-            f"more are made. Look at them (virsh snapshot-list {facts['name']} --tree); docs/snapshots.md says "
+            f"{facts['name']} has {both} snapshots, and neither can go beside the other, so "
+            f"no more are made. Look at them (virsh snapshot-list {facts['name']} --tree); docs/snapshots.md says "
             "how they go by hand"
         )
-    against = {INTERNAL: _against_internal(facts, memory), EXTERNAL: _against_external(facts, folder)}
-    kinds = sorted(present) or [INTERNAL, EXTERNAL]
+    against = {
+        INTERNAL: _against_internal(facts, memory),
+        RBD: _against_rbd(facts, memory),
+        EXTERNAL: _against_external(facts, folder),
+    }
+    if asked == AUTO and folder is not None:
+        against[RBD] = against[RBD] or "a directory is for external ones"
+    kinds = sorted(present) or [INTERNAL, RBD, EXTERNAL]
     possible = [kind for kind in kinds if asked in (AUTO, kind) and not against[kind]]
     if len(kinds) == 1 and asked not in (AUTO, kinds[0]):
         raise Refused(
-            f"{facts['name']} has {kinds[0]} snapshots; an {asked} one beside them could not be deleted again. Remove "
-            "them first"
+            f"{facts['name']} has {kinds[0]} snapshots; an {asked} one beside them could not be deleted again, or they "
+            "could not be gone back to. Remove them first"
         )
     if possible:
         return possible[0]
@@ -66,12 +74,27 @@ def _against_internal(facts: Mapping[str, Any], memory: bool) -> str:
     return "" if written(facts) else "it has no disk to keep it in"
 
 
+def _against_rbd(facts: Mapping[str, Any], memory: bool) -> str:
+    disks = written(facts)
+    for disk in disks:
+        if disk["type"] != RBD:
+            return f"{disk['target']} ({disk['identity']}) is no RBD image"
+    if memory:
+        return "RBD keeps the disks alone (leave memory out)"
+    if len(disks) > 1 and facts["state"] not in ("running", "stopped"):
+        return f"it is {facts['state']}, and might go on between two of its images: let it run, or stop it"
+    return "" if disks else "it has no disk"
+
+
 def _against_external(facts: Mapping[str, Any], folder: str | None) -> str:
-    for disk in written(facts):
-        if path_of(disk) is None and facts["state"] == "stopped":
-            return f"{disk['target']} ({disk['identity']}) is no file, and only QEMU puts one over it: start it first"
-        if path_of(disk) is None and folder is None:
-            return f"{disk['target']} ({disk['identity']}) is no file; say in which directory its changes shall go"
+    for disk in [disk for disk in written(facts) if path_of(disk) is None]:
+        on_server = ", or keep the volume on its server (iscsi_volume with snapshot_of)"
+        other = on_server if disk["type"] == "iscsi" else ""
+        what = f"{disk['target']} ({disk['identity']}) is no file"
+        if facts["state"] == "stopped":
+            return f"{what}, and only QEMU puts one over it: start it first{other}"
+        if folder is None:
+            return f"{what}; say in which directory its changes shall go{other}"
     return "" if written(facts) else "it has no disk"
 
 

@@ -18,18 +18,20 @@ from .._errors import DroverError, NotFound, Refused
 from .._libvirt import Domain
 from .._run import run_json
 from .._xml import parse
-from . import choose, facts, record
+from . import choose, facts, record, volumes
 from .facts import Snapshot
-from .record import Record
+from .record import Note, Record
+from .volumes import Handles, Volumes
 
 
 class Machine:
     """A VM of this node. `read` asks libvirt again; the rest tells what was read last."""
 
-    def __init__(self, site: Site, name: str) -> None:
-        self.site, self.node, self.name = site, site.node, name
+    def __init__(self, site: Site, handles: Handles, name: str) -> None:
+        self.site, self.node, self.handles, self.name = site, site.node, handles, name
         self.snapshots: dict[str, Snapshot] = {}
         self.record = Record()
+        self.notes: dict[str, Note] = {}
 
     def read(self) -> Machine:
         """Raises NotFound when there is no such VM, and Refused for one that somebody else is at work on."""
@@ -43,8 +45,11 @@ class Machine:
         self.domain: Domain = domain
         self.definition = parse(domain.xml)
         self.running = parse(domain.live_xml) if domain.live_xml else None
+        root = self.definition if self.running is None else self.running
+        self.volumes = Volumes(root, domain.uuid, self.handles).read()
         found = [facts.read(xml, current) for xml, current in self.node.snapshots(self.name)]
-        self.snapshots = {one.name: one for one in sorted(found, key=lambda one: (one.time, one.name))}
+        every = {**self.volumes.snapshots, **{one.name: one for one in found}}
+        self.snapshots = {one.name: one for one in sorted(every.values(), key=lambda one: (one.time, one.name))}
         said = record.read(self.definition)
         # A snapshot knows of itself, also when the VM was set back to one before it.
         own = {one.name: record.read(one.definition).notes for one in found}
@@ -54,6 +59,7 @@ class Machine:
         foreign = {name for name, note in notes.items() if note.made}
         kept = {name: note for name, note in {**notes, **said.notes}.items() if name not in foreign}
         self.record = replace(said, notes=kept)
+        self.notes = {**self.volumes.notes, **kept}
         return self
 
     @property
@@ -63,8 +69,8 @@ class Machine:
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of the snapshots that it has."""
-        return {one.kind for one in self.snapshots.values()}
+        """The kinds of the snapshots that it has; what others made of its volumes stands in nobody's way."""
+        return {one.kind for one in self.snapshots.values() if one.kind not in volumes.KINDS or one.name in self.notes}
 
     def chains(self) -> dict[str, list[str]]:
         """The files in which each disk lies, the one that is written to first; other storage by its identity."""
@@ -85,10 +91,10 @@ class Machine:
 
         `kept` are the newer snapshots, which stay.
         """
-        size = self.allocated()
+        size = self.volumes.lost(snapshot.name) if snapshot.kind in volumes.KINDS else self.allocated()
         if snapshot.kind == choose.INTERNAL:
             # A snapshot owns all that was there: whatever is written after it takes new room.
-            then = self.record.notes[snapshot.name].allocated if snapshot.name in self.record.notes else None
+            then = self.notes[snapshot.name].allocated if snapshot.name in self.notes else None
             size = None if size is None or then is None else max(0, size - then)
         kept = [one.name for one in self.snapshots.values() if one.time >= snapshot.time and one is not snapshot]
         return {
@@ -97,6 +103,34 @@ class Machine:
             "bytes": size,
             "kept": kept,
         }
+
+    def lacks(self, name: str) -> str:
+        """Why a snapshot is not one of the whole VM; libvirt's always are."""
+        return self.volumes.lacks(name) if self.snapshots[name].kind in volumes.KINDS else ""
+
+    def is_torn(self, name: str) -> bool:
+        """Whether it is only what a killed run left of it."""
+        return name in self.snapshots and self.snapshots[name].kind in volumes.KINDS and self.volumes.is_torn(name)
+
+    def note(self, name: str, note: Note, kind: str) -> None:
+        """Keep the note of a snapshot: with its volumes, or in the VM's metadata."""
+        if kind in volumes.KINDS:
+            self.volumes.note(name, note)
+        else:
+            self.write(self.record.noting(name, note))
+
+    def by_hand(self, name: str) -> str:
+        """How somebody removes it who knows what it is."""
+        if self.snapshots[name].kind in volumes.KINDS:
+            return "; ".join(f"{self.snapshots[name].kind} snap rm {one}" for one in self.volumes.places(name))
+        return f"virsh snapshot-delete {self.name} {name}"
+
+    def drop(self, name: str) -> None:
+        """Remove a snapshot."""
+        if self.snapshots[name].kind in volumes.KINDS:
+            self.volumes.drop(name)
+        else:
+            self.node.delete_snapshot(self.name, name)
 
     def write(self, changed: Record) -> None:
         """Keep the record in the VM's metadata: of the definition, and of the running machine."""
@@ -114,7 +148,7 @@ class Machine:
 
     def told(self, now: float) -> dict[str, Any]:
         """The VM with all its snapshots, as the module returns it."""
-        chains, inside = self.chains(), self._inside()
+        chains, inside = self.chains(), {**self._inside(), **self.volumes.held()}
         return {
             "name": self.name,
             "chain": chains,
@@ -122,9 +156,10 @@ class Machine:
             "snapshots": [self._told(one, inside, now) for one in self.snapshots.values()],
         }
 
-    def _told(self, one: Snapshot, inside: Mapping[str, int], now: float) -> dict[str, Any]:
-        note = self.record.notes.get(one.name, record.Note())
+    def _told(self, one: Snapshot, inside: Mapping[str, int | None], now: float) -> dict[str, Any]:
+        note = self.notes.get(one.name, Note())
         files = [*one.overlays.values(), *([one.memory_file] if one.memory_file else [])]
+        files = self.volumes.places(one.name) if one.kind in volumes.KINDS else files
         return {
             "name": one.name,
             "description": note.description or one.description,
@@ -134,7 +169,8 @@ class Machine:
             "kind": one.kind,
             "memory": one.memory,
             "quiesced": note.quiesced,
-            "managed": one.name in self.record.notes,
+            "managed": one.name in self.notes,
+            "complete": not self.lacks(one.name),
             "parent": one.parent,
             "current": one.current,
             "size": sum(map(_allocated, files)) if one.kind == choose.EXTERNAL else inside.get(one.name),

@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Callable
 
+from .._domain.stillness import still
 from .._errors import DroverError, Failed, Refused
 from .._quiesce import Freeze, why_not
-from . import choose
+from . import choose, volumes
 from .facts import bytes_text
 from .machine import Machine
 from .record import Note
@@ -26,7 +29,7 @@ SPARE = 64 << 20
 
 @dataclass
 class Plan:
-    """What will be made of one VM. `freeze`: its agent is asked."""
+    """What will be made of one VM. `freeze`: its agent is asked; `pause`: it stands still, so all is of one moment."""
 
     machine: Machine
     name: str
@@ -36,7 +39,9 @@ class Plan:
     required: bool
     xml: str
     note: Note
+    pause: bool = False
     still: Freeze | None = None
+    stands: ExitStack = field(default_factory=ExitStack)
     quiesced: bool | None = None
     error: DroverError | None = None
 
@@ -44,8 +49,15 @@ class Plan:
     def words(self) -> str:
         """For people."""
         what = "memory and disks" if self.memory else "disks"
-        still = ", its file systems frozen" if self.freeze else ""
-        return f"make the {self.kind} snapshot {self.name} of {self.machine.name} ({what}{still})"
+        quiet = ", its file systems frozen" if self.freeze else ""
+        quiet += ", paused for the moment" if self.pause else ""
+        left = ", in place of what an interrupted run left of it" if self.machine.is_torn(self.name) else ""
+        return f"make the {self.kind} snapshot {self.name} of {self.machine.name} ({what}{quiet}){left}"
+
+    @property
+    def by_storage(self) -> bool:
+        """Whether the storage keeps it, and not libvirt."""
+        return self.kind in volumes.KINDS
 
 
 def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) -> tuple[Plan, list[str]]:
@@ -62,8 +74,13 @@ def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) ->
     freeze = machine.active and not memory and quiesce != NEVER and reason is None
     if machine.active and not memory and quiesce == AUTO and reason:
         warnings.append(f"{machine.name} is not quiesced: {reason}; the snapshot is as after a power cut")
-    text = choose.xml(facts, name, note.description, kind, memory, folder)
-    return Plan(machine, name, kind, memory, freeze, quiesce == REQUIRED and freeze, text, note), warnings
+    found = Plan(machine, name, kind, memory, freeze, quiesce == REQUIRED and freeze, "", note)
+    if found.by_storage:
+        several = len(choose.written(facts)) > 1 or len(options["vms"] or []) > 1
+        found.pause = several and facts["state"] == "running"
+    else:
+        found.xml = choose.xml(facts, name, note.description, kind, memory, folder)
+    return found, warnings
 
 
 def _why_not(machine: Machine) -> str | None:
@@ -109,13 +126,12 @@ def _sizes(machine: Machine) -> dict[str, int]:
 def make(plans: Sequence[Plan]) -> list[str]:
     """Carry all of them out; returns what to warn of. Raises Failed, and then none of them is left."""
     for one in plans:
-        # Before the snapshot, which holds the metadata of its moment: so it knows of itself when it is gone back to.
-        one.machine.write(one.machine.record.noting(one.name, one.note))
+        _begin(one)
     with ThreadPoolExecutor(max_workers=max(1, len(plans))) as pool:
         try:
-            list(pool.map(_freeze, plans))
-            if not _failed(plans):
-                list(pool.map(_take, plans))
+            for call in (_freeze, _pause, _take):
+                if not _failed(plans):
+                    list(pool.map(call, plans))
         finally:
             list(pool.map(_thaw, plans))
     for one in plans:
@@ -125,7 +141,7 @@ def make(plans: Sequence[Plan]) -> list[str]:
         _take_back(plans)
     for one in plans:
         note = replace(one.note, made=True, quiesced=one.quiesced, allocated=one.machine.allocated())
-        one.machine.write(one.machine.record.noting(one.name, note))
+        one.machine.note(one.name, note, one.kind)
     return [f"{one.machine.name} is not quiesced" for one in plans if one.freeze and not one.quiesced]
 
 
@@ -138,6 +154,21 @@ def _keeping(one: Plan, call: Callable[[], object]) -> None:
         call()
     except DroverError as error:
         one.error = one.error or error
+
+
+def _begin(one: Plan) -> None:
+    if one.by_storage:
+        one.machine.volumes.begin(one.name, one.note, off=not one.machine.active)
+    else:
+        # Before the snapshot, which holds the metadata of its moment: so it knows of itself when it is gone back to.
+        one.machine.write(one.machine.record.noting(one.name, one.note))
+
+
+def _pause(one: Plan) -> None:
+    if one.pause:
+        node, name = one.machine.node, one.machine.name
+        pause = still(node, name, one.machine.domain.uuid, partial(node.suspend, name))
+        _keeping(one, lambda: one.stands.enter_context(pause))
 
 
 def _freeze(one: Plan) -> None:
@@ -156,12 +187,16 @@ def _take(one: Plan) -> None:
     machine = one.machine
     disks_only = machine.active and not one.memory
     live = one.memory and one.kind == choose.EXTERNAL
-    _keeping(one, lambda: machine.node.create_snapshot(machine.name, one.xml, disks_only, live))
+    if one.by_storage:
+        _keeping(one, lambda: machine.volumes.take(one.name))
+    else:
+        _keeping(one, lambda: machine.node.create_snapshot(machine.name, one.xml, disks_only, live))
     if one.still:
         one.quiesced = one.still.held() and one.error is None
 
 
 def _thaw(one: Plan) -> None:
+    _keeping(one, one.stands.close)
     if one.still:
         _keeping(one, one.still.end)
 
@@ -181,13 +216,17 @@ def _take_back(plans: Sequence[Plan]) -> None:
 
 
 def _remains(one: Plan) -> str:
-    """Why the snapshot may be there all the same; nothing once libvirt lists it no more, and its note is gone."""
+    """Why the snapshot may be there all the same; nothing once it is listed no more, and its note is gone."""
     try:
+        if one.by_storage:
+            # Those volumes know what this run made, whatever their marks say.
+            one.machine.volumes.read().drop(one.name)
         if one.name in one.machine.read().snapshots:
-            one.machine.node.delete_snapshot(one.machine.name, one.name)
+            one.machine.drop(one.name)
         if one.name in one.machine.read().snapshots:
-            return "libvirt still lists it"
-        one.machine.write(one.machine.record.without(one.name))
+            return "it is still listed"
+        if one.name in one.machine.record.notes:
+            one.machine.write(one.machine.record.without(one.name))
     except DroverError as error:
         return error.message
     return ""

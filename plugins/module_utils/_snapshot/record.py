@@ -4,7 +4,8 @@
 """What we write of snapshots into a VM's metadata: which are ours, with their tags, and the last act of setting back.
 
 `<drover:snapshots xmlns:drover="urn:drover:snapshot:1">` with `<snapshot name= made= quiesced= allocated=
-description=>`, its `<tag>` children, and `<reverted snapshot= id= safety= state=begun|carried|done time=/>`.
+description=>`, its `<tag>` children, and `<reverted snapshot= id= safety= state=begun|rolling|carried|done time=
+was=/>`.
 To set a VM back is to give it the metadata of that moment too, so it is written again afterwards. Pure.
 """
 
@@ -39,7 +40,8 @@ class Note:
 class Act:
     """The last time that the VM was set back: to what, of which run, and what was saved before.
 
-    `state`: begun (it will be), carried (it was, and its clock and notes are left to do), or done.
+    `state`: begun (it will be), rolling (its volumes are half set back: the hook drover-devices lets nobody start it),
+    carried (it was, and its clock and notes are left to do), or done. `was`: running, where it is to run again then.
     """
 
     snapshot: str
@@ -47,6 +49,7 @@ class Act:
     safety: str = ""
     state: str = "begun"
     time: str = ""
+    was: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def _note(element: Element) -> Note:
 
 
 def _act(element: Element) -> Act:
-    return Act(**{name: element.get(name, "") for name in ("snapshot", "id", "safety", "state", "time")})
+    return Act(**{name: element.get(name, "") for name in ("snapshot", "id", "safety", "state", "time", "was")})
 
 
 def text(record: Record) -> str | None:

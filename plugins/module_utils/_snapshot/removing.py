@@ -23,6 +23,8 @@ def order(machine: Machine, names: Collection[str]) -> list[str]:
 
     Raises Refused, before anything is changed, where such branches stay: it holds what all of them need.
     """
+    for name in names:
+        machine.volumes.check_drop(name)
     there = machine.snapshots
     parents = {one.name: one.parent for one in there.values()}
     current = next((one.name for one in there.values() if one.current), None)
@@ -78,7 +80,7 @@ class Removal:
 
     def _run(self) -> None:
         try:
-            self.machine.node.delete_snapshot(self.machine.name, self.name)
+            self.machine.drop(self.name)
         except DroverError as error:
             self.error = error
 
@@ -90,9 +92,10 @@ class Removal:
         if self.error:
             raise Failed(f"{self.error.message}; the snapshot is there, and the VM has all its data: run this again")
         self.machine.read()
-        if self.name in self.machine.snapshots:
-            return "libvirt still lists it"
-        self.machine.write(self.machine.record.without(self.name))
+        if self.name in self.machine.snapshots and self.name in self.machine.notes:
+            return "it is still listed"
+        if self.name in self.machine.record.notes:
+            self.machine.write(self.machine.record.without(self.name))
         return True
 
     def _progress(self) -> str:

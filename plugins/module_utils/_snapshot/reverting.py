@@ -5,7 +5,7 @@
 
 To set it back gives the VM the definition of that moment, and so takes away what was written into its metadata since.
 That is the proof: an act that was noted as begun, whose safety snapshot is there and whose note is gone, was carried
-out. Only what follows it is left to do then.
+out. Only what follows it is left to do then. It is not so for snapshots that the storage keeps, see `rolling.py`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ POLL = 0.5
 class Revert:
     """One VM that shall be set back. `id` names the run; `now` is its moment, in seconds since the epoch."""
 
+    quiesce = making.AUTO
+    cuts = True
+
     def __init__(self, machine: Machine, params: Mapping[str, Any], now: float) -> None:
         self.machine, self.params, self.now = machine, params, now
         self.name = str(params["snapshot"])
@@ -71,7 +74,7 @@ class Revert:
     def is_forgotten(self) -> bool:
         """Whether an earlier run set it back and was killed just then: its note went with what was discarded."""
         act = self.machine.record.act
-        there = bool(self.params["id"] and self.safety) and self.safety in self.machine.snapshots
+        there = bool(self.params["id"] and self.safety) and self.is_safe
         return there and not self._is_ours(act) and record.read(self.target.definition).act == act
 
     @property
@@ -79,6 +82,22 @@ class Revert:
         """Whether only what comes after it is missing, as an earlier run was interrupted there."""
         act = self.machine.record.act
         return self.is_forgotten or (act is not None and act.state == "carried" and self._is_ours(act))
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the safety snapshot is there."""
+        return self.safety in self.machine.snapshots and not self.machine.is_torn(self.safety)
+
+    def check_other(self) -> None:
+        """Raise Refused while another act has left the volumes half set back: what is in them now is nobody's state."""
+        act = self.machine.record.act
+        goes_on = self.params["state"] == "reverted" and self._is_ours(act)
+        if act is not None and act.state == "rolling" and not goes_on:
+            raise Refused(
+                f"{self.machine.name} is half set back to {act.snapshot}, by a run that was interrupted. Finish that "
+                f"first: state=reverted, snapshot={act.snapshot}, discard_changes_since={act.snapshot}, id={act.id}",
+                act=act.id,
+            )
 
     def check(self) -> None:
         """Raise Refused for all that speaks against it; nothing is changed before."""
@@ -96,6 +115,19 @@ class Revert:
                 f"discard_changes_since: {self.name}",
                 lost=self.lost,
             )
+        self.check_way()
+        if machine.kinds != {target.kind}:
+            both = " and ".join(sorted(machine.kinds))
+            raise Refused(
+                f"{machine.name} has {both} snapshots, and there is no way back among these; see docs/snapshots.md, By "
+                "hand"
+            )
+        if target.state == "paused" or self.runs_after():
+            self._check_start()
+
+    def check_way(self) -> None:
+        """Raise Refused for what speaks against this kind of snapshot."""
+        machine, target = self.machine, self.target
         held = machine.node.checkpoints(machine.name) if target.kind == choose.INTERNAL else []
         if held:
             raise Refused(
@@ -108,13 +140,6 @@ class Revert:
                 f"libvirt of this node can't set {machine.name} back to an external snapshot; that takes libvirt 9.10 "
                 "(Debian 13). docs/snapshots.md says how it is done by hand"
             )
-        if machine.kinds != {target.kind}:
-            raise Refused(
-                f"{machine.name} has internal and external snapshots, and libvirt can't go back among these; see "
-                "docs/snapshots.md, By hand"
-            )
-        if target.state == "paused" or self.runs_after():
-            self._check_start()
 
     def words(self) -> str:
         """What is lost, for people."""
@@ -148,15 +173,23 @@ class Revert:
         if self.is_carried_out:
             return last
         self.check()
-        steps = [Step(f"note that {name} is set back to {self.name}", self.begin)]
-        if self.safety and self.safety not in self.machine.snapshots:
+        steps = self.before()
+        if self.needs_safety():
             self.plan_safety()
             steps.append(Step(f"keep {name} as it is now in a safety snapshot", self.save))
         words = f"set {name} back to {self.name} of {facts.stamp(self.target.time)}"
-        words += ", which cuts its power" if self.machine.active and not self.target.memory else ""
+        words += ", which cuts its power" if self.cuts and self.machine.active and not self.target.memory else ""
         words += ": all changes since are lost"
         words += ", but for the safety snapshot" if self.safety else ""
         return [*steps, Step(words, self.revert), *last]
+
+    def before(self) -> list[Step]:
+        """What comes before the safety snapshot."""
+        return [Step(f"note that {self.machine.name} is set back to {self.name}", self.begin)]
+
+    def needs_safety(self) -> bool:
+        """Whether it is still to be made."""
+        return bool(self.safety) and not self.is_safe
 
     def begin(self) -> None:
         """Note what will be done, before anything is."""
@@ -170,7 +203,7 @@ class Revert:
         """The snapshot of now: of the kind that the VM has, with memory where that kind needs it."""
         note = Note(f"before {self.machine.name} was set back to {self.name}", (SAFETY,))
         memory = self.target.kind == choose.INTERNAL and self.machine.active
-        own = {"kind": self.target.kind, "memory": memory, "quiesce": making.AUTO}
+        own = {"kind": self.target.kind, "memory": memory, "quiesce": self.quiesce, "vms": None}
         # Going back shortens the chain again.
         options = {**self.params, **own, "max_chain": self.params["max_chain"] + 1}
         found, warnings = making.plan(self.machine, self.safety, note, options)
@@ -180,8 +213,9 @@ class Revert:
     def save(self) -> None:
         """Make it, and see that it is there."""
         self.warnings += making.make([self.plan_safety()])
-        if self.safety not in self.machine.read().snapshots:
-            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}, and was not set back: try again")
+        self.machine.read()
+        if not self.is_safe:
+            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}; and was not set back: try again")
 
     def revert(self) -> None:
         """Set it back, and see that it was. Raises Failed, which says what is of the VM then."""

@@ -164,3 +164,16 @@ def test_a_vm_whose_storage_does_not_answer_here_does_not_come_in(node, ports, p
     done = subprocess.run(argv, input=domain, capture_output=True, text=True, check=False)
     assert done.returncode == int(refused), done.stderr
     assert not refused or f"127.0.0.1 port {ports['refused']}: " in done.stderr
+
+
+HALF = """<metadata><drover:snapshots xmlns:drover="urn:drover:snapshot:1"><snapshot name="s1" made="yes"/>
+<reverted snapshot="s1" id="CHG-1" state="{}"/></drover:snapshots></metadata>"""
+
+
+@pytest.mark.parametrize("moment", [("prepare", "begin"), ("migrate", "begin")])
+def test_what_is_half_set_back_to_a_snapshot_does_not_start(node, moment):
+    done = node.hook(*moment, metadata=HALF.format("rolling"))
+    assert done.returncode == 1 and node.state["here"] == {}
+    assert "half set back to a snapshot; finish that first (state=reverted, snapshot=s1, id=CHG-1" in done.stderr
+    assert node.hook(*moment, metadata=HALF.format("done")).returncode == 0
+    assert node.hook("release", "end", metadata=HALF.format("rolling")).returncode == 0

@@ -457,7 +457,8 @@ def ceph(tmp_path, monkeypatch):
     (folder / "ceph.conf").write_text(f"[global]\nfsid = {FSID}\nmon host = 10.231.5.13, 10.231.5.14\n")
     (folder / "ceph.client.libvirt.keyring").write_text("")
     found = rbd_library.Cluster()
-    found.pools["vms"].add("debian", 32 * MIB, snaps={"base": {"size": 32 * MIB, "protected": True}})
+    found.pools["vms"].add("debian", 32 * MIB)
+    found.pools["vms"].snap("debian", "base", protected=True)
     found.pools["other"].shut = True
     monkeypatch.setattr(_ceph_conf, "FOLDER", folder)
     monkeypatch.setattr(_ceph, "connect", found.connect)
@@ -508,7 +509,7 @@ def test_an_image_is_cloned_from_a_protected_snapshot(lab, ceph):
     ],
 )
 def test_images_that_can_not_be_had(lab, ceph, disk, words):
-    ceph.pools["vms"]["debian"]["snaps"]["draft"] = {"size": MIB, "protected": False}
+    ceph.pools["vms"].snap("debian", "draft", size=MIB)
     ceph.pools["vms"].add("taken", 40 * MIB, meta={"drover.vm": "another"})
     given = {name: value for name, value in {**IMAGE, **disk}.items() if value is not None}
     result = lab.run(**{**CEPH_VM, "disks": [given]})

@@ -338,6 +338,17 @@ def test_a_disk_moves_to_ceph_and_back(node, run, ceph, tmp_path):
     assert back["actions"][-1] == f"delete {FSID}/vms/drover-web1-0" and ceph.trash == ["drover-web1-0"]
 
 
+def test_a_copy_has_nothing_of_the_snapshots_of_an_image(node, run, ceph):
+    run(disks=[IMAGE])
+    ceph.snap("drover-web1-0", "theirs")
+    ceph["drover-web1-0"]["meta"]["drover.snapshot.gone"] = "{}"
+    assert run(_ansible_check_mode=True)["changed"]
+    ceph["drover-web1-0"]["meta"]["drover.snapshot.s1"] = "{}"
+    ceph.snap("drover-web1-0", "s1")
+    assert "has snapshots, which a copy of its disks would not have" in run()["msg"]
+    assert not run(disks=[IMAGE])["changed"]
+
+
 def test_an_image_that_is_there_stays_unless_it_is_an_unfinished_copy(node, run, ceph):
     ceph.add("drover-web1-0", MIB, meta={"drover.vm": UUID})
     assert "is there already" in run(disks=[IMAGE])["msg"]
