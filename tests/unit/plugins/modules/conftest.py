@@ -5,8 +5,15 @@
 from __future__ import annotations
 
 import pytest
+from ansible.module_utils.common import warnings
 
 from ansible_collections.drover.kvm.tests.unit import ovs_server
+
+
+@pytest.fixture(autouse=True)
+def no_old_warnings(monkeypatch):
+    """A module's result has its own warnings only: Ansible gathers them per process, and a node runs one module in each."""
+    monkeypatch.setattr(warnings, "_global_warnings", {})
 
 
 @pytest.fixture(scope="module")
