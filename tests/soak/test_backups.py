@@ -50,7 +50,7 @@ class Saved:
 
     def left(self) -> list[str]:
         """What is no whole backup."""
-        return [one.name for one in self.folder.iterdir() if one.name.startswith(".")]
+        return [one.name for one in self.folder.iterdir() if one.name.startswith(".") and one.name != ".lock"]
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +110,16 @@ def killed_at(saved: Saved, name: str) -> None:
     while not [one for one in saved.folder.glob(".*.part") if (one / name).exists()]:
         assert time.monotonic() < end, f"no {name} within 120 s"
         time.sleep(0.005)
-    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}")]
+    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}/.lock")]
     for process in killed:
         os.kill(int(process.name), signal.SIGKILL)
     assert len(killed) == 1, killed
 
 
-def holds(process: Path, folder: str) -> bool:
-    """Whether it is the module: it has the VM's folder open, as its lock."""
+def holds(process: Path, lock: str) -> bool:
+    """Whether it is the module: it has the lock of the VM's folder open."""
     with suppress(OSError):
-        return any(os.readlink(one) == folder for one in (process / "fd").iterdir())
+        return any(os.readlink(one) == lock for one in (process / "fd").iterdir())
     return False
 
 

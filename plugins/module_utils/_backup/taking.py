@@ -159,7 +159,7 @@ class Taking:
         if not self.place.is_dir():
             self.place.mkdir()
             self.place.chmod(0o711)
-        with locked(self.place, "mount the folder of backups"):
+        with locked(self.place, "mount the folder of backups", store.LOCK):
             for folder in store.left(self.order.root, self.order.vm):
                 recover(self.node, self.order.vm, folder)
             self._begin()
