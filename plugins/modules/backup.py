@@ -178,7 +178,7 @@ requirements:
   - C(qemu-img)
   - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
-  - The disks are written in clear. Keep the folder on an encrypted file system where that matters. Files are 0600, and
+  - The disks are written in clear; page docs/backups.md says why, and how to encrypt the folder. Files are 0600, and
     belong to root.
   - Media and disks that the machine only reads are left out.
   - Where the target is slow, so are the guest's first writes to what is not copied yet.

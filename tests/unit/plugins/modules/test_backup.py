@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -235,7 +236,7 @@ def test_nothing_else_is_done_while_another_run_has_the_lock(running: Machine, m
         done = running.run()
         assert done["failed"] and "another run has held" in done["msg"] and running.there() == [full]
     # Some file systems have no locks.
-    monkeypatch.setattr(_files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert "can't be locked: No locks available" in running.run()["msg"] and running.there() == [full]
 
 
