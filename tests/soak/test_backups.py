@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 SECOND = "/srv/backup2"
@@ -186,6 +187,22 @@ def test_a_second_folder_has_the_same_or_is_named(saved: Saved, inventory: str) 
     restored = saved.cluster.task(NODE, "restore", name=NAME, path=SECOND, disks=["vda"], directory=saved.look())
     assert not restored["failed"], restored
     assert saved.digest(restored["restored"]["files"][0]) == saved.digest(f"{good[-1]}/vda.qcow2")
+
+
+def test_a_guest_that_goes_off_too_late_is_started_again(saved: Saved) -> None:
+    """Its boot sector hears nothing of a power button; somebody else switches it off when the module has given up."""
+    late = Vm(saved.cluster, "late1", {"vda": "qcow2", "vdb": "qcow2"}).make()
+    try:
+        done = saved.cluster.task(NODE, "backup", name="late1", path=ROOT, mode="stop", shutdown_timeout=3)
+        assert done["failed"] and "starts it again" in done["msg"], done
+        late.virsh("destroy")
+        wait_until(lambda: late.state().startswith("running") or late.state(), 90, "systemd starts it again")
+        late.counts()
+        unit = "systemctl list-units --all --plain -q 'drover-start-*'"
+        wait_until(lambda: saved.ssh(unit) == "" or saved.ssh(unit), 30, "nothing starts it any more")
+    finally:
+        late.remove()
+        saved.ssh("systemctl stop 'drover-start-*'")
 
 
 def test_it_boots_on_another_node_under_another_name(saved: Saved, inventory: str) -> None:
