@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+CLOSE_SECONDS = 600  # QEMU writes out what it has still in memory
 SPARE = 64 << 20  # bytes for everything that is no image
 
 
@@ -202,6 +204,8 @@ class Taking:
                 self.node.limit_block_job(self.order.vm, disk.target, self.order.bandwidth)
         job.wait(self.node, self.order.vm, self.order.timeout)
         for disk in self.disks:
+            held = f"QEMU does not close the copy of {disk.target} of {self.order.vm}; see whether {self.order.root} works"
+            until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
             below = None if self.base is None else self.base.id
             files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)

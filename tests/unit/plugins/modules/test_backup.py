@@ -262,6 +262,24 @@ def test_backups_of_a_vm_that_is_gone_stay_until_they_are_old_and_named(running:
     assert not running.run(state="absent", older_than="1d")["changed"]
 
 
+def test_a_copy_that_qemu_has_not_closed_yet_is_waited_for(running: Machine, monkeypatch: Any) -> None:
+    wait, writers = job.wait, []
+
+    def early(*args: Any) -> None:
+        wait(*args)
+        (copy,) = (running.root / "web1").glob(".*.part/vda.copy")
+        writers.append(subprocess.Popen(["qemu-io", "-f", "qcow2", "-c", "sleep 3000", str(copy)]))
+        while files.is_free(copy) and writers[0].poll() is None:
+            pass
+        assert writers[0].poll() is None
+
+    monkeypatch.setattr(job, "wait", early)
+    try:
+        assert not running.run().get("failed")
+    finally:
+        writers[0].wait()
+
+
 def failing(words: str) -> Any:
     """A function that fails."""
 
