@@ -20,7 +20,7 @@ from ansible_collections.drover.kvm.tests.benchmarks.measure import report, typi
 from ansible_collections.drover.kvm.tests.unit import libvirt_server
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, qemu_img
 
-DATA, ROUNDS, GOAL = 384 << 20, 1, 1.1
+DATA, ROUNDS, GOAL = 384 << 20, 3, 1.1
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ class Taking:
                 self.node.limit_block_job(self.order.vm, disk.target, self.order.bandwidth)
         job.wait(self.node, self.order.vm, self.order.timeout)
         for disk in self.disks:
-            held = f"QEMU does not close its copy of {disk.target} of {self.order.vm}; see whether {self.order.root} works"
+            held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
             until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
             below = None if self.base is None else self.base.id
