@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from typing import Any, Callable
@@ -289,6 +289,24 @@ def secret_names(fields: Sequence[Field]) -> set[str]:
     for field in fields:
         names |= secret_names(field.fields)
     return names
+
+
+def secret_keys(spec: Mapping[str, Any]) -> set[str]:
+    """The same of an argument_spec, with the other names of these options."""
+    names = {one for name, option in spec.items() if option.get("no_log") for one in (name, *option.get("aliases", ()))}
+    return names.union(*(secret_keys(option.get("options") or {}) for option in spec.values()))
+
+
+def texts_below(value: Any, names: set[str], below: bool = False) -> Iterator[str]:
+    """The texts and numbers of plain data that are below a key of one of these names, wherever it is."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_below(item, names, below or key in names)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_below(item, names, below)
+    elif below and value not in (None, "") and not isinstance(value, bool):
+        yield str(value)
 
 
 def differences(before: Any, after: Any) -> tuple[Any, Any]:

@@ -109,7 +109,7 @@ def _rename(root: Element, name: str, uuid: str) -> None:
     UUID.put(root, vm_uuid(name))
     for number, nic in enumerate(devices(root, "interface")):
         Property("mac/@address").put(nic, vm_mac(name, number))
-    metadata.set_nics(root, {})
+    metadata.NICS.put(root, {})
     metadata.edit(root, {"home": None})
 
 
