@@ -40,13 +40,15 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, hint: str) -> Iterator[None]:
+def locked(directory: Path, hint: str, file: str = "") -> Iterator[None]:
     """One run at a time works on what the directory describes; `hint` asks for what is missing when it is not there.
 
-    Raises NotFound, or TimedOut when another run goes on.
+    With `file` a file of that name in it is made and locked, as NFS locks files only between machines, and only those
+    that are opened for writing. Raises NotFound, Failed, or TimedOut when another run goes on.
     """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if file else os.O_RDONLY | os.O_DIRECTORY
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(directory / file if file else directory, flags, 0o600)
     except OSError as error:
         raise NotFound(f"{directory}: {error.strerror}; {hint}") from None
     try:
@@ -64,5 +66,9 @@ def _lock(descriptor: int, directory: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > end:
-                raise TimedOut(f"another run has held {directory} for {LOCK_SECONDS} s") from None
+                raise TimedOut(
+                    f"another run has held {directory} for {LOCK_SECONDS} s; wait for its end, and run this again"
+                ) from None
             time.sleep(0.1)
+        except OSError as error:
+            raise Failed(f"{directory} can't be locked: {error.strerror}. Has its NFS server no locks?") from None

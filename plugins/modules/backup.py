@@ -79,7 +79,10 @@ options:
       state:
         description: See O(state).
         type: str
-        choices: [present, verified]
+        choices: [present, verified, absent]
+      older_than:
+        description: See O(older_than).
+        type: str
       uri:
         description: See O(uri).
         type: str
@@ -148,9 +151,18 @@ options:
     description:
       - V(present) makes a backup. V(verified) reads all backups of the machine, whether it still exists or not, and
         compares checksums. One that is damaged is noted, named in RV(damaged), and neither counts nor is based upon.
+        Backups can go on meanwhile.
+      - V(absent) removes all backups of a machine that is gone, the last good one too, if that is older than
+        O(older_than). Nothing else ever removes them. It is refused where the machine is on this node; playbook
+        C(remove_backups) asks all nodes.
       - The default is V(present).
     type: str
-    choices: [present, verified]
+    choices: [present, verified, absent]
+  older_than:
+    description:
+      - How old the last backup of a machine that is gone must be for O(state=absent), such as V(365d). Required with
+        it.
+    type: str
   uri:
     description:
       - URI of the libvirt daemon, as seen from the node. See U(https://libvirt.org/uri.html).
@@ -166,7 +178,7 @@ requirements:
   - C(qemu-img)
   - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
-  - The disks are written in clear. Keep the folder on an encrypted file system where that matters. Files are 0600, and
+  - The disks are written in clear; page docs/backups.md says why, and how to encrypt the folder. Files are 0600, and
     belong to root.
   - Media and disks that the machine only reads are left out.
   - Where the target is slow, so are the guest's first writes to what is not copied yet.
@@ -202,6 +214,13 @@ EXAMPLES = r"""
     state: verified
   register: proof
   failed_when: proof.damaged | length > 0
+
+- name: Remove all backups of a machine that is gone for more than a year
+  drover.kvm.backup:
+    name: old1
+    path: /mnt/backup
+    state: absent
+    older_than: 365d
 """
 
 RETURN = r"""
@@ -242,7 +261,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.drover.kvm.plugins.module_utils._backup import store
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
@@ -266,7 +285,8 @@ FIELDS = (
     Field("compression", choices=("zstd", "zlib", "none"), default="zstd"),
     Field("timeout", type="int", default=86400, check=between(1)),
     Field("shutdown_timeout", type="int", default=180, check=between(1, 86400)),
-    Field("state", choices=("present", "verified"), default="present"),
+    Field("older_than", check=parse_age),
+    Field("state", choices=("present", "verified", "absent"), default="present"),
     URI,
 )
 
@@ -278,6 +298,8 @@ class VmBackup(Resource):
         super().__init__(params, client)
         if not params["name"]:
             raise Invalid("name the VM (name), or several (vms)", option="name")
+        if params["state"] == "absent" and params["older_than"] is None:
+            raise Invalid("state: absent removes all backups: say older_than, such as 365d", option="older_than")
         root = store.check_root(params["path"])
         given = {name: params[name] for name in Order._fields if name in params}
         order = Order(**{**given, "root": root, "vm": self.name, "bandwidth": params["bandwidth"] or 0})
@@ -302,12 +324,21 @@ class VmBackup(Resource):
         state = before or {}
         if self.params["state"] == "verified":
             return {**state, "damaged": self.acts.verify()}
+        if self.params["state"] == "absent":
+            gone = {one.id for history in self._orphans() for one in history}
+            damaged = {one: words for one, words in state["damaged"].items() if one not in gone}
+            return {**state, "backups": [one for one in state["backups"] if one not in gone], "damaged": damaged}
         if self.acts.made or self.acts.is_young():
             return state
         self.acts.plan()
         self.warnings = self.acts.warnings
         gone = {one.id for history in self.acts.surplus() for one in history}
         return {**state, "backups": [*(one for one in state["backups"] if one not in gone), "new"]}
+
+    def _orphans(self) -> list[list[store.Backup]]:
+        found = self.acts.orphans(self.params["older_than"])
+        self.warnings = self.acts.warnings
+        return found
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Clear what a killed run left, make the backup, remove old histories; or note what was found."""
@@ -324,16 +355,18 @@ class VmBackup(Resource):
             ]
         if known == seen:
             return []
+        if self.params["state"] == "absent":
+            return [self._removal(history, self.acts.forget) for history in self._orphans()]
         path = Path(self.params["path"])
         steps = [
             Step(f"clear {one.name} of {self.name}, which a run left", partial(self.acts.clear, one))
             for one in store.left(path, self.name)
         ]
         steps.append(Step(f"back up {self.name} to {path}: {self.acts.words()}", self.acts.take))
-        for history in self.acts.surplus():
-            words = f"remove the history {history[0].history} of {self.name} ({len(history)})"
-            steps.append(Step(words, partial(self.acts.remove, history)))
-        return steps
+        return [*steps, *(self._removal(history, self.acts.remove) for history in self.acts.surplus())]
+
+    def _removal(self, history: list[store.Backup], call: Callable[[list[store.Backup]], None]) -> Step:
+        return Step(f"remove the history {history[0].history} of {self.name} ({len(history)})", partial(call, history))
 
     def result(self, state: State) -> dict[str, Any]:
         """The newest backup."""

@@ -19,8 +19,10 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
+SECOND = "/srv/backup2"
 ROOT, SOURCE = "/srv/backup", "/var/lib/libvirt/images/saved1.raw"
 DISK = f"/var/lib/libvirt/images/drover-{NAME}-0.qcow2"
 
@@ -48,9 +50,13 @@ class Saved:
         """What the guest wrote last."""
         return self.ssh(f"qemu-io -r -U -f qcow2 -c 'read -v 8192 64' {DISK} | grep ^0000")
 
+    def look(self) -> str:
+        """An empty folder to restore to."""
+        return self.ssh("rm -rf /srv/look; mkdir -p /srv/look; echo /srv/look")
+
     def left(self) -> list[str]:
         """What is no whole backup."""
-        return [one.name for one in self.folder.iterdir() if one.name.startswith(".")]
+        return [one.name for one in self.folder.iterdir() if one.name.startswith(".") and one.name != ".lock"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def saved(site: Cluster) -> Iterator[Saved]:
     yield found
     gone = site.task(NODE, "vm", name=NAME, state="absent", force=True)
     assert not gone["failed"], gone
-    found.ssh(f"rm -rf {ROOT} {DISK} /srv/back")
+    found.ssh(f"rm -rf {ROOT} {SECOND} {DISK} /srv/back /srv/look")
     found.ssh(f"rm -rf {ROOT}", OTHER)
 
 
@@ -101,6 +107,15 @@ def test_each_point_of_a_chain_of_five_comes_back_bit_by_bit(saved: Saved) -> No
     assert not saved.backup(newer_than="1h")["changed"]
 
 
+@pytest.fixture
+def inventory(tmp_path: Path) -> str:
+    """A second inventory, as the site does not know these VMs."""
+    path = tmp_path / "saved.ini"
+    own = f"drover_backup_path={ROOT} drover_backup_copies_to='[\"{SECOND}\"]'"
+    path.write_text(f"[vms]\nsaved1 {own}\nsaved2\nsaved9\n", encoding="utf-8")
+    return str(path)
+
+
 MOMENTS = {"begun": "begun.json", "copying": "vda.copy", "packing": "vda.qcow2"}
 
 
@@ -110,16 +125,16 @@ def killed_at(saved: Saved, name: str) -> None:
     while not [one for one in saved.folder.glob(".*.part") if (one / name).exists()]:
         assert time.monotonic() < end, f"no {name} within 120 s"
         time.sleep(0.005)
-    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}")]
+    killed = [process for process in Path("/proc").glob("[0-9]*") if holds(process, f"{ROOT}/{NAME}/.lock")]
     for process in killed:
         os.kill(int(process.name), signal.SIGKILL)
     assert len(killed) == 1, killed
 
 
-def holds(process: Path, folder: str) -> bool:
-    """Whether it is the module: it has the VM's folder open, as its lock."""
+def holds(process: Path, lock: str) -> bool:
+    """Whether it is the module: it has the lock of the VM's folder open."""
     with suppress(OSError):
-        return any(os.readlink(one) == folder for one in (process / "fd").iterdir())
+        return any(os.readlink(one) == lock for one in (process / "fd").iterdir())
     return False
 
 
@@ -143,7 +158,54 @@ def test_a_run_that_is_killed_leaves_nothing_for_long(saved: Saved, moment: str)
     assert not saved.backup(state="verified")["damaged"]
 
 
-def test_it_boots_on_another_node_under_another_name(saved: Saved) -> None:
+def test_a_second_folder_has_the_same_or_is_named(saved: Saved, inventory: str) -> None:
+    def play(name: str = "backup", **variables: Any) -> Any:
+        return saved.cluster.play(name, "-i", inventory, "-e", "vms=saved1", **variables)
+
+    # It is not mounted, say: the backup is made all the same, and the play says who lags.
+    lagging = play()
+    made = saved.cluster.task(NODE, "backup_info", path=ROOT)["backups"][NAME][-1]
+    assert lagging.code != 0 and f"{SECOND} lags with {NAME}" in " ".join(lagging.output.split()), lagging.output
+    saved.ssh(f"install -d -m 0711 {SECOND}")
+    verify = {"node": NODE, "drover_backup_path": ROOT, "drover_backup_copies_to": [SECOND]}
+    assert f"it lacks {made['id']}" in play("verify_backups", **verify).output.replace("\n", " ")
+    later = {"drover_backup_newer_than": "1h"}
+    assert play("backup", **later).good().changed and play("backup", **later).good().changed == 0
+    good = [one["folder"] for one in saved.cluster.task(NODE, "backup_info", path=ROOT)["backups"][NAME] if one["good"]]
+    assert len(good) >= 1
+    for folder in good:
+        saved.ssh(f"diff -r {folder} {folder.replace(ROOT, SECOND)}")
+    play("verify_backups", **verify).good()
+    # Damage there is found, and mended by the next run.
+    image = f"{good[-1].replace(ROOT, SECOND)}/vda.qcow2"
+    saved.ssh(f"printf rot | dd of={image} bs=1 seek=70000 conv=notrunc status=none")
+    bad = play("verify_backups", **verify)
+    words = f"in {SECOND}: vda.qcow2 does not have the checksum"
+    assert bad.code != 0 and words in " ".join(bad.output.split()), bad.output
+    play("backup", **later).good()
+    play("verify_backups", **verify).good()
+    restored = saved.cluster.task(NODE, "restore", name=NAME, path=SECOND, disks=["vda"], directory=saved.look())
+    assert not restored["failed"], restored
+    assert saved.digest(restored["restored"]["files"][0]) == saved.digest(f"{good[-1]}/vda.qcow2")
+
+
+def test_a_guest_that_goes_off_too_late_is_started_again(saved: Saved) -> None:
+    """Its boot sector hears nothing of a power button; somebody else switches it off when the module has given up."""
+    late = Vm(saved.cluster, "late1", {"vda": "qcow2", "vdb": "qcow2"}).make()
+    try:
+        done = saved.cluster.task(NODE, "backup", name="late1", path=ROOT, mode="stop", shutdown_timeout=3)
+        assert done["failed"] and "starts it again" in done["msg"], done
+        late.virsh("destroy")
+        wait_until(lambda: late.state().startswith("running") or late.state(), 90, "systemd starts it again")
+        late.counts()
+        unit = "systemctl list-units --all --plain -q 'drover-start-*'"
+        wait_until(lambda: saved.ssh(unit) == "" or saved.ssh(unit), 30, "nothing starts it any more")
+    finally:
+        late.remove()
+        saved.ssh("systemctl stop 'drover-start-*'")
+
+
+def test_it_boots_on_another_node_under_another_name(saved: Saved, inventory: str) -> None:
     assert not saved.backup()["failed"]
     shutil.copytree(saved.folder, saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}"))
     variables = {"vm": NAME, "node": OTHER, "drover_backup_path": ROOT}
@@ -155,7 +217,32 @@ def test_it_boots_on_another_node_under_another_name(saved: Saved) -> None:
     look = {**variables, "new_name": "saved2", "nics": "none"}
     assert saved.cluster.play("restore_vm", **look).good().changed
     assert saved.cluster.play("restore_vm", **look).good().changed == 0
+    both = {"vms": "saved1,saved2", "snapshot": "both", "drover_snapshot_memory": True}
+    assert saved.cluster.play("snapshot_vms", "-i", inventory, **both).good().changed == 2
+    assert saved.cluster.play("snapshot_vms", "-i", inventory, **both).good().changed == 0
+    seen = [saved.ssh(f"virsh snapshot-list {vm} --name", node) for vm, node in ((NAME, NODE), ("saved2", OTHER))]
+    assert seen == ["both", "both"]
+    missing = saved.cluster.play("snapshot_vms", "-i", inventory, **{**both, "vms": "saved1,saved9", "snapshot": "no"})
+    missing.refused("On no node that answers: saved9")
+    assert saved.cluster.play("snapshot_vms", "-i", inventory, **both, state="absent").good().changed == 2
     gone = saved.cluster.task(OTHER, "vm", name="saved2", state="absent", remove_disks=True)
     assert not gone["failed"] and "drover-saved2-0.qcow2" in gone["actions"][-1], gone
     checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT)
     assert "All backups are as they were written" in checked.good().output
+
+
+def test_backups_of_a_vm_that_is_gone_are_named_and_removed_when_they_are_old(saved: Saved) -> None:
+    assert not saved.backup()["failed"]
+    variables = {"node": OTHER, "drover_backup_path": ROOT, "vm": NAME, "older_than": "1s"}
+    saved.ssh(f"rm -rf {ROOT}; install -d -m 0711 {ROOT}", OTHER)
+    shutil.copytree(saved.folder, saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}"))
+    saved.cluster.play("remove_backups", **variables).refused(f"{NAME} is on a node")
+    saved.ssh(f"mv {ROOT}/{NAME} {ROOT}/gone1", OTHER)
+    checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT).good()
+    assert "gone1 is not in group vms" in checked.output
+    gone = {**variables, "vm": "gone1"}
+    assert saved.cluster.play("remove_backups", **{**gone, "older_than": "1d"}).good().changed == 0
+    assert saved.cluster.play("remove_backups", "--check", **gone).good().changed == 1
+    assert saved.cluster.play("remove_backups", **gone).good().changed == 1
+    assert saved.cluster.play("remove_backups", **gone).good().changed == 0
+    assert saved.ssh(f"ls {ROOT}/gone1", OTHER) == ""

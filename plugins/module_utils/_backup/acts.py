@@ -1,51 +1,41 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What module backup does with the backups of one VM: look, take, prove, remove."""
+"""What module backup does with a VM: choose what is copied, make the backup, and see which of them go."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from datetime import datetime, timezone
 from pathlib import Path
 
 from .._domain import power
 from .._domain.facts import domain_facts
-from .._errors import Failed, NotFound, Refused
-from .._files import locked
+from .._errors import NotFound, Refused
 from .._libvirt import Domain, Node
 from .._node import cordon
 from . import job, store
 from .moments import check_quiesce
+from .shelf import Shelf, age
 from .store import Backup
 from .taking import Order, Taking, base_of, check_room, disks_of, recover, room_needed
 
 
-class Acts:
-    """The backups of one VM in one folder."""
+class Acts(Shelf):
+    """The backups of one VM in one folder, and the VM on this node."""
 
     def __init__(self, node: Node, order: Order, keep: int, newer_than: int | None) -> None:
-        self.node, self.order, self.keep, self.newer_than = node, order, keep, newer_than
-        self.backups: list[Backup] = []
+        super().__init__(order.root, order.vm, keep)
+        self.node, self.order, self.newer_than = node, order, newer_than
         self.made: Backup | None = None
         self.base: Backup | None = None
         self.reason = ""
         self.warnings: list[str] = []
-        self.verdicts: dict[str, str] | None = None
-        self.proven: set[str] = set()
-
-    def look(self) -> list[Backup]:
-        """What is there now."""
-        self.backups = store.read(self.order.root, self.order.vm)
-        return self.backups
 
     def is_young(self) -> bool:
         """Whether the last good backup is young enough to leave it at that."""
         good = [backup for backup in self.backups if backup.complaint is None]
         if self.newer_than is None or not good:
             return False
-        begun = datetime.strptime(good[-1].id, store.STAMP).replace(tzinfo=timezone.utc)
-        return (datetime.now(timezone.utc) - begun).total_seconds() < self.newer_than
+        return age(good[-1]) < self.newer_than
 
     def plan(self) -> None:
         """Look at the VM, and choose what is copied. Raises NotFound and Refused."""
@@ -89,16 +79,14 @@ class Acts:
 
     def clear(self, folder: Path) -> None:
         """Undo what a killed run has begun."""
-        with self._lock():
+        with self.lock():
             if folder.exists():
                 recover(self.node, self.order.vm, folder)
-
-    def _lock(self) -> AbstractContextManager[None]:
-        return locked(self.order.root / self.order.vm, "mount the folder of backups")
 
     def take(self) -> None:
         """Make the backup."""
         self.made = Taking(self.node, self.order, self._domain()).run(self.base, self.reason)
+        self.proven.add(self.made.id)
 
     def surplus(self) -> list[list[Backup]]:
         """The histories that go when the backup is there."""
@@ -110,48 +98,29 @@ class Acts:
         domain = self.node.domain(self.order.vm)
         return None if domain is None else domain.uuid
 
-    def remove(self, history: list[Backup]) -> None:
-        """Remove a history, once all that stays was read and is good. Raises Failed."""
-        with self._lock():
-            self.look()
-            now = {one.id for gone in self.surplus() for one in gone}
-            if not {one.id for one in history} <= now:
-                raise Failed(
-                    f"{history[0].history} stays: less than {self.keep} good histories would be left. See which are "
-                    "damaged (playbook verify_backups), and make a new backup"
-                )
-            for backup in self.backups:
-                proven = backup == self.made or backup.id in self.proven
-                if backup.id not in now and backup.complaint is None and not proven:
-                    self._prove(backup, history)
+    def orphans(self, older_than: int) -> list[list[Backup]]:
+        """The histories of VMs of this name that are gone, where the last backup is older than so many seconds.
+
+        Raises Refused where such a VM is on this node.
+        """
+        uuid = self._uuid()
+        others = {backup.uuid for backup in self.backups} - {uuid}
+        if uuid is not None and not others and self.backups:
+            raise Refused(
+                f"{self.vm} is on {self.node.name}, and keep says how many of its backups stay; state: absent is for a "
+                "VM that is gone"
+            )
+        found: list[list[Backup]] = []
+        for other in sorted(others):
+            own = [backup for backup in self.backups if backup.uuid == other]
+            if age(own[-1]) > older_than:
+                found += store.histories(own)
+            else:
+                self.warnings = [f"the last backup of {self.vm}, {own[-1].id}, is younger than older_than: all stay"]
+        return found
+
+    def forget(self, history: list[Backup]) -> None:
+        """Remove a history of a VM that is gone."""
+        with self.lock():
             for backup in reversed(history):
                 store.remove(backup)
-
-    def _prove(self, backup: Backup, history: list[Backup]) -> None:
-        complaint = store.verify(backup)
-        if complaint:
-            store.note(backup, complaint)
-            raise Failed(
-                f"{backup.id} is damaged ({complaint}), so the older history {history[0].history} stays. Look at the "
-                f"storage of {self.order.root}; when there are {self.keep} good histories again, the older ones go"
-            )
-        self.proven.add(backup.id)
-
-    def verify(self) -> dict[str, str]:
-        """What is wrong with which backup, by reading all of them, once."""
-        if self.verdicts is None:
-            found: dict[str, str] = {}
-            for backup in self.backups:
-                complaint = store.verify(backup)
-                base = backup.manifest["base"]
-                if complaint is None and base is not None and base in found:
-                    complaint = f"{base}, on which it is based, is not good"
-                if complaint:
-                    found[backup.id] = complaint
-            self.verdicts = found
-        return self.verdicts
-
-    def note(self, backup: str) -> None:
-        """Write down what was found."""
-        found = next(one for one in self.backups if one.id == backup)
-        store.note(found, self.verify().get(backup))

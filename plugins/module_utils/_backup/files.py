@@ -46,6 +46,17 @@ def image_name(target: str) -> str:
     return f"{target}.qcow2"
 
 
+def is_free(image: Path) -> bool:
+    """Whether nobody writes to it: QEMU closes what it has copied only some time after libvirt says that it is done."""
+    try:
+        run(["qemu-img", "info", "-f", "qcow2", str(image)])
+    except Failed as error:
+        if " lock" not in error.message:
+            raise
+        return False
+    return True
+
+
 def pack(copy: Path, image: Path, base: str | None, compression: str, seconds: float) -> None:
     """Make the image of what QEMU has copied. `base` is the folder, beside that of the image, of what it is based on.
 

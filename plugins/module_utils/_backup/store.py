@@ -29,6 +29,8 @@ from .._run import run
 
 FORMAT, VERSION = "drover.kvm backup", 1
 MANIFEST, SUMS, DAMAGED, BEGUN = "manifest.json", "SHA256SUMS", "damaged.json", "begun.json"
+# Locked by who changes something. It is a file, as NFS locks no folders between its clients, see flock(2).
+LOCK = ".lock"
 ID = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 LEFT = re.compile(r"\.(\d{8}T\d{6}Z)\.(part|gone)", re.ASCII)
 STAMP = "%Y%m%dT%H%M%SZ"
@@ -155,15 +157,21 @@ def surplus(backups: Sequence[Backup], keep: int, coming: bool) -> list[list[Bac
 
     `coming`: a full backup is made before they are removed, and counts.
     """
-    histories: dict[str, list[Backup]] = {}
-    for backup in backups:
-        histories.setdefault(backup.history, []).append(backup)
-    good = sorted(one for one, own in histories.items() if own[0].id == one and own[0].complaint is None)
+    found = histories(backups)
+    good = [own[0].id for own in found if own[0].id == own[0].history and own[0].complaint is None]
     kept = keep - int(coming)
     if len(good) < kept:
         return []
     limit = good[-kept] if kept else "~"
-    return [histories[one] for one in sorted(histories) if one < limit]
+    return [own for own in found if own[0].history < limit]
+
+
+def histories(backups: Iterable[Backup]) -> list[list[Backup]]:
+    """The backups by history, the oldest first. Pure."""
+    found: dict[str, list[Backup]] = {}
+    for backup in backups:
+        found.setdefault(backup.history, []).append(backup)
+    return [found[one] for one in sorted(found)]
 
 
 def verify(backup: Backup) -> str | None:
@@ -186,6 +194,18 @@ def verify(backup: Backup) -> str | None:
     except DroverError as error:
         return error.message
     return None
+
+
+def same(one: Backup, other: Backup) -> bool:
+    """Whether two backups have the same checksums, by what they say of themselves."""
+    return all((backup.folder / SUMS).is_file() for backup in (one, other)) and (one.folder / SUMS).read_bytes() == (
+        other.folder / SUMS
+    ).read_bytes()
+
+
+def is_there(backup: Backup) -> bool:
+    """Whether it still has its name; one that is removed loses it first."""
+    return _manifest(backup.folder) is not None
 
 
 def note(backup: Backup, complaint: str | None) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+CLOSE_SECONDS = 600  # QEMU writes out what it has still in memory
 SPARE = 64 << 20  # bytes for everything that is no image
 
 
@@ -163,7 +165,7 @@ class Taking:
         if not self.place.is_dir():
             self.place.mkdir()
             self.place.chmod(0o711)
-        with locked(self.place, "mount the folder of backups"):
+        with locked(self.place, "mount the folder of backups", store.LOCK):
             for folder in store.left(self.order.root, self.order.vm):
                 recover(self.node, self.order.vm, folder)
             self._begin()
@@ -206,6 +208,8 @@ class Taking:
                 self.node.limit_block_job(self.order.vm, disk.target, self.order.bandwidth)
         job.wait(self.node, self.order.vm, self.order.timeout)
         for disk in self.disks:
+            held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
+            until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
             below = None if self.base is None else self.base.id
             files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)

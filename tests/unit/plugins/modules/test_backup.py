@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _later
-from ansible_collections.drover.kvm.plugins.module_utils._backup import files, job, moments, store, taking
+from ansible_collections.drover.kvm.plugins.module_utils import _files, _later
+from ansible_collections.drover.kvm.plugins.module_utils._backup import acts, files, job, moments, store, taking
+from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._domain import stillness
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
@@ -122,7 +124,7 @@ class Machine:
     def there(self) -> list[str]:
         """All that is in the VM's folder."""
         place = self.root / "web1"
-        return sorted(one.name for one in place.iterdir()) if place.exists() else []
+        return sorted(one.name for one in place.iterdir() if one.name != store.LOCK) if place.exists() else []
 
     def checkpoints(self) -> list[str]:
         return sorted(one.getName() for one in self.vm.listAllCheckpoints(0))
@@ -210,6 +212,72 @@ def test_damage_is_noted_and_not_built_upon(running: Machine) -> None:
     assert done["backup"]["type"] == "full" and "is not good" in done["backup"]["reason"]
     place.write_bytes(whole)
     assert running.run(state="verified")["actions"] == [f"note of {full}: good again"]
+
+
+def test_one_that_is_removed_while_all_are_read_is_not_damaged(running: Machine, monkeypatch: Any) -> None:
+    first, second = (running.take()["backup"]["id"] for _number in range(2))
+    read = store.verify
+
+    def slowly(one: store.Backup) -> Any:
+        if one.id == first:
+            store.remove(one)  # another run, with the lock
+        return read(one)
+
+    monkeypatch.setattr(store, "verify", slowly)
+    said = running.run(state="verified")
+    assert not said["changed"] and not said.get("failed") and said["damaged"] == {}, said
+    assert running.there() == [second]
+
+
+def test_nothing_else_is_done_while_another_run_has_the_lock(running: Machine, monkeypatch: Any) -> None:
+    full = running.take()["backup"]["id"]
+    monkeypatch.setattr(_files, "LOCK_SECONDS", 0)
+    with _files.locked(running.root / "web1", "", store.LOCK):
+        done = running.run()
+        assert done["failed"] and "another run has held" in done["msg"] and running.there() == [full]
+    # Some file systems have no locks.
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert "can't be locked: No locks available" in running.run()["msg"] and running.there() == [full]
+
+
+def no_locks(*_args: Any) -> None:
+    raise OSError(37, "No locks available")
+
+
+def test_backups_of_a_vm_that_is_gone_stay_until_they_are_old_and_named(running: Machine, monkeypatch: Any) -> None:
+    first, second = (running.take(keep=3)["backup"]["id"] for _number in range(2))
+    absent = {"state": "absent", "older_than": "1s"}
+    assert "web1 is on" in running.run(**absent)["msg"]
+    assert "say older_than" in running.run(state="absent")["msg"]
+    vm, other = running.vm, "22222222-2222-4222-8222-222222222222"
+    monkeypatch.setattr(Acts, "_uuid", lambda _acts: other)  # another machine has its name now
+    young = running.run(state="absent", older_than="1d")
+    assert not young["changed"] and f"{second}, is younger" in str(young["warnings"])
+    monkeypatch.setattr(acts, "age", lambda _one: 90000.0)
+    (running.root / "web1" / "notes.txt").write_text("not ours")
+    for check in (True, False):
+        done = running.run(state="absent", older_than="1d", _ansible_check_mode=check)
+        assert done["actions"] == [f"remove the history {one} of web1 (1)" for one in (first, second)], done
+    assert running.there() == ["notes.txt"] and vm.isActive()
+    assert not running.run(state="absent", older_than="1d")["changed"]
+
+
+def test_a_copy_that_qemu_has_not_closed_yet_is_waited_for(running: Machine, monkeypatch: Any) -> None:
+    wait, writers = job.wait, []
+
+    def early(*args: Any) -> None:
+        wait(*args)
+        (copy,) = (running.root / "web1").glob(".*.part/vda.copy")
+        writers.append(subprocess.Popen(["qemu-io", "-f", "qcow2", "-c", "sleep 3000", str(copy)]))
+        while files.is_free(copy) and writers[0].poll() is None:
+            pass
+        assert writers[0].poll() is None
+
+    monkeypatch.setattr(job, "wait", early)
+    try:
+        assert not running.run().get("failed")
+    finally:
+        writers[0].wait()
 
 
 def failing(words: str) -> Any:
