@@ -70,6 +70,12 @@ options:
           migration, which waits meanwhile. Two sources that ask at the same moment may both go ahead.
         - Default is no limit but O(parallel) of each source.
       type: int
+    parallel_cluster:
+      description:
+        - How many VMs move at the same time in the whole cluster, from and to whichever nodes, as for links or switches
+          that all of them share. All nodes are asked in the same way.
+        - Default is no limit but O(parallel) of each source.
+      type: int
     bandwidth: &bandwidth
       description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
       type: str
@@ -343,6 +349,7 @@ FIELDS = (
     Field("memory", type="size"),
     Field("state", choices=("migrated", "recovered"), default="migrated"),
     Field("parallel_inbound", type="int", check=within(1, MOST, "VMs")),
+    Field("parallel_cluster", type="int", check=within(1, MOST, "VMs")),
     Field("parallel", type="int", default=2, check=within(1, MOST, "VMs")),
     *PACE,
     Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),

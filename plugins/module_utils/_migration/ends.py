@@ -198,12 +198,12 @@ class End:
         with translated(f"asking {self.node}"):
             return int(self._domain(uuid).snapshotNum())
 
-    def incoming(self) -> int:
-        """How many VMs are just coming in."""
+    def incoming(self) -> set[str]:
+        """The UUIDs of the VMs that are just coming in."""
         with translated(f"listing the VMs of {self.node}"):
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED)
-            states = [state_words(*domain.state()) for domain in domains]
-        return states.count(("paused", "migrating"))
+            states = {domain.UUIDString(): state_words(*domain.state()) for domain in domains}
+        return {uuid for uuid, state in states.items() if state == ("paused", "migrating")}
 
     def names(self) -> dict[str, str]:
         """The UUIDs of all domains of the node by name."""
