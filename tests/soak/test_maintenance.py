@@ -15,6 +15,8 @@ from ansible_collections.drover.kvm.tests.lab.migration import MARKER, Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODE = "hv1"
+# The guests of the lab don't listen to their power button.
+DEAF = {"force": True, "shutdown_timeout": 5}
 Say = Callable[[str, str], None]
 
 
@@ -27,7 +29,7 @@ def pair(cluster: Cluster) -> Iterator[tuple[str, str]]:
         for name in before:
             watch.wait_word(name)
         yield first, second
-        cluster.play("undrain_node", node=NODE).good()
+        cluster.play("undrain_node", node=NODE, **DEAF).good()
         assert cluster.where() == before
         for name in before:
             watch.wait_word(name, after=time.monotonic(), seconds=240)
@@ -55,6 +57,17 @@ def records(cluster: Cluster, node: str) -> list[str]:
     return [vm for vm, text in words.items() if "maintenance</" in text.replace("on_maintenance", "")]
 
 
+def test_one_that_does_not_go_down_ends_the_drain_and_runs_on(
+    cluster: Cluster, pair: tuple[str, str], say: Say
+) -> None:
+    before = cluster.where()
+    say(pair[0], "restart")
+    drained = cluster.play("drain_node", node=NODE, shutdown_timeout=5)
+    assert drained.code != 0 and "not there after 5 s; last seen: running" in drained.output, drained.output
+    assert "memory is missing" not in drained.output, drained.output
+    assert cluster.where() == before
+
+
 def test_one_restarts_elsewhere_and_one_waits_for_its_node(
     cluster: Cluster, pair: tuple[str, str], say: Say
 ) -> None:
@@ -66,17 +79,17 @@ def test_one_restarts_elsewhere_and_one_waits_for_its_node(
     assert "Shut down, and started again by undrain_node (1):" in foretold.output, foretold.output
     assert "  restart  " in foretold.output and foretold.changed > 0 and cluster.where() == before
 
-    drained = cluster.play("drain_node", node=NODE).good()
+    drained = cluster.play("drain_node", node=NODE, **DEAF).good()
     assert f"shut down, until undrain_node: {waiting}" in drained.output, drained.output
     assert cluster.domains(NODE) == {waiting: "shut off"} and records(cluster, NODE) == [waiting]
     there = cluster.where()
     assert there[restarted] != NODE and waiting not in there and not records(cluster, there[restarted])
-    assert cluster.play("drain_node", node=NODE).good().changed == 0
+    assert cluster.play("drain_node", node=NODE, **DEAF).good().changed == 0
 
     foretold = cluster.play("undrain_node", "--check", node=NODE).good()
     assert "Started again after maintenance (1):" in foretold.output and foretold.changed > 0
     assert cluster.where() == there
-    cluster.play("undrain_node", node=NODE).good()
+    cluster.play("undrain_node", node=NODE, **DEAF).good()
     assert cluster.where() == before and records(cluster, NODE) == []
     assert cluster.play("undrain_node", node=NODE).good().changed == 0
 
@@ -89,18 +102,18 @@ def test_a_drain_that_is_cut_off_while_a_vm_is_down_is_gone_on_with_or_taken_bac
     restarted, waiting = pair
     say(restarted, "restart")
     say(waiting, "shutdown")
-    process = cluster.start("drain_node", node=NODE)
+    process = cluster.start("drain_node", node=NODE, **DEAF)
     running = cluster.lab.machine(NODE).path(f"/run/libvirt/qemu/{restarted}.xml")
     wait_until(lambda: process.poll() is not None or not running.exists() or "it runs", 120, f"the end of {restarted}")
     said = cluster.kill(process)
     assert "PLAY RECAP" not in said and restarted not in cluster.where(), f"not exercised:\n{said}"
-    gone_on = cluster.play(playbook, node=NODE).good()
+    gone_on = cluster.play(playbook, node=NODE, **DEAF).good()
     assert gone_on.changed > 0
     if playbook == "drain_node":
         assert cluster.domains(NODE) == {waiting: "shut off"} and cluster.where()[restarted] != NODE
     else:
         assert cluster.where() == before
-    assert cluster.play(playbook, node=NODE).good().changed == 0
+    assert cluster.play(playbook, node=NODE, **DEAF).good().changed == 0
 
 
 def test_one_is_left_and_one_refuses(cluster: Cluster, pair: tuple[str, str], say: Say) -> None:

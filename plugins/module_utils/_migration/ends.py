@@ -343,16 +343,15 @@ class End:
 
     def allow_downtime(self, uuid: str, milliseconds: int) -> bool:
         """Let the VM stand still for so long at the switch; false when the job takes no such word now."""
-        try:
-            self._domain(uuid).migrateSetMaxDowntime(milliseconds, 0)
-        except (libvirt.libvirtError, DroverError):
-            return False
-        return True
+        return self._told(uuid, lambda domain: domain.migrateSetMaxDowntime(milliseconds, 0))
 
     def limit(self, uuid: str, speed: int) -> bool:
         """Let the migration take so many MiB/s; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxSpeed(speed, 0))
+
+    def _told(self, uuid: str, word: Callable[[Any], Any]) -> bool:
         try:
-            self._domain(uuid).migrateSetMaxSpeed(speed, 0)
+            word(self._domain(uuid))
         except (libvirt.libvirtError, DroverError):
             return False
         return True
