@@ -86,7 +86,7 @@ class Blocks:
             name=name,
             number=number,
             size=int(sectors or 0) * SECTOR,
-            wwid=wwid or _wwid(_text(folder / "device/wwid")),
+            wwid=wwid or udev_wwid(_text(folder / "device/wwid")),
             serial=serial or _page(folder / "device/vpd_pg80"),
             links=links,
             map=_text(folder / "dm/name"),
@@ -132,6 +132,10 @@ class Blocks:
             target = _text(self.root / "sys/class/iscsi_session" / match[1] / "targetname") if match else ""
             found |= {f"{target}/{match[2]}"} if match and target else set()
         return sorted(found)
+
+    def of_unit(self, unit: str) -> list[str]:
+        """The devices here that are a logical unit (`IQN/LUN`), or a map of its paths."""
+        return [name for name in _names(self.root / "sys/class/block") if unit in self.units(name)]
 
     def users(self, name: str) -> list[str]:
         """Who uses the device or what is built on it, in words; empty when nobody does."""
@@ -240,8 +244,8 @@ def _read_capacity(descriptor: int) -> tuple[int, bytes]:
     return (status or host), data.raw
 
 
-def _wwid(text: str) -> str:
-    """The kernel's name of a unit in udev's words, for a device that udev has not seen."""
+def udev_wwid(text: str) -> str:
+    """The kernel's name of a unit in udev's words, for a device that udev has not seen; empty where udev says more."""
     kind, _dot, value = text.partition(".")
     return {"naa": "3", "eui": "2"}.get(kind, "") + value if kind in ("naa", "eui") else ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from typing import Any, Callable
@@ -16,6 +16,8 @@ from ._errors import Invalid
 
 LARGEST = 2**31 - 1
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+AGE = re.compile(r"(\d{1,9}) ?(s|min|m|h|d|w)?", re.ASCII)
+SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
@@ -171,6 +173,14 @@ def parse_rate(value: Any) -> int:
     return int(match[1]) * unit + fraction * unit // 1000
 
 
+def parse_age(value: Any) -> int:
+    """Seconds of a span of time such as 30d, 20h, 90min or 600. Raises ValueError."""
+    match = AGE.fullmatch(str(value).strip())
+    if isinstance(value, (bool, float)) or not match:
+        raise ValueError(f"{value!r} is no span of time; write seconds, or a number with min, h, d or w, such as 20h")
+    return int(match[1]) * SECONDS[match[2] or ""]
+
+
 def rate_text(rate: int) -> str:
     """The rate as `parse_rate` reads it."""
     unit = next((unit for unit in "GMk" if rate and rate % RATE_UNITS[unit] == 0), "")
@@ -279,6 +289,24 @@ def secret_names(fields: Sequence[Field]) -> set[str]:
     for field in fields:
         names |= secret_names(field.fields)
     return names
+
+
+def secret_keys(spec: Mapping[str, Any]) -> set[str]:
+    """The same of an argument_spec, with the other names of these options."""
+    names = {one for name, option in spec.items() if option.get("no_log") for one in (name, *option.get("aliases", ()))}
+    return names.union(*(secret_keys(option.get("options") or {}) for option in spec.values()))
+
+
+def texts_below(value: Any, names: set[str], below: bool = False) -> Iterator[str]:
+    """The texts and numbers of plain data that are below a key of one of these names, wherever it is."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_below(item, names, below or key in names)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_below(item, names, below)
+    elif below and value not in (None, "") and not isinstance(value, bool):
+        yield str(value)
 
 
 def differences(before: Any, after: Any) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from typing import Any, Callable, ClassVar, Optional
 from ansible.module_utils.basic import AnsibleModule
 
 from ._errors import DroverError, Failed, Invalid, NotConverged, TimedOut
-from ._fields import Field, argument_spec, differences, hidden, normalise, secret_names, tame
+from ._fields import Field, argument_spec, differences, hidden, normalise, secret_keys, secret_names, tame, texts_below
 
 State = Optional[dict[str, Any]]
 POLL = 0.1
@@ -175,8 +175,13 @@ class _Discreet(_Module):
     """A module with secrets among its options: it does not write them to the system's log.
 
     Ansible blots secrets out there, but one of several lines, in a list or a dictionary, has its line ends escaped
-    there, and so it is not found.
+    there, and so it is not found. And it knows only those that are where they belong: one in a list of lists, or in a
+    dictionary in the place of a list, would be in the very error that says so.
     """
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.no_log_values.update(texts_below(self.params, secret_keys(self.argument_spec)))
 
     def _log_invocation(self) -> None:
         self.log("Invoked; its options may hold secrets")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Optional, TypeVar
 
 from ._blocks import Block, Blocks
 from ._blocks import describe as describe_block
-from ._errors import Invalid, Refused
-from ._fields import size_text
+from ._errors import Invalid, NotFound, Refused
+from ._fields import check_iqn, size_text
 from ._initiator import Portal, Record, Session, new_values, parse_portal
 
 AUTH = "node.session.auth."
@@ -64,6 +65,11 @@ def check_interfaces(value: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(nic, str) or (nic and not INTERFACE.fullmatch(nic)):
             raise ValueError(f"{nic!r} is not the name of a network interface")
     return {str(parse_portal(portal)): nic for portal, nic in value.items()}
+
+
+def check_iqns(value: Sequence[str]) -> list[str]:
+    """Names of targets. Raises ValueError."""
+    return [check_iqn(name) for name in value]
 
 
 def by_portal(target: str, found: Iterable[Thing]) -> dict[Portal, Thing]:
@@ -208,7 +214,10 @@ class Disks:
         found: dict[int, list[tuple[Session, Block]]] = {}
         for session in self.sessions:
             for name, lun in session.disks.items():
-                found.setdefault(lun, []).append((session, self.blocks.look(name)))
+                # It may have gone since, with its session.
+                with suppress(NotFound):
+                    block = self.blocks.look(name)
+                    found.setdefault(lun, []).append((session, block))
         return dict(sorted(found.items()))
 
     def grown(self) -> dict[int, dict[str, Any]]:

@@ -20,6 +20,9 @@ description:
     from the SAN itself, in check mode too.
   - A session is not ended while a disk that it alone brings is mounted, carries an active logical volume or another
     mapping, or is open by a process such as the QEMU of a VM; the user is named.
+  - Two volumes of one WWID, such as an array's clone that kept the serial of its origin, are one disk for multipath,
+    which would send what is written to the one to the other too. A login that brings such a unit is taken back at
+    once, and the error names both; a session that was there before stays.
   - CHAP secrets are no argument of a command. The record is written as the file that C(iscsiadm) would write (0600,
     under its lock), for C(iscsiadm --op update --value) shows the secret in the process list to all users of the node.
 options:
@@ -94,6 +97,13 @@ options:
       - Every path must be in a map of C(multipathd) after the login; the module waits for it, and fails without.
       - The default is V(false).
     type: bool
+  same_units_as: &same_units_as
+    description:
+      - IQNs of other targets that lead to the same logical units, under the same numbers, as of an array whose
+        controllers have a target each. Their units may have one WWID; those of all others may not.
+      - The default is none.
+    type: list
+    elements: str
   sessions:
     description:
       - Many targets at once; each inherits the options that are given beside the list.
@@ -118,6 +128,7 @@ options:
       noop_timeout: *noop_timeout
       login_timeout: *login_timeout
       multipath: *multipath
+      same_units_as: *same_units_as
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
@@ -156,6 +167,15 @@ EXAMPLES = r"""
     chap_password: "{{ vault_chap_password }}"
     replacement_timeout: 5
     sessions: "{{ san_volumes | map(attribute='iqn') | map('community.general.dict_kv', 'target') | list }}"
+
+- name: An array whose two controllers have a target each
+  drover.kvm.iscsi_session:
+    chap_user: ""
+    multipath: true
+    same_units_as: ["iqn.2010-01.com.example:array1.a", "iqn.2010-01.com.example:array1.b"]
+    sessions:
+      - {target: "iqn.2010-01.com.example:array1.a", portals: ["10.231.5.20:3260"]}
+      - {target: "iqn.2010-01.com.example:array1.b", portals: ["10.231.7.20:3260"]}
 
 - name: Take the new size of a volume that was grown on the SAN
   drover.kvm.iscsi_session:
@@ -215,17 +235,16 @@ results:
   elements: dict
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _session as rules
-from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
-from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_iqn
-from ansible_collections.drover.kvm.plugins.module_utils._initiator import Initiator, Portal, parse_portal
+from ansible_collections.drover.kvm.plugins.module_utils._initiator import parse_portal
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
+from ansible_collections.drover.kvm.plugins.module_utils._session_san import San
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import check_secret, check_user
 
 DISK_SECONDS = 180
@@ -244,31 +263,8 @@ FIELDS = (
     Field("noop_timeout", type="int", check=between(0, 3600)),
     Field("login_timeout", type="int", check=between(1, 600)),
     Field("multipath", type="bool", default=False),
+    Field("same_units_as", type="list", elements="str", default=(), check=rules.check_iqns),
 )
-
-
-class San:
-    """The initiator and the block devices of this node, and what its portals were found to offer."""
-
-    def __init__(self) -> None:
-        self.initiator = Initiator()
-        self.blocks = Blocks()
-        self.name = self.initiator.name()
-        self.defaults = self.initiator.defaults()
-        self.offered: dict[tuple[Portal, str], dict[str, int]] = {}
-
-    def group(self, target: str, portal: Portal, nic: str) -> int:
-        """The portal group of a target at a portal. Raises NotFound, Unreachable."""
-        if (portal, nic) not in self.offered:
-            self.offered[portal, nic] = self.initiator.discover(portal, nic)
-        found = self.offered[portal, nic]
-        if target not in found:
-            raise NotFound(
-                f"the portal {portal} does not offer {target} to {self.name}; is it exported there, and is "
-                f"this initiator let in? It offers {', '.join(sorted(found)) or 'nothing'}",
-                offered=sorted(found),
-            )
-        return found[target]
 
 
 class IscsiSession(Resource):
@@ -280,6 +276,15 @@ class IscsiSession(Resource):
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[San]:
         """open-iscsi on this node."""
         return nullcontext(San())
+
+    @classmethod
+    def review(cls, resources: Sequence[Resource]) -> None:
+        """Look for units that can't be told apart, of all targets at once. Raises Refused."""
+        arrivals = resources[0].client.arrivals if resources else None
+        units = arrivals.units() if arrivals else []
+        for one in resources:
+            if one.params["state"] == "present":
+                one.client.arrivals.check(units, one.name, one.params["same_units_as"])
 
     def look(self) -> rules.Disks:
         """The sessions now, and their disks."""
@@ -359,11 +364,17 @@ class IscsiSession(Resource):
             words = f" ({', '.join(changes) or 'file mode'})" if at else ""
             steps.append(Step(f"write the record at {name}{words}", partial(initiator.write, record)))
         if rules.logs_in(name, have, after):
-            steps.append(Step(f"log in at {name}", partial(initiator.login, record)))
+            call = partial(self.client.arrivals.log_in, record, self.records.get(portal))
+            steps.append(Step(f"log in at {name}", call, self._alone))
         return steps
 
     def _seen(self, question: Callable[[rules.Disks], object]) -> object:
+        self._alone()
         return question(self.look())
+
+    def _alone(self) -> bool:
+        self.client.arrivals.check_new(self.name, self.params["same_units_as"])
+        return True
 
     def _grow(self, found: Mapping[str, Any]) -> None:
         for path in found["paths"]:
@@ -375,6 +386,8 @@ class IscsiSession(Resource):
         """The sessions without their secrets."""
         if state is None:
             return {"session": None}
+        if self.name in self.client.arrivals.refused:
+            self.look()
         facts, devices = rules.describe(state["portals"], self.sessions), self.disks.describe()
         return {"session": {"target": self.name, "initiator": self.client.name, **facts, "devices": devices}}
 

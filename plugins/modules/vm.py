@@ -604,6 +604,14 @@ options:
           - Address and port of the target, such as V(10.231.5.10:3260) or V([fd00::10]:3260). Required for a new disk
             of O(disks[].type=iscsi).
         type: str
+      wwid:
+        description:
+          - WWID that the logical unit must have (O(disks[].type=iscsi)), such as V(36001405ee27ff29e2f44851b1dc257c9),
+            which is what an array calls NAA or WWN, after a V(3); RV(drover.kvm.iscsi_volume#module:volume.wwid).
+          - Before each start by this module the unit is asked for it, with the machine's own initiator name and CHAP
+            secret, and a start on another volume is refused, as where two LUNs of an array were exchanged. It is kept
+            in the machine's metadata, so a later task needs not give it. An empty string forgets it.
+        type: str
       initiator:
         description:
           - IQN with which the machine logs in.

@@ -37,6 +37,8 @@ class Node:
         self.root = root
         self.san: dict[str, dict[str, Any]] = {}
         self.multipathd = True
+        # Whether the kernel makes the disks only after the login has come back.
+        self.late = False
         self.deaf: set[str] = set()
         self.calls: list[list[str]] = []
         self.next = 1
@@ -171,8 +173,13 @@ class Node:
         self.write(f"{connection}/persistent_port", values["node.conn[0].port"])
         self.write(f"{connection}/recv_tmo", values["node.conn[0].timeo.noop_out_interval"])
         self.write(f"{connection}/ping_tmo", values["node.conn[0].timeo.noop_out_timeout"])
-        (self.root / f"{session}/device/target{number}:0:0/{number}:0:0:1/block/{name}").mkdir(parents=True)
-        self._add_disk(name, f"8:{number * 16}", unit)
+        for lun, kind, wwid in ((0, 12, "t10.IET     00010000"), (1, 0, f"naa.{unit['wwid'][1:]}")):
+            scsi = f"{session}/device/target{number}:0:0/{number}:0:0:{lun}"
+            self.write(f"{scsi}/type", f"{kind}\n")
+            self.write(f"{scsi}/wwid", f"{wwid}\n")
+        if not self.late:
+            (self.root / f"{scsi}/block/{name}").mkdir(parents=True)
+            self._add_disk(name, f"8:{number * 16}", unit)
 
     def _add_disk(self, name: str, number: str, unit: dict[str, Any]) -> None:
         wwid, block = unit["wwid"], f"sys/class/block/{name}"

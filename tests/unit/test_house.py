@@ -30,7 +30,7 @@ LAYERS = [
     {"_fields", "_files", "_run", "_hypervisor"},
     {"_errors"},
 ]
-FAMILIES = ("_volume", "_target_tgt")  # Several files, one unit.
+FAMILIES = ("_volume", "_target_tgt", "_session")  # Several files, one unit.
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
 PURE = {"_fields", "_hypervisor", "_cluster", "filter"}
 ENGINE = {"module_utils/_resource.py", "plugin_utils/_action.py"}

@@ -77,6 +77,18 @@ class PrivateSan:
     def ask(self, *argv):
         return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
 
+    def admin(self, act, thing, *words):
+        """What tgtadm does with the target of number 1, or with an account that is to be made."""
+        target = [] if (act, thing) == ("new", "account") else ["--tid", "1"]
+        subprocess.run(["tgtadm", "--lld", "iscsi", *target, "--op", act, "--mode", thing, *words], check=True)
+
+    def add_unit(self, lun, serial):
+        """A logical unit of that target, named as module iscsi_volume names it."""
+        path = self.data / f"{serial}.img"
+        path.write_bytes(bytes(1 << 20))
+        self.admin("new", "logicalunit", "--lun", str(lun), "-b", str(path))
+        self.admin("update", "logicalunit", "--lun", str(lun), "--params", f"scsi_sn={serial},scsi_id={serial}")
+
     def log_in(self, name="a", login="", initiator="iqn.2026-11.test.vm:one"):
         """An initiator that reads as long as the test lasts."""
         argv = ["iscsi-perf", "-i", initiator, "-m", "4", "-b", "8", "-t", "60", self.url(name, login)]

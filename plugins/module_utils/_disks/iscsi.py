@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
+from .._blocks import Blocks
+from .._errors import NotFound, Refused, Unreachable
 from .._fields import Field, check_iqn, check_portal
 from .._identity import initiator_iqn
+from .._libiscsi import Login, wwids
 from .._xml import Property, drop, find, make
-from .kind import ANOTHER, Kind
+from .kind import ANOTHER, Kind, Options, Password
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
+# What the kernel and udev make of a name of IEEE's, 8 or 16 bytes long (NAA), or of an EUI-64.
+WWID = re.compile(r"3[0-9a-f]{16}([0-9a-f]{16})?|2[0-9a-f]{16}([0-9a-f]{8}|[0-9a-f]{16})?")
+# As QEMU calls itself where no name is given.
+QEMU_INITIATOR = "iqn.2008-11.org.linux-kvm"
 USER = re.compile(r"[A-Za-z0-9_+-]{1,222}", re.ASCII)
 
 
@@ -62,6 +69,17 @@ def _check_lun(value: int) -> int:
     if not 0 <= value <= 16383:
         raise ValueError(f"{value} is not a logical unit; write a number from 0 to 16383")
     return value
+
+
+def check_wwid(value: str) -> str:
+    """A WWID as udev and multipath write it, in lower case; empty for none."""
+    wwid = value.lower()
+    if wwid and not WWID.fullmatch(wwid):
+        raise ValueError(
+            f"{value!r} is not a WWID; write what the array calls NAA or WWN (16 or 32 digits from 0 to f) after a 3, "
+            "such as 36001405ee27ff29e2f44851b1dc257c9"
+        )
+    return wwid
 
 
 def check_word(value: str) -> str:
@@ -140,4 +158,29 @@ def _complaint(options: dict[str, Any]) -> str | None:
     return None if options["format"] == "raw" else "a disk of type iscsi has the format raw"
 
 
-ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity, _complaint)
+def _check_start(options: Options, uuid: str, password: Password) -> None:
+    """Raise Refused while this node's kernel uses the unit, and when it is another volume than declared (`wwid`)."""
+    unit, blocks = f"{options['iqn']}/{options['lun']}", Blocks()
+    users = {words for name in blocks.of_unit(unit) for words in blocks.users(name)}
+    if users and not options["readonly"]:
+        raise Refused(f"{unit} is in use on this node: {', '.join(sorted(users))}", users=sorted(users))
+    if not options["wwid"]:
+        return
+    initiator = options["initiator"] or f"{QEMU_INITIATOR}:{uuid}"
+    login = Login(options["portal"], options["iqn"], options["lun"], initiator)
+    try:
+        if options["user"]:
+            login = login._replace(user=options["user"], password=password("iscsi", options["secret"]))
+        found = wwids(login)
+    except (NotFound, Unreachable) as error:
+        words = f"{unit} could not be asked whether it is the volume {options['wwid']}"
+        raise Refused(f"{words}: {error.message}") from None
+    if options["wwid"] not in found:
+        raise Refused(
+            f"{unit} is the volume {' or '.join(found) or 'of no WWID'}, not {options['wwid']}: the array maps another "
+            "volume there. Correct the mapping; where the volume was replaced on purpose, correct wwid",
+            wwids=found,
+        )
+
+
+ISCSI = Kind("iscsi", FIELDS, ("iqn", "portal"), _recognises, _source, _fill, _identity, _complaint, None, _check_start)

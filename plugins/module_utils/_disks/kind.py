@@ -12,6 +12,8 @@ from xml.etree.ElementTree import Element
 from .._fields import Field
 
 Options = dict[str, Any]
+# The value of a libvirt secret, by its kind and usage name.
+Password = Callable[[str, str], str]
 ANOTHER = "that would be another disk; take this one off first, then add the other one"
 
 
@@ -37,6 +39,10 @@ class Volume(NamedTuple):
 
 def _nothing(_options: Options) -> str | None:
     return None
+
+
+def _as_it_is(_options: Options, _uuid: str, _password: Password) -> None:
+    pass
 
 
 def _always(_options: Options, _size: int) -> None:
@@ -93,7 +99,8 @@ class Kind:
     domain XML, `source` makes the empty XML of a new one, `fill` (options, VM's name, the disk's number) completes the
     options of a new one, and `identity` is the name by which the storage is the same on every node. `complaint` says
     what speaks against the options of a new disk. A kind without a `store` has volumes that another module makes; a
-    running VM is still told when one of them has grown.
+    running VM is still told when one of them has grown. `check_start` (options, UUID of the VM, passwords) raises
+    Refused before a start when what is there is not what was declared, or is in use.
     """
 
     name: str
@@ -105,6 +112,7 @@ class Kind:
     identity: Callable[[Options], str | None]
     complaint: Callable[[Options], str | None] = _nothing
     store: Store | None = None
+    check_start: Callable[[Options, str, Password], object] = _as_it_is
 
     def volume_name(self, options: Options) -> str:
         """The volume of a disk, for people."""

@@ -84,7 +84,7 @@ def _attach(admission: Admission, draft: Draft, change: Change) -> None:
         raise Failed(f"{name} does not run any more")
     xml = attaching.placed(parse(domain.live_xml), parse(domain.xml), change)
     node.attach_device(name, xml, live=True, config=False)
-    if change.kind == "interface" and metadata.nics(draft.after):
+    if change.kind == "interface" and metadata.NICS.get(draft.after):
         # A new port knows nothing yet of what the VM's record says of it.
         declare(node.domain(name))
 

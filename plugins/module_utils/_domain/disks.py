@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from .._disks import template
 from .._disks.block import BLOCK
 from .._disks.file import FILE
-from .._disks.iscsi import ISCSI
+from .._disks.iscsi import ISCSI, check_wwid
 from .._disks.kind import ANOTHER, Kind
 from .._disks.lvm import LVM_VOLUME
 from .._disks.rbd import RBD
@@ -22,9 +22,9 @@ from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
 from .._xml import Flag, Property, add_device, devices, drop, find, text_of
-from . import tuning
+from . import metadata, tuning
 from .boot import BOOT_ORDER
-from .facts import disk_identity
+from .facts import disk_identity, unit_of
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ISCSI, FILE, RBD, BLOCK, LVM_VOLUME)}
 TARGET = re.compile(r"(vd|sd|hd)[a-z]{1,2}", re.ASCII)
@@ -71,6 +71,7 @@ DISKS: tuple[Field, ...] = (
     Field("size", type="size", check=_check_size, when="live"),
     Field("source", type="path", fixed="it says what a new volume starts as"),
     Field("clone", choices=("linked", "full"), when="live"),
+    Field("wwid", check=check_wwid, when="unseen"),
     *(field for kind in KINDS.values() for field in kind.fields),
 )
 
@@ -91,7 +92,10 @@ def read(disk: Element) -> dict[str, Any] | None:
 
 def read_all(root: Element) -> list[dict[str, Any]]:
     """The options of all disks that this module knows, in their order."""
-    return [options for options in map(read, devices(root, "disk")) if options is not None]
+    said = metadata.DISKS.get(root)
+    found = [(read(disk), unit_of(disk)) for disk in devices(root, "disk")]
+    own = [(options, {"wwid": said.get(unit, {}).get("wwid")} if unit else {}) for options, unit in found if options]
+    return [{**options, **words} for options, words in own]
 
 
 def identity(options: Mapping[str, Any]) -> str | None:
@@ -139,7 +143,21 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
             _change(found, given, f"disks[{place}]")
             options["target"] = Property("target/@dev").get(found)
         declared[options["target"]] = {**given, "clone": options.get("clone")}
+    _write_wwids(root, declared)
     return declared
+
+
+def _write_wwids(root: Element, declared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep the declared WWIDs in the record of the VM. Raises Invalid for a disk that is not asked for its WWID."""
+    said, own = metadata.DISKS.get(root), {}
+    for disk in devices(root, "disk"):
+        target, unit = Property("target/@dev").get(disk), unit_of(disk)
+        given = declared.get(target or "", {}).get("wwid")
+        if given and not unit:
+            raise Invalid(f"disk {target}: wwid is for disks of type iscsi", option="disks")
+        words = said.get(unit or "", {}) if given is None else {"wwid": given} if given else {}
+        own.update({unit: words} if unit else {})
+    metadata.DISKS.put(root, own)
 
 
 def _with_drives(present: Sequence[Element], pairs: Sequence[Pair]) -> list[Pair]:

@@ -89,11 +89,12 @@ class Draft:
         self.check_stores(set() if own else {disk["target"] for disk in disks.read_all(self.after)})
 
     def check_stores(self, targets: set[str]) -> None:
-        """Raise Refused when a store says that somebody has one of these disks open."""
-        for disk in disks.read_all(self.after):
-            store = disks.KINDS[disk["type"]].store
-            if disk["target"] in targets and store and not disk["readonly"]:
-                store.check_free(disk)
+        """Raise Refused when a store says that somebody has one of these disks open, or that it is another volume."""
+        for disk in [disk for disk in disks.read_all(self.after) if disk["target"] in targets]:
+            kind = disks.KINDS[disk["type"]]
+            if kind.store and not disk["readonly"]:
+                kind.store.check_free(disk)
+            kind.check_start(disk, self.uuid, self.site.node.password)
 
     def define(self) -> None:
         """Write the definition; the file of its lease must be there before anything starts it."""

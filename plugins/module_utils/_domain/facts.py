@@ -172,6 +172,12 @@ def disk_identity(disk: Element) -> tuple[str, str | None]:
     return kind, f"{kind}:{path}" if path else None
 
 
+def unit_of(disk: Element) -> str | None:
+    """The logical unit of a disk of kind iscsi, `IQN/LUN`, as the record of the VM calls it; None for others."""
+    kind, identity = disk_identity(disk)
+    return str(identity).partition(":")[2].rpartition("@")[0].lower() if kind == "iscsi" else None
+
+
 def _network_identity(source: Element) -> tuple[str, str]:
     protocol = source.get("protocol") or "network"
     name = source.get("name") or ""

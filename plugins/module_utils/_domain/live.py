@@ -79,7 +79,7 @@ def _plugs(live: Element, definition: Element) -> list[Change]:
     libvirt takes a change of a NIC only with its whole live XML.
     """
     changes = []
-    said = bool(metadata.nics(definition))
+    said = bool(metadata.NICS.get(definition))
     for nic, new in _nics(live, definition):
         mac = nics.nic_mac(nic)
         moves = [] if _bridge(nic) != _bridge(new) and _keeps_bridge(nic, new) else _replug(nic, nics.read(new))
@@ -195,6 +195,9 @@ def _record(live: Element, definition: Element, given: Collection[str]) -> list[
         metadata.edit(live, {name: wanted.get(name) for name in changed})
     if "nics" in given and (words := _checks(live, definition)):
         changed.append(words)
+    if "disks" in given and (said := metadata.DISKS.get(definition)) != metadata.DISKS.get(live):
+        metadata.DISKS.put(live, said)
+        changed.append("declared WWIDs")
     if not changed:
         return []
     words = f"change the {' and '.join(changed)} of {Property('name').get(definition)} as it runs"
@@ -207,10 +210,10 @@ def _write_record(record: str | None, node: Node, name: str) -> None:
 
 def _checks(live: Element, definition: Element) -> str | None:
     """The words for what is said of its NICs, in the same way."""
-    before, wanted = metadata.nics(live), metadata.nics(definition)
+    before, wanted = metadata.NICS.get(live), metadata.NICS.get(definition)
     if before == wanted:
         return None
-    metadata.set_nics(live, wanted)
+    metadata.NICS.put(live, wanted)
     return CHECKS if _checked(before) != _checked(wanted) else "declared addresses"
 
 

@@ -11,7 +11,8 @@ block device, so that the other node can tell whether its own is the same.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._xml import COMMENT, Property, add, drop, find, make, parse, text_of
@@ -63,27 +64,42 @@ def edit(root: Element, changes: dict[str, Any]) -> None:
                 child.text = str(value)
 
 
-def nics(root: Element) -> dict[str, dict[str, str]]:
-    """What the record says of NICs beyond libvirt's own words, by their MAC address."""
-    element = _child(root, NAMESPACE, "vm")
-    lists = [] if element is None else [child for child in element if _local(child) == "nics"]
-    own = [nic for child in lists for nic in child if _local(nic) == "nic"]
-    return {nic.get("mac", "").lower(): {key: text for key, text in nic.items() if key != "mac"} for nic in own}
+class Devices(NamedTuple):
+    """What the record says of devices of one kind beyond libvirt's own words: `<nics><nic mac=.../></nics>`.
+
+    `key` is the attribute by which a device is known.
+    """
+
+    name: str
+    key: str
+
+    def get(self, root: Element) -> dict[str, dict[str, str]]:
+        """What is said of them, by their key in lower case."""
+        element = _child(root, NAMESPACE, "vm")
+        lists = [] if element is None else [child for child in element if _local(child) == f"{self.name}s"]
+        own = [one for child in lists for one in child if _local(one) == self.name]
+        return {
+            one.get(self.key, "").lower(): {key: text for key, text in one.items() if key != self.key} for one in own
+        }
+
+    def put(self, root: Element, said: Mapping[str, Mapping[str, str]]) -> None:
+        """Write what is said of them; those of which nothing is said are left out."""
+        said = {key: dict(words) for key, words in sorted(said.items()) if words}
+        if said == self.get(root):
+            return
+        edit(root, {f"{self.name}s": None})
+        element = _child(root, NAMESPACE, "vm")
+        if element is None or not said:
+            return
+        prefix = element.tag.rpartition(":")[0] + ":" if ":" in element.tag else ""
+        parent = add(element, f"{prefix}{self.name}s")
+        for key, words in said.items():
+            add(parent, f"{prefix}{self.name}", {self.key: key, **words})
 
 
-def set_nics(root: Element, said: dict[str, dict[str, str]]) -> None:
-    """Write what is said of NICs, by MAC address; NICs of which nothing is said are left out."""
-    said = {mac: words for mac, words in sorted(said.items()) if words}
-    if said == nics(root):
-        return
-    edit(root, {"nics": None})
-    element = _child(root, NAMESPACE, "vm")
-    if element is None or not said:
-        return
-    prefix = element.tag.rpartition(":")[0] + ":" if ":" in element.tag else ""
-    parent = add(element, f"{prefix}nics")
-    for mac, words in said.items():
-        add(parent, f"{prefix}nic", {"mac": mac, **words})
+NICS = Devices("nic", "mac")
+# By `IQN/LUN`, so that it says nothing of another volume that takes the disk's place.
+DISKS = Devices("disk", "unit")
 
 
 def record_xml(root: Element) -> str | None:

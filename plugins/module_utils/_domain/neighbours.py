@@ -14,7 +14,7 @@ from .._ceph_conf import may_be
 from .._errors import Refused
 from .._xml import Property, devices, parse
 from . import metadata
-from .facts import disk_facts, nic_facts
+from .facts import disk_facts, nic_facts, unit_of
 
 if TYPE_CHECKING:
     from .._libvirt import Domain
@@ -47,12 +47,17 @@ def claims_of(root: Element) -> set[Claim]:
     found = {("UUID", str(Property("uuid").get(root)))}
     macs = {(nic_facts(nic)["mac"] or "").lower() for nic in devices(root, "interface")} - {""}
     found |= {("MAC address", mac) for mac in macs}
-    for mac, said in metadata.nics(root).items():
+    for mac, said in metadata.NICS.get(root).items():
         own = said.get("addresses") if mac in macs else None
         found |= {("IP address", text.partition("/")[0]) for text in (own.split(",") if own else ())}
-    for disk in map(disk_facts, devices(root, "disk")):
+    volumes = metadata.DISKS.get(root)
+    for element in devices(root, "disk"):
+        disk = disk_facts(element)
         kind = "medium" if disk["readonly"] or disk["device"] != "disk" else "disk"
         found |= {(kind, name) for name in (names_of(disk["identity"]) if disk["identity"] else ())}
+        # A volume is called so where the kernel of a node has it.
+        declared = volumes.get(unit_of(element) or "", {}).get("wwid")
+        found |= {(kind, f"device:{declared}")} if declared else set()
     return found
 
 

@@ -165,7 +165,7 @@ def read(nic: Element, said: spoofing.Said | None = None) -> dict[str, Any]:
 
 def read_all(root: Element) -> list[dict[str, Any]]:
     """The options of all NICs that this module knows, in their order."""
-    said = metadata.nics(root)
+    said = metadata.NICS.get(root)
     return [read(nic, said.get(nic_mac(nic) or "")) for nic in devices(root, "interface") if known(nic)]
 
 
@@ -179,7 +179,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: 
     by_mac = {nic_mac(nic): nic for nic in present}
     claimed = [by_mac[options["mac"]] for options in wanted if options.get("mac") in by_mac]
     rest = [nic for nic in present if not any(nic is other for other in claimed)]
-    parent, said = find(root, "devices"), metadata.nics(root)
+    parent, said = find(root, "devices"), metadata.NICS.get(root)
     own: dict[str, dict[str, str]] = {}
     for place, options in enumerate(wanted):
         mac = options.get("mac")
@@ -198,7 +198,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str, bridges: 
     for nic in rest:
         if parent is not None:
             drop(parent, nic)
-    metadata.set_nics(root, own)
+    metadata.NICS.put(root, own)
 
 
 def nic_mac(nic: Element) -> str | None:

@@ -23,7 +23,7 @@ def taps(domain: Domain) -> list[Tap]:
     if not domain.live_xml:
         return []
     root = parse(domain.live_xml)
-    said = metadata.nics(root)
+    said = metadata.NICS.get(root)
     found = [nic for nic in devices(root, "interface") if _is_plugged(nic)]
     return [_tap(domain, nic, said.get(nics.nic_mac(nic) or "", {})) for nic in found]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from ansible.plugins.filter.core import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
+from jinja2.filters import FILTERS
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
 TEMPLATES = ROLE / "templates"
@@ -80,9 +82,76 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
 def variable(name: str, **known: object) -> Any:
     """A variable of the role, as data."""
     environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
-    environment.filters.update(FilterModule().filters())
+    # Ansible's own `default` knows only Ansible's own undefined values.
+    environment.filters.update({**FilterModule().filters(), "default": FILTERS["default"]})
     text = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))[name]
     return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)
+
+
+def tasks(name: str) -> list[dict[str, Any]]:
+    """The tasks of a file of the role, those in blocks too."""
+    found = yaml.safe_load((ROLE / f"tasks/{name}.yml").read_text(encoding="utf-8"))
+    return [one for task in found for one in (task, *task.get("block", ()), *task.get("rescue", ()))]
+
+
+def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
+    names = [path.stem for path in (ROLE / "tasks").glob("*.yml")]
+    reloads = [(name, task) for name in names for task in tasks(name) if "daemon_reload: " in yaml.safe_dump(task)]
+    ((name, task),) = reloads
+    assert name == "boot" and task == {
+        "name": "Let systemd read it",
+        "ansible.builtin.systemd_service": {"daemon_reload": True},
+    }
+    words = [task["name"] for task in tasks("boot")]
+    assert words.index("Write the order at boot") < words.index("Let systemd read it") < len(words) - 1
+    assert "boot.yml" in (text := (ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
+    assert text.index("boot.yml") < text.index("groups.yml"), "what groups.yml starts has its order"
+    units = variable("san_initiator_ordered", san_initiator_lvm_groups=[{"name": "vmsan"}])
+    assert [f"{unit}.j2" for unit in sorted(units)] == sorted(path.name for path in TEMPLATES.glob("*.service.j2"))
+    assert len(variable("san_initiator_ordered", san_initiator_lvm_groups=[])) == 2
+
+
+NAME, OTHER = "iqn.1993-08.org.debian:01:aaaa", "iqn.1993-08.org.debian:01:bbbb"
+HERE = {"san_initiator_iqn": NAME, "inventory_hostname": "hv1", "ansible_play_hosts": ["hv1", "hv2"]}
+
+
+@pytest.mark.parametrize(
+    "hv2, hv3, same",
+    [
+        ({}, {}, []),
+        ({"san_initiator_iqn": NAME}, {}, ["hv2"]),
+        ({"san_initiator_iqn": OTHER}, {"ansible_facts": {"iscsi_iqn": NAME}}, ["hv3"]),
+        # It gets another name in this run, before anything logs in.
+        ({"san_initiator_iqn": OTHER, "ansible_facts": {"iscsi_iqn": NAME}}, {"ansible_facts": {}}, []),
+        ({"san_initiator_iqn": NAME}, {"ansible_facts": {"iscsi_iqn": NAME}}, ["hv2", "hv3"]),
+    ],
+)
+def test_nodes_of_one_initiator_name_are_found_in_the_run_and_by_their_facts(
+    hv2: dict[str, Any], hv3: dict[str, Any], same: list[str]
+) -> None:
+    """A machine that was cloned has /etc/iscsi/initiatorname.iscsi of its origin."""
+    known = {"hv1": {}, "hv2": hv2, "hv3": hv3, "web1": {"san_initiator_iqn": NAME}}
+    hosts = {name: {**said, "inventory_hostname": name} for name, said in known.items()}
+    others = variable(
+        "san_initiator_others", **HERE, groups={"hypervisors": ["hv1", "hv2", "hv3"], "vms": ["web1"]}, hostvars=hosts
+    )
+    assert variable("san_initiator_same_iqn", **HERE, san_initiator_others=others) == same
+    words = [task["name"] for task in tasks("kernel")]
+    assert words.index("Refuse a name that another node has") < words.index("Name the node's initiator")
+
+
+@pytest.mark.parametrize(
+    "asked, text, name",
+    [
+        ("", f"## a comment\nInitiatorName={NAME}\n", NAME),
+        ("", f" InitiatorName = {NAME} \n", NAME),
+        (OTHER, f"InitiatorName={NAME}\n", OTHER),
+        ("", None, ""),
+    ],
+)
+def test_a_node_has_the_name_that_it_was_given_or_has(asked: str, text: str | None, name: str) -> None:
+    slurped = {"failed": True} if text is None else {"content": b64encode(text.encode()).decode()}
+    assert variable("san_initiator_own_iqn", san_initiator_name=asked, san_initiator_named=slurped) == name
 
 
 def session(**states: object) -> dict[str, object]:

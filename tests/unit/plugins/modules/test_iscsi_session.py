@@ -12,8 +12,9 @@ from functools import partial
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _initiator
+from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session_san
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
+from ansible_collections.drover.kvm.plugins.module_utils._session_twins import Unit, twins
 from ansible_collections.drover.kvm.plugins.modules import iscsi_session
 from ansible_collections.drover.kvm.tests.unit import hostile
 from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
@@ -40,8 +41,8 @@ def node(tmp_path, monkeypatch):
     made.export(IQN, 1)
     monkeypatch.setattr(_initiator, "run", made.run)
     monkeypatch.setattr(_initiator.socket, "create_connection", made.connect)
-    monkeypatch.setattr(iscsi_session, "Initiator", partial(_initiator.Initiator, tmp_path))
-    monkeypatch.setattr(iscsi_session, "Blocks", partial(Blocks, tmp_path))
+    monkeypatch.setattr(_session_san, "Initiator", partial(_initiator.Initiator, tmp_path))
+    monkeypatch.setattr(_session_san, "Blocks", partial(Blocks, tmp_path))
     monkeypatch.setattr(Blocks, "capacity", lambda _self, name: made.capacity(name))
     monkeypatch.setattr(Blocks, "rescan", lambda _self, name: made.rescan(name))
     monkeypatch.setattr(iscsi_session, "DISK_SECONDS", 0.2)
@@ -291,6 +292,34 @@ def test_what_is_refused_before_anything_is_done(run, node, args, words):
     assert node.sessions() == [] and not list((node.root / "var/lib/iscsi/nodes").iterdir())
 
 
+MUTUAL = {"mutual_chap_user": "san", "mutual_chap_password": "AnotherSecret9"}
+ITEM = {"target": IQN, "portals": [PORTAL_A], **CHAP, **MUTUAL}
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [{**ITEM, "chap_secret": "x"}],
+        [{**ITEM, "startup": "sometimes"}],
+        [{**ITEM, "portals": {"a": 1}}],
+        [{**ITEM, "noop_interval": "soon"}],
+        [{**ITEM, "chap_password": [SECRET]}],
+        [{**ITEM, "sessions": [ITEM]}],
+        [ITEM, f"target={IQN} chap_password={SECRET} startup"],
+        [[ITEM]],
+        [["a", ITEM]],
+        {"first": ITEM},
+        {"first": [{"second": ITEM}]},
+        json.dumps([ITEM]),
+        [json.dumps(ITEM)[:-1]],
+    ],
+)
+def test_what_is_wrong_beside_a_secret_does_not_show_it(run, node, sessions):
+    """The fixture looks for the secrets in all that the module says, what it was called with included."""
+    assert run(sessions=sessions)["failed"] and node.sessions() == []
+    assert run(**ITEM, sessions=sessions, bogus=1)["failed"]
+
+
 def test_a_portal_that_does_not_answer(run, node):
     node.deaf.add("10.231.5.10")
     result = run(**BOTH)
@@ -340,6 +369,95 @@ def test_the_records_of_debian_12_are_below_etc(run, node):
     node.write("usr/sbin/iscsiadm", "\0/etc/iscsi/nodes\0")
     run(**BOTH, state="logged_out")
     assert list((node.root / "etc/iscsi/nodes" / IQN).iterdir())
+
+
+CLONE = "iqn.2026-11.org.example:drover-web1-clone"
+TWINS = {"sessions": [{"target": IQN}, {"target": CLONE}], "portals": [PORTAL_A, PORTAL_B], **CHAP}
+
+
+def export_clone(node, **options):
+    """The SAN has a copy of the volume, with its serial."""
+    node.export(CLONE, 7, **{"wwid": node.san[IQN]["wwid"], **options})
+
+
+@pytest.mark.parametrize("multipath", [True, False])
+def test_a_clone_with_the_wwid_of_a_volume_that_is_there_is_logged_out_at_once(run, node, multipath):
+    both(run, **BOTH)
+    export_clone(node)
+    before = node.sessions(), node.blocks()
+    node.calls.clear()
+    refused = run(**{**BOTH, "target": CLONE}, multipath=multipath)
+    assert refused["error"] == "Refused" and refused["details"]["wwid"] == node.san[IQN]["wwid"]
+    for words in (f"logical unit 1 of {CLONE} (sdd)", f"logical unit 1 of {IQN} (sdb)", "serial of its own"):
+        assert words in refused["msg"], refused["msg"]
+    assert f"Logged out again: {CLONE}" in refused["msg"]
+    assert (node.sessions(), node.blocks()) == before
+    verbs = [words[-1] for words in node.calls if "discovery" not in words]
+    assert verbs == ["--login", "--logout", "delete"], "at the first path, before a second one comes"
+    assert not list((node.root / f"var/lib/iscsi/nodes/{CLONE}").glob("*/*")), "it does not come with the next boot"
+    assert run(**{**BOTH, "target": CLONE})["failed"] and (node.sessions(), node.blocks()) == before
+    node.san[CLONE]["wwid"] = f"36001405{7:025x}"
+    both(run, **{**BOTH, "target": CLONE})
+
+
+def test_a_clone_is_found_before_the_kernel_has_made_a_disk_of_it(run, node):
+    both(run, **BOTH)
+    export_clone(node)
+    node.late = True
+    refused = run(**{**BOTH, "target": CLONE})
+    assert f"logical unit 1 of {CLONE} (3:0:0:1)" in refused["msg"] and f"Logged out again: {CLONE}" in refused["msg"]
+    assert len(node.sessions()) == 2 and not [words for words in node.calls[-3:] if words[0] == "udevadm"]
+
+
+def test_a_record_that_was_there_stays_as_it_was(run, node):
+    both(run, **BOTH)
+    export_clone(node)
+    both(run, **{**BOTH, "target": CLONE}, state="logged_out", startup="manual")
+    records = {path: path.read_text(encoding="utf-8") for path in node.root.glob("var/lib/iscsi/nodes/*/*/*")}
+    assert "Logged out again: " in run(**{**BOTH, "target": CLONE}, startup="onboot")["msg"]
+    assert {path: path.read_text(encoding="utf-8") for path in records} == records
+
+
+def test_two_new_twins_are_both_logged_out_for_nobody_knows_which_one_is_the_clone(run, node):
+    export_clone(node)
+    failed = run(**TWINS)
+    assert failed["failed"] and f"Logged out again: {IQN}, {CLONE}" in failed["msg"]
+    assert node.sessions() == [] and node.blocks() == []
+    assert all(not one["session"] or not one["session"]["devices"] for one in failed["results"])
+    assert not list((node.root / "var/lib/iscsi/nodes").glob("*/*/*"))
+
+
+def test_twins_that_are_there_already_are_told_and_left_to_the_user(run, node):
+    both(run, **BOTH)
+    export_clone(node, wwid=f"36001405{7:025x}")
+    both(run, **{**BOTH, "target": CLONE})
+    for unit in node.root.glob("sys/class/iscsi_session/session*/device/target*/*:1"):
+        unit.joinpath("wwid").write_text(f"naa.{node.san[IQN]['wwid'][1:]}\n", encoding="ascii")
+    for check in (True, False):
+        refused = run(**TWINS, _ansible_check_mode=check)
+        assert refused["error"] == "Refused" and "This run logged in to neither" in refused["msg"]
+    assert len(node.sessions()) == 4
+    for target in (CLONE, IQN):
+        assert run(target=target, state="absent")["changed"], "that is the mend"
+
+
+def test_the_targets_of_one_arrays_controllers_may_share_their_units(run, node):
+    export_clone(node)
+    ways = {"same_units_as": [IQN, CLONE]}
+    assert not run(**TWINS, **ways).get("failed") and len(node.sessions()) == 4
+    assert run(**TWINS, **ways)["changed"] is False
+    assert "have the same WWID" in run(**TWINS)["msg"]
+
+
+def test_a_clone_in_the_target_of_its_origin_is_found_by_its_number():
+    units = [Unit(IQN, 1, "sdb", "36001"), Unit(IQN, 1, "sdc", "36001")]
+    units += [Unit(CLONE, 1, "sdd", ""), Unit(CLONE, 2, "sde", "")]
+    assert twins(units, IQN, []) is None and twins(units, CLONE, []) is None
+    copy = Unit(IQN, 2, "sdf", "36001")
+    assert twins([*units, copy], IQN, [IQN]) == (units[0], copy)
+    other = Unit(CLONE, 2, "sdf", "36001")
+    assert twins([*units, other], IQN, [CLONE]) == (units[0], other), "another number is another volume"
+    assert twins([*units, copy], CLONE, []) is None, "twins of others are not this task's"
 
 
 # Another account than that of the target is refused by the SAN itself, which has no way to ask it before.

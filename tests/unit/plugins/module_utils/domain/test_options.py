@@ -126,6 +126,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "lun": ({**SAN, "lun": 7}, f"name='{IQN}/7'"),
     "portal": ({**SAN, "portal": "[fd00:0::10]:3261"}, "<host name='fd00::10' port='3261'/>"),
     "initiator": ({**SAN, "initiator": "iqn.2026-11.org.example:x"}, "<iqn name='iqn.2026-11.org.example:x'/>"),
+    "wwid": ({**SAN, "wwid": "3" + "A" * 16}, f'<drover:disk unit="{IQN}/1" wwid="3aaaaaaaaaaaaaaaa"/>'),
     "user": ({**SAN, "user": "drover", "secret": "san1"}, "<auth username='drover'>"),
     "secret": ({**SAN, "user": "drover", "secret": "san1"}, "<secret usage='san1' type='iscsi'/></auth>"),
     "target": ({**SAN, "target": "vdc"}, "<target dev='vdc' bus='virtio'/>"),
