@@ -129,7 +129,7 @@ def under_way(directory: Path = DIRECTORY) -> int:
     states = [read(path) or {} for path in directory.glob("migrate-*.json")]
     live = [state for state in states if state.get("kind") == "live" and state.get("result") is None]
     # A helper that was killed told nothing of its end.
-    return max(1, sum(time.time() - state.get("updated", 0) < SILENT for state in live))
+    return max(1, len([state for state in live if time.time() - state.get("updated", 0) < SILENT]))
 
 
 def forget_others(path: Path, order: Order) -> None:
