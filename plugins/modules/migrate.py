@@ -70,8 +70,20 @@ options:
           migration, which waits meanwhile. Two sources that ask at the same moment may both go ahead.
         - Default is no limit but O(parallel) of each source.
       type: int
+    parallel_cluster:
+      description:
+        - How many VMs move at the same time in the whole cluster, from and to whichever nodes, as for links or switches
+          that all of them share. All nodes are asked in the same way.
+        - Default is no limit but O(parallel) of each source.
+      type: int
     bandwidth: &bandwidth
       description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
+      type: str
+    bandwidth_per_node:
+      description:
+        - The most that all migrations which leave the node take together, in bytes per second. Those that run share it
+          evenly, and what one no longer needs is the others' within a second. Default is no limit.
+        - Counted in MiB/s, of which each has at least one.
       type: str
     timeout: &timeout
       description:
@@ -343,8 +355,10 @@ FIELDS = (
     Field("memory", type="size"),
     Field("state", choices=("migrated", "recovered"), default="migrated"),
     Field("parallel_inbound", type="int", check=within(1, MOST, "VMs")),
+    Field("parallel_cluster", type="int", check=within(1, MOST, "VMs")),
     Field("parallel", type="int", default=2, check=within(1, MOST, "VMs")),
     *PACE,
+    Field("bandwidth_per_node", type="size"),
     Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),
     Field("storage", choices=("shared", "copy"), default="shared"),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),

@@ -35,8 +35,11 @@ options:
       - V(drain) empties O(node). VMs that are shut off move too, as a definition. A VM whose home is another node goes
         there if it can. When spreading leaves a VM over, nodes are packed tighter; when that is not enough, VMs of
         other nodes move to make room (O(make_room)).
+      - What becomes of a VM with V(drain) and V(rolling) is its own word (O(drover.kvm.vm#module:on_maintenance)). It
+        may also be restarted elsewhere, shut down until the node returns, left there, or refuse. The other operations
+        but V(undrain) move no running VM with another word than C(migrate).
       - V(undrain) brings back exactly the VMs whose home is one of O(node), in an order in which each finds room. A VM
-        that was moved on purpose since has another home and stays.
+        that was moved on purpose since has another home and stays. VMs that were shut down for the time are started.
       - V(rolling) empties and fills the nodes of O(node) one after the other (all that take VMs, if none is named).
         Each step is planned on what the one before leaves, so that all is known before the first move. Its steps are in
         RV(cycle), and RV(moves), RV(stages), RV(blockers) and RV(enough) are those of all steps.
@@ -206,6 +209,12 @@ options:
     description:
       - Whether it is a blocker when after the plan the loss of a node could not be borne (RV(n_minus_1)).
       - Default is V(false). With O(operation=consolidate) only V(false) changes something, see there.
+    type: bool
+    version_added: "0.1.0"
+  require_off:
+    description:
+      - With O(operation=drain) and O(operation=rolling), whether it is a blocker when a VM would be left running on a
+        node that is emptied (RV(left)), as it is to be rebooted or switched off. Default is V(false).
     type: bool
     version_added: "0.1.0"
   bandwidth:
@@ -402,7 +411,10 @@ cycle:
   type: list
   elements: dict
 moves:
-  description: The moves in an order in which each is possible when its turn comes, as M(drover.kvm.migrate) takes them.
+  description:
+    - The moves in an order in which each is possible when its turn comes, as M(drover.kvm.migrate) takes them.
+    - C(mode) is C(live), C(offline) for a VM that is off, or C(restart) for one that is shut down before, moves as
+      C(offline), and is started after.
   returned: always
   type: list
   elements: dict
@@ -433,6 +445,8 @@ blockers:
           where it is, whatever the destination.
         - C(memory), C(hugepages), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(bridge), C(lease),
           C(anti_affinity) and C(pinned) are why no node can take it; to mend one of those of a VM is enough.
+        - C(on_maintenance) is a VM that is not to be moved, or would be left running, by its own word
+          (O(drover.kvm.vm#module:on_maintenance)).
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.
         - C(n_minus_1) is a node whose loss could not be borne, see O(require_n_minus_1).
         - C(unknown_vm) is a name of O(names) that no node has.
@@ -450,6 +464,26 @@ blockers:
       reason: local_iso
       text: "inst has file:/root/d.iso of its node in drive sda"
       mend: "eject it (virsh change-media inst sda --eject), or put the image on shared storage"
+shutdowns:
+  description:
+    - The VMs that are shut down where they are until the node returns, with C(vm), C(uuid), C(node) and C(running),
+      which is V(false) when an earlier run did it.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{vm: gpu1, uuid: 0a1b2c3d-0000-4000-8000-000000000002, node: hv1, running: true}]
+left:
+  description: The VMs that are left on the node as they are, in the same way.
+  returned: always
+  type: list
+  elements: dict
+starts:
+  description:
+    - The VMs that were shut down for maintenance and start where they are, in the same way; of one that runs only the
+      mark of that is left over.
+  returned: always
+  type: list
+  elements: dict
 placements:
   description: For O(operation=place), the node of each VM for which there is one, be it there already or new.
   returned: always
@@ -473,7 +507,14 @@ guests:
   type: list
   elements: dict
   sample:
-    - {name: web1, node: hv2, active: true, memory: 4294967296, home: hv1, could_go_to: [hv1, hv3], tied: []}
+    - name: web1
+      node: hv2
+      active: true
+      memory: 4294967296
+      home: hv1
+      on_maintenance: migrate
+      could_go_to: [hv1, hv3]
+      tied: []
 n_minus_1:
   description:
     - Whether after the plan the running VMs of any one node could be started on the others if it were lost. Memory,

@@ -23,8 +23,15 @@ options:
     type: list
     elements: str
     required: true
+  reason:
+    description:
+      - Why. V(outage) is what C(start_vms) starts, V(maintenance) is for machines that a drain of their node shuts down
+        (O(drover.kvm.vm#module:on_maintenance)) and that C(undrain_node) starts. C(metadata.stopped) says it.
+    type: str
+    choices: [outage, maintenance]
+    default: outage
   state:
-    description: Whether they are remembered.
+    description: Whether they are remembered. V(absent) leaves one alone that is remembered for the other reason.
     type: str
     choices: [present, absent]
     default: present
@@ -39,6 +46,11 @@ EXAMPLES = r"""
 - name: Remember them
   drover.kvm.stop_record:
     vms: [web1, db1]
+
+- name: Remember one that is off until its node returns
+  drover.kvm.stop_record:
+    vms: [gpu1]
+    reason: maintenance
 
 - name: Stop them
   drover.kvm.vm:
@@ -59,7 +71,7 @@ actions:
   elements: str
   sample: ["remember that web1 is stopped for a while"]
 remembered:
-  description: Those of the machines that are remembered after the task.
+  description: Those of the machines that are remembered after the task, for O(reason).
   returned: always
   type: list
   elements: str
@@ -86,6 +98,7 @@ def check_names(value: list[str]) -> list[str]:
 
 FIELDS = (
     Field("vms", type="list", elements="str", required=True, check=check_names),
+    Field("reason", choices=("outage", "maintenance"), default="outage"),
     Field("state", choices=("present", "absent"), default="present"),
 )
 
@@ -101,27 +114,35 @@ class StopRecord(Resource):
         return connect()
 
     def read(self) -> State:
-        """Whether each is remembered. Raises NotFound naming those that are not here."""
+        """For what each is remembered, if it is. Raises NotFound naming those that are not here."""
         self.domains = self.client.domains(self.params["vms"])
         missing = [name for name in self.params["vms"] if name not in self.domains]
         if missing:
             raise NotFound(f"{self.client.name} has no VM {', '.join(missing)}", vms=missing)
         trees = {name: parse(domain.xml) for name, domain in self.domains.items()}
-        return {name: bool(metadata.read(trees[name]).get("stopped")) for name in sorted(trees)}
+        return {name: metadata.read(trees[name]).get("stopped") for name in sorted(trees)}
 
     def wanted(self, before: State) -> State:
-        """The same for all."""
-        return dict.fromkeys(before or {}, self.params["state"] == "present")
+        """The reason for all; or, of those that have it, none."""
+        reason = self.params["reason"]
+        if self.params["state"] == "present":
+            return dict.fromkeys(before or {}, reason)
+        return {name: None if said == reason else said for name, said in (before or {}).items()}
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """One for each that differs."""
         verb = "remember" if self.params["state"] == "present" else "forget"
         differ = [name for name, value in (wanted or {}).items() if (before or {})[name] != value]
-        return [Step(f"{verb} that {name} is stopped for a while", partial(self.write, name)) for name in differ]
+        words = {name: f"{verb} that {name} is stopped for {self.why()}" for name in differ}
+        return [Step(words[name], partial(self.write, name, (wanted or {})[name])) for name in differ]
 
-    def write(self, name: str) -> None:
+    def why(self) -> str:
+        """The reason in words."""
+        return "maintenance of its node" if self.params["reason"] == "maintenance" else "a while"
+
+    def write(self, name: str, value: str | None) -> None:
         """Write it into the definition, and into what runs."""
-        domain, value = self.domains[name], "yes" if self.params["state"] == "present" else None
+        domain = self.domains[name]
         for xml, live in ((domain.xml, False), (domain.live_xml, True)):
             if xml and (live or domain.persistent):
                 root = parse(xml)
@@ -130,8 +151,8 @@ class StopRecord(Resource):
                 self.client.set_metadata(name, metadata.PREFIX, metadata.NAMESPACE, record, live=live, config=not live)
 
     def result(self, state: State) -> dict[str, Any]:
-        """Those that are remembered."""
-        return {"remembered": [name for name, value in (state or {}).items() if value]}
+        """Those that are remembered for the reason."""
+        return {"remembered": [name for name, said in (state or {}).items() if said == self.params["reason"]]}
 
 
 def main() -> None:

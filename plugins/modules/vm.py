@@ -397,6 +397,20 @@ options:
       - By default nothing is said.
     type: bool
     version_added: "0.1.0"
+  on_maintenance: &on_maintenance
+    description:
+      - What becomes of the running machine when its node is drained, kept in its metadata. Without a word it is
+        V(migrate). C(drain_node), C(undrain_node) and C(rolling_update) keep to it, see M(drover.kvm.plan).
+      - V(migrate) moves it while it runs.
+      - V(restart) shuts it down, moves it and starts it on the other node, and does the same on its way back.
+      - V(shutdown) shuts it down where it is; it starts again when the node returns (C(undrain_node)). So its disks and
+        devices may be the node's own.
+      - V(leave) leaves it as it is, so the node is not empty; the drain names it. A drain for a reboot is refused.
+      - V(refuse) refuses the drain while the machine runs there.
+      - With all but V(migrate), it is never moved to even out loads, to make room or to save power.
+    type: str
+    choices: [migrate, restart, shutdown, leave, refuse]
+    version_added: "0.1.0"
   disks: &disks
     description:
       - The disks, exactly these, in the order in which the guest finds them. Kinds of storage for which there is no
@@ -953,6 +967,7 @@ options:
       description: *description
       owner: *owner
       rollback_safe: *rollback_safe
+      on_maintenance: *on_maintenance
       disks: *disks
       nics: *nics
       cloud_init: *cloud_init
@@ -1263,6 +1278,10 @@ vm:
     description: {description: One line about it., type: str, returned: always}
     owner: {description: To whom it belongs., type: str, returned: always}
     rollback_safe: {description: Whether it may be set back; null where nothing is said., type: bool, returned: always}
+    on_maintenance:
+      description: What becomes of it when its node is drained; null where nothing is said.
+      type: str
+      returned: always
     tags: {description: Its tags., type: list, elements: str, returned: always}
     autostart: {description: Whether it starts with the node., type: bool, returned: always}
     disks:

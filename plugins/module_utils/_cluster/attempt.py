@@ -47,5 +47,4 @@ class Attempt:
 
 def move(guest: Guest, target: str, why: str) -> Move:
     """The move of a guest from where the facts say it is."""
-    mode = "live" if guest.active else "offline"
-    return Move(guest.name, guest.uuid, guest.node, target, mode, guest.memory, why, guest.copies)
+    return Move(guest.name, guest.uuid, guest.node, target, guest.mode, guest.memory, why, guest.copies)

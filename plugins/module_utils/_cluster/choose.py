@@ -69,7 +69,12 @@ def by_choice(board: Board, guests: Iterable[Guest]) -> list[Guest]:
 
 def fixed(guest: Guest) -> list[Blocker]:
     """What keeps the guest where it is, whatever the destination."""
-    return [Blocker(guest.name, guest.node, o.reason, o.text, o.mend) for o in guest.fixed]
+    return blockers(guest, guest.fixed)
+
+
+def blockers(guest: Guest, obstacles: Iterable[Obstacle]) -> list[Blocker]:
+    """The obstacles of the guest, as blockers where it is."""
+    return [Blocker(guest.name, guest.node, o.reason, o.text, o.mend) for o in obstacles]
 
 
 def nowhere(board: Board, guest: Guest, hindrances: Mapping[str, Obstacle]) -> list[Blocker]:

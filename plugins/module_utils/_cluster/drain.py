@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Callable
 
-from . import choose
+from . import choose, maintenance
 from .attempt import Attempt
 from .board import Board
 from .level import level
-from .model import Blocker, Cluster, Guest, Move, Plan
+from .model import STAYING, Blocker, Cluster, Guest, Move, Plan
 
 Order = Callable[[Board, Iterable[Guest]], "list[Guest]"]
 
@@ -32,7 +32,7 @@ STRATEGIES: tuple[tuple[Order, choose.Choice, bool], ...] = (
 def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Iterable[str] | None = None) -> Plan:
     """Empty the nodes, or move `only` the guests of these names off them; they take no guest in either case.
 
-    With `room`, others may move too when a guest fits nowhere.
+    With `room`, others may move too when a guest fits nowhere. Guests stay whose own word wants that.
 
     With blockers the moves are those that are possible in spite of them.
     """
@@ -40,10 +40,11 @@ def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Itera
     names = sorted(set(nodes))
     leaving = None if only is None else frozenset(only)
     there = [guest for name in names if name in board.at for guest in board.at[name].values()]
-    guests = [guest for guest in there if leaving is None or guest.name in leaving]
+    named = [guest for guest in there if leaving is None or guest.name in leaving]
+    guests = [guest for guest in named if guest.verb not in STAYING]
     blockers = [blocker for name in names for blocker in choose.missing_node(board, name)]
     blockers += choose.unknown_guests(board, leaving or ())
-    blockers += [blocker for guest in guests for blocker in choose.fixed(guest)]
+    blockers += [blocker for guest in named for blocker in choose.blockers(guest, maintenance.against(guest))]
     moves: list[Move] = []
     if guests and not board.targets():
         blockers += [choose.no_target(board, name) for name in sorted({guest.node for guest in guests})]
@@ -53,7 +54,9 @@ def drain(cluster: Cluster, nodes: Sequence[str], room: bool = True, only: Itera
     # Each once, by node and guest.
     unique = {(b.node, b.vm, b.reason, b.text): b for b in blockers}
     ordered = tuple(unique[key] for key in sorted(unique))
-    return Plan(tuple(moves), ordered, {}, frozenset(nodes), leaving, choose.left_out(board))
+    staying = frozenset(guest.key for guest in named if guest.verb in STAYING)
+    plan = Plan(tuple(moves), ordered, {}, frozenset(nodes), leaving, choose.left_out(board), staying)
+    return replace(plan, starts=maintenance.starts(cluster, plan))
 
 
 def _moves(

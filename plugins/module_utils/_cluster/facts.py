@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from .._fields import parse_size
-from . import fixed
-from .model import RUNNING, Cluster, Guest, Node, Obstacle, Rules
+from . import fixed, maintenance
+from .model import RESTART, RUNNING, Cluster, Guest, Node, Obstacle, Rules
 
 # What decides whether a node can run a guest's CPU.
 CPU_KEYS = ("cpu", "virt_type", "machine")
@@ -97,14 +97,17 @@ def _node(facts: Mapping[str, Any]) -> Node:
 
 
 def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
-    metadata, copies, age = domain.get("metadata") or {}, rules.copy_storage, domain.get("age")
+    metadata, age = domain.get("metadata") or {}, domain.get("age")
+    verb, running, recorded = maintenance.verb(domain), domain.get("state") in RUNNING, maintenance.recorded(domain)
+    # What is copied along is copied from a VM that runs.
+    copies = rules.copy_storage and verb != RESTART
     return Guest(
         name=domain["name"],
         node=node,
         uuid=domain.get("uuid") or "",
         memory=(domain.get("memory") or {}).get("maximum") or 0,
         vcpus=(domain.get("vcpus") or {}).get("current") or 1,
-        active=domain.get("state") in RUNNING,
+        active=running or recorded,
         tags=frozenset(metadata.get("tags") or []),
         bridges=_bridges(domain),
         machine=domain.get("machine") or "",
@@ -116,6 +119,9 @@ def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
         page=_page(domain.get("hugepages")),
         lease=(domain.get("lease") or "").rpartition("/")[0],
         fresh=age is not None and age < rules.hold_off,
+        verb=verb,
+        waits=recorded and not running,
+        recorded=recorded,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import maintenance
 from .model import Obstacle
 
 # States in which libvirt refuses a migration or the guest would not survive it.
@@ -23,7 +24,8 @@ INTERRUPTED = ("migrating", "migration")
 
 def obstacles(domain: Mapping[str, Any], copies: bool = False) -> tuple[Obstacle, ...]:
     """All reasons why the domain (as node_info describes it) can't be moved; `copies`: its local files may be."""
-    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies))
+    own = maintenance.obstacles(domain)
+    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies), *own)
 
 
 def copied(domain: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Callable
 
+from . import maintenance
 from .board import Board
 from .model import Cluster, Guest, Plan, size_text
 
@@ -34,7 +35,7 @@ def enough(cluster: Cluster, plan: Plan, again: Callable[[Cluster], Plan]) -> li
     blocked = {blocker.vm for blocker in plan.blockers} - {""}
     reasons = {blocker.reason for blocker in plan.blockers}
     guests = [guest for guest in cluster.guests if guest.name in blocked and guest.node in plan.emptied]
-    must = [mend for guest in guests if guest.fixed for mend in _loose(guest)]
+    must = [mend for guest in guests for mend in _loose(guest)]
     others = _others(cluster, plan, guests, reasons)
     if any(not blocker.vm for blocker in plan.blockers if blocker.reason != "no_destination"):
         return []
@@ -69,7 +70,7 @@ def _with(cluster: Cluster, mends: Sequence[Mend]) -> Cluster:
 def _loose(guest: Guest) -> list[Mend]:
     """One mend for each obstacle; the first of them frees the guest for the next plan."""
     free = _changed(guest, fixed=())
-    return [Mend(f"{guest.name}: {obstacle.mend}", free) for obstacle in guest.fixed]
+    return [Mend(f"{guest.name}: {obstacle.mend}", free) for obstacle in maintenance.against(guest)]
 
 
 def _others(cluster: Cluster, plan: Plan, guests: Sequence[Guest], reasons: set[str]) -> list[Mend]:

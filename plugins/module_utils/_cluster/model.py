@@ -13,6 +13,9 @@ from typing import Any, Union
 CpuMatrix = Mapping["tuple[str, str]", Union[bool, str]]
 RUNNING = ("running", "paused", "blocked", "pmsuspended", "in shutdown", "crashed", "idle")
 GIB = 2**30
+# What becomes of a guest when its node is emptied, see maintenance.py; the two after RESTART keep it there.
+MIGRATE, RESTART, SHUTDOWN, LEAVE, REFUSE = "migrate", "restart", "shutdown", "leave", "refuse"
+STAYING = frozenset({SHUTDOWN, LEAVE})
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Guest:
     `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
     `copies` that its disks are files which move with it, `state_files` that it could not move while it is shut off.
     `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
-    that is `fresh` came to its node a short while ago.
+    that is `fresh` came to its node a short while ago. `verb` is what becomes of it when its node is emptied; one that
+    `waits` was shut down for that and is to be started again, so it counts as active; `recorded` is the mark of that,
+    which an interrupted run may leave on one that runs.
     """
 
     name: str
@@ -74,11 +79,21 @@ class Guest:
     page: int = 0
     lease: str = ""
     fresh: bool = False
+    verb: str = MIGRATE
+    waits: bool = False
+    recorded: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
         """What tells it from all others, also from a copy of the same name on another node."""
         return (self.name, self.node)
+
+    @property
+    def mode(self) -> str:
+        """How it moves: live, offline as a definition, or by a restart: shut down, moved and started there."""
+        if self.waits or (self.active and self.verb == RESTART):
+            return "restart"
+        return "live" if self.active else "offline"
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Move:
-    """One migration: running guests live, those that are shut off as a definition."""
+    """One migration: running guests live or by a restart, those that are shut off as a definition."""
 
     vm: str
     uuid: str
@@ -171,7 +186,9 @@ class Blocker:
 class Plan:
     """What shall be done: moves in an order in which each is possible, or where new guests go; and what hinders.
 
-    `emptied` are the nodes that guests leave, and `leaving` the names of those that do (None: all).
+    `emptied` are the nodes that guests leave, and `leaving` the names of those that do (None: all). `staying` are the
+    guests that stay there by their own word, and are shut down or left alone. `starts` are guests that start where they
+    are.
     """
 
     moves: tuple[Move, ...] = ()
@@ -180,6 +197,8 @@ class Plan:
     emptied: frozenset[str] = frozenset()
     leaving: frozenset[str] | None = None
     warnings: tuple[str, ...] = ()
+    staying: frozenset[tuple[str, str]] = frozenset()
+    starts: tuple[tuple[str, str], ...] = ()
 
 
 def size_text(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import choose
 from .board import Board
-from .model import Blocker, Cluster, Guest, Plan, size_text
+from .model import MIGRATE, Blocker, Cluster, Guest, Plan, size_text
 
 # Of what keeps a guest where it is, these are faults; the others are how it was made.
 DOUBTFUL = frozenset({"interrupted", "defined_twice", "state"})
@@ -28,7 +28,7 @@ def placement(cluster: Cluster) -> tuple[list[dict[str, Any]], Plan]:
 
 def _broken(board: Board, guest: Guest) -> list[Blocker]:
     """The rules that the guest breaks where it is; of two that must be kept apart, the second by name."""
-    found = [Blocker(guest.name, guest.node, o.reason, o.text, o.mend) for o in guest.fixed if o.reason in DOUBTFUL]
+    found = choose.blockers(guest, (obstacle for obstacle in guest.fixed if obstacle.reason in DOUBTFUL))
     pins = board.cluster.rules.pins.get(guest.name, (guest.node,))
     if guest.node not in pins:
         text = f"{guest.name} is pinned to {', '.join(sorted(pins))}"
@@ -54,21 +54,23 @@ def _row(board: Board, guest: Guest, targets: list[str]) -> dict[str, Any]:
     return {
         "name": guest.name,
         "node": guest.node,
-        "active": guest.active,
+        "active": guest.active and not guest.waits,
         "memory": guest.memory,
         "home": guest.home,
+        "on_maintenance": guest.verb,
         "could_go_to": can,
         "tied": sorted({obstacle.reason for obstacle in against}),
     }
 
 
 def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The rows as cells of a text: name, node, size, state, home, where it could go."""
+    """The rows as cells of a text: name, node, size, state and what it does on maintenance, home, where it could go."""
     found = []
     for row in rows:
         away = "" if row["home"] in (None, row["node"]) else f"home {row['home']}"
         ways = ", ".join(row["could_go_to"])
         where = f"could go to {ways}" if ways else f"can go nowhere: {', '.join(row['tied']) or 'no other node'}"
         state = "on" if row["active"] else "off"
+        state += "" if row["on_maintenance"] == MIGRATE else f" ({row['on_maintenance']})"
         found.append([row["name"], row["node"], size_text(row["memory"]), state, away, where])
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._errors import Failed, Invalid, Refused
 from .._fields import normalise
-from . import facts, mends, proof, report, saved
+from . import facts, maintenance, mends, proof, report, saved
 from .board import Board
 from .consolidate import consolidate, spread
 from .drain import drain
@@ -23,6 +23,9 @@ from .rebalance import Limits, rebalance
 from .rolling import rolling
 from .stages import stages
 from .undrain import undrain
+
+# What a cycle has of all its steps.
+SUMS = ("moves", "stages", "blockers", "enough", *report.POWER)
 
 
 def plan(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
         return now, undrain(now, nodes)
+    now = maintenance.calm(now)
     if operation == "consolidate":
         return now, consolidate(now, params["require_n_minus_1"] is not False)
     if operation == "spread":
@@ -120,6 +124,8 @@ def _proven(
     lost = proof.not_borne(cluster, made, opened)
     if params["require_n_minus_1"]:
         made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
+    if params["require_off"]:
+        made = replace(made, blockers=(*made.blockers, *maintenance.still_on(cluster, made)))
     return _result((now, cluster), made, steps, lost, (enough, params["bandwidth"]))
 
 
@@ -151,7 +157,7 @@ def _cycle(now: Cluster, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "operation": "rolling",
         "cycle": cycle,
-        **{key: [each for one in cycle for each in one[key]] for key in ("moves", "stages", "blockers", "enough")},
+        **{key: [each for one in cycle for each in one[key]] for key in SUMS},
         "memory_moved": total,
         "minutes": None if params["bandwidth"] is None else sum(one["minutes"] for one in cycle),
         "n_minus_1": all(one["n_minus_1"] for one in cycle),
@@ -188,6 +194,7 @@ def _result(
     enough, bandwidth = more
     rows = report.node_rows(now, cluster, made)
     new = [guest.name for guest in cluster.guests if not guest.node]
+    power = report.power(cluster, made)
     minutes = None if bandwidth is None else round(report.minutes(steps, bandwidth), 1)
     return {
         "moves": [move.as_dict() for move in made.moves],
@@ -196,11 +203,12 @@ def _result(
         "minutes": minutes,
         "blockers": [blocker.as_dict() for blocker in made.blockers],
         "enough": list(enough),
+        **power,
         "placements": dict(made.placements),
         "emptied": sorted(made.emptied),
         "nodes": rows,
         "n_minus_1": not lost,
         "not_borne": [{"node": node, "vms": list(vms)} for node, vms in lost.items()],
         "notes": list(made.warnings),
-        "text": report.text(made, steps, rows, lost, {"new": new, "enough": enough, "minutes": minutes}),
+        "text": report.text(made, steps, rows, lost, {**power, "new": new, "enough": enough, "minutes": minutes}),
     }

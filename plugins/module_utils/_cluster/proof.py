@@ -67,7 +67,8 @@ def _step(cluster: Cluster, guest: Guest, move: Move, closed: Iterable[str]) -> 
     found = [f"{guest.name} can't be moved: {obstacle.text}" for obstacle in guest.fixed]
     if move.target == move.source:
         found.append(f"{guest.name} is to move to where it is")
-    if move.mode != ("live" if guest.active else "offline"):
+    usual = "live" if guest.active else "offline"
+    if move.mode != ("restart" if guest.waits or (guest.active and guest.verb == "restart") else usual):
         found.append(f"{guest.name} is to move {move.mode}")
     back = cluster.rules.cpu.get((guest.name, move.source), True)
     if cluster.rules.check_return and back is not True:
@@ -124,6 +125,7 @@ def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> li
         if where[guest.key] in plan.emptied
         and (plan.leaving is None or guest.name in plan.leaving)
         and guest.key not in named
+        and not (guest.key in plan.staying and guest.verb in ("shutdown", "leave"))
         and ("", guest.node) not in named
     ]
     if plan.leaving is not None:
@@ -144,7 +146,9 @@ def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[
     where = {
         g.key: plan.placements.get(g.name, "") if not g.node else target.get(g.key, g.node) for g in cluster.guests
     }
-    active = sorted((g for g in cluster.guests if g.active and where[g.key]), key=lambda g: (-g.memory, g.key))
+    off = {guest.key for guest in cluster.guests if guest.key in plan.staying and guest.verb == "shutdown"}
+    active = [guest for guest in cluster.guests if guest.active and where[guest.key] and guest.key not in off]
+    active.sort(key=lambda guest: (-guest.memory, guest.key))
     closed = plan.emptied | _shut(cluster, opened)
     left = {name: cluster.capacity(name) for name in sorted(cluster.nodes) if name not in closed}
     pages = Counter({(name, size): all_ for name in left for size, all_ in cluster.nodes[name].pages.items()})

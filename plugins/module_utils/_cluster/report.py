@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .model import Cluster, Move, Plan, size_text
+from .model import SHUTDOWN, Cluster, Move, Plan, size_text
+
+# What a plan does with guests beside moving them.
+POWER = ("shutdowns", "left", "starts")
 
 
 def node_rows(now: Cluster, cluster: Cluster, plan: Plan) -> list[dict[str, Any]]:
@@ -18,6 +21,8 @@ def node_rows(now: Cluster, cluster: Cluster, plan: Plan) -> list[dict[str, Any]
     `cluster` differs from `now` by the guests that the plan places.
     """
     target = {(move.vm, move.source): move.target for move in plan.moves}
+    off = {guest.key for guest in cluster.guests if guest.waits} - {*target, *plan.starts}
+    off |= {guest.key for guest in cluster.guests if guest.key in plan.staying and guest.verb == SHUTDOWN}
     rows = []
     for name in sorted(name for name, node in cluster.nodes.items() if node.reachable):
         before = [guest for guest in now.guests if guest.node == name]
@@ -25,17 +30,43 @@ def node_rows(now: Cluster, cluster: Cluster, plan: Plan) -> list[dict[str, Any]
         memory = {
             "total": cluster.nodes[name].memory,
             "usable": max(0, cluster.capacity(name)),
-            "before": sum(now.need(guest) for guest in before),
-            "after": sum(cluster.need(guest) for guest in after),
+            "before": sum(now.need(guest) for guest in before if not guest.waits),
+            "after": sum(cluster.need(guest) for guest in after if guest.key not in off),
         }
         vcpus = {
             "threads": cluster.nodes[name].threads,
-            "before": sum(guest.vcpus for guest in before if guest.active),
-            "after": sum(guest.vcpus for guest in after if guest.active),
+            "before": sum(guest.vcpus for guest in before if guest.active and not guest.waits),
+            "after": sum(guest.vcpus for guest in after if guest.active and guest.key not in off),
         }
         vms = {"before": len(before), "after": len(after)}
         rows.append({"name": name, "memory": memory, "vcpus": vcpus, "vms": vms})
     return rows
+
+
+def power(cluster: Cluster, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """By the names of `POWER`: what is shut down until its node returns, what is left there, what starts."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in POWER}
+    for guest in cluster.guests:
+        running = guest.active and not guest.waits
+        row = {"vm": guest.name, "uuid": guest.uuid, "node": guest.node, "running": running}
+        if guest.key in plan.staying:
+            found["shutdowns" if guest.verb == SHUTDOWN and guest.active else "left"].append(row)
+        elif guest.key in plan.starts:
+            found["starts"].append(row)
+    return found
+
+
+def _power_sections(extra: Mapping[str, Any]) -> list[str]:
+    heads = {
+        "shutdowns": ("Shut down, and started again by undrain_node", "is on", "is off already"),
+        "left": ("Left on the node", "runs on", "is off"),
+        "starts": ("Started again after maintenance", "is on already", "is off"),
+    }
+    parts = []
+    for name, (head, on, off) in heads.items():
+        lines = [[row["vm"], row["node"], on if row["running"] else off] for row in extra[name]]
+        parts += [_section(f"{head} ({len(lines)}):", _columns(lines))] if lines else []
+    return parts
 
 
 def move_lines(stages: Sequence[Sequence[Move]]) -> list[str]:
@@ -80,7 +111,8 @@ def text(
 ) -> str:
     """The whole plan as a text: what hinders it, the moves or places, the memory of the nodes, what is left of N-1.
 
-    `extra` has `new` (names of guests that are to be placed), `enough` (mends) and `minutes` (None: not known).
+    `extra` has `new` (names of guests that are to be placed), `enough` (mends), `minutes` (None: not known) and what
+    `power` tells.
     """
     parts = []
     if plan.blockers:
@@ -92,6 +124,7 @@ def text(
         amount = [f"{len(plan.moves)}, {size_text(live_memory(plan.moves))}", *_time(extra["minutes"])]
         head = f"{what} ({', '.join(amount)}; the number is the stage, stages run one after the other):"
         parts.append(_section(head, _columns([line.split("  ") for line in move_lines(stages)])))
+    parts += _power_sections(extra)
     if plan.placements:
         places = [[vm, node, "new" if vm in extra["new"] else "is there"] for vm, node in plan.placements.items()]
         parts.append(_section("Places:", _columns(places)))

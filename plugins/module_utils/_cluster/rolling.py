@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from . import maintenance
 from .consolidate import moved
 from .drain import drain
 from .model import Cluster, Plan
@@ -34,11 +35,12 @@ def rolling(cluster: Cluster, nodes: Sequence[str], room: bool = True, come_home
     for name in nodes:
         leaving = drain(cluster, [name], room)
         yield Step(name, "drain", cluster, leaving)
+        cluster = maintenance.after(cluster, leaving)
         cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
         if come_home:
             returning = undrain(cluster, [name])
             yield Step(name, "undrain", cluster, returning)
-            cluster = moved(cluster, list(returning.moves))
+            cluster = moved(maintenance.after(cluster, returning), list(returning.moves))
         if name in cluster.nodes:
             # The end of its turn lifts its cordon, which an earlier run may have left.
             cluster = replace(cluster, nodes={**cluster.nodes, name: replace(cluster.nodes[name], cordon=None)})

@@ -40,7 +40,7 @@ def _bytes(board: Board, guests: Sequence[Guest]) -> int:
 
 def _leavers(board: Board, guest: Guest, target: str, moved: Collection[tuple[str, str]]) -> Iterator[list[Guest]]:
     """Sets of guests whose leaving would let this one in; always those that must be kept apart from it."""
-    movable = [g for g in board.at[target].values() if g.active and not g.fixed and g.key not in moved]
+    movable = [g for g in board.at[target].values() if g.mode == "live" and not g.fixed and g.key not in moved]
     must = board.rivals(guest, target)
     if any(rival not in movable for rival in must):
         return

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import choose
+from . import choose, maintenance
 from .attempt import move
 from .board import Board
-from .model import Cluster, Guest, Move, Plan
+from .model import Blocker, Cluster, Guest, Move, Plan, size_text
 
 
 def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
     """Exactly the guests whose home is one of the nodes and that are elsewhere, the largest first.
 
     One that waits for room that another one leaves goes after it. A guest that was moved on purpose since has got
-    another home by that, and stays. The nodes may still be cordoned: lifting the cordon is part of bringing the guests
-    back.
+    another home by that, and stays. Those that were shut down for the time start again. The nodes may still be
+    cordoned: lifting the cordon is part of bringing the guests back.
     """
     # The way back from home to the present node is not needed: it was only a stay.
     cluster = replace(cluster, rules=replace(cluster.rules, check_return=False))
@@ -34,7 +34,18 @@ def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
         home = str(guest.home)
         hindrance = board.hindrance(guest, home)
         blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {home: hindrance}) if hindrance else [])
-    return Plan(tuple(moves), tuple(sorted(blockers, key=lambda b: (b.vm, b.reason, b.text))), warnings=warnings)
+    plan = Plan(tuple(moves), warnings=warnings)
+    starts = maintenance.starts(cluster, plan, open_nodes)
+    blockers += _overfull(board, {node for _name, node in starts})
+    return replace(plan, starts=starts, blockers=tuple(sorted(blockers, key=lambda b: (b.vm, b.reason, b.text))))
+
+
+def _overfull(board: Board, nodes: set[str]) -> list[Blocker]:
+    """Nodes on which guests are to start again whose memory was given to others meanwhile."""
+    mend = "move others away (module migrate), or shut them down"
+    missing = {name: -board.free(name) for name in sorted(nodes)}
+    words = {name: f"{name} lacks {size_text(size)} of memory for what starts there" for name, size in missing.items()}
+    return [Blocker("", name, "memory", words[name], mend) for name, size in missing.items() if size > 0]
 
 
 def _in_turn(board: Board, guests: Sequence[Guest]) -> tuple[list[Move], list[Guest]]:

@@ -22,6 +22,8 @@ from .passthrough import PASSTHROUGH_FIELDS
 from .peripherals import PERIPHERAL_FIELDS
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]{0,62}", re.ASCII)
+# As in _cluster/maintenance.py.
+ON_MAINTENANCE = ("migrate", "restart", "shutdown", "leave", "refuse")
 ANSWERS = {"yes": True, "no": False}
 
 
@@ -86,4 +88,5 @@ HARDWARE: tuple[Field, ...] = (
     Field("description", check=check_text, place=Property("description"), when="unseen"),
     Field("owner", check=check_text, place=Said("owner"), when="unseen"),
     Field("rollback_safe", type="bool", place=Said("rollback_safe", boolean=True), when="unseen"),
+    Field("on_maintenance", choices=ON_MAINTENANCE, place=Said("on_maintenance"), when="unseen"),
 )

@@ -26,7 +26,7 @@ CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
 DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
 TARGET = Property("target/@dev")
-RECORD = ("tags", "owner", "rollback_safe")
+RECORD = ("tags", "owner", "rollback_safe", "on_maintenance")
 
 
 DEVICES = {"disks": "disk", "nics": "interface"}

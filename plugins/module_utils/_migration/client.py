@@ -28,7 +28,11 @@ LOOK_AGAIN = 1.0
 
 @dataclass
 class Client:
-    """One run. `slots` are the places of the queue; a thread that looks or plans holds `lock`."""
+    """One run. `slots` are the places of the queue; a thread that looks or plans holds `lock`.
+
+    `inbound` is how many VMs a destination takes in at once, `everywhere` how many move in the whole cluster (None: no
+    limit). `begun` are those of this run that have a place (UUID, destination); `gate` is held by who looks for one.
+    """
 
     site: Site
     slots: threading.Semaphore
@@ -39,6 +43,9 @@ class Client:
     answers: dict[str, Any] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
     inbound: int | None = None
+    everywhere: int | None = None
+    begun: dict[str, str] = field(default_factory=dict)
+    gate: threading.Lock = field(default_factory=threading.Lock)
     copying: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -49,7 +56,8 @@ class Client:
         """The client of a run with these options. Raises NotFound and Failed without a usable cluster.json."""
         heartbeat = Path(params["heartbeat"]) if params["heartbeat"] else None
         slots = threading.Semaphore(params["parallel"])
-        yield cls(Site.load(), slots, heartbeat, params["destinations"] or {}, inbound=params["parallel_inbound"])
+        limits = {"inbound": params["parallel_inbound"], "everywhere": params["parallel_cluster"]}
+        yield cls(Site.load(), slots, heartbeat, params["destinations"] or {}, **limits)
         if heartbeat:
             heartbeat.unlink(missing_ok=True)
 
@@ -113,25 +121,43 @@ class Client:
 
     def carry_out(self, order: Order) -> dict[str, Any]:
         """Start a helper when a place is free, and wait for its end. Raises Failed when the controller is gone."""
-        with self.slots:
-            self.queue(order)
+        with self.slots, self.place(order):
             if not self.beating():
                 raise Failed(f"{order.vm} was not begun: the controller is gone", where=order.source)
             unit = Unit(order.uuid)
             unit.start(order)
             return unit.wait(order.id, seconds=2 * order.timeout + HELPER_SECONDS)
 
-    def queue(self, order: Order) -> None:
-        """Wait for a place at the destination, for as long as the migration itself may take. Raises Failed."""
-        if self.inbound is None or order.kind != "live":
-            return
+    @contextmanager
+    def place(self, order: Order) -> Iterator[None]:
+        """Have a place at the destination and in the cluster meanwhile. Raises Failed.
+
+        It is waited for as long as the migration itself may take.
+        """
+        limited = order.kind == "live" and (self.inbound or self.everywhere)
         end = time.monotonic() + order.timeout
-        while self.beating():
-            coming = self.site.ask(lambda node: node.incoming(), [order.target])[order.target]
-            # One that gives no answer now is for the helper, which tells it better.
-            if isinstance(coming, Unreachable) or coming < self.inbound:
-                return
+        while limited and self.beating() and (full := self.full(order)):
             if time.monotonic() > end:
-                words = f"{order.target} took in {coming} other VMs for {order.timeout:g} s"
-                raise Failed(f"{order.vm} was not begun: {words}", where=order.source)
+                raise Failed(f"{order.vm} was not begun: {full} for {order.timeout:g} s", where=order.source)
             time.sleep(LOOK_AGAIN)
+        try:
+            yield
+        finally:
+            self.begun.pop(order.uuid, None)
+
+    def full(self, order: Order) -> str:
+        """The limit that is reached, in words; empty when the place was free, and is taken now."""
+        nodes = [order.target] if self.everywhere is None else sorted(self.site.uris)
+        with self.gate:
+            coming: dict[str, set[str]] = {}
+            for node, said in self.site.ask(lambda node: node.incoming(), nodes).items():
+                # What comes to one that gives no answer now is not known; the helper tells it better.
+                seen = set() if isinstance(said, Unreachable) else said
+                coming[node] = seen | {uuid for uuid, target in self.begun.items() if target == node}
+            there, all_ = len(coming[order.target]), sum(map(len, coming.values()))
+            if self.inbound is not None and there >= self.inbound:
+                return f"{order.target} took in {there} other VMs"
+            if self.everywhere is not None and all_ >= self.everywhere:
+                return f"{all_} other VMs moved in the cluster"
+            self.begun[order.uuid] = order.target
+        return ""

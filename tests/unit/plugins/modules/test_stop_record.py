@@ -57,6 +57,18 @@ def test_it_is_remembered_through_stop_and_start_and_forgotten(lab, record):
     assert shown["tags"] == ["iron"] and lab.run(name="web1")["pending_restart"] == []
 
 
+def test_maintenance_is_another_reason_and_each_is_forgotten_by_itself(lab, record):
+    done = record("web1", reason="maintenance")
+    assert done["actions"] == ["remember that web1 is stopped for maintenance of its node"]
+    assert domain_facts(lab.node.domain("web1"))["metadata"]["stopped"] == "maintenance"
+    other = record("web1", state="absent")
+    assert done["remembered"] == ["web1"] and (other["changed"], other["remembered"]) == (False, [])
+    record("web2")
+    assert not record("web2", reason="maintenance", state="absent")["changed"] and stopped(lab) == ["web1", "web2"]
+    record("web1", reason="maintenance", state="absent")
+    assert stopped(lab) == ["web2"]
+
+
 def test_a_vm_that_is_not_here_is_named(lab, record):
     assert "has no VM none1" in record("web1", "none1")["msg"] and stopped(lab) == []
 

@@ -132,8 +132,8 @@ def test_tags_of_a_running_vm_change_at_once(lab):
 
 def test_what_is_said_of_a_running_vm_changes_at_once(lab):
     lab.run(**WEB, state="running", owner="Sales")
-    result = lab.both(name="web1", owner="R&D", rollback_safe=True)
-    assert "change the owner and rollback_safe of web1 as it runs" in result["actions"]
+    result = lab.both(name="web1", owner="R&D", rollback_safe=True, on_maintenance="leave")
+    assert "change the owner and rollback_safe and on_maintenance of web1 as it runs" in result["actions"]
     assert result["pending_restart"] == [] and "R&amp;D" in lab.node.domain("web1").live_xml
     assert lab.both(name="web1", owner="")["vm"]["owner"] is None
     assert "owner" not in lab.node.domain("web1").live_xml

@@ -63,6 +63,7 @@ ALL: dict[str, Any] = {
     "description": "R&D's <shop>",
     "owner": "R&D",
     "rollback_safe": True,
+    "on_maintenance": "restart",
 }
 # What an existing VM is changed to; the others of ALL can't change.
 OTHERS: dict[str, Any] = {
@@ -92,6 +93,7 @@ OTHERS: dict[str, Any] = {
     "description": "",
     "owner": "",
     "rollback_safe": False,
+    "on_maintenance": "migrate",
 }
 CANT_CHANGE = {"machine"}  # but to another version of the same, see test_vm_passthrough.py
 DISK = {
@@ -194,6 +196,7 @@ def test_a_new_vm_has_the_defaults(run):
     made = run(**BASE)["vm"]
     nothing = ["max_memory", "hugepages", "max_vcpus", "cpu_features", "cpu_topology", "cpu_shares", "cpu_quota"]
     nothing += ["tpm", "watchdog", "console_log", "graphics", "video", "title", "description", "owner", "rollback_safe"]
+    nothing.append("on_maintenance")
     assert {name: made[name] for name in nothing} == dict.fromkeys(nothing)
     assert made["agent"] and made["rng"] and made["clock"] == "utc"
     assert made["firmware"] == "bios" and made["secure_boot"] is False

@@ -5,7 +5,8 @@
 A node is `{memory, threads, bridges, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a VM on it
 `{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves ("stage vm from
 -> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes, the steps
-of a cycle ("node operation moves"), memory of the nodes before and after in percent, or parts of the text.
+of a cycle ("node operation moves"), shutdowns, left and starts ("vm node"), memory of the nodes before and after in
+percent, or parts of the text.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
+from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed, maintenance, report
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.planner import plan
+from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import ON_MAINTENANCE
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise, parse_size
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import PAUSED
 
@@ -49,7 +51,7 @@ def domain(name, given):
         "has_snapshots": False,
         "marker": None,
     }
-    metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home")}}
+    metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home", "on_maintenance", "stopped")}}
     vcpus = {"current": given.get("vcpus", 2), "maximum": given.get("vcpus", 2)}
     own = {key: value for key, value in given.items() if key in usual}
     return {**usual, "metadata": metadata, "vcpus": vcpus, **own, "memory": {"current": memory, "maximum": memory}}
@@ -90,6 +92,7 @@ def seen(result, expect):
     short = {
         "moves": [f"{number} {m['vm']} {m['from']} -> {m['to']} {m['mode']}" for number, m in stages],
         "blockers": [" ".join(filter(None, (b["vm"], b["node"], b["reason"]))) for b in result["blockers"]],
+        **{what: [f"{row['vm']} {row['node']}" for row in result.get(what, [])] for what in report.POWER},
         "not_borne": {row["node"]: row["vms"] for row in result.get("not_borne", [])},
         "cycle": [f"{each['node']} {each['operation']} {len(each['moves'])}" for each in result.get("cycle", [])],
         "percent": {row["name"]: percent(row["memory"]) for row in result.get("nodes", [])},
@@ -116,9 +119,15 @@ def test_what_stops_a_vm_is_called_as_libvirts_client_calls_it(reason):
     assert [one.reason for one in found] == ["state"]
 
 
+def test_what_a_vm_may_say_is_what_the_planner_knows_and_another_word_is_a_refusal():
+    assert ON_MAINTENANCE == maintenance.VERBS
+    found = fixed.obstacles(domain("m1", {"on_maintenance": "evict"}))
+    assert [one.reason for one in found] == ["on_maintenance"] and "refuse" in found[0].text
+
+
 def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge anti_affinity
         memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm state_file n_minus_1 hugepages lease"""
+        reserved_vlan unknown_vm state_file n_minus_1 hugepages lease on_maintenance"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

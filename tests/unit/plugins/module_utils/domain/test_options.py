@@ -95,6 +95,7 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "video": ("virtio", "<video><model type='virtio'/></video>"),
     "owner": ("R&D", "<drover:owner>R&amp;D</drover:owner>"),
     "rollback_safe": (False, "<drover:rollback_safe>no</drover:rollback_safe>"),
+    "on_maintenance": ("shutdown", "<drover:on_maintenance>shutdown</drover:on_maintenance>"),
     "title": ("R&D", "<title>R&amp;D</title>"),
     "description": ("R&D", "<description>R&amp;D</description>"),
 }
@@ -349,6 +350,7 @@ FOREIGN_EDITS = [
     ({"nics": [{"boot_order": 1}, {}]}, {"boot"}),
     ({"owner": "R&D"}, {"drover:owner"}),
     ({"rollback_safe": False}, {"drover:rollback_safe"}),
+    ({"on_maintenance": "leave"}, {"drover:on_maintenance"}),
     ({"graphics": {"type": "vnc", "listen": "::1"}}, {"graphics", "video"}),
     ({"video": "none"}, {"video"}),
     ({"watchdog": {"model": "i6300esb"}}, {"watchdog"}),

@@ -116,7 +116,8 @@ class End:
         return {name: vm for name, vm in found.items() if (vm["marker"] if names is None else name in names)}
 
     def incoming(self):
-        return self.world.coming.pop(0) if self.world.coming else 0
+        number = self.world.coming.pop(0) if self.world.coming else 0
+        return {f"other{each}" for each in range(number)}
 
     def names(self):
         return {name: vm["uuid"] for name, vm in self.world.nodes[self.node].items()}
@@ -152,12 +153,11 @@ def world(monkeypatch):
     @contextmanager
     def of(params):
         slots = threading.Semaphore(params["parallel"])
-        inbound = params["parallel_inbound"]
-        yield Client(FakeSite(CLUSTER), slots, None, params["destinations"] or {}, inbound=inbound)
+        limits = {"inbound": params["parallel_inbound"], "everywhere": params["parallel_cluster"]}
+        yield Client(FakeSite(CLUSTER), slots, None, params["destinations"] or {}, **limits)
 
     def carry_out(self, order):
-        with self.slots:
-            self.queue(order)
+        with self.slots, self.place(order):
             return world.carry_out(order)
 
     def traits(end, uuid):
@@ -282,6 +282,44 @@ def test_a_destination_that_stays_full_is_told(world, run, monkeypatch):
     world.coming = [2] * 9
     result = run(name="web1", to="hv2", parallel_inbound=2, timeout=5)
     assert "was not begun: hv2 took in 2 other VMs for 5 s" in result["msg"] and world.log == []
+
+
+def test_a_move_waits_for_its_place_in_the_cluster(world, run, monkeypatch):
+    monkeypatch.setattr(client, "LOOK_AGAIN", 0.01)
+    world.add("web1", "hv1")
+    # What each of the three nodes takes in, at one look after the other.
+    world.coming = [0, 2, 1, 1, 0, 2, 0, 0, 2]
+    assert run(name="web1", to="hv2", parallel_cluster=3)["verified"] and world.coming == []
+    world.add("web2", "hv1")
+    world.coming = [0, 1, 2] * 900
+    result = run(name="web2", to="hv2", parallel_cluster=3, parallel_inbound=2, timeout=5)
+    assert "was not begun: 3 other VMs moved in the cluster for 5 s" in result["msg"]
+
+
+def test_moves_of_one_run_count_before_the_destination_knows_them(world, run, monkeypatch):
+    monkeypatch.setattr(client, "LOOK_AGAIN", 0.01)
+    names = ["web1", "web2", "web3", "web4"]
+    now, most = [], []
+
+    def carry_out(order):
+        now.append(order.vm)
+        most.append(len(now))
+        time.sleep(0.05)
+        now.remove(order.vm)
+        return carried(order)
+
+    for name in names:
+        world.add(name, "hv1")
+    carried = world.carry_out
+    monkeypatch.setattr(world, "carry_out", carry_out)
+    for limit in ("parallel_inbound", "parallel_cluster"):
+        for name in names:
+            world.nodes["hv2"].pop(name, None)
+            world.add(name, "hv1")
+        result = run(moves=[{"name": name, "to": "hv2"} for name in names], parallel=4, **{limit: 1})
+        assert not result.get("failed"), result
+        assert max(most) == 1 and len(most) == 4
+        most.clear()
 
 
 def test_a_silent_destination_is_a_blocker(world, run):
