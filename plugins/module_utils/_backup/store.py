@@ -198,9 +198,10 @@ def verify(backup: Backup) -> str | None:
 
 def same(one: Backup, other: Backup) -> bool:
     """Whether two backups have the same checksums, by what they say of themselves."""
-    return all((backup.folder / SUMS).is_file() for backup in (one, other)) and (one.folder / SUMS).read_bytes() == (
-        other.folder / SUMS
-    ).read_bytes()
+    return (
+        all((backup.folder / SUMS).is_file() for backup in (one, other))
+        and (one.folder / SUMS).read_bytes() == (other.folder / SUMS).read_bytes()
+    )
 
 
 def is_there(backup: Backup) -> bool:

@@ -12,7 +12,7 @@ from ansible_collections.drover.kvm.tests.unit import ovs_server
 
 @pytest.fixture(autouse=True)
 def no_old_warnings(monkeypatch):
-    """A module's result has its own warnings only: Ansible gathers them per process, and a node runs one module in each."""
+    """A result has its own warnings only: Ansible gathers them per process, and on a node each process is one module."""
     monkeypatch.setattr(warnings, "_global_warnings", {})
 
 
