@@ -12,7 +12,7 @@ from ansible_collections.drover.kvm.tests.unit import ovs_server
 
 @pytest.fixture(autouse=True)
 def no_old_warnings(monkeypatch):
-    """A result has its own warnings only: Ansible gathers them per process, and on a node each process is one module."""
+    """A result has its own warnings only: Ansible gathers them per process, and a node has one for each module."""
     monkeypatch.setattr(warnings, "_global_warnings", {})
 
 
