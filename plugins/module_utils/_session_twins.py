@@ -58,7 +58,8 @@ class Arrivals:
 
     def log_in(self, record: Record, before: Record | None) -> None:
         """Log in; `before` is the record that was there. Raises Unreachable, Failed."""
-        self.made.setdefault(record.target, []).append((record, before))
+        with self.lock:
+            self.made.setdefault(record.target, []).append((record, before))
         self.initiator.login(record)
 
     def units(self) -> list[Unit]:
@@ -84,13 +85,14 @@ class Arrivals:
                 new = sorted({unit.target for unit in pair} & set(self.made))
                 self.refused.update(dict.fromkeys(new, f"{words(pair)}. Logged out again: {', '.join(new)}"))
             if target in self.refused:
-                for one in (target, *(unit.target for unit in pair or ())):
+                for one in dict.fromkeys((target, *(unit.target for unit in pair or ()))):
                     self._take_back(one, self.refused[target])
                 raise Refused(self.refused[target], **(data(pair) if pair else {}))
 
     def _take_back(self, target: str, why: str) -> None:
         try:
-            for record, before in self.made.pop(target, ()):
+            # It stays there: a login of it may be under way, whose thread comes here when it is done.
+            for record, before in self.made.get(target, ()):
                 for session in self.initiator.sessions(target):
                     if session.portal == record.portal:
                         self.initiator.logout(session)

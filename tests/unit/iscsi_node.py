@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
@@ -42,6 +43,8 @@ class Node:
         self.deaf: set[str] = set()
         self.calls: list[list[str]] = []
         self.next = 1
+        # The module logs in to many targets at once.
+        self.lock = Lock()
         # As Debian 13 has it.
         self.write("usr/sbin/iscsiadm", "\0/var/lib/iscsi/nodes\0")
         for folder in (
@@ -91,7 +94,7 @@ class Node:
                 return self._logout(int(words["-r"]))
             record = self.record(words["-T"], words["-p"], words["-I"])
             if words.get("-o") == "delete":
-                record.unlink()
+                record.unlink(missing_ok=True)
             else:
                 self._login(words["-T"], record)
         return ""
@@ -154,7 +157,8 @@ class Node:
             raise Failed(
                 "iscsiadm failed: initiator reported error (24 - iSCSI login failed due to authorization failure)"
             )
-        number, self.next = self.next, self.next + 1
+        with self.lock:
+            number, self.next = self.next, self.next + 1
         name = "sd" + chr(ord("a") + number)
         session = f"sys/class/iscsi_session/session{number}"
         for key, value in {
@@ -194,18 +198,28 @@ class Node:
             self._add_map(name, unit)
 
     def _add_map(self, name: str, unit: dict[str, Any]) -> None:
+        with self.lock:
+            self._join_map(name, unit)
+
+    def _join_map(self, name: str, unit: dict[str, Any]) -> None:
         number = list(self.san.values()).index(unit)
         block = f"sys/class/block/dm-{number}"
-        self.write(f"{block}/dev", f"254:{number}")
-        self.write(f"{block}/size", unit["size"] // 512)
-        self.write(f"{block}/dm/uuid", f"mpath-{unit['wwid']}")
-        self.write(f"{block}/dm/name", unit["wwid"])
-        self.write(f"dev/dm-{number}", "")
-        self.write(f"run/udev/data/b254:{number}", f"S:disk/by-id/dm-uuid-mpath-{unit['wwid']}\nE:DM_NAME=x\n")
+        # A second path joins the map that is there; others may be reading it.
+        if not (self.root / block).exists():
+            self.write(f"{block}/dev", f"254:{number}")
+            self.write(f"{block}/size", unit["size"] // 512)
+            self.write(f"{block}/dm/uuid", f"mpath-{unit['wwid']}")
+            self.write(f"{block}/dm/name", unit["wwid"])
+            self.write(f"dev/dm-{number}", "")
+            self.write(f"run/udev/data/b254:{number}", f"S:disk/by-id/dm-uuid-mpath-{unit['wwid']}\nE:DM_NAME=x\n")
         for link in (f"{block}/slaves/{name}", f"{block}/holders", f"sys/class/block/{name}/holders/dm-{number}"):
             (self.root / link).mkdir(parents=True, exist_ok=True)
 
     def _logout(self, number: int) -> str:
+        with self.lock:
+            return self._end(number)
+
+    def _end(self, number: int) -> str:
         session = self.root / f"sys/class/iscsi_session/session{number}"
         for path in session.glob("device/target*/*/block/*"):
             shutil.rmtree(self.root / "sys/class/block" / path.name)
