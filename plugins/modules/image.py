@@ -158,7 +158,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _download
-from ansible_collections.drover.kvm.plugins.module_utils._disks import file, foreign, making, template
+from ansible_collections.drover.kvm.plugins.module_utils._disks import file, imported, making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain.templates import check_unused
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
@@ -170,7 +170,7 @@ FIELDS = (
     Field("source", aliases=("url", "src"), check=_download.check_source),
     Field("checksum", check=_download.check_checksum),
     Field("format", choices=FORMATS),
-    Field("source_format", choices=foreign.FORMATS),
+    Field("source_format", choices=imported.FORMATS),
     Field("verify", type="bool", default=False),
     Field("timeout", type="int", default=60, check=between(1, 86400)),
     Field("state", choices=("present", "absent"), default="present"),

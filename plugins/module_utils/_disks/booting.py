@@ -36,7 +36,7 @@ def read(path: str, image_format: str) -> Boot:
     """Of an image, or a device, that was proved before."""
     with tempfile.NamedTemporaryFile() as head:
         words = ["-f", image_format, "-O", "raw", "bs=512", f"count={HEAD // 512}", f"if={path}", f"of={head.name}"]
-        run(["qemu-img", "dd", *words])
+        run(["qemu-img", "dd", *words], timeout=60)
         return of(head.read())
 
 

@@ -24,7 +24,7 @@ from .._fields import Field
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
-from . import foreign, template
+from . import imported, template
 from .kind import Kind, Store, Volume
 
 MARK = "user.drover.vm"
@@ -191,7 +191,7 @@ def check_new(options: Mapping[str, Any]) -> int | None:
     if not folder.is_dir():
         raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
     if options.get("source_format"):
-        return foreign.checked(options)
+        return imported.checked(options)
     return template.checked(options).size if options.get("source") else None
 
 
@@ -202,7 +202,7 @@ def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: 
     check_new(options)
     Path(part).unlink(missing_ok=True)
     if options.get("source_format"):
-        foreign.fill(options, part, size)
+        imported.fill(options, part, size)
     elif options.get("source"):
         template.fill(options, part, size)
     else:

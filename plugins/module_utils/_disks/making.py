@@ -15,7 +15,7 @@ from typing import IO, Callable, NamedTuple
 from .. import _download
 from .._errors import Failed, Invalid, Refused
 from .._run import run
-from . import foreign, template
+from . import imported, template
 
 MODE = 0o444  # root and libvirt can't write by mistake either: QEMU runs as another user
 
@@ -53,7 +53,7 @@ def make(order: Order, check: Callable[[], object]) -> None:
             if seen != order.checksum:
                 raise Failed(f"{order.source} has the checksum {seen}, not {order.checksum}", seen=seen)
             stream.flush()
-            size = foreign.prove(fetched, order.source_format, order.source)
+            size = imported.prove(fetched, order.source_format, order.source)
             made = fetched
             if order.format != order.source_format:
                 made = converted

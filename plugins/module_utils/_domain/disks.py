@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from .._disks import foreign, template
+from .._disks import imported, template
 from .._disks.block import BLOCK
 from .._disks.file import FILE
 from .._disks.iscsi import ISCSI, check_wwid
@@ -71,8 +71,8 @@ DISKS: tuple[Field, ...] = (
     *COMMON,
     Field("size", type="size", check=_check_size, when="live"),
     Field("source", type="path", fixed="it says what a new volume starts as"),
-    Field("source_format", choices=foreign.FORMATS, fixed="it says how the source of a new volume is read"),
-    Field("checksum", check=foreign.check_checksum, fixed="the source of a new volume must have it"),
+    Field("source_format", choices=imported.FORMATS, fixed="it says how the source of a new volume is read"),
+    Field("checksum", check=imported.check_checksum, fixed="the source of a new volume must have it"),
     Field("clone", choices=("linked", "full"), when="live"),
     Field("wwid", check=check_wwid, when="unseen"),
     *(field for kind in KINDS.values() for field in kind.fields),

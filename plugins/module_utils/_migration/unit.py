@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvirt, _lvm, _peers, _program, _run, _xml
-from .._disks import file, kind, template
+from .._disks import file, imported, kind, template
 from .._domain import metadata
 from .._errors import TimedOut
 from . import copies, ends, foreign, helper, live, locks, offline, order, pace, recovery, rules, stream, volumes
@@ -33,7 +33,7 @@ PARTS = {
         "_run": _run,
         "_xml": _xml,
     },
-    "_disks/": {"file": file, "kind": kind, "template": template},
+    "_disks/": {"file": file, "imported": imported, "kind": kind, "template": template},
     "_domain/": {"metadata": metadata},
     "_migration/": {
         "copies": copies,
