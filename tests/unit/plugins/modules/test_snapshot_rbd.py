@@ -492,5 +492,3 @@ def test_what_is_lost_is_not_known_of_old_images(run, site):
     changed(site)
     assert only(made)["size"] is None and run(**BACK, check=True)["lost"]["web1"]["bytes"] is None
     assert run(**BACK)["changed"] and site.read() == FIRST
-
-
