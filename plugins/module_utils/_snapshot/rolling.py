@@ -10,6 +10,7 @@ point. The VM's definition is no part of such a snapshot and stays as it is.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,8 +20,8 @@ from . import making
 from .record import Act
 from .reverting import Revert
 
-# A client of the storage that died is forgotten after 30 s.
-FREE_SECONDS = 45
+# A client of the storage that died, as a run of this act that was killed, is forgotten after 30 s.
+FREE_SECONDS, POLL = 45, 1
 
 
 class Rolling(Revert):
@@ -67,8 +68,8 @@ class Rolling(Revert):
         super().check()
 
     def check_way(self) -> None:
-        """Raise Refused where somebody has a volume open."""
-        if not self.machine.active:
+        """Raise Refused where somebody has a volume open; an earlier run of this act is waited for."""
+        if not self.machine.active and not self._is_ours(self.machine.record.act):
             self.machine.volumes.check_free()
 
     def before(self) -> list[Step]:
@@ -105,6 +106,9 @@ class Rolling(Revert):
         """Write the volumes back. Raises Failed, which says what is of the VM then."""
         machine = self.machine
         machine.write(replace(machine.record, act=self.act("rolling")))
+        end = time.monotonic() + FREE_SECONDS
+        while self.is_free() is not True and time.monotonic() < end:
+            time.sleep(POLL)
         try:
             machine.volumes.roll_back(self.name)
         except DroverError as error:

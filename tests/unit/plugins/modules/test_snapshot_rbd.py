@@ -13,7 +13,7 @@ from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._rbd import Images
-from ansible_collections.drover.kvm.plugins.module_utils._snapshot import volumes
+from ansible_collections.drover.kvm.plugins.module_utils._snapshot import rolling, volumes
 from ansible_collections.drover.kvm.tests.unit import rbd_library
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_snapshot import (
     BACK,
@@ -430,7 +430,7 @@ def test_an_interrupted_one_is_finished_by_the_same_id(run, site, killed, moment
     assert not run(**BACK, id="A")["changed"]
 
 
-def test_half_set_back_nothing_else_is_done(run, site, killed):
+def test_half_set_back_nothing_else_is_done(run, site, killed, monkeypatch):
     site.define(start=False)
     run(name="web1", snapshot="s1")
     changed(site)
@@ -440,6 +440,15 @@ def test_half_set_back_nothing_else_is_done(run, site, killed):
         result = run(**{"name": "web1", **args})
         assert result["error"] == "Refused" and "web1 is half set back to s1" in result["msg"], result
     act = result["msg"].rpartition("id=")[2]
+    # Ceph knows the killed run for another half minute.
+    site.images["web1-1"]["watchers"] = [ADDRESS]
+    passed = []
+
+    def sleep(seconds):
+        passed.append(seconds)
+        site.images["web1-1"]["watchers"] = [] if sum(passed) > 30 else [ADDRESS]
+
+    monkeypatch.setattr(rolling.time, "sleep", sleep)
     done = run(**BACK, id=act)
     assert not done.get("failed") and site.read() == FIRST and site.read(snapshot=f"before-s1-{act}") == SECOND
 
