@@ -165,6 +165,7 @@ class Cloning:
             restoring.finish(self._places(copy))
             store.remove(copy)
         place = self.scratch / self.wish.source
+        (place / store.LOCK).unlink(missing_ok=True)
         for folder in (place, self.scratch):
             with suppress(FileNotFoundError):
                 folder.rmdir()

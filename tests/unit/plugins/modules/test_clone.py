@@ -53,7 +53,7 @@ class Site:
         predicted = self.run(**args, _ansible_check_mode=True)
         assert self.there() == before
         done = self.run(**args)
-        assert not done.get("failed") and predicted["actions"] == done["actions"] != [], done
+        assert not done.get("failed") and predicted["actions"] == done["actions"] != [], done.get("msg", done)
         again = self.run(**args)
         assert again["actions"] == [] and not again["changed"], again
         return done

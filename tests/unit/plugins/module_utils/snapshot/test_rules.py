@@ -18,7 +18,7 @@ FACTS = {"name": "web1", "state": "running", "disks": [DISK], "state_files": []}
 
 @pytest.mark.parametrize("asked", ["auto", "internal", "external"])
 def test_where_both_kinds_are_no_more_is_made(asked: str) -> None:
-    with pytest.raises(Refused, match="web1 has internal and external snapshots"):
+    with pytest.raises(Refused, match="web1 has external and internal snapshots"):
         choose.choose(FACTS, True, asked, {"internal", "external"}, None)
 
 
@@ -28,7 +28,8 @@ def machine(current: str, kind: str = "external", **parents: Any) -> Any:
         name: SimpleNamespace(name=name, kind=kind, parent=parent, current=name == current)
         for name, parent in parents.items()
     }
-    return SimpleNamespace(name="web1", snapshots=there)
+    volumes = SimpleNamespace(check_drop=lambda name: None)
+    return SimpleNamespace(name="web1", snapshots=there, volumes=volumes)
 
 
 def test_the_oldest_goes_first() -> None:
