@@ -68,9 +68,7 @@ def test_one_that_does_not_go_down_ends_the_drain_and_runs_on(
     assert cluster.where() == before
 
 
-def test_one_restarts_elsewhere_and_one_waits_for_its_node(
-    cluster: Cluster, pair: tuple[str, str], say: Say
-) -> None:
+def test_one_restarts_elsewhere_and_one_waits_for_its_node(cluster: Cluster, pair: tuple[str, str], say: Say) -> None:
     before = cluster.where()
     restarted, waiting = pair
     say(restarted, "restart")
