@@ -35,7 +35,7 @@ def choose(facts: Mapping[str, Any], memory: bool, asked: str, present: Collecti
     of an RBD image is worth nothing when that is set back.
     """
     if len(set(present)) > 1:
-        both = " and ".join(sorted(set(present)))
+        both = " and ".join(kind for kind in (INTERNAL, RBD, EXTERNAL) if kind in present)
         raise Refused(
             f"{facts['name']} has {both} snapshots, and neither can go beside the other, so "
             f"no more are made. Look at them (virsh snapshot-list {facts['name']} --tree); docs/snapshots.md says "

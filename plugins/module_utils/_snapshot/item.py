@@ -100,11 +100,14 @@ class Item:
                     f"snapshot {self.snapshot} of {self.name} was made by other means and is left alone; by hand: "
                     f"{machine.by_hand(self.snapshot)}"
                 )
+            machine.volumes.check_drop(self.snapshot)
             return removing.order(machine, [self.snapshot])
         keep, tags = self.params["keep"] or 0, self.params["tags"] or []
         torn = [name for name in machine.snapshots if machine.is_torn(name) and set(tags) <= set(notes[name].tags)]
         whole = [one for name, one in machine.snapshots.items() if name not in torn]
         surplus = retain.surplus(whole, notes, tags, keep, self.params["max_age"], self.now)
+        for name in torn + surplus:
+            machine.volumes.check_drop(name)
         return removing.order(machine, torn + surplus)
 
     def steps(self) -> list[Step]:

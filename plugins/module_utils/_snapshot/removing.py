@@ -23,8 +23,6 @@ def order(machine: Machine, names: Collection[str]) -> list[str]:
 
     Raises Refused, before anything is changed, where such branches stay: it holds what all of them need.
     """
-    for name in names:
-        machine.volumes.check_drop(name)
     there = machine.snapshots
     parents = {one.name: one.parent for one in there.values()}
     current = next((one.name for one in there.values() if one.current), None)

@@ -117,7 +117,7 @@ class Revert:
             )
         self.check_way()
         if machine.kinds != {target.kind}:
-            both = " and ".join(sorted(machine.kinds))
+            both = " and ".join(sorted(machine.kinds, reverse=True))
             raise Refused(
                 f"{machine.name} has {both} snapshots, and there is no way back among these; see docs/snapshots.md, By "
                 "hand"
