@@ -263,20 +263,31 @@ def test_backups_of_a_vm_that_is_gone_stay_until_they_are_old_and_named(running:
 
 
 def test_a_copy_that_qemu_has_not_closed_yet_is_waited_for(running: Machine, monkeypatch: Any) -> None:
-    wait, writers = job.wait, []
+    wait, free, writers, looks = job.wait, files.is_free, [], []
 
     def early(*args: Any) -> None:
         wait(*args)
         (copy,) = (running.root / "web1").glob(".*.part/vda.copy")
-        writers.append(subprocess.Popen(["qemu-io", "-f", "qcow2", "-c", "sleep 3000", str(copy)]))
-        while files.is_free(copy) and writers[0].poll() is None:
+        # Without a command it waits for one, with the image open.
+        writers.append(subprocess.Popen(["qemu-io", "-f", "qcow2", str(copy)], stdin=subprocess.PIPE))
+        while free(copy) and writers[0].poll() is None:
             pass
         assert writers[0].poll() is None
 
+    def look(copy: Path) -> bool:
+        looks.append(free(copy))
+        if len(looks) == 2:
+            writers[0].communicate(b"quit\n")
+        return looks[-1]
+
     monkeypatch.setattr(job, "wait", early)
+    monkeypatch.setattr(files, "is_free", look)
     try:
-        assert not running.run().get("failed")
+        done = running.run()
+        assert not done.get("failed"), done["msg"]
+        assert looks[:2] == [False, False] and looks[-1]
     finally:
+        writers[0].kill()
         writers[0].wait()
 
 
