@@ -18,7 +18,7 @@ FACTS = {"name": "web1", "state": "running", "disks": [DISK], "state_files": []}
 
 @pytest.mark.parametrize("asked", ["auto", "internal", "external"])
 def test_where_both_kinds_are_no_more_is_made(asked: str) -> None:
-    with pytest.raises(Refused, match="web1 has external and internal snapshots"):
+    with pytest.raises(Refused, match="web1 has internal and external snapshots"):
         choose.choose(FACTS, True, asked, {"internal", "external"}, None)
 
 
