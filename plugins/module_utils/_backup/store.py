@@ -198,10 +198,8 @@ def verify(backup: Backup) -> str | None:
 
 def same(one: Backup, other: Backup) -> bool:
     """Whether two backups have the same checksums, by what they say of themselves."""
-    return (
-        all((backup.folder / SUMS).is_file() for backup in (one, other))
-        and (one.folder / SUMS).read_bytes() == (other.folder / SUMS).read_bytes()
-    )
+    sums = [backup.folder / SUMS for backup in (one, other)]
+    return all(path.is_file() for path in sums) and sums[0].read_bytes() == sums[1].read_bytes()
 
 
 def is_there(backup: Backup) -> bool:
