@@ -18,9 +18,9 @@ from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._backup import job
 from ansible_collections.drover.kvm.tests.benchmarks.measure import report, typical
 from ansible_collections.drover.kvm.tests.unit import libvirt_server
-from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, qemu_img
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, libvirt, qemu_img
 
-DATA, ROUNDS, GOAL = 384 << 20, 3, 1.1
+DATA, ROUNDS, GOAL = 384 << 20, 5, 1.1
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def machine(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
         found.vm.create()
         yield found
         found.vm.destroy()
-        found.vm.undefineFlags(8)
+        found.vm.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
         found.connection.close()
 
 
