@@ -20,7 +20,7 @@ def start_order(
     for vm in sorted(vms, key=lambda vm: str(vm["name"])):
         tags = vm["metadata"]["tags"]
         place = next((number for number, tag in enumerate(order) if tag in tags), len(order))
-        seconds = variables[vm["name"]].get("vm_shutdown_timeout") if variables else None
+        seconds = variables[vm["name"]].get("vm_shutdown_timeout") if variables and vm["name"] in variables else None
         groups[place].append({"name": vm["name"], **({} if seconds is None else {"shutdown_timeout": seconds})})
     return [group for group in groups if group]
 

@@ -24,7 +24,7 @@ def nothing_moves(cluster: Cluster):
 
 
 def test_unknown_vm(cluster: Cluster) -> None:
-    cluster.play("build_vms", vms="nosuch").refused("nosuch names no host of group vms", "web1")
+    cluster.play("build_vms", vms="web1,nosuch").refused("No VM of group vms is named nosuch", "web1")
 
 
 def test_unknown_node(cluster: Cluster) -> None:

@@ -144,11 +144,10 @@ def test_e11_a_vm_that_runs_twice_is_moved_by_nobody(mover: Mover) -> None:
 @pytest.fixture
 def busy(cluster: Cluster, tmp_path: Path) -> Iterator[Mover]:
     """A VM that writes 12 MiB of its memory over and over, on the SAN; gone at the end."""
-    # With 24 the guest's kernel ends the writer for want of memory.
     image = {"name": BUSY, "ip": "10.231.100.43/24", "sink": SINK, "dirty": "12"}
     Guests(cluster.lab.base).write_image(cluster.lab.machine("san1").path(f"{IMAGES}/{BUSY}.img"), image)
     path = tmp_path / "busy.yml"
-    path.write_text(f"vms:\n  hosts:\n    {BUSY}:\n", encoding="utf-8")
+    path.write_text(f"vms:\n  hosts:\n    {BUSY}: {{vm_memory: 192MiB}}\n", encoding="utf-8")
     cluster.play("build_vms", "-i", str(path), vms=BUSY).good()
     try:
         with Observer(cluster.lab) as watch:

@@ -85,7 +85,7 @@ def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Elem
     adapt(root, name, disks, nics)
     if files.NVRAM in backup.manifest["files"]:
         VARIABLES.put(root, str(variables(name)))
-    metadata.edit(root, {RESTORED: backup.id})
+    metadata.edit(root, {RESTORED: backup.id, "stopped": None})
     return root
 
 
@@ -115,7 +115,7 @@ def _rename(root: Element, name: str, uuid: str) -> None:
     for number, nic in enumerate(devices(root, "interface")):
         Property("mac/@address").put(nic, vm_mac(name, number))
     metadata.NICS.put(root, {})
-    metadata.edit(root, {"home": None})
+    metadata.edit(root, {"home": None, "stopped": None})
     if VARIABLES.get(root):
         VARIABLES.put(root, str(variables(name)))
 

@@ -141,7 +141,7 @@ def check_free(options: dict[str, Any]) -> None:
         raise Refused(f"{options['path']} is not there on this node; log in to it (role san_initiator)")
     users = Blocks().users(found.name)
     if users:
-        raise Refused(f"{options['path']} is in use on this node: {', '.join(users)}", users=users)
+        raise Refused(f"{options['path']} is in use on this node: {', '.join(users)}; stop that first", users=users)
 
 
 STORE = Store(

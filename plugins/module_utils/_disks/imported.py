@@ -65,7 +65,9 @@ def prove(path: str, declared: str, name: str) -> int:
     if needs := facts.get("backing-filename") or data.get("data-file") or ", ".join(extents):
         raise Refused(_based(name, needs))
     if facts.get("encrypted") or data.get("corrupt"):
-        raise Refused(f"{name} is {'encrypted' if facts.get('encrypted') else 'corrupt'}")
+        raise Refused(
+            f"{name} is {'encrypted' if facts.get('encrypted') else 'corrupt'}; export it anew where it is from"
+        )
     return int(facts["virtual-size"])
 
 
@@ -114,7 +116,7 @@ def checked(options: Mapping[str, Any]) -> int:
         raise Refused(f"{source} is neither a file nor a block device")
     found = prove(source, declared, source)
     if size and size < found:
-        raise Refused(f"{options['path']}: {source} has {found} bytes, more than {size}")
+        raise Refused(f"{options['path']}: {source} has {found} bytes, more than {size}; give a size of that")
     words = ["qemu-img", "measure", "--output=json", "-f", declared, "-O", options["format"], source]
     needs, place = int(run_json(words, timeout=600)["required"]), os.statvfs(Path(options["path"]).parent)
     if needs > (free := place.f_bavail * place.f_frsize):

@@ -163,7 +163,9 @@ def _check_start(options: Options, uuid: str, password: Password) -> None:
     unit, blocks = f"{options['iqn']}/{options['lun']}", Blocks()
     users = {words for name in blocks.of_unit(unit) for words in blocks.users(name)}
     if users and not options["readonly"]:
-        raise Refused(f"{unit} is in use on this node: {', '.join(sorted(users))}", users=sorted(users))
+        raise Refused(
+            f"{unit} is in use on this node: {', '.join(sorted(users))}; stop that and log out", users=sorted(users)
+        )
     if not options["wwid"]:
         return
     initiator = options["initiator"] or f"{QEMU_INITIATOR}:{uuid}"
@@ -174,7 +176,7 @@ def _check_start(options: Options, uuid: str, password: Password) -> None:
         found = wwids(login)
     except (NotFound, Unreachable) as error:
         words = f"{unit} could not be asked whether it is the volume {options['wwid']}"
-        raise Refused(f"{words}: {error.message}") from None
+        raise Refused(f"{words}: {error.message}. Does the portal let this initiator in?") from None
     if options["wwid"] not in found:
         raise Refused(
             f"{unit} is the volume {' or '.join(found) or 'of no WWID'}, not {options['wwid']}: the array maps another "

@@ -176,7 +176,7 @@ class Volumes:
         self.drop(name)
         here = [disk for disk in self.parts(name) if disk not in self.ours(name)]
         if here:
-            raise Refused(f"{self.names[here[0]]} has a snapshot {name} already, which is not ours")
+            raise Refused(f"{self.names[here[0]]} has a snapshot {name} already, which is not ours; take another name")
         mark = Mark(self.uuid, secrets.token_hex(8), time.time(), "", tuple(sorted(self.names.values())), off, note)
         self._each(lambda _disk, volume: volume.mark(name, mark.text), *self.disks)
 

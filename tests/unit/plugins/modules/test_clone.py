@@ -225,3 +225,10 @@ def test_a_clone_has_no_seed_and_no_variables_of_its_source(tmp_path: Path, monk
     restoring.adapt(root, "web2", [], "keep")
     assert restoring.VARIABLES.get(root) == f"{tmp_path}/web2_VARS.fd"
     assert [str(source.get("file")) for source in root.iter("source")] == [f"{tmp_path}/other.iso"]
+
+
+def test_a_copy_of_a_vm_that_a_drain_shut_down_is_not_started_with_it():
+    root = parse("<domain><name>web1</name><uuid>6130e9a7-db6c-4a01-8f07-5d0e2f1a5f11</uuid><devices/></domain>")
+    metadata.edit(root, {"stopped": "maintenance", "owner": "team1"})
+    restoring.adapt(root, "web2", [], "keep")
+    assert metadata.read(root).get("stopped") is None and metadata.read(root)["owner"] == "team1"
