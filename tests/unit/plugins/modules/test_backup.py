@@ -262,17 +262,23 @@ def test_backups_of_a_vm_that_is_gone_stay_until_they_are_old_and_named(running:
     assert not running.run(state="absent", older_than="1d")["changed"]
 
 
+def open_image(path: Path) -> subprocess.Popen[bytes]:
+    """A program that holds the image open for writing, until it is told to quit; it says so by its prompt."""
+    for _try in range(100):  # whoever looks at the image just then is in its way
+        found = subprocess.Popen(["qemu-io", "-f", "qcow2", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert found.stdout
+        if found.stdout.read(8) == b"qemu-io>":
+            return found
+        found.communicate()
+    raise AssertionError(f"{path} can't be opened")
+
+
 def test_a_copy_that_qemu_has_not_closed_yet_is_waited_for(running: Machine, monkeypatch: Any) -> None:
     wait, free, writers, looks = job.wait, files.is_free, [], []
 
     def early(*args: Any) -> None:
         wait(*args)
-        (copy,) = (running.root / "web1").glob(".*.part/vda.copy")
-        # Without a command it waits for one, with the image open.
-        writers.append(subprocess.Popen(["qemu-io", "-f", "qcow2", str(copy)], stdin=subprocess.PIPE))
-        while free(copy) and writers[0].poll() is None:
-            pass
-        assert writers[0].poll() is None
+        writers.append(open_image(next((running.root / "web1").glob(".*.part/vda.copy"))))
 
     def look(copy: Path) -> bool:
         looks.append(free(copy))
