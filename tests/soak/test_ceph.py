@@ -50,7 +50,7 @@ cmp /run/probe /run/probe.read
 READ = f"""
 import rados, rbd, sys
 with rados.Rados(conffile="/etc/ceph/ceph.conf", name="client.admin") as cluster:
-    with cluster.open_ioctx("vms") as pool, rbd.Image(pool, sys.argv[1], read_only=True) as image:
+    with cluster.open_ioctx("vms") as pool, rbd.Image(pool, *sys.argv[1:], read_only=True) as image:
         print(image.read({RECORD_OFFSET}, {RECORD_SIZE}).rstrip(bytes(1)).decode())
 """
 
@@ -120,9 +120,9 @@ def test_the_hypervisors_user_can_use_its_pool_and_nothing_else(quorum):
     assert {command: code == "0" for command, code in zip(tried, codes)} == tried
 
 
-def on_disk(quorum: Cluster, name: str) -> int:
-    """The counter on a VM's disk."""
-    record = parse_record(quorum.ssh("q1", "python3", "-", f"drover-{name}-0", stdin=READ).encode())
+def on_disk(quorum: Cluster, name: str, *snapshot: str) -> int:
+    """The counter on a VM's disk, or in a snapshot of it."""
+    record = parse_record(quorum.ssh("q1", "python3", "-", f"drover-{name}-0", *snapshot, stdin=READ).encode())
     assert record and record.name == name
     return record.counter
 

@@ -51,6 +51,23 @@ echo done
 """
 
 
+def kill_in(site: Cluster, node: str, vm: str, moment: str, **options: Any) -> None:
+    """Run the module for a VM and kill it with SIGKILL as soon as a shell condition on the node is true."""
+    program = str(Path(sys.executable).parent / "ansible")
+    argv = [program, *site.inventory, node, "-m", "drover.kvm.snapshot", "-a", json.dumps({"name": vm, **options})]
+    with subprocess.Popen(
+        argv,
+        env=site.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        fate = site.ssh(node, "sh", stdin=KILL.format(moment=moment, vm=vm), timeout=240).strip()
+        output = process.communicate(timeout=240)[0]
+    assert fate == "killed", f"not exercised, it was {fate}: {output}"
+
+
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Cluster:
     """The lab's nodes, whether its site is set up or not."""
@@ -156,20 +173,7 @@ class Vm:
 
     def killed(self, moment: str, **options: Any) -> None:
         """Run the module and kill it with SIGKILL as soon as a shell condition on the node is true."""
-        program = str(Path(sys.executable).parent / "ansible")
-        given = json.dumps({"name": self.name, **options})
-        argv = [program, *self.site.inventory, NODE, "-m", "drover.kvm.snapshot", "-a", given]
-        with subprocess.Popen(
-            argv,
-            env=self.site.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            fate = self.site.ssh(NODE, "sh", stdin=KILL.format(moment=moment, vm=self.name), timeout=240).strip()
-            output = process.communicate(timeout=240)[0]
-        assert fate == "killed", f"not exercised, it was {fate}: {output}"
+        kill_in(self.site, NODE, self.name, moment, **options)
 
     def settled(self, **options: Any) -> dict[str, Any]:
         """Run the module again until libvirt has ended what it had begun."""
