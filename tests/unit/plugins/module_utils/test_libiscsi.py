@@ -55,7 +55,7 @@ def test_without_the_library_the_package_is_named(monkeypatch):
         wwids(Login("10.231.5.10:3260", "iqn.2026-11.org.example:a", 1, "iqn.2026-11.org.example:hv1"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def san():
     """A target with two units, into which one initiator is let, with CHAP."""
     if missing():
