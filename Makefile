@@ -42,11 +42,12 @@ ON_NODES := tests/unit/plugins/modules tests/unit/plugins/module_utils
 
 unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
 
+# More workers than cores: these tests wait for real daemons most of their time.
 unit-nodes:
-	$(TOOL) pytest -n 2 $(ON_NODES) $(ARGS) || [ $$? = 5 ]
+	$(TOOL) pytest -n 6 --dist worksteal $(ON_NODES) $(ARGS) || [ $$? = 5 ]
 
 unit-controller:
-	$(TOOL) pytest -n 2 tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
+	$(TOOL) pytest -n 2 --dist worksteal tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
 	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .

@@ -86,20 +86,12 @@ class Blocks:
             name=name,
             number=number,
             size=int(sectors or 0) * SECTOR,
-            wwid=wwid or _wwid(_text(folder / "device/wwid")),
+            wwid=wwid or udev_wwid(_text(folder / "device/wwid")),
             serial=serial or _page(folder / "device/vpd_pg80"),
             links=links,
             map=_text(folder / "dm/name"),
             uuid=uuid,
         )
-
-    def told_wwid(self, name: str) -> str:
-        """The WWID of one path as the kernel read it when the path came, before udev looks; empty when it has none.
-
-        In udev's words where these follow from the kernel's.
-        """
-        text = _text(self.root / "sys/class/block" / name / "device/wwid")
-        return _wwid(text) or text
 
     def known_to_udev(self, name: str) -> bool:
         """Whether udev has looked at the device, so that its links are there."""
@@ -252,8 +244,8 @@ def _read_capacity(descriptor: int) -> tuple[int, bytes]:
     return (status or host), data.raw
 
 
-def _wwid(text: str) -> str:
-    """The kernel's name of a unit in udev's words, for a device that udev has not seen."""
+def udev_wwid(text: str) -> str:
+    """The kernel's name of a unit in udev's words, for a device that udev has not seen; empty where udev says more."""
     kind, _dot, value = text.partition(".")
     return {"naa": "3", "eui": "2"}.get(kind, "") + value if kind in ("naa", "eui") else ""
 

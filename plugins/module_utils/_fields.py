@@ -16,6 +16,8 @@ from ._errors import Invalid
 
 LARGEST = 2**31 - 1
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+AGE = re.compile(r"(\d{1,9}) ?(s|min|m|h|d|w)?", re.ASCII)
+SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
@@ -169,6 +171,14 @@ def parse_rate(value: Any) -> int:
     if fraction * unit % 1000:
         raise ValueError(f"{value!r} is no whole number of bits per second")
     return int(match[1]) * unit + fraction * unit // 1000
+
+
+def parse_age(value: Any) -> int:
+    """Seconds of a span of time such as 30d, 20h, 90min or 600. Raises ValueError."""
+    match = AGE.fullmatch(str(value).strip())
+    if isinstance(value, (bool, float)) or not match:
+        raise ValueError(f"{value!r} is no span of time; write seconds, or a number with min, h, d or w, such as 20h")
+    return int(match[1]) * SECONDS[match[2] or ""]
 
 
 def rate_text(rate: int) -> str:

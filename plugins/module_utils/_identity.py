@@ -35,6 +35,12 @@ def volume_name(name: str, number: int) -> str:
     return f"drover-{name}-{number}"
 
 
+def disk_name(name: str, target: str) -> str:
+    """The name of the volume behind a disk of the VM, by its target alone: the number of vda is 0; sda stays a word."""
+    number = target_number(target) if re.fullmatch("vd[a-z]{1,3}", target) else target
+    return f"drover-{name}-{number}"
+
+
 def logical_of(path: str) -> tuple[str, str] | None:
     """Volume group and logical volume of a path such as /dev/vg0/web1; None for other devices."""
     parts = path.split("/")

@@ -33,6 +33,7 @@ CONNECT_SECONDS = 5
 # iscsiadm tries again by itself for up to two minutes; `answers` has shown before that somebody listens.
 ISCSIADM_SECONDS = 90
 SESSION_EXISTS, NO_RECORDS = 15, 21
+SCSI_DISK = "0"
 RUNNING = {
     "node.session.timeo.replacement_timeout": "iscsi_session/recovery_tmo",
     "node.session.auth.username": "iscsi_session/username",
@@ -138,10 +139,20 @@ class Initiator:
         ours = (folder for folder in folders if self._target(folder) == target)
         return [found for folder in ours if (found := _session(folder, target)) is not None]
 
-    def units(self) -> list[tuple[str, int, str]]:
-        """Target, number and disk of each logical unit that the kernel's sessions brought."""
-        folders = sorted((self.root / "sys/class/iscsi_session").glob("session*"))
-        return [(self._target(folder), lun, disk) for folder in folders for disk, lun in _disks(folder).items()]
+    def units(self) -> list[tuple[str, int, str, str]]:
+        """Target, number, disk and WWID, in the kernel's words, of each disk that sessions brought.
+
+        They are there as soon as the kernel has asked the unit. Its disk (sdb) comes after that; until then it has its
+        SCSI address.
+        """
+        found = []
+        for folder in sorted((self.root / "sys/class/iscsi_session").glob("session*")):
+            for unit in _children(folder / "device", "target*/*:*:*:*"):
+                if _attribute(unit / "type") == SCSI_DISK:
+                    disk = next((path.name for path in _children(unit, "block/*")), unit.name)
+                    lun = int(unit.name.split(":")[3])
+                    found.append((self._target(folder), lun, disk, _attribute(unit / "wwid")))
+        return found
 
     def _target(self, folder: Path) -> str:
         """Whose session it is; read once, as the kernel gives no number twice."""
@@ -307,20 +318,19 @@ def _session(folder: Path, target: str) -> Session | None:
             tpgt=int(_attribute(folder / "tpgt") or -1),
             nic="" if nic == "default" else nic,
             state=_attribute(folder / "state"),
-            disks=_disks(folder),
+            disks={path.name: int(path.parents[1].name.split(":")[3]) for path in device.glob("target*/*/block/*")},
             running=running,
         )
     except (OSError, StopIteration, ValueError):
         return None
 
 
-def _disks(folder: Path) -> dict[str, int]:
-    """The disks that a session brought, with the numbers of their units; none when it went away meanwhile."""
+def _children(folder: Path, pattern: str) -> list[Path]:
+    """What is there of a device; nothing when it went away meanwhile."""
     try:
-        found = sorted((folder / "device").glob("target*/*/block/*"))
+        return sorted(folder.glob(pattern))
     except OSError:
-        return {}
-    return {path.name: int(path.parents[1].name.split(":")[3]) for path in found}
+        return []
 
 
 def _attribute(path: Path) -> str:

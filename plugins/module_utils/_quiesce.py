@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from xml.etree.ElementTree import Element
 
-from ._errors import DroverError, Failed, NotFound, Refused
+from . import _later
+from ._errors import DroverError, Failed, NotFound
 from ._libvirt import LOCAL, Node
-from ._run import run
 from ._xml import devices, find
 
 AGENT = "org.qemu.guest_agent.0"
@@ -32,7 +32,7 @@ HOLD_SECONDS = 8
 THAW_SECONDS = 10.0
 POLL = 0.2
 # It tries again: libvirt may be busy with the very snapshot for which the guest was frozen.
-AGAIN = ("Restart=on-failure", "RestartSec=1s", "RuntimeMaxSec=20", "StartLimitIntervalSec=120", "StartLimitBurst=60")
+TRIES = 60
 
 
 def why_not(running: Element | None) -> str | None:
@@ -61,7 +61,6 @@ class Freeze:
         self.node, self.name = node, name
         self.unit, self.uuid = f"drover-thaw-{uuid}", uuid
         self.until = 0.0
-        self.systems = 0
 
     def begin(self) -> None:
         """Freeze. Raises Refused when somebody else holds it; else what the agent did, and the guest is thawed then.
@@ -69,26 +68,14 @@ class Freeze:
         A freeze that was given up may still happen in a slow guest: the timer stays, and thaws it.
         """
         self.until = time.monotonic() + HOLD_SECONDS
-        self._arm()
+        command = ("virsh", "--quiet", "--connect", LOCAL, "domfsthaw", self.uuid)
+        _later.arm(self.unit, HOLD_SECONDS, command, f"thaw {self.name}", TRIES)
         try:
-            self.systems = self.node.freeze(self.name)
+            self.node.freeze(self.name)
         except DroverError:
             with suppress(DroverError):
                 self.node.thaw(self.name)
             raise
-
-    def _arm(self) -> None:
-        limits = [word for rule in AGAIN for word in ("--property", rule)]
-        command = ["systemd-run", "--collect", "--quiet", f"--unit={self.unit}", f"--on-active={HOLD_SECONDS}s"]
-        command += ["--timer-property=AccuracySec=100ms", f"--description=drover: thaw {self.name}", *limits]
-        try:
-            run([*command, "virsh", "--quiet", "--connect", LOCAL, "domfsthaw", self.uuid], timeout=30)
-        except Failed as error:
-            if "already" not in error.message:
-                raise
-            raise Refused(
-                f"another operation has frozen {self.name} just now ({self.unit}); run this again in some seconds"
-            ) from None
 
     def held(self) -> bool:
         """Whether the guest stood still all the time until now: the timer can't have come yet."""
@@ -104,8 +91,7 @@ class Freeze:
                     f"domfsthaw {self.name}"
                 )
             time.sleep(POLL)
-        for kind in ("timer", "service"):
-            run(["systemctl", "stop", f"{self.unit}.{kind}"], timeout=30, ok=(0, 5))
+        _later.disarm(self.unit)
 
     def _thaw(self) -> str:
         """What went wrong. An agent that holds its file systems refuses to list them, so an answer is the proof.

@@ -17,7 +17,7 @@ class San:
     def __init__(self) -> None:
         self.initiator = Initiator()
         self.blocks = Blocks()
-        self.arrivals = Arrivals(self.initiator, self.blocks)
+        self.arrivals = Arrivals(self.initiator)
         self.name = self.initiator.name()
         self.defaults = self.initiator.defaults()
         self.offered: dict[tuple[Portal, str], dict[str, int]] = {}

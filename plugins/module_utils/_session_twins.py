@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterable
 from threading import Lock
 from typing import NamedTuple
 
-from ._blocks import Blocks
+from ._blocks import udev_wwid
 from ._errors import DroverError, Failed, Refused
 from ._initiator import Initiator, Record
 
 
 class Unit(NamedTuple):
-    """A logical unit on this node: its `target`, its number there, a disk that is a path to it (sdb), and its WWID."""
+    """A disk of the SAN on this node: its `target`, its number there, a path to it (sdb, or 3:0:0:1), and its WWID."""
 
     target: str
     lun: int
@@ -50,21 +50,22 @@ def twins(units: Iterable[Unit], target: str, ways: Collection[str]) -> tuple[Un
 class Arrivals:
     """The logins of this run, each with what it takes to take it back. Several threads use it."""
 
-    def __init__(self, initiator: Initiator, blocks: Blocks) -> None:
+    def __init__(self, initiator: Initiator) -> None:
         self.initiator = initiator
-        self.blocks = blocks
         self.lock = Lock()
         self.made: dict[str, list[tuple[Record, Record | None]]] = {}
         self.refused: dict[str, str] = {}
 
     def log_in(self, record: Record, before: Record | None) -> None:
         """Log in; `before` is the record that was there. Raises Unreachable, Failed."""
-        self.made.setdefault(record.target, []).append((record, before))
+        with self.lock:
+            self.made.setdefault(record.target, []).append((record, before))
         self.initiator.login(record)
 
     def units(self) -> list[Unit]:
         """All units on this node, whoever logged in to them."""
-        return [Unit(*unit, self.blocks.told_wwid(unit[2])) for unit in self.initiator.units()]
+        found = self.initiator.units()
+        return [Unit(target, lun, disk, udev_wwid(told) or told) for target, lun, disk, told in found]
 
     def check(self, units: Iterable[Unit], target: str, ways: Collection[str]) -> None:
         """Raise Refused when a unit of the target and another volume have one WWID; nothing is done about it."""
@@ -84,13 +85,14 @@ class Arrivals:
                 new = sorted({unit.target for unit in pair} & set(self.made))
                 self.refused.update(dict.fromkeys(new, f"{words(pair)}. Logged out again: {', '.join(new)}"))
             if target in self.refused:
-                for one in (target, *(unit.target for unit in pair or ())):
+                for one in dict.fromkeys((target, *(unit.target for unit in pair or ()))):
                     self._take_back(one, self.refused[target])
                 raise Refused(self.refused[target], **(data(pair) if pair else {}))
 
     def _take_back(self, target: str, why: str) -> None:
         try:
-            for record, before in self.made.pop(target, ()):
+            # It stays there: a login of it may be under way, whose thread comes here when it is done.
+            for record, before in self.made.get(target, ()):
                 for session in self.initiator.sessions(target):
                     if session.portal == record.portal:
                         self.initiator.logout(session)

@@ -103,13 +103,14 @@ options:
     type: int
   newer_than:
     description:
-      - Do nothing where a good backup is younger than that, a number with V(m), V(h) or V(d), such as V(20h). With it a
+      - Do nothing where a good backup is younger than that, such as V(20h), V(6d), V(90min) or in seconds. With it a
         second run changes nothing. Without it each run makes a backup.
     type: str
   mode:
     description:
       - What happens to a machine that runs. V(snapshot) lets it run. V(suspend) holds it still for the part of a
         second in which the copy begins. V(stop) shuts it down, begins the copy, and starts it at once.
+        Should it go off only after O(shutdown_timeout), the task has failed, and a timer of systemd starts it again.
       - A machine that is off is copied by C(qemu-img), and can't be started meanwhile.
       - The default is V(snapshot).
     type: str
@@ -139,7 +140,8 @@ options:
     type: int
   shutdown_timeout:
     description:
-      - How long the guest has to shut down with O(mode=stop), in seconds.
+      - How long the guest has to shut down with O(mode=stop), in seconds. One that is late by up to 10 minutes is
+        started again.
       - The default is V(180).
     type: int
   state:
@@ -162,7 +164,7 @@ attributes:
 requirements:
   - libvirt 7.6 or later with QEMU, and its Python library (C(python3-libvirt))
   - C(qemu-img)
-  - C(systemd-run), to resume or thaw a guest should the module be killed
+  - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
   - The disks are written in clear. Keep the folder on an encrypted file system where that matters. Files are 0600, and
     belong to root.
@@ -243,11 +245,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._backup import store
-from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts, check_age
+from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._backup.taking import Order
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name, parse_age
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, Node, connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
@@ -257,7 +259,7 @@ FIELDS = (
     Field("type", choices=("full", "incremental"), default="full"),
     Field("max_incrementals", type="int", default=6, check=between(0, 1000)),
     Field("keep", type="int", default=2, check=between(1, 1000)),
-    Field("newer_than", check=check_age),
+    Field("newer_than", check=parse_age),
     Field("mode", choices=("snapshot", "suspend", "stop"), default="snapshot"),
     Field("quiesce", choices=("auto", "required", "never"), default="auto"),
     Field("bandwidth", type="size"),

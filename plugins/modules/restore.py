@@ -34,7 +34,8 @@ options:
   new_name:
     description:
       - Name of the machine that is made. Another one than O(name) gets a new UUID and new MAC addresses, and disks in
-        files named after it. The default is O(name).
+        files named after it, such as V(drover-NAME-0.qcow2) for C(vda) and V(drover-NAME-sda.qcow2) for C(sda). The
+        default is O(name).
     type: str
   directory:
     description:
@@ -43,7 +44,9 @@ options:
         moves them to other storage as the machine runs.
     type: path
   disks:
-    description: Restore only these, such as V(vdb), to files, and define no machine.
+    description:
+      - Restore only these, such as V(vdb), to files, and define no machine. The files belong to no machine, so none
+        takes them along when it is removed. A file that was restored so is left as it is by the next run.
     type: list
     elements: str
   nics:
@@ -168,7 +171,7 @@ class Restore(Resource):
         self.chain = store.chain(self.backups, self.backup)
         self.places = restoring.places(self.backup, self.target, params["directory"], params["disks"])
         self.definition = restoring.definition(self.backup, self.target, self.places, params["nics"])
-        self.uuid = str(restoring.UUID.get(self.definition))
+        self.uuid = restoring.uuid_of(self.backup, self.target)
 
     def _choose(self) -> store.Backup:
         """The backup that is asked for. Raises NotFound and Refused."""
@@ -176,9 +179,12 @@ class Restore(Resource):
         fit = [one for one in self.backups if one.id == wanted or (wanted is None and one.complaint is None)]
         if not fit:
             there = ", ".join(one.id for one in self.backups) or "none at all"
-            raise NotFound(f"there is no good backup {wanted or ''} of {self.name} in {self.params['path']}: {there}")
+            raise NotFound(
+                f"there is no {f'backup {wanted}' if wanted else 'good backup'} of {self.name} in "
+                f"{self.params['path']}; there is {there}. Say another one (id), or where they are (path)"
+            )
         if fit[-1].complaint:
-            raise Refused(f"{fit[-1].id} is not good: {fit[-1].complaint}")
+            raise Refused(f"{fit[-1].id} is not good: {fit[-1].complaint}. Choose another one (id)")
         return fit[-1]
 
     @classmethod
@@ -192,9 +198,12 @@ class Restore(Resource):
         """From which backup the VM is that is there; its disks that are there already."""
         domain = self.client.node.domain(self.target) if self.whole else None
         self.there = None if domain is None else metadata.read(parse(domain.xml)).get(restoring.RESTORED)
-        done = [place.path for place in self.places if restoring.is_done(place, self.backup)]
+        done = [place.path for place in self.places if restoring.is_done(place)]
         if domain is not None and self.there != self.backup.id:
-            raise Refused(f"there is a VM {self.target} on this node ({domain.state}); a restore goes over none")
+            raise Refused(
+                f"there is a VM {self.target} on this node ({domain.state}), and a restore goes over none. Remove it "
+                "first (vm, state: absent), or restore under another name (new_name)"
+            )
         return {"name": self.target, "backup": self.there, "begun": done}
 
     def wanted(self, before: State) -> State:
@@ -203,7 +212,7 @@ class Restore(Resource):
             if self.there is None:
                 self._check()
             return {"name": self.target, "backup": self.backup.id, "begun": []}
-        restoring.check_new(self.places, self.backup)
+        restoring.check_new(self.places)
         return {"name": self.target, "backup": None, "begun": [place.path for place in self.places]}
 
     def _check(self) -> None:
@@ -211,22 +220,22 @@ class Restore(Resource):
         peers = Admission(self.client, self.target, self.params["fenced"]).answers("restored")
         check_elsewhere(self.target, self.uuid, peers)
         check_definition(self.target, claims_of(self.definition), {HERE: self.client.surveyed, **peers})
-        restoring.check_new(self.places, self.backup)
+        restoring.check_new(self.places)
         self.state = restoring.check_state(self.backup, self.target, self.uuid)
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Prove the backup, bring its disks, and define the VM."""
         if before == wanted:
             return []
-        finish = partial(restoring.finish, self.places, self.backup)
+        finish = partial(restoring.finish, self.places)
         if self.there is not None:
             return [Step(f"finish the restore of {self.target}", finish)]
         names = ", ".join(one.id for one in self.chain)
         steps = [Step(f"compare {names} of {self.name} with the checksums", self.prove)]
         for place in self.places:
-            if not restoring.is_done(place, self.backup):
+            if not restoring.is_done(place):
                 words = f"restore {place.target} of {self.name} to {place.path} ({size_text(place.size)})"
-                bring = partial(restoring.bring, place, self.backup, self.uuid, self.params["timeout"])
+                bring = partial(restoring.bring, place, self.params["timeout"])
                 steps.append(Step(words, bring))
         if self.whole:
             for part in self.state:
@@ -244,7 +253,7 @@ class Restore(Resource):
     def define(self) -> None:
         """The VM is there with all it needs; from now on its disks are its own."""
         self.client.node.define(text_of(self.definition))
-        restoring.finish(self.places, self.backup)
+        restoring.finish(self.places)
 
     def result(self, state: State) -> dict[str, Any]:
         """What was restored."""

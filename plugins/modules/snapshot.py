@@ -38,7 +38,8 @@ options:
       - V(present) makes the snapshot unless there is one of this name.
       - V(absent) removes it. An external one is merged, as the machine runs. What other tools made is refused.
       - V(retained) removes the snapshots that this module made, that have all of O(tags), and that are neither among
-        the newest O(keep) nor younger than O(max_age).
+        the newest O(keep) nor younger than O(max_age). The oldest goes first, so that a run that is cut off leaves the
+        newest; one on which several branches stand goes after them.
       - V(reverted) sets the machine back. It is an act, not a state, and happens in each run, unless O(id) says which
         act is meant. Newer snapshots stay.
     type: str
@@ -87,7 +88,7 @@ options:
     type: int
     default: 8
   keep:
-    description: How many of the newest are kept in any case. The default is V(0).
+    description: How many of the newest are kept in any case. The default is V(0), which keeps none of them.
     type: int
   max_age:
     description: The age up to which others are kept, as V(30d), V(12h), V(90min) or in seconds. The default is none.
@@ -274,10 +275,10 @@ from ansible_collections.drover.kvm.plugins.module_utils._disks.file import chec
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import check_text
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, parse_age
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
-from ansible_collections.drover.kvm.plugins.module_utils._snapshot import making, retain
+from ansible_collections.drover.kvm.plugins.module_utils._snapshot import making
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.item import Item
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot.machine import Machine
 
@@ -294,7 +295,7 @@ FIELDS = (
     Field("directory", type="path", check=check_path),
     Field("max_chain", type="int", default=8),
     Field("keep", type="int"),
-    Field("max_age", check=retain.check_age),
+    Field("max_age", check=parse_age),
     Field("discard_changes_since"),
     Field("safety_snapshot", type="bool", default=True),
     Field("id", check=lambda value: check_name(value, 40)),

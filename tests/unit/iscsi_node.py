@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
@@ -37,9 +38,13 @@ class Node:
         self.root = root
         self.san: dict[str, dict[str, Any]] = {}
         self.multipathd = True
+        # Whether the kernel makes the disks only after the login has come back.
+        self.late = False
         self.deaf: set[str] = set()
         self.calls: list[list[str]] = []
         self.next = 1
+        # The module logs in to many targets at once.
+        self.lock = Lock()
         # As Debian 13 has it.
         self.write("usr/sbin/iscsiadm", "\0/var/lib/iscsi/nodes\0")
         for folder in (
@@ -89,7 +94,7 @@ class Node:
                 return self._logout(int(words["-r"]))
             record = self.record(words["-T"], words["-p"], words["-I"])
             if words.get("-o") == "delete":
-                record.unlink()
+                record.unlink(missing_ok=True)
             else:
                 self._login(words["-T"], record)
         return ""
@@ -152,7 +157,8 @@ class Node:
             raise Failed(
                 "iscsiadm failed: initiator reported error (24 - iSCSI login failed due to authorization failure)"
             )
-        number, self.next = self.next, self.next + 1
+        with self.lock:
+            number, self.next = self.next, self.next + 1
         name = "sd" + chr(ord("a") + number)
         session = f"sys/class/iscsi_session/session{number}"
         for key, value in {
@@ -171,8 +177,13 @@ class Node:
         self.write(f"{connection}/persistent_port", values["node.conn[0].port"])
         self.write(f"{connection}/recv_tmo", values["node.conn[0].timeo.noop_out_interval"])
         self.write(f"{connection}/ping_tmo", values["node.conn[0].timeo.noop_out_timeout"])
-        (self.root / f"{session}/device/target{number}:0:0/{number}:0:0:1/block/{name}").mkdir(parents=True)
-        self._add_disk(name, f"8:{number * 16}", unit)
+        for lun, kind, wwid in ((0, 12, "t10.IET     00010000"), (1, 0, f"naa.{unit['wwid'][1:]}")):
+            scsi = f"{session}/device/target{number}:0:0/{number}:0:0:{lun}"
+            self.write(f"{scsi}/type", f"{kind}\n")
+            self.write(f"{scsi}/wwid", f"{wwid}\n")
+        if not self.late:
+            (self.root / f"{scsi}/block/{name}").mkdir(parents=True)
+            self._add_disk(name, f"8:{number * 16}", unit)
 
     def _add_disk(self, name: str, number: str, unit: dict[str, Any]) -> None:
         wwid, block = unit["wwid"], f"sys/class/block/{name}"
@@ -187,18 +198,28 @@ class Node:
             self._add_map(name, unit)
 
     def _add_map(self, name: str, unit: dict[str, Any]) -> None:
+        with self.lock:
+            self._join_map(name, unit)
+
+    def _join_map(self, name: str, unit: dict[str, Any]) -> None:
         number = list(self.san.values()).index(unit)
         block = f"sys/class/block/dm-{number}"
-        self.write(f"{block}/dev", f"254:{number}")
-        self.write(f"{block}/size", unit["size"] // 512)
-        self.write(f"{block}/dm/uuid", f"mpath-{unit['wwid']}")
-        self.write(f"{block}/dm/name", unit["wwid"])
-        self.write(f"dev/dm-{number}", "")
-        self.write(f"run/udev/data/b254:{number}", f"S:disk/by-id/dm-uuid-mpath-{unit['wwid']}\nE:DM_NAME=x\n")
+        # A second path joins the map that is there; others may be reading it.
+        if not (self.root / block).exists():
+            self.write(f"{block}/dev", f"254:{number}")
+            self.write(f"{block}/size", unit["size"] // 512)
+            self.write(f"{block}/dm/uuid", f"mpath-{unit['wwid']}")
+            self.write(f"{block}/dm/name", unit["wwid"])
+            self.write(f"dev/dm-{number}", "")
+            self.write(f"run/udev/data/b254:{number}", f"S:disk/by-id/dm-uuid-mpath-{unit['wwid']}\nE:DM_NAME=x\n")
         for link in (f"{block}/slaves/{name}", f"{block}/holders", f"sys/class/block/{name}/holders/dm-{number}"):
             (self.root / link).mkdir(parents=True, exist_ok=True)
 
     def _logout(self, number: int) -> str:
+        with self.lock:
+            return self._end(number)
+
+    def _end(self, number: int) -> str:
         session = self.root / f"sys/class/iscsi_session/session{number}"
         for path in session.glob("device/target*/*/block/*"):
             shutil.rmtree(self.root / "sys/class/block" / path.name)

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 from .._domain import power
@@ -21,22 +20,11 @@ from .moments import check_quiesce
 from .store import Backup
 from .taking import Order, Taking, base_of, check_room, disks_of, recover, room_needed
 
-AGE = re.compile(r"(\d{1,6})([mhd])", re.ASCII)
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
-
-def check_age(value: str) -> timedelta:
-    """A span of time such as 90m, 20h or 6d. Raises ValueError."""
-    match = AGE.fullmatch(value)
-    if not match:
-        raise ValueError(f"{value!r} is not a span of time; write a number with m, h or d, such as 20h")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
-
 
 class Acts:
     """The backups of one VM in one folder."""
 
-    def __init__(self, node: Node, order: Order, keep: int, newer_than: timedelta | None) -> None:
+    def __init__(self, node: Node, order: Order, keep: int, newer_than: int | None) -> None:
         self.node, self.order, self.keep, self.newer_than = node, order, keep, newer_than
         self.backups: list[Backup] = []
         self.made: Backup | None = None
@@ -57,14 +45,17 @@ class Acts:
         if self.newer_than is None or not good:
             return False
         begun = datetime.strptime(good[-1].id, store.STAMP).replace(tzinfo=timezone.utc)
-        return datetime.now(timezone.utc) - begun < self.newer_than
+        return (datetime.now(timezone.utc) - begun).total_seconds() < self.newer_than
 
     def plan(self) -> None:
         """Look at the VM, and choose what is copied. Raises NotFound and Refused."""
         domain = self._domain()
         disks, spared = disks_of(self.node, domain)
         if not disks:
-            raise Refused(f"{domain.name} has no disk that it writes to ({', '.join(spared) or 'none at all'})")
+            raise Refused(
+                f"{domain.name} has no disk that it writes to ({', '.join(spared) or 'none at all'}), so there is "
+                "nothing to back up; leave it out"
+            )
         far = [disk.target for disk in disks if disk.path is None]
         if far and not domain.active:
             raise Refused(f"{domain.name} is off, and {', '.join(far)} can be read while it runs only; start it first")
@@ -80,7 +71,9 @@ class Acts:
     def _domain(self) -> Domain:
         domain = self.node.domain(self.order.vm)
         if domain is None:
-            raise NotFound(f"there is no VM {self.order.vm} on {self.node.name}")
+            raise NotFound(
+                f"there is no VM {self.order.vm} on {self.node.name}; run this where it is. Playbook backup finds it"
+            )
         facts = domain_facts(domain)
         running = self.node.backup(domain.name) if domain.active else None
         own = tuple(f"{folder}/" for folder in store.left(self.order.root, domain.name))
@@ -123,7 +116,10 @@ class Acts:
             self.look()
             now = {one.id for gone in self.surplus() for one in gone}
             if not {one.id for one in history} <= now:
-                raise Failed(f"{history[0].history} stays: less than {self.keep} good histories would be left")
+                raise Failed(
+                    f"{history[0].history} stays: less than {self.keep} good histories would be left. See which are "
+                    "damaged (playbook verify_backups), and make a new backup"
+                )
             for backup in self.backups:
                 proven = backup == self.made or backup.id in self.proven
                 if backup.id not in now and backup.complaint is None and not proven:
@@ -135,7 +131,10 @@ class Acts:
         complaint = store.verify(backup)
         if complaint:
             store.note(backup, complaint)
-            raise Failed(f"{backup.id} is damaged ({complaint}), so the older history {history[0].history} stays")
+            raise Failed(
+                f"{backup.id} is damaged ({complaint}), so the older history {history[0].history} stays. Look at the "
+                f"storage of {self.order.root}; when there are {self.keep} good histories again, the older ones go"
+            )
         self.proven.add(backup.id)
 
     def verify(self) -> dict[str, str]:

@@ -91,22 +91,22 @@ def _compare(pair: list[str], one: str, other: str, seconds: float) -> None:
     except Failed as error:
         if error.details.get("rc") != 1:
             raise
-        raise Failed(f"{pair[1]} does not hold what was copied into it", compared=pair) from None
+        raise Failed(
+            f"{pair[1]} does not hold what was copied into it, so it is not kept. Look at its storage and at the "
+            "memory of this node, and run this again",
+            compared=pair,
+        ) from None
 
 
-def keep_state(root: Element, vm: str, uuid: str, folder: Path) -> list[str]:
-    """Copy the variables of UEFI and the keys of a TPM; the names of the files that were made."""
-    made = []
+def keep_state(root: Element, vm: str, uuid: str, folder: Path) -> None:
+    """Copy the variables of UEFI and the keys of a TPM, if it has any."""
     named = Property("os/nvram").get(root)
     variables = Path(named) if named else NVRAM_FOLDER / f"{vm}_VARS.fd"
     if variables.is_file() and (named or Property("os/@firmware").get(root) == "efi"):
         (folder / NVRAM).write_bytes(variables.read_bytes())
-        made.append(NVRAM)
     if (TPM_FOLDER / uuid).is_dir():
         with tarfile.open(folder / TPM, "w") as archive:
             archive.add(TPM_FOLDER / uuid, arcname=".")
-        made.append(TPM)
-    return made
 
 
 def readme(manifest: Mapping[str, Any]) -> str:

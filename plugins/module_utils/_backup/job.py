@@ -75,13 +75,21 @@ def wait(node: Node, vm: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while node.backup(vm) is not None:
         if time.monotonic() > end:
-            node.abort_job(vm)
-            raise TimedOut(f"the copy of the disks of {vm} took more than {seconds:g} s and was ended")
+            with suppress(Failed):  # it may have ended just now
+                node.abort_job(vm)
+            raise TimedOut(
+                f"the copy of the disks of {vm} took more than {seconds:g} s and was ended. Give it longer (timeout), "
+                "or look what is slow: the folder of backups, or the disks"
+            )
         time.sleep(POLL)
     seen = node.ended_job(vm)
     if (seen.get("operation"), seen.get("type")) != (BACKUP, COMPLETED):
-        words = seen.get("errmsg") or "is the folder of backups full, or out of reach?"
-        raise Failed(f"QEMU could not copy the disks of {vm}: {words}", job=seen)
+        words = f"{seen['errmsg']}." if seen.get("errmsg") else "is the folder of backups full, or out of reach?"
+        raise Failed(
+            f"QEMU could not copy the disks of {vm}: {words} Nothing of it is left. See "
+            f"/var/log/libvirt/qemu/{vm}.log, and run this again",
+            job=seen,
+        )
 
 
 def drop(node: Node, vm: str, checkpoint: str) -> None:

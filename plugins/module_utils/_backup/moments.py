@@ -11,13 +11,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Callable
 
-from .._domain.stillness import still
+from .. import _later
+from .._domain.stillness import VIRSH, still
 from .._errors import DroverError, Failed, Refused, TimedOut
 from .._libvirt import Domain, Node
 from .._quiesce import Freeze, why_not
 from .._xml import parse
 
 POLL = 0.3
+# A guest that shuts down only after its time is started again in these seconds, tried this often.
+SLACK, START_TRIES, START_EVERY = 15, 120, 5
+
+
+def start_unit(uuid: str) -> str:
+    """The unit of systemd that starts a VM again which is shut down for its backup."""
+    return f"drover-start-{uuid}"
 
 
 def until(there: Callable[[], bool], seconds: float, words: str) -> None:
@@ -56,11 +64,35 @@ def moment_of(node: Node, domain: Domain, mode: str, quiesce: str, seconds: floa
             yield seen
     else:
         if mode == "stop":
-            node.shutdown(name)
-            until(partial(is_off, node, name), seconds, f"{name} did not shut down within {seconds:g} s")
-        stop = partial(node.start, name, paused=True) if mode == "stop" else partial(node.suspend, name)
+            _shut_down(node, domain, seconds)
+        stop = partial(_start, node, domain) if mode == "stop" else partial(node.suspend, name)
         with still(node, name, domain.uuid, stop):
             yield seen
+
+
+def _shut_down(node: Node, domain: Domain, seconds: float) -> None:
+    """Shut the guest down. From before it is asked on, a timer of systemd starts it again, also one that is late."""
+    name, unit = domain.name, start_unit(domain.uuid)
+    _later.disarm(unit)  # that of an earlier run
+    start = (*VIRSH, "start", domain.uuid)
+    _later.arm(unit, seconds + SLACK, start, f"start {name} again", START_TRIES, START_EVERY)
+    try:
+        node.shutdown(name)
+    except DroverError:
+        _later.disarm(unit)
+        raise
+    until(
+        partial(is_off, node, name),
+        seconds,
+        f"{name} did not shut down within {seconds:g} s and runs on. Should it go off in the next "
+        f"{START_TRIES * START_EVERY // 60} min, {unit} starts it again. Give it longer (shutdown_timeout), or take "
+        "mode: snapshot",
+    )
+
+
+def _start(node: Node, domain: Domain) -> None:
+    node.start(domain.name, paused=True)
+    _later.disarm(start_unit(domain.uuid))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from .._disks import file
 from .._disks.template import sync
 from .._domain import metadata
 from .._errors import Failed, Refused
-from .._identity import vm_mac, vm_uuid, volume_name
+from .._identity import disk_name, vm_mac, vm_uuid
 from .._run import run, run_json
 from .._xml import Property, add, devices, drop, make, parse
 from . import files, job
@@ -31,13 +32,24 @@ UUID, NAME, GENID = Property("uuid"), Property("name"), Property("genid")
 
 
 class Place(NamedTuple):
-    """Where a disk goes. `image` is what it is made from."""
+    """Where a disk goes. `image` is what it is made from, `backup` its backup.
+
+    `owner` is the UUID of the VM whose disk it becomes. A disk that is restored by itself is nobody's: no VM takes it
+    along when it is removed, and no restore of the VM takes it for a disk that is finished.
+    """
 
     target: str
     image: Path
     path: str
     format: str
     size: int
+    backup: str
+    owner: str | None
+
+    @property
+    def mark(self) -> str:
+        """What a run notes with the file, so that the next one knows that it is finished."""
+        return "/".join([self.backup, self.target, *([self.owner] if self.owner else [])])
 
 
 def places(backup: Backup, name: str, directory: str | None, only: list[str] | None) -> list[Place]:
@@ -47,16 +59,23 @@ def places(backup: Backup, name: str, directory: str | None, only: list[str] | N
     """
     disks = {disk["target"]: disk for disk in backup.manifest["disks"]}
     if lost := sorted(set(only or ()) - set(disks)):
-        raise Refused(f"{backup.id} has no disk {', '.join(lost)}; it has {', '.join(disks)}")
+        raise Refused(f"{backup.id} has no disk {', '.join(lost)}; choose of {', '.join(disks)}")
     found = []
-    for number, (target, disk) in enumerate(disks.items()):
+    owner = None if only is not None else uuid_of(backup, name)
+    for target, disk in disks.items():
         kind, _colon, path = str(disk["identity"]).partition(":")
         image_format = disk["format"] if kind == "file" and disk["format"] in ("raw", "qcow2") else "qcow2"
         if kind != "file" or directory or name != backup.manifest["vm"]["name"] or only:
-            path = f"{directory or file.DIRECTORY}/{volume_name(name, number)}.{image_format}"
+            path = f"{directory or file.DIRECTORY}/{disk_name(name, target)}.{image_format}"
         if only is None or target in only:
-            found.append(Place(target, backup.folder / disk["file"], path, image_format, disk["size"]))
+            image = backup.folder / disk["file"]
+            found.append(Place(target, image, path, image_format, disk["size"], backup.id, owner))
     return found
+
+
+def uuid_of(backup: Backup, name: str) -> str:
+    """The UUID of the VM at its new place: under another name it is another VM."""
+    return backup.uuid if name == backup.manifest["vm"]["name"] else vm_uuid(name)
 
 
 def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Element:
@@ -115,19 +134,19 @@ def variables(name: str) -> Path:
     return files.NVRAM_FOLDER / f"{name}_VARS.fd"
 
 
-def is_done(place: Place, backup: Backup) -> bool:
-    """Whether a run that was cut off has finished this disk."""
+def is_done(place: Place) -> bool:
+    """Whether a run has finished this disk: one that was cut off, or one for this disk alone."""
     with suppress(OSError):
-        return os.getxattr(place.path, MARK).decode("ascii", "replace") == f"{backup.id}/{place.target}"
+        return os.getxattr(place.path, MARK).decode("ascii", "replace") == place.mark
     return False
 
 
-def check_new(disks: list[Place], backup: Backup) -> None:
-    """Raise Refused where something is in the way, or too little room."""
+def check_new(disks: list[Place]) -> None:
+    """Raise Refused where something is in the way, a folder keeps no marks, or too little room."""
     needed: dict[str, int] = {}
     for disk in disks:
         there = file.inspect({"path": disk.path, "format": "raw"})
-        if there is not None and not is_done(disk, backup):
+        if there is not None and not is_done(disk):
             raise Refused(
                 f"{disk.path} exists; nothing is written over. Move it away, or say another directory or name"
             )
@@ -137,14 +156,30 @@ def check_new(disks: list[Place], backup: Backup) -> None:
             measured = run_json(["qemu-img", "measure", *words], timeout=600)
             needed[folder] = needed.get(folder, 0) + int(measured["required"])
     for folder, size in needed.items():
+        check_marks(folder)
         free = file.room(f"{folder}/x")
         if size > free:
             raise Refused(
-                f"{folder} has {free >> 20} MiB left, and {size >> 20} MiB are needed", free=free, needed=size
+                f"{folder} has {free >> 20} MiB left, and {size >> 20} MiB are needed. Make room, or say another "
+                "directory",
+                free=free,
+                needed=size,
             )
 
 
-def bring(place: Place, backup: Backup, uuid: str, timeout: float) -> None:
+def check_marks(folder: str) -> None:
+    """Raise Refused where files keep no extended attributes; the trial has no name, and is gone when it is closed."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            os.setxattr(trial.fileno(), MARK, b"trial")
+    except OSError as error:
+        raise Refused(
+            f"{folder} keeps no marks of files ({error.strerror}); restore to a folder on a file system with extended "
+            "attributes, such as ext4 or XFS (directory)"
+        ) from None
+
+
+def bring(place: Place, timeout: float) -> None:
     """Make the disk anew, compare it with the backup, and give it its name; never over a file that is there."""
     part = Path(place.path).with_name(f".{Path(place.path).name}.drover-part")
     part.unlink(missing_ok=True)
@@ -154,24 +189,25 @@ def bring(place: Place, backup: Backup, uuid: str, timeout: float) -> None:
         files.compare(part, place.format, place.image, timeout)
         part.chmod(0o600)
         sync([str(part)])
-        try:
-            os.setxattr(part, file.MARK, uuid.encode())
-            os.setxattr(part, MARK, f"{backup.id}/{place.target}".encode())
-        except OSError as error:
-            raise Failed(
-                f"{place.path} can't be marked ({error.strerror}); restore to a file system with extended attributes"
-            ) from None
+        if place.owner:
+            os.setxattr(part, file.MARK, place.owner.encode())
+        os.setxattr(part, MARK, place.mark.encode())
         os.link(part, place.path)
     except FileExistsError:
         raise Refused(f"{place.path} appeared meanwhile; look at who else uses this name") from None
+    except OSError as error:
+        raise Failed(
+            f"{place.path} could not be made ({error.strerror}); nothing of it is left. See to {part.parent}, and run "
+            "this again"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def finish(disks: list[Place], backup: Backup) -> None:
+def finish(disks: list[Place]) -> None:
     """These are disks of a VM from now on."""
     for disk in disks:
-        if is_done(disk, backup):
+        if is_done(disk):
             os.removexattr(disk.path, MARK)
 
 

@@ -258,4 +258,4 @@ def clear(folder: Path) -> None:
                 one.unlink()
         folder.rmdir()
     except OSError as error:
-        raise Failed(f"{folder} can't be removed: {error.strerror}") from None
+        raise Failed(f"{folder} can't be removed: {error.strerror}. Mend that, and run this again") from None

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import _later
 from .._disks.template import sync
 from .._domain.facts import disk_identity
 from .._errors import DroverError, Failed, Refused
@@ -21,7 +22,7 @@ from .._files import locked, replace_file
 from .._libvirt import Domain, Node
 from .._xml import Property, parse
 from . import files, job, store
-from .moments import is_off, moment_of, until
+from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -114,7 +115,10 @@ def check_room(root: Path, needed: int) -> None:
     free = place.f_bavail * place.f_frsize
     if needed > free:
         raise Refused(
-            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB", free=free, needed=needed
+            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB. Make room, or let it take "
+            "less: fewer histories (keep), type: incremental, or compression: none",
+            free=free,
+            needed=needed,
         )
 
 
@@ -125,13 +129,16 @@ def recover(node: Node, vm: str, folder: Path) -> None:
     if domain is not None:
         running = node.backup(vm)
         if running and any(path.startswith(f"{folder}/") for path in job.targets_of(running)):
-            node.abort_job(vm)
-            until(lambda: node.backup(vm) is None, 60, f"the backup of {vm} that was cut off does not end")
+            with suppress(Failed):  # it may have ended just now
+                node.abort_job(vm)
+            words = f"the backup of {vm} that was cut off does not end; see virsh domjobinfo {vm}, and run this again"
+            until(lambda: node.backup(vm) is None, 60, words)
         job.drop_all(node, vm, [job.checkpoint_name(store.id_of(folder))])
         here = (begun.get("node"), begun.get("boot")) == (node.name, BOOT_ID.read_text(encoding="ascii").strip())
         if here and begun["was"] == "running" and begun["mode"] != "snapshot":
             if domain.state == "stopped":
                 node.start(vm)
+                _later.disarm(start_unit(domain.uuid))
             elif (domain.state, domain.reason) == ("paused", "user"):
                 node.resume(vm)
     store.clear(folder)
@@ -236,7 +243,7 @@ class Taking:
             files.convert(source, disk.format, image, self.order.compression, self.order.timeout, limit)
             files.compare(source, disk.format, image, self.order.timeout)
         if not is_off(self.node, self.order.vm):
-            raise Failed(f"{self.order.vm} was started while its disks were copied; run this again")
+            raise Failed(f"{self.order.vm} was started while its disks were copied; nothing is kept. Run this again")
         return moment
 
     def _finish(self, moment: datetime) -> Backup:

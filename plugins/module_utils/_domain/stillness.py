@@ -5,27 +5,43 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
+from .. import _later
+from .._errors import Failed
 from .._libvirt import LOCAL, Node
-from .._run import run
 
 STILL_SECONDS = 15
-RESUME = ("virsh", "--connect", LOCAL, "resume")
-NOT_LOADED = 5  # systemctl: the timer has done its work already
+TRIES = 10
+VIRSH = ("virsh", "--quiet", "--connect", LOCAL)
 
 
 @contextmanager
 def still(node: Node, name: str, uuid: str, stop: Callable[[], object]) -> Iterator[None]:
-    """`stop` pauses the VM, or starts it paused. A timer of systemd resumes it should this process be killed."""
-    timer = f"drover-resume-{uuid}"
-    limit = f"--on-active={STILL_SECONDS}s"
-    run(["systemd-run", "--collect", "--quiet", f"--unit={timer}", limit, *RESUME, uuid])
-    stop()
+    """`stop` pauses the VM, or starts it paused. A timer of systemd resumes it should this process be killed.
+
+    Raises Failed when the timer came before the end: then the VM did not stand still for all of it.
+    """
+    unit, until = f"drover-resume-{uuid}", time.monotonic() + STILL_SECONDS
+    _later.arm(unit, STILL_SECONDS, (*VIRSH, "resume", uuid), f"resume {name}", TRIES, every=2)
     try:
+        stop()
         yield
+        held = time.monotonic() < until
     finally:
+        _go_on(node, name)
+        _later.disarm(unit)
+    if not held:
+        raise Failed(
+            f"{name} ran again before all was done, as that took more than {STILL_SECONDS} s; the node is too busy: "
+            "run this again"
+        )
+
+
+def _go_on(node: Node, name: str) -> None:
+    domain = node.domain(name)
+    if domain is not None and domain.state == "paused":
         node.resume(name)
-        run(["systemctl", "stop", f"{timer}.timer"], ok=(0, NOT_LOADED))

@@ -33,6 +33,12 @@ def choose(facts: Mapping[str, Any], memory: bool, asked: str, present: Collecti
 
     Both kinds in one VM can't be undone: libvirt then deletes neither (seen with 11.3).
     """
+    if len(set(present)) > 1:
+        raise Refused(
+            f"{facts['name']} has internal and external snapshots, and libvirt deletes neither beside the other, so no "
+            f"more are made. Look at them (virsh snapshot-list {facts['name']} --tree); docs/snapshots.md says "
+            "how they go by hand"
+        )
     against = {INTERNAL: _against_internal(facts, memory), EXTERNAL: _against_external(facts, folder)}
     kinds = sorted(present) or [INTERNAL, EXTERNAL]
     possible = [kind for kind in kinds if asked in (AUTO, kind) and not against[kind]]

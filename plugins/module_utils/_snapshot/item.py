@@ -52,7 +52,6 @@ class Item:
             found["reverted"] = {"snapshot": self.snapshot, "id": self.params["id"]}
         elif state in ("absent", "retained"):
             gone = self._gone()
-            removing.check(self.machine, gone)
             found["snapshots"] = {name: one for name, one in found["snapshots"].items() if name not in gone}
         return found
 
@@ -74,7 +73,7 @@ class Item:
         if self.params["memory"] and not there.memory and there.state != "shutoff":
             raise Refused(f"snapshot {there.name} of {self.name} is there already, without memory; take another name")
         if self.params["kind"] not in ("auto", there.kind):
-            raise Refused(f"snapshot {there.name} of {self.name} is there already, and is {there.kind}")
+            raise Refused(f"snapshot {there.name} of {self.name} is there, and is {there.kind}; take another name")
         if self.snapshot not in self.machine.record.notes:
             self.warnings.append(f"snapshot {there.name} of {self.name} was made by other means; it is left as it is")
             return self._shown(self.snapshot)
@@ -88,9 +87,10 @@ class Item:
                     f"snapshot {self.snapshot} of {self.name} was made by other means and is left alone; by hand: "
                     f"virsh snapshot-delete {self.name} {self.snapshot}"
                 )
-            return [name for name in machine.snapshots if name == self.snapshot]
+            return removing.order(machine, [self.snapshot])
         keep, tags = self.params["keep"] or 0, self.params["tags"] or []
-        return retain.surplus(machine.snapshots.values(), notes, tags, keep, self.params["max_age"], self.now)
+        surplus = retain.surplus(machine.snapshots.values(), notes, tags, keep, self.params["max_age"], self.now)
+        return removing.order(machine, surplus)
 
     def steps(self) -> list[Step]:
         """All but to make one, which is done for all VMs together."""

@@ -35,11 +35,11 @@ class Machine:
         """Raises NotFound when there is no such VM, and Refused for one that somebody else is at work on."""
         domain = self.node.domain(self.name)
         if domain is None:
-            raise NotFound(f"there is no VM {self.name} on this node")
+            raise NotFound(f"there is no VM {self.name} on this node; run this where it is (see playbook snapshot_vms)")
         self.facts = domain_facts(domain)
         power.guard(self.facts)
         if not domain.persistent:
-            raise Refused(f"{self.name} has no definition; it would be gone with its snapshots when it stops")
+            raise Refused(f"{self.name} has no definition: when it stops it would be gone with them; define it first")
         self.domain: Domain = domain
         self.definition = parse(domain.xml)
         self.running = parse(domain.live_xml) if domain.live_xml else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Callable
@@ -58,7 +57,7 @@ def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) ->
         raise Refused(f"{longest}, and max_chain is {most}: remove snapshots of {machine.name} first (state=retained)")
     reason = _why_not(machine)
     if quiesce == REQUIRED and machine.active and not memory and reason:
-        raise Refused(f"{machine.name} can't be quiesced: {reason}")
+        raise Refused(f"{machine.name} can't be quiesced: {reason}. Mend that, or say quiesce: auto")
     warnings = _room(machine, name, memory, folder) if kind == choose.EXTERNAL else []
     freeze = machine.active and not memory and quiesce != NEVER and reason is None
     if machine.active and not memory and quiesce == AUTO and reason:
@@ -80,7 +79,7 @@ def _room(machine: Machine, name: str, memory: bool, folder: str | None) -> list
     for path in [*files.values(), *saved]:
         place = str(PurePosixPath(path).parent)
         if not os.path.isdir(place):
-            raise Refused(f"the folder {place} for the changes of {machine.name} does not exist")
+            raise Refused(f"the folder {place} for the changes of {machine.name} does not exist; make it first")
         if os.path.lexists(path):
             raise Refused(f"{path} is there already; look whose it is, or choose another name")
     warnings = []
@@ -88,7 +87,7 @@ def _room(machine: Machine, name: str, memory: bool, folder: str | None) -> list
         found = os.statvfs(place)
         free = found.f_bavail * found.f_frsize
         if free < needs:
-            raise Refused(f"{place} has {bytes_text(free)} free; the snapshot needs {bytes_text(needs)} at once")
+            raise Refused(f"{place} has {bytes_text(free)} free; make room for {bytes_text(needs)} of the snapshot")
         here = [target for target, path in files.items() if str(PurePosixPath(path).parent) == place]
         grown = sum(size for target, size in _sizes(machine).items() if target in here)
         if free < grown:
@@ -168,13 +167,27 @@ def _thaw(one: Plan) -> None:
 
 
 def _take_back(plans: Sequence[Plan]) -> None:
-    """Remove what was made; always raises Failed with all that went wrong."""
-    for one in plans:
-        with suppress(DroverError):
-            one.machine.read()
-            if one.name in one.machine.snapshots:
-                one.machine.node.delete_snapshot(one.machine.name, one.name)
-            one.machine.write(one.machine.record.without(one.name))
-    words = "; ".join(str(one.error) for one in _failed(plans))
+    """Remove what was made; always raises Failed with all that went wrong, and what may be left."""
+    name, words = plans[0].name, "; ".join(str(one.error) for one in _failed(plans))
+    left = {one.machine.name: why for one in plans if (why := _remains(one))}
+    if left:
+        said = ", ".join(f"{vm} ({why})" for vm, why in left.items())
+        raise Failed(
+            f"{words}. Snapshot {name} may still be there of {said}; it is not whole. Remove it with state: absent for "
+            f"{', '.join(left)}, then run this again"
+        )
     others = ", ".join(one.machine.name for one in plans if not one.error)
-    raise Failed(f"{words}; there is no snapshot {plans[0].name}{f' of {others} either' if others else ''}")
+    raise Failed(f"{words}; there is no snapshot {name}{f' of {others} either' if others else ''}")
+
+
+def _remains(one: Plan) -> str:
+    """Why the snapshot may be there all the same; nothing once libvirt lists it no more, and its note is gone."""
+    try:
+        if one.name in one.machine.read().snapshots:
+            one.machine.node.delete_snapshot(one.machine.name, one.name)
+        if one.name in one.machine.read().snapshots:
+            return "libvirt still lists it"
+        one.machine.write(one.machine.record.without(one.name))
+    except DroverError as error:
+        return error.message
+    return ""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from .._errors import DroverError, Failed, Refused
 from .._resource import Step
@@ -17,21 +17,38 @@ SECONDS_PER_GIB = 150
 LEAST_SECONDS = 120
 
 
-def check(machine: Machine, names: Collection[str]) -> None:
-    """Raise Refused for what libvirt could not remove, before anything is changed.
+def order(machine: Machine, names: Collection[str]) -> list[str]:
+    """In which order they go: the oldest first, so that a run that is cut off leaves the newest, and each merge is of
+    what one of them holds. An external one on which several branches stand goes after those.
 
-    An external one on which several branches stand holds what all of them need.
+    Raises Refused, before anything is changed, where such branches stay: it holds what all of them need.
     """
-    for name in names:
-        children = [one.name for one in machine.snapshots.values() if one.parent == name]
-        stay = [child for child in children if child not in names]
-        here = machine.snapshots[name]
-        branches = len(stay) + (1 if here.current else 0)
-        if here.kind == choose.EXTERNAL and stay and branches > 1:
-            raise Refused(
-                f"snapshot {name} of {machine.name} is the ground of {', '.join(stay)} and of what runs now; remove "
-                f"{', '.join(stay)} first"
-            )
+    there = machine.snapshots
+    parents = {one.name: one.parent for one in there.values()}
+    current = next((one.name for one in there.values() if one.current), None)
+    left, found = [name for name in there if name in names], []
+    while left:
+        free = [name for name in left if there[name].kind != choose.EXTERNAL or _branches(name, parents, current) < 2]
+        if not free:
+            _refuse(machine.name, left[0], [child for child, parent in parents.items() if parent == left[0]])
+        gone = free[0]
+        left.remove(gone)
+        found.append(gone)
+        above = parents.pop(gone)
+        parents = {name: above if parent == gone else parent for name, parent in parents.items()}
+        current = above if current == gone else current
+    return found
+
+
+def _branches(name: str, parents: Mapping[str, str | None], current: str | None) -> int:
+    return list(parents.values()).count(name) + (1 if name == current else 0)
+
+
+def _refuse(vm: str, name: str, branches: Sequence[str]) -> None:
+    raise Refused(
+        f"snapshot {name} of {vm} is the ground of {', '.join(branches)} and of what runs now; remove "
+        f"{', '.join(branches)} first"
+    )
 
 
 def step(machine: Machine, name: str, seconds: int | None) -> Step:
@@ -71,7 +88,7 @@ class Removal:
             self.thread.join(0.2)
             return self._progress()
         if self.error:
-            raise Failed(f"{self.error.message}; the snapshot is still there, and the VM has all of its data")
+            raise Failed(f"{self.error.message}; the snapshot is there, and the VM has all its data: run this again")
         self.machine.read()
         if self.name in self.machine.snapshots:
             return "libvirt still lists it"

@@ -5,22 +5,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from .facts import Snapshot
 from .record import Note
-
-AGE = re.compile(r"(\d{1,9}) ?(s|min|m|h|d|w)?", re.ASCII)
-SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def check_age(value: str) -> int:
-    """Seconds of an age such as 30d, 12h, 90min or 600. Raises ValueError."""
-    match = AGE.fullmatch(str(value))
-    if not match:
-        raise ValueError(f"{value!r} is no age; write it as 30d, 12h, 90min or in seconds")
-    return int(match[1]) * SECONDS[match[2] or ""]
 
 
 def surplus(
@@ -31,10 +19,10 @@ def surplus(
     max_age: int | None,
     now: float,
 ) -> list[str]:
-    """The names of those to remove, the oldest first: ours that have all the tags, but for the newest `keep`.
+    """The names of those to remove: ours that have all the tags, but for the newest `keep`.
 
     With `max_age` only those that are older.
     """
     ours = [one for one in snapshots if one.name in notes and set(tags) <= set(notes[one.name].tags)]
     old = sorted(ours, key=lambda one: (one.time, one.name), reverse=True)[keep:]
-    return [one.name for one in reversed(old) if max_age is None or now - one.time > max_age]
+    return [one.name for one in old if max_age is None or now - one.time > max_age]

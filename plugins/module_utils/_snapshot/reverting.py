@@ -109,7 +109,10 @@ class Revert:
                 "(Debian 13). docs/snapshots.md says how it is done by hand"
             )
         if machine.kinds != {target.kind}:
-            raise Refused(f"{machine.name} has internal and external snapshots; libvirt can't go back among these")
+            raise Refused(
+                f"{machine.name} has internal and external snapshots, and libvirt can't go back among these; see "
+                "docs/snapshots.md, By hand"
+            )
         if target.state == "paused" or self.runs_after():
             self._check_start()
 
@@ -129,7 +132,9 @@ class Revert:
         machine = self.machine
         found = cordon()
         if found is not None:
-            raise Refused(f"this node is cordoned ({found.get('reason')}); {machine.name} could not start again here")
+            raise Refused(
+                f"this node is cordoned ({found.get('reason')}), so {machine.name} could not start; undrain it first"
+            )
         if not machine.active:
             admission = Admission(machine.site, machine.name, self.params["fenced"])
             admission.start(claims_of(machine.definition), machine.domain.uuid, lambda: None)
@@ -176,7 +181,7 @@ class Revert:
         """Make it, and see that it is there."""
         self.warnings += making.make([self.plan_safety()])
         if self.safety not in self.machine.read().snapshots:
-            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}; it was not set back")
+            raise Failed(f"{self.machine.name} has no safety snapshot {self.safety}, and was not set back: try again")
 
     def revert(self) -> None:
         """Set it back, and see that it was. Raises Failed, which says what is of the VM then."""

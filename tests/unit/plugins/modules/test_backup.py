@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._backup import files, job, moments, store, taking
 from ansible_collections.drover.kvm.plugins.module_utils._domain import stillness
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
@@ -56,10 +57,19 @@ class Machine:
         self.root = folder / "backups"
         self.root.mkdir()
         self.connection = libvirt.open(uri)
+        self.timers: list[str] = []
         self.formats = {"vda": "qcow2", "vdb": "qcow2"}
         for target, image_format in self.formats.items():
             qemu_img("create", "-q", "-f", image_format, self.disk(target), "8M")
         self.define()
+
+    def systemd(self, argv: Any, **_named: Any) -> None:
+        """Timers of systemd, as they are set and stopped."""
+        words = dict(word.split("=", 1) for word in argv if word.startswith("--unit="))
+        if words:
+            self.timers.append(words["--unit"])
+        elif argv[-1].endswith(".timer") and argv[-1][: -len(".timer")] in self.timers:
+            self.timers.remove(argv[-1][: -len(".timer")])
 
     def disk(self, target: str) -> Path:
         return self.folder / f"{target}.img"
@@ -126,8 +136,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, daemon: libvirt_server.Daemon, capsys: Any, monkeypatch: Any) -> Iterator[Machine]:
-    monkeypatch.setattr(stillness, "run", lambda *_args, **_named: None)
     found = Machine(tmp_path, daemon.uri(), capsys)
+    monkeypatch.setattr(_later, "run", found.systemd)
     yield found
     with suppress(libvirt.libvirtError):
         found.vm.destroy()
@@ -272,11 +282,11 @@ def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> 
     refused("does not exist", path="/nowhere/at/all")
     refused("no VM web9", name="web9")
     refused("can't be frozen", quiesce="required")
-    refused("is not a span of time", newer_than="yesterday")
+    refused("is no span of time", newer_than="yesterday")
     monkeypatch.setattr(taking, "SPARE", 2**60)
     refused("may take")
     monkeypatch.undo()
-    monkeypatch.setattr(stillness, "run", lambda *_args, **_named: None)
+    monkeypatch.setattr(_later, "run", running.systemd)
     monkeypatch.setattr(files, "pack", failing("No space left on device"))
     refused("No space left")
     assert running.checkpoints() == [] and running.vm.info()[0] == 1
@@ -288,6 +298,29 @@ def test_suspend_and_stop_go_on(running: Machine, monkeypatch: Any) -> None:
     before = running.vm.ID()
     assert running.take(mode="stop", bandwidth="1GiB", type="incremental")["backup"]["type"] == "incremental"
     assert running.vm.info()[0] == 1 and running.vm.ID() != before
+    assert running.timers == []
     monkeypatch.setattr(moments, "until", failing("did not shut down"))
     assert running.run(mode="stop")["failed"]
-    assert running.vm.info()[0] == 1
+    assert running.vm.info()[0] == 1 and running.timers == []
+
+
+def test_a_guest_that_goes_off_too_late_is_started_again(running: Machine, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Node, "shutdown", lambda *_args: None)
+    done = running.run(mode="stop", shutdown_timeout=1)
+    unit = f"drover-start-{UUID}"
+    assert done["failed"] and f"Should it go off in the next 10 min, {unit} starts it again" in done["msg"]
+    assert running.timers == [unit] and running.there() == [] and running.vm.info()[0] == 1
+    # The next run takes it over; this time the guest goes off at once.
+    monkeypatch.setattr(Node, "shutdown", lambda node, name: node.destroy(name))
+    assert not running.run(mode="stop").get("failed") and running.timers == []
+    monkeypatch.setattr(Node, "shutdown", failing("no ACPI"))
+    assert "no ACPI" in running.run(mode="stop")["msg"] and running.timers == [] and running.vm.info()[0] == 1
+
+
+def test_a_guest_that_ran_again_too_early_is_not_of_one_moment(running: Machine, monkeypatch: Any) -> None:
+    monkeypatch.setattr(stillness, "STILL_SECONDS", 0)
+    for mode in ("suspend", "stop"):
+        monkeypatch.setattr(Node, "shutdown", lambda node, name: node.destroy(name))
+        done = running.run(mode=mode)
+        assert done["failed"] and "ran again before all was done" in done["msg"] and running.there() == []
+        assert running.vm.info()[0] == 1 and running.checkpoints() == []

@@ -14,7 +14,8 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session_san
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
-from ansible_collections.drover.kvm.plugins.module_utils._session_twins import Unit, twins
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
+from ansible_collections.drover.kvm.plugins.module_utils._session_twins import Arrivals, Unit, twins
 from ansible_collections.drover.kvm.plugins.modules import iscsi_session
 from ansible_collections.drover.kvm.tests.unit import hostile
 from ansible_collections.drover.kvm.tests.unit.iscsi_node import (
@@ -45,7 +46,6 @@ def node(tmp_path, monkeypatch):
     monkeypatch.setattr(_session_san, "Blocks", partial(Blocks, tmp_path))
     monkeypatch.setattr(Blocks, "capacity", lambda _self, name: made.capacity(name))
     monkeypatch.setattr(Blocks, "rescan", lambda _self, name: made.rescan(name))
-    monkeypatch.setattr(iscsi_session, "DISK_SECONDS", 0.2)
     return made
 
 
@@ -339,13 +339,15 @@ def test_disks_are_waited_for_when_all_logins_are_done_and_the_portal_is_named(r
     order = [words[-1] if words[0] == "iscsiadm" else words[1] for words in node.calls if "-o" not in words]
     assert order == ["--login", "--login", "settle"]
     both(run, target=IQN, state="absent")
+    monkeypatch.setattr(iscsi_session, "DISK_SECONDS", 0.2)
     monkeypatch.setattr(Blocks, "known_to_udev", lambda _self, name: name != node.disk(IQN))
     result = run(**BOTH)
     assert f"wait for the disks: not there after 0.2 s; last seen: at {PORTAL_A}: udev has not seen sd" in result["msg"]
     assert result["actions"] == [NEW_A, LOGIN_A, NEW_B, LOGIN_B]
 
 
-def test_a_path_without_a_map_is_an_error_where_maps_are_asked_for(run, node):
+def test_a_path_without_a_map_is_an_error_where_maps_are_asked_for(run, node, monkeypatch):
+    monkeypatch.setattr(iscsi_session, "DISK_SECONDS", 0.2)
     node.multipathd = False
     assert "a path is in no multipath map" in run(**BOTH, multipath=True)["msg"]
 
@@ -400,6 +402,15 @@ def test_a_clone_with_the_wwid_of_a_volume_that_is_there_is_logged_out_at_once(r
     both(run, **{**BOTH, "target": CLONE})
 
 
+def test_a_clone_is_found_before_the_kernel_has_made_a_disk_of_it(run, node):
+    both(run, **BOTH)
+    export_clone(node)
+    node.late = True
+    refused = run(**{**BOTH, "target": CLONE})
+    assert f"logical unit 1 of {CLONE} (3:0:0:1)" in refused["msg"] and f"Logged out again: {CLONE}" in refused["msg"]
+    assert len(node.sessions()) == 2 and not [words for words in node.calls[-3:] if words[0] == "udevadm"]
+
+
 def test_a_record_that_was_there_stays_as_it_was(run, node):
     both(run, **BOTH)
     export_clone(node)
@@ -418,11 +429,43 @@ def test_two_new_twins_are_both_logged_out_for_nobody_knows_which_one_is_the_clo
     assert not list((node.root / "var/lib/iscsi/nodes").glob("*/*/*"))
 
 
+def test_a_login_that_is_under_way_when_its_target_is_refused_is_taken_back_too(node, monkeypatch):
+    export_clone(node)
+    initiator = _initiator.Initiator(node.root)
+    arrivals = Arrivals(initiator)
+    login = initiator.login
+
+    def record(target, text):
+        portal = _initiator.parse_portal(text)
+        values = {**_initiator.new_values(target, portal, 1, ""), **initiator.defaults()}
+        chap = {"authmethod": "CHAP", "username": USER, "password": SECRET}
+        values.update({f"node.session.auth.{key}": value for key, value in chap.items()})
+        found = _initiator.Record(target, portal, 1, "", values)
+        initiator.write(found)
+        return found
+
+    def late(one):
+        with pytest.raises(Refused, match="Logged out again"):
+            arrivals.check_new(CLONE, [])
+        initiator.write(one)
+        login(one)
+
+    for target in (IQN, CLONE):
+        arrivals.log_in(record(target, PORTAL_A), None)
+    monkeypatch.setattr(initiator, "login", late)
+    arrivals.log_in(record(IQN, PORTAL_B), None)
+    assert node.sessions() == [(IQN, "10.231.7.10")], "the other thread could not see it"
+    with pytest.raises(Refused, match="Logged out again"):
+        arrivals.check_new(IQN, [])
+    assert node.sessions() == [] and not list(node.root.glob("var/lib/iscsi/nodes/*/*/*"))
+
+
 def test_twins_that_are_there_already_are_told_and_left_to_the_user(run, node):
     both(run, **BOTH)
     export_clone(node, wwid=f"36001405{7:025x}")
     both(run, **{**BOTH, "target": CLONE})
-    node.write(f"sys/class/block/{node.disk(CLONE)}/device/wwid", f"naa.{node.san[IQN]['wwid'][1:]}")
+    for unit in node.root.glob("sys/class/iscsi_session/session*/device/target*/*:1"):
+        unit.joinpath("wwid").write_text(f"naa.{node.san[IQN]['wwid'][1:]}\n", encoding="ascii")
     for check in (True, False):
         refused = run(**TWINS, _ansible_check_mode=check)
         assert refused["error"] == "Refused" and "This run logged in to neither" in refused["msg"]
@@ -434,7 +477,9 @@ def test_twins_that_are_there_already_are_told_and_left_to_the_user(run, node):
 def test_the_targets_of_one_arrays_controllers_may_share_their_units(run, node):
     export_clone(node)
     ways = {"same_units_as": [IQN, CLONE]}
-    assert not run(**TWINS, **ways).get("failed") and len(node.sessions()) == 4
+    made = run(**TWINS, **ways)
+    assert not made.get("failed"), made["msg"]
+    assert len(node.sessions()) == 4
     assert run(**TWINS, **ways)["changed"] is False
     assert "have the same WWID" in run(**TWINS)["msg"]
 

@@ -113,6 +113,10 @@ def test_the_same_machine_comes_back_where_it_was(place: Site) -> None:
             place.machine.define()
 
 
+def no_marks(*_args: Any) -> None:
+    raise OSError(95, "Operation not supported")
+
+
 def test_nothing_is_restored_over_anything(place: Site, monkeypatch: Any) -> None:
     def refused(words: str, **args: Any) -> None:
         done = place.run(**args)
@@ -120,11 +124,14 @@ def test_nothing_is_restored_over_anything(place: Site, monkeypatch: Any) -> Non
 
     elsewhere = {"new_name": "web2", "directory": str(place.new)}
     refused("goes over none")
-    refused("no good backup 20000101T000000Z", id="20000101T000000Z")
-    refused("has no disk vdz", disks=["vdz"], directory=str(place.new))
+    refused("no backup 20000101T000000Z", id="20000101T000000Z")
+    refused("has no disk vdz; choose of vda, vdb", disks=["vdz"], directory=str(place.new))
     with monkeypatch.context() as patch:
         patch.setattr(file, "room", lambda path: 1000)
         refused("are needed", **elsewhere)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "setxattr", no_marks)
+        refused(f"{place.new} keeps no marks of files", **elsewhere)
     with monkeypatch.context() as patch:
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
         refused("hv2 gave no answer", **elsewhere)
@@ -157,9 +164,28 @@ def test_a_restore_that_is_killed_is_finished_by_the_next(place: Site, monkeypat
 
 def test_one_disk_as_a_file(place: Site) -> None:
     done = place.both(disks=["vdb"], directory=str(place.new))
-    assert done["restored"]["files"] == [str(place.new / "drover-web1-1.qcow2")]
+    disk = place.new / "drover-web1-1.qcow2"
+    assert done["restored"]["files"] == [str(disk)]
+    # It is nobody's disk: who removes web1 leaves it, and web1 itself does not come back with it.
+    assert file.MARK not in os.listxattr(disk)
+    whole = place.run(new_name="web1", directory=str(place.new), id=place.id)
+    assert "goes over none" in whole["msg"]
+    with pytest.raises(Refused, match="nothing is written over"):
+        restoring.check_new(restoring.places(store.read(place.machine.root, "web1")[0], "web1", str(place.new), None))
     (place.new / "drover-web1-0.qcow2").write_text("somebody's")
     assert "nothing is written over" in place.run(disks=["vda"], directory=str(place.new))["msg"]
+
+
+def test_a_disk_has_its_file_by_its_target_alone() -> None:
+    disk = {"identity": "iscsi:x", "format": "raw", "size": 1, "file": "x.qcow2"}
+    vm = {"name": "web1", "uuid": test_backup.UUID}
+
+    def named(*targets: str) -> list[str]:
+        made = store.Backup(Path("/b/1"), {"vm": vm, "disks": [{**disk, "target": one} for one in targets]})
+        return [Path(one.path).name for one in restoring.places(made, "web2", None, None)]
+
+    assert named("vda", "vdc") == ["drover-web2-0.qcow2", "drover-web2-2.qcow2"]
+    assert named("vdc", "vda", "sda") == ["drover-web2-2.qcow2", "drover-web2-0.qcow2", "drover-web2-sda.qcow2"]
 
 
 def test_the_list(place: Site) -> None:
@@ -180,8 +206,9 @@ def test_variables_and_keys_are_put_back_and_nothing_else_is_touched(tmp_path: P
     folder = tmp_path / "20261122T030000Z"
     folder.mkdir()
     root = parse("<domain><os firmware='efi'/></domain>")
-    made = files.keep_state(root, "web1", "u1", folder)
-    assert made == [files.NVRAM, files.TPM]
+    files.keep_state(root, "web1", "u1", folder)
+    made = [files.NVRAM, files.TPM]
+    assert sorted(one.name for one in folder.iterdir()) == made
     kept = store.Backup(folder, {"files": dict.fromkeys(made, 1)})
     assert restoring.check_state(kept, "web1", "u1") == []
     assert restoring.check_state(kept, "web2", "u2") == made

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _quiesce
+from ansible_collections.drover.kvm.plugins.module_utils import _later, _quiesce
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect, libvirt
@@ -94,7 +94,7 @@ def vms(tmp_path, monkeypatch):
     path.write_text("<node/>", encoding="utf-8")
     guests = {name: Guest() for name in UUIDS}
     systemd = Systemd({UUIDS[name]: guest for name, guest in guests.items()})
-    monkeypatch.setattr(_quiesce, "run", systemd.run)
+    monkeypatch.setattr(_later, "run", systemd.run)
     monkeypatch.setattr(_quiesce, "time", systemd.clock)
     for verb in ("freeze", "thaw", "list_file_systems"):
         monkeypatch.setattr(Node, verb, lambda _node, name, verb=verb: getattr(guests[name], verb)(name))
@@ -212,6 +212,34 @@ def test_one_that_fails_leaves_none(run, vms, monkeypatch):
     assert vms.snapshots("web1") == vms.snapshots("db1") == []
     assert not any(guest.frozen for guest in vms.guests.values()) and vms.systemd.timers == {}
     assert "urn:drover:snapshot:1" not in vms.node.domain("web1").xml
+
+
+@pytest.mark.parametrize("verb", ["delete_snapshot", "snapshots"])
+def test_one_that_can_not_be_taken_back_is_named(run, vms, monkeypatch, verb):
+    vms.define("web1", "raw")
+    vms.define("db1", "raw")
+    create, really = Node.create_snapshot, getattr(Node, verb)
+    made = []
+
+    def fails(node, name, *args):
+        create(node, name, *args)
+        made.append(name)
+        if name == "db1":
+            raise Failed("make a snapshot of VM db1: connection lost")
+
+    def silent(node, name, *args):
+        if made and name == "web1":
+            raise Failed("libvirt does not answer")
+        return really(node, name, *args)
+
+    monkeypatch.setattr(Node, "create_snapshot", fails)
+    with monkeypatch.context() as patched:
+        patched.setattr(Node, verb, silent)
+        result = run(vms=["web1", "db1"], snapshot="s1")
+    assert result["failed"] and "may still be there of web1 (libvirt does not answer)" in result["msg"], result
+    assert "connection lost" in result["msg"] and "state: absent for web1" in result["msg"]
+    assert vms.snapshots("web1") == ["s1"] and vms.snapshots("db1") == []
+    assert run(name="web1", snapshot="s1", state="absent")["changed"] and vms.snapshots("web1") == []
 
 
 def test_who_wrote_again_was_not_quiesced(run, vms, monkeypatch):
@@ -366,7 +394,7 @@ INVALID = [
     ({"state": "retained", "keep": -1}, "keep=-1 is less than 0"),
     ({"state": "retained", "keep": 1, "snapshot": "x"}, "leave snapshot out"),
     ({"snapshot": "x/y"}, "is not a valid name"),
-    ({"snapshot": "x", "max_age": "soon"}, "is no age"),
+    ({"snapshot": "x", "max_age": "soon"}, "is no span of time"),
     ({"snapshot": "x", "directory": "srv/../etc"}, "is not the path of a file"),
 ]
 

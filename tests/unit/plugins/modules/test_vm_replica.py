@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._disks import landing
-from ansible_collections.drover.kvm.plugins.module_utils._domain import copying, site, stillness
+from ansible_collections.drover.kvm.plugins.module_utils._domain import copying, site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import Domain
 from ansible_collections.drover.kvm.plugins.module_utils._xml import find, parse, text_of
@@ -98,7 +99,7 @@ def node(monkeypatch):
     monkeypatch.setattr(vm_replica, "connect", same)
     monkeypatch.setattr(landing, "run_json", qemu_img)
     monkeypatch.setattr(landing, "run", qemu_img)
-    monkeypatch.setattr(stillness, "run", lambda argv, **_named: found.log.append((argv[0], argv[-1])))
+    monkeypatch.setattr(_later, "run", lambda argv, **_named: found.log.append((argv[0], argv[-1])))
     monkeypatch.setattr(site, "ask_peers", lambda _call, _seconds: {})
     return found
 
@@ -137,6 +138,7 @@ def test_all_disks_are_copied_and_end_in_one_moment(node, run):
         ("end", "vda", "paused"),
         ("end", "vdb", "paused"),
         ("systemctl", f"drover-resume-{UUID}.timer"),
+        ("systemctl", f"drover-resume-{UUID}.service"),
     ]
     assert node.state == "running" and not node.copies
     replica = real["replica"]
