@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,17 +31,16 @@ UNIT = f"{SAN['iqn']}/1"
 
 
 class Array:
-    """What libiscsi is told: the WWIDs of the unit, or the `error` that is set; `logins` are those that were made."""
+    """What libiscsi is told: the WWIDs of the unit, unless its `login` fails; `logins` are those that were made."""
 
     def __init__(self):
         self.says = [WWID]
-        self.error = None
+        self.login = Mock()
         self.logins = []
 
     def wwids(self, login):
         self.logins.append(login)
-        if self.error:
-            raise self.error
+        self.login()
         return self.says
 
 
@@ -85,7 +85,10 @@ def test_the_unit_is_asked_before_a_start_as_the_vm_would_log_in(lab, array):
 )
 def test_a_start_on_another_volume_is_refused(lab, array, says, words):
     lab.both(**SHEET)
-    array.says, array.error = (None, says) if isinstance(says, Exception) else (says, None)
+    if isinstance(says, Exception):
+        array.login.side_effect = says
+    else:
+        array.says = says
     for check in (True, False):
         result = lab.run(name="web1", state="running", _ansible_check_mode=check)
         assert result["error"] == "Refused" and words in result["msg"], result["msg"]
