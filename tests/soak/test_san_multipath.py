@@ -81,20 +81,6 @@ for name in %s; do iscsiadm -m node -T {PREFIX}:$name --login >/dev/null || echo
 # For an emulated node, two minutes of udev are not enough.
 udevadm settle --timeout=600"""
 
-# A clone that kept the serial of its origin, as an array may make one; module iscsi_volume refuses to.
-CLONE = f"""set -e
-core=/sys/kernel/config/target/core target={PREFIX}:clone
-truncate -s 64M /srv/clone.img
-targetcli set global auto_add_default_portal=false
-targetcli /backstores/fileio create clone /srv/clone.img
-sed 's/.*: //' $core/*/web1/wwn/vpd_unit_serial > /run/serial
-cat /run/serial > $core/fileio_*/clone/wwn/vpd_unit_serial
-targetcli /iscsi create $target
-for address in 10.231.5.10 10.231.7.10; do targetcli /iscsi/$target/tpg1/portals create $address; done
-targetcli /iscsi/$target/tpg1/luns create /backstores/fileio/clone
-targetcli /iscsi/$target/tpg1/acls create {PREFIX}:hv1"""
-NO_CLONE = f"targetcli /iscsi delete {PREFIX}:clone; targetcli /backstores/fileio delete clone; rm /srv/clone.img"
-
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[Cluster]:
@@ -263,23 +249,6 @@ def test_a_wrong_secret_is_refused_by_name(example: Cluster) -> None:
     assert not gone["failed"], gone
     away = example.task("san1", "iscsi_volume", **place, name="probe", state="absent", remove_data=True)
     assert not away["failed"], away
-
-
-def test_a_clone_with_the_wwid_of_its_origin_is_logged_out_before_it_is_a_path(example: Cluster) -> None:
-    example.ssh("san1", CLONE, timeout=300)
-    try:
-        before = example.ssh("hv1", PATHS, timeout=120)
-        refused = example.task("hv1", "iscsi_session", target=f"{PREFIX}:clone", portals=PORTALS, chap_user="")
-        words = refused["msg"]
-        print(words)
-        assert refused["failed"] and f"{PREFIX}:web1" in words and "Logged out again" in words, refused
-        left = f"grep -h clone /sys/class/iscsi_session/*/targetname; ls /var/lib/iscsi/nodes/{PREFIX}:clone/*"
-        assert example.ssh("hv1", left, check=False, timeout=120) == ""
-        wait_until(lambda: example.ssh("hv1", PATHS, timeout=120) == before, 60, "the paths are those of before")
-        log = example.ssh("hv1", "journalctl -u multipathd --since -2min --no-pager -o cat", timeout=120)
-        print(log)
-    finally:
-        example.ssh("san1", NO_CLONE, check=False, timeout=300)
 
 
 def test_thirty_volumes_have_thirty_names(example: Cluster) -> None:
