@@ -80,7 +80,7 @@ def test_a_network_that_drops_packets_is_refused_before_anything_is_changed(move
     mover.mend_stream()
     assert result["failed"] and not result["changed"]
     assert [blocker["reason"] for blocker in result["details"]["blockers"]] == ["migration_network"]
-    assert "port 49215: no answer within 4 s" in result["msg"]
+    assert "port 49215: no answer within 10 s" in result["msg"]
     mover.rests_on(mover.source)
 
 

@@ -331,7 +331,7 @@ def test_a_silent_destination_is_a_blocker(world, run):
 
 def test_a_migration_network_that_drops_packets_is_a_blocker(world, run):
     world.add("web1", "hv1")
-    world.cut = {"hv2": "10.0.0.2 port 49215: no answer within 4 s"}
+    world.cut = {"hv2": "10.0.0.2 port 49215: no answer within 10 s"}
     result = run(name="web1", to="hv2")
     assert "hv2 does not answer on the migration network (10.0.0.2 port 49215: no answer" in result["msg"]
     assert [one["reason"] for one in result["details"]["blockers"]] == ["migration_network"] and world.log == []
