@@ -157,12 +157,8 @@ from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._backup.cloning import Cloning, Wish
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
-from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import (
-    check_definition,
-    check_elsewhere,
-    claims_of,
-)
+from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
@@ -213,9 +209,8 @@ class Clone(Resource):
         if before is None or before["clone_of"] is None:
             self.cloning.plan()
             self.warnings = self.cloning.acts.warnings
-            peers = Admission(self.client, self.name, self.params["fenced"]).answers("made")
-            check_elsewhere(self.name, self.cloning.uuid, peers)
-            check_definition(self.name, claims_of(self.cloning.definition), {HERE: self.client.surveyed, **peers})
+            admission = Admission(self.client, self.name, self.params["fenced"])
+            admission.arrival(claims_of(self.cloning.definition), self.cloning.uuid, "made")
         return {"name": self.name, "clone_of": self.params["source"], "left": False}
 
     def steps(self, before: State, wanted: State) -> list[Step]:
