@@ -150,8 +150,8 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._backup.cloning import 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
@@ -191,11 +191,9 @@ class Clone(Resource):
         self.cloning = Cloning(client.node, Wish(self.name, directory=directory, bandwidth=bandwidth, **given))
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect(str(params["uri"])) as node:
-            yield Site(node)
+        return opened(connect(str(params["uri"])))
 
     def read(self) -> State:
         """Of what the VM that is there is a clone, and whether something is left of making one."""

@@ -123,8 +123,8 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -133,7 +133,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._disks.file import chec
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
@@ -184,11 +184,9 @@ class Restore(Resource):
         return fit[-1]
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect(str(params["uri"])) as node:
-            yield Site(node)
+        return opened(connect(str(params["uri"])))
 
     def read(self) -> State:
         """From which backup the VM is that is there; its disks that are there already."""
