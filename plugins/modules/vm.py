@@ -593,8 +593,8 @@ options:
         choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
       checksum:
         description:
-          - With O(disks[].source_format), what the source must have, V(sha256:HEX) or V(sha512:HEX). It is read before
-            it is copied.
+          - With O(disks[].source_format), what the source must have, V(sha256:HEX), V(sha384:HEX) or V(sha512:HEX). It
+            is read before it is copied.
         type: str
       clone:
         description:

@@ -10,22 +10,19 @@ the file is by its first bytes must be just that, and these are read here before
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .._checksum import hash_of, is_digest
 from .._errors import Failed, Invalid, Refused
 from .._run import run, run_json
 from . import template
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc")
-CHECKSUM = re.compile(r"(sha256):[0-9a-f]{64}|(sha512):[0-9a-f]{128}", re.ASCII)
-CHUNK = 4 << 20
 # Where what says the format lies: docs/interop of QEMU, and the specifications that its block/*.c name.
 SIGNATURES = (
     ("qcow2", 0, b"QFI\xfb"),
@@ -43,8 +40,9 @@ VMDK_CAPACITY, VHD_TYPE, DIFFERENCING = struct.Struct("<12xQ"), struct.Struct(">
 
 
 def check_checksum(value: str) -> str:
-    """`sha256:HEX` or `sha512:HEX`."""
-    if not CHECKSUM.fullmatch(value.lower()):
+    """`sha256:HEX`, `sha384:HEX` or `sha512:HEX`."""
+    algorithm, _colon, digits = value.lower().partition(":")
+    if not is_digest(algorithm, digits):
         raise ValueError(f"{value!r} is no checksum; write sha256: or sha512: and its hexadecimal digits")
     return value.lower()
 
@@ -139,7 +137,7 @@ def fill(options: Mapping[str, Any], part: str, size: int | None) -> None:
     source, kinds = options["source"], ("-f", options["source_format"])
     found = checked(options)
     if wanted := options.get("checksum"):
-        seen = _hash(source, wanted.partition(":")[0])
+        seen = hash_of(source, wanted.partition(":")[0])
         if seen != wanted:
             raise Failed(f"{source} has the checksum {seen}, not {wanted}", seen=seen)
     words = ["-q", "-m", "8", "-W", "-t", "writeback", *kinds, "-O", options["format"], source, part]
@@ -148,11 +146,3 @@ def fill(options: Mapping[str, Any], part: str, size: int | None) -> None:
     if size and size > found:
         run(["qemu-img", "resize", "-q", "-f", options["format"], part, str(size)])
     template.sync([part])
-
-
-def _hash(path: str, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return f"{algorithm}:{digest.hexdigest()}"
