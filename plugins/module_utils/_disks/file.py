@@ -21,6 +21,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Failed, Invalid, Refused
 from .._fields import Field
+from .._files import free_space
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
@@ -257,8 +258,7 @@ def finish(path: str) -> None:
 
 def room(path: str) -> int:
     """The bytes that are free where the file lies, or would lie. Raises Invalid."""
-    found = os.statvfs(_folder(path))
-    return found.f_bavail * found.f_frsize
+    return free_space(_folder(path))
 
 
 def _write_mark(path: str, name: str, text: str) -> bool:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from .._checksum import hash_of, is_digest
 from .._errors import Failed, Invalid, Refused
+from .._files import free_space
 from .._run import run, run_json
 from . import template
 
@@ -116,8 +117,8 @@ def checked(options: Mapping[str, Any]) -> int:
     if size and size < found:
         raise Refused(f"{options['path']}: {source} has {found} bytes, more than {size}; give a size of that")
     words = ["qemu-img", "measure", "--output=json", "-f", declared, "-O", options["format"], source]
-    needs, place = int(run_json(words, timeout=600)["required"]), os.statvfs(Path(options["path"]).parent)
-    if needs > (free := place.f_bavail * place.f_frsize):
+    needs = int(run_json(words, timeout=600)["required"])
+    if needs > (free := free_space(Path(options["path"]).parent)):
         raise Refused(f"{options['path']}: a copy of {source} takes {needs >> 20} MiB, and {free >> 20} MiB are free")
     return found
 

@@ -151,9 +151,7 @@ def test_what_can_not_become_a_disk(pc, monkeypatch):
         pc.refused("is no checksum", checksum=wrong)
     pc.refused("bytes, more than", size="1MiB")
     with monkeypatch.context() as patch:
-        free = os.statvfs(pc.where)
-        few = os.statvfs_result([*free[:4], 1, *free[5:]])
-        patch.setattr(imported.os, "statvfs", lambda path: few)
+        patch.setattr(imported, "free_space", lambda folder: 4096)
         pc.refused("MiB are free")
     done = pc.lab.run(**BASE, disks=[{**test_vm.SAN, "source_format": "raw"}])
     assert done["failed"] and "source_format is for disks of type file" in done["msg"]
