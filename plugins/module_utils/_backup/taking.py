@@ -28,6 +28,7 @@ from .store import Backup
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CLOSE_SECONDS = 600  # QEMU writes out what it has still in memory
 SPARE = 64 << 20  # bytes for everything that is no image
+LESS = "let it take less: fewer histories (keep), type: incremental, or compression: none"
 
 
 class Order(NamedTuple):
@@ -114,13 +115,15 @@ def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | 
     ) + SPARE
 
 
-def check_room(root: Path, needed: int) -> None:
-    """Raise Refused where a backup might not fit. The folder itself may not be there yet."""
+def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS) -> None:
+    """Raise Refused where so many bytes might not fit. The folder itself may not be there yet.
+
+    `what` needs them, and `mend` is what a user can do but make room.
+    """
     free = free_space(root if root.is_dir() else root.parent)
     if needed > free:
         raise Refused(
-            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB. Make room, or let it take "
-            "less: fewer histories (keep), type: incremental, or compression: none",
+            f"{root} has {free >> 20} MiB left, and {what} may take {needed >> 20} MiB. Make room, or {mend}",
             free=free,
             needed=needed,
         )
