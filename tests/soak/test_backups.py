@@ -240,6 +240,8 @@ def test_backups_of_a_vm_that_is_gone_are_named_and_removed_when_they_are_old(sa
     saved.ssh(f"mv {ROOT}/{NAME} {ROOT}/gone1", OTHER)
     checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT).good()
     assert "gone1 is not in group vms" in checked.output
+    misspelt = saved.cluster.play("remove_backups", **{**variables, "vm": "gone2"})
+    misspelt.refused(f"There are no backups of gone2 in {ROOT}")
     gone = {**variables, "vm": "gone1"}
     assert saved.cluster.play("remove_backups", **{**gone, "older_than": "1d"}).good().changed == 0
     assert saved.cluster.play("remove_backups", "--check", **gone).good().changed == 1

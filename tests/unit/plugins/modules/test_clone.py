@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import cloning, files, job, restoring, taking
+from ansible_collections.drover.kvm.plugins.module_utils._backup import acts, cloning, files, job, restoring, taking
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -151,9 +151,8 @@ def test_nothing_is_cloned_over_anything(place: Site, monkeypatch: Any) -> None:
     refused("the folder /nowhere does not exist", directory="/nowhere")
     refused("can't be frozen", quiesce="required")
     with monkeypatch.context() as patch:
-        patch.setattr(cloning, "room_needed", lambda *_args: 2**60)
+        patch.setattr(acts, "room_needed", lambda *_args: 2**60)
         refused("MiB left, and a clone of web1 may take")
-        patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
     with monkeypatch.context() as patch:
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
         refused("hv2 gave no answer")
