@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import booting, imported
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
+from ansible_collections.drover.kvm.tests.unit.images import content as content_of
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 lab = test_vm.lab
 MIB = 2**20
 BASE: dict[str, Any] = {"name": "pc1", "memory": "64MiB", "vcpus": 1}
-
-
-def qemu_img(*words: Any) -> str:
-    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
 def mbr(*types: int, code: bytes = b"") -> bytes:
@@ -74,9 +71,7 @@ class Pc:
         assert self.lab.node.domains() == {} and list(self.where.glob("*drover-*")) == []
 
     def holds(self, name: str) -> bytes:
-        out = self.folder / "seen"
-        qemu_img("convert", "-f", name.rpartition(".")[2], "-O", "raw", self.where / name, out)
-        return out.read_bytes()
+        return content_of(self.where / name, self.folder / "seen", name.rpartition(".")[2])
 
 
 @pytest.fixture
