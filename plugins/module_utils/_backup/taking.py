@@ -203,8 +203,9 @@ class Taking:
         order, domain, name = self.order, self.domain, self.domain.name
         several = len(self.disks) > 1 and order.mode == "snapshot" and domain.state == "running"
         pause = still(self.node, name, domain.uuid, partial(self.node.suspend, name)) if several else nullcontext()
-        with moment_of(self.node, domain, order.mode, order.quiesce, order.shutdown_timeout) as seen, pause:
-            rbd.take(self.disks, snapshot)
+        with moment_of(self.node, domain, order.mode, order.quiesce, order.shutdown_timeout) as seen:
+            with pause:
+                rbd.take(self.disks, snapshot)
             moment = datetime.now(timezone.utc)
         self.quiesced = seen["quiesced"]
         for disk in self.disks:

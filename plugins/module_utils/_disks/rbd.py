@@ -340,8 +340,8 @@ def named(identity: str) -> Iterator[tuple[Images, str]]:
 
 def is_known(identity: str | None) -> bool:
     """Whether it is an image, and this node can ask RBD for it: it has the library, and files of its cluster."""
-    known = {conf.fsid for conf in clusters()} if _rbd.is_there() else set()
-    return (identity or "").startswith("rbd:") and str(identity)[4:].split("/")[0] in known
+    known = [f"rbd:{conf.fsid}/" for conf in clusters() if conf.fsid] if _rbd.is_there() else []
+    return bool(identity) and str(identity).startswith(tuple(known))
 
 
 def address(identity: str, snapshot: str) -> str:
