@@ -179,14 +179,17 @@ def _connected(conf: Conf, user: str | None) -> Iterator[Any]:
 
 
 def _as_user(conf: Conf, user: str | None) -> dict[str, Any]:
-    name = user or USER
-    if not user and not Path(conf.keyring(name)).exists():
-        # The role wrote it under the name that the site chose.
-        others = sorted(Path(conf.path).parent.glob(f"{conf.name}.client.*.keyring"))
-        users = [path.name[len(f"{conf.name}.client.") : -len(".keyring")] for path in others]
-        name = next((one for one in users if one != "admin"), name)
-    given = {"cluster": conf.name, "user": f"client.{name}"}
+    given = {"cluster": conf.name, "user": f"client.{user or _own_user(conf)}"}
     return {**normalise(_ceph.OPTIONS, {}), **given}
+
+
+def _own_user(conf: Conf) -> str:
+    """The node's user: the role wrote its key under the name that the site chose."""
+    if Path(conf.keyring(USER)).exists():
+        return USER
+    others = sorted(Path(conf.path).parent.glob(f"{conf.name}.client.*.keyring"))
+    users = [path.name[len(f"{conf.name}.client.") : -len(".keyring")] for path in others]
+    return next((one for one in users if one != "admin"), USER)
 
 
 def _conf(options: Options) -> Conf:
@@ -339,15 +342,15 @@ def named(identity: str) -> Iterator[tuple[Images, str]]:
 
 
 def is_known(identity: str | None) -> bool:
-    """Whether it is an image, and this node can ask RBD for it: it has the library, and files of its cluster."""
-    known = [f"rbd:{conf.fsid}/" for conf in clusters() if conf.fsid] if _rbd.is_there() else []
-    return bool(identity) and str(identity).startswith(tuple(known))
+    """Whether it is an image, and this node can ask RBD for it: it has the library, and settings and a key for it."""
+    known = [conf for conf in clusters() if str(identity).startswith(f"rbd:{conf.fsid}/")] if _rbd.is_there() else []
+    return any(Path(conf.keyring(_own_user(conf))).exists() for conf in known)
 
 
 def address(identity: str, snapshot: str) -> str:
     """A snapshot as QEMU's programs take it, see qemu-block-drivers(7); the key stays in its file."""
     conf, pool, image = _parts(identity)
-    user = str(_as_user(conf, None)["user"]).partition(".")[2]
+    user = _own_user(conf)
     path = "/".join(re.sub(r"([\\:@/=])", r"\\\1", part) for part in (*pool, image))
     return f"rbd:{path}@{snapshot}:conf={conf.path}:id={user}:keyring={conf.keyring(user)}"
 

@@ -187,8 +187,12 @@ def test_when_the_vm_is_gone_its_last_snapshot_goes_with_its_backups(saved):
     assert done["changed"] and saved.snaps() == [] and saved.left() == []
 
 
-def test_a_node_without_the_library_lets_qemu_copy(saved, monkeypatch):
-    monkeypatch.setattr(_rbd, "rbd", None)
+@pytest.mark.parametrize("lacking", ["library", "key"])
+def test_a_node_that_can_ask_nobody_lets_qemu_copy(saved, monkeypatch, lacking):
+    if lacking == "library":
+        monkeypatch.setattr(_rbd, "rbd", None)
+    else:
+        (saved.folder / "ceph/ceph.client.libvirt.keyring").rename(saved.folder / "ceph/ceph.client.admin.keyring")
     saved.node.destroy("web1")
     assert "can be read while it runs only" in saved.take()["msg"]
 
