@@ -12,11 +12,12 @@ from .._domain.facts import domain_facts
 from .._errors import NotFound, Refused
 from .._libvirt import Domain, Node
 from .._node import cordon
-from . import job, store
+from . import job, rbd, store
+from .disks import disks_of
 from .moments import check_quiesce
 from .shelf import Shelf, age
 from .store import Backup
-from .taking import Order, Taking, base_of, check_room, disks_of, recover, room_needed
+from .taking import Order, Taking, base_of, check_room, recover, room_needed
 
 
 class Acts(Shelf):
@@ -47,7 +48,7 @@ class Acts(Shelf):
                 "nothing to back up; leave it out"
             )
         far = [disk.target for disk in disks if disk.path is None]
-        if far and not domain.active:
+        if far and not domain.active and not rbd.are_images(disks):
             raise Refused(f"{domain.name} is off, and {', '.join(far)} can be read while it runs only; start it first")
         if self.order.mode == "stop" and cordon() is not None:
             raise Refused(f"this node is cordoned, so {domain.name} could not be started again; take another mode")
@@ -56,7 +57,11 @@ class Acts(Shelf):
             self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
         self.base, self.reason = base_of(self.order, domain, disks, self.backups)
         self.disks = disks
-        check_room(self.order.root, room_needed(self.node, self.order, disks, self.base))
+        self.check_room(room_needed(self.node, self.order, disks, self.base))
+
+    def check_room(self, needed: int) -> None:
+        """Raise Refused where so many bytes might not fit."""
+        check_room(self.order.root, needed)
 
     def _domain(self) -> Domain:
         domain = self.node.domain(self.order.vm)
@@ -123,4 +128,5 @@ class Acts(Shelf):
         """Remove a history of a VM that is gone."""
         with self.lock():
             for backup in reversed(history):
+                rbd.forget(backup.manifest)
                 store.remove(backup)

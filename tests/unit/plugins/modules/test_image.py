@@ -11,7 +11,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import threading
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _download
+from ansible_collections.drover.kvm.plugins.module_utils import _download, _resource
 from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain import chains, templates
@@ -30,6 +29,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, 
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._xml import find, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules import image
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytest.importorskip("libvirt")
@@ -37,10 +37,6 @@ pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-i
 lab = test_vm.lab
 MIB = 2**20
 BASE: dict[str, Any] = {"name": "web1", "memory": "64MiB", "vcpus": 1}
-
-
-def qemu_img(*words: Any) -> str:
-    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
 def sha(path: Path, algorithm: str = "sha256") -> str:
@@ -425,7 +421,8 @@ def test_a_clone_is_flattened_as_its_vm_runs(site, cloned, tmp_path, goes_on):
     assert qemu.started == (0 if goes_on else 1) and step.done() is True
 
 
-def test_a_pull_that_breaks_off_is_told(site, cloned, tmp_path):
+def test_a_pull_that_breaks_off_is_told(site, cloned, tmp_path, monkeypatch):
+    monkeypatch.setattr(_resource, "POLL_MOST", 0.01)
     cloned.run(**BASE, disks=[disk(site)], state="running")
     shown = {"path": str(tmp_path / "drover-web1-0.qcow2"), "target": "vda", "size": MIB, "format": "qcow2"}
     one = chains.Flattening(Qemu(cloned.node, shown["path"], site.path, breaks=True), "web1", shown, live=True)
