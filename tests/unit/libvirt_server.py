@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -98,6 +99,12 @@ def _keep(learnt: Path) -> None:
             replace_file(KNOWN / path.name, path.read_bytes())
 
 
+def _listens(path: Path) -> bool:
+    """Whether it takes connections; the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def private_libvirtd() -> Iterator[Daemon]:
     """Start it, wait for its socket, end it."""
@@ -112,7 +119,7 @@ def private_libvirtd() -> Iterator[Daemon]:
             process = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
             end = time.monotonic() + 30
-            while not (folder / "libvirt-sock").exists():
+            while not _listens(folder / "libvirt-sock"):
                 assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text(encoding="utf-8")
                 time.sleep(0.05)
             daemon = Daemon(folder, process)
