@@ -308,5 +308,5 @@ class Mover:
         for node, (state, _autostart) in self.says().items():
             if state != "running":
                 self.virsh(node, "resume" if state == "paused" else "start", self.vm)
-        wait_until(lambda: list(self.says().values()) == [WELL] or self.says(), 20, f"{self.vm} at rest")
+        wait_until(lambda: list(self.says().values()) == [WELL] or self.says(), 60, f"{self.vm} at rest")
         self.watch.wait_word(self.vm, after=time.monotonic())

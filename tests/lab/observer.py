@@ -171,7 +171,7 @@ class Observer:
         self.out.unlink(missing_ok=True)
         argv = [sys.executable, str(Path(__file__).resolve()), "--name", self.lab.name, "--out", str(self.out)]
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        end = time.monotonic() + 15
+        end = time.monotonic() + 60
         while not any(sample["kind"] == "definitions" for sample in self.samples()):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.__exit__()

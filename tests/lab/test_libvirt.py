@@ -157,7 +157,7 @@ def test_a_frozen_daemon_is_named_in_time(station: Station, lab: Lab, by_hand: N
         start = time.monotonic()
         code, output = station.call("inventory", "-i", str(config), "--graph", "drover_unreachable")
         assert code == 0 and f"--{NODE}" in output and f"{NODE} gave no answer" in output, output
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         (result,) = station.play({"drover.kvm.node_info": {}})
         assert result["failed"] and f"hypervisor {NODE} does not answer" in result["msg"]
     finally:

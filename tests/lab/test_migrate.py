@@ -70,7 +70,7 @@ def test_all_blockers_come_at_once_and_nothing_is_changed(mover: Mover) -> None:
     assert result["failed"] and not result["changed"]
     assert [blocker["reason"] for blocker in result["details"]["blockers"]] == ["local_disk", "cordoned", "bridge"]
     mover.rests_on(mover.source)
-    wait_until(lambda: "vdb" not in (seen := mover.virsh(mover.source, "domblklist", mover.vm)) or seen, 20, "no vdb")
+    wait_until(lambda: "vdb" not in (seen := mover.virsh(mover.source, "domblklist", mover.vm)) or seen, 60, "no vdb")
 
 
 def test_a_network_that_drops_packets_is_refused_before_anything_is_changed(mover: Mover) -> None:
@@ -115,7 +115,7 @@ def test_e3_the_destinations_libvirtd_dies_in_perform(mover: Mover) -> None:
     begin = time.monotonic()
     mover.kill_daemon(mover.target)
     result = mover.end(process)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60
     assert result["failed"] and result["details"]["where"] == mover.source
     assert f"running on {mover.source}" in result["msg"]
     mover.rests_on(mover.source)

@@ -107,21 +107,21 @@ def rate(ring: Cluster, nodes: tuple[str, ...] = NODES) -> float:
 
 
 def test_one_end_of_the_copper_cable_waits(ring: Cluster) -> None:
-    wait_until(lambda: settled(ring), 20, "the ring as declared")
+    wait_until(lambda: settled(ring), 60, "the ring as declared")
     assert ring.play(str(EXAMPLE / "site.yml")).good().changed == 0
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_any_cable_may_be_pulled(ring: Cluster, node: str) -> None:
-    wait_until(lambda: settled(ring), 20, "the ring as declared")
+    wait_until(lambda: settled(ring), 60, "the ring as declared")
     idle = waiting(ring)
     with pings(ring) as gaps:
         assert rate(ring) < STORM
         assert ring.lab.cut(node, CABLES[node])
-        wait_until(lambda: waiting(ring) == [] or states(ring), 10, "a ring without the cable")
+        wait_until(lambda: waiting(ring) == [] or states(ring), 60, "a ring without the cable")
         assert rate(ring) < STORM, "frames go round in a loop"
         assert ring.lab.restore(node, CABLES[node])
-        wait_until(lambda: waiting(ring) == idle or states(ring), 15, f"{idle} waiting again")
+        wait_until(lambda: waiting(ring) == idle or states(ring), 60, f"{idle} waiting again")
         assert rate(ring) < STORM, "frames go round in a loop"
     assert max(gaps) < LONGEST_GAP, f"longest gaps of {NODES}: {gaps}"
     print(f"{node} {CABLES[node]}: longest gaps {gaps}")
@@ -168,18 +168,18 @@ def roots(ring: Cluster, nodes: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("death", DEATHS)
 def test_the_root_may_die(ring: Cluster, death: str) -> None:
     die, rise, longest = DEATHS[death]
-    wait_until(lambda: settled(ring), 20, "the ring as declared")
+    wait_until(lambda: settled(ring), 60, "the ring as declared")
     idle = waiting(ring)
     assert roots(ring, NODES) == [ROOT_NODE]
     with pings(ring, BOTH_WAYS) as gaps:
         died = time.monotonic()
         die(ring)
-        wait_until(lambda: len(found := roots(ring, OTHERS)) == 1 or found, 30, "one new root")
+        wait_until(lambda: len(found := roots(ring, OTHERS)) == 1 or found, 60, "one new root")
         elected = time.monotonic() - died
         assert rate(ring, OTHERS) < STORM, "frames go round in a loop"
         rise(ring)
-        wait_until(lambda: settled(ring), 40, "the ring as declared")
-        wait_until(lambda: waiting(ring) == idle or states(ring), 20, f"{idle} waiting again")
+        wait_until(lambda: settled(ring), 60, "the ring as declared")
+        wait_until(lambda: waiting(ring) == idle or states(ring), 60, f"{idle} waiting again")
         assert roots(ring, NODES) == [ROOT_NODE]
         assert rate(ring) < STORM, "frames go round in a loop"
     assert max(gaps) < longest, f"longest gaps of {BOTH_WAYS}: {gaps}"

@@ -45,7 +45,7 @@ class Capture:
         for name in self.interfaces:
             path = self.file(name)
             # tcpdump writes the file's header once it listens.
-            wait_until(lambda path=path: (path.exists() and path.stat().st_size >= HEADER) or "no file", 15, str(path))
+            wait_until(lambda path=path: (path.exists() and path.stat().st_size >= HEADER) or "no file", 60, str(path))
         return self
 
     def __exit__(self, *_: object) -> None:

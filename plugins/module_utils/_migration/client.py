@@ -90,7 +90,7 @@ class Client:
         for target, wanted in moves.items():
             needs = [self.needs[uuid] for uuid in wanted]
             question = partial(prechecks.answer, needs=needs, address=self.site.address(target))
-            self.answers[target] = self.site.ask(question, [target])[target]
+            self.answers[target] = self.site.ask(question, [target], prechecks.SECONDS)[target]
 
     def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
         """All that speaks against the move, counting the memory and the files of those that were planned before it."""

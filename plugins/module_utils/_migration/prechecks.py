@@ -27,6 +27,8 @@ OVERHEAD = 128 * UNITS["M"]
 SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
 AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or shut it down"
 MOUNTS = Path("/proc/self/mounts")
+# What the destination may take for its answer, the time in which the memory's way is tried included.
+SECONDS = stream.SECONDS + 10.0
 
 
 @dataclass(frozen=True)

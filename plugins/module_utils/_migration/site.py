@@ -63,7 +63,9 @@ class Site:
         address = self.address(target)
         return f"tcp://[{address}]" if ":" in address else f"tcp://{address}"
 
-    def ask(self, question: Callable[[End], Any], nodes: Iterable[str] | None = None) -> dict[str, Any]:
+    def ask(
+        self, question: Callable[[End], Any], nodes: Iterable[str] | None = None, seconds: float = LOOK_SECONDS
+    ) -> dict[str, Any]:
         """Ask nodes (all when not said) something, each in a child process; an Unreachable where none answers."""
         uris = self.nodes().uris
         chosen = {node: uris[node] for node in sorted(uris if nodes is None else nodes)}
@@ -71,7 +73,7 @@ class Site:
         def call(node: Node) -> Any:
             return question(End(node))
 
-        return ask(chosen, call, LOOK_SECONDS, readonly=False)
+        return ask(chosen, call, seconds, readonly=False)
 
 
 @dataclass(frozen=True)

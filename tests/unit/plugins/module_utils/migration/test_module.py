@@ -147,7 +147,7 @@ def world(monkeypatch):
     world = World()
 
     class FakeSite(Site):
-        def ask(self, question, nodes=None):
+        def ask(self, question, nodes=None, seconds=0):
             return world.ask(question, nodes)
 
     @contextmanager
