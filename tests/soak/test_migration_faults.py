@@ -4,6 +4,7 @@
 """Faults of migrations that tests/lab has no time for; the letters and numbers are those of the acceptance.
 
 DROVER_PINGPONG=N   how often the VM goes back and forth (default: 50 times there, 50 times back)
+DROVER_SEEDS=N      each fault N times, in another order and at another moment each time, to a destination by chance
 """
 
 from __future__ import annotations
@@ -142,6 +143,12 @@ def test_e11_a_vm_that_runs_twice_is_moved_by_nobody(mover: Mover) -> None:
 
 
 @pytest.fixture
+def rounds() -> int:
+    """How often there and back."""
+    return ROUNDS
+
+
+@pytest.fixture
 def busy(cluster: Cluster, tmp_path: Path) -> Iterator[Mover]:
     """A VM that writes 12 MiB of its memory over and over, on the SAN; gone at the end."""
     image = {"name": BUSY, "ip": "10.231.100.43/24", "sink": SINK, "dirty": "12"}
@@ -197,11 +204,11 @@ def leftovers(mover: Mover, node: str) -> dict[str, int]:
     }
 
 
-def test_f28_back_and_forth_leaves_nothing(mover: Mover) -> None:
+def test_f28_back_and_forth_leaves_nothing(mover: Mover, rounds: int) -> None:
     nodes = (mover.source, mover.target)
     seen: dict[str, dict[str, int]] = {}
     gaps = []
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for source, to in (nodes, nodes[::-1]):
             result = mover.migrate(source, name=mover.vm, to=to)
             assert result.get("verified"), (turn, result)
