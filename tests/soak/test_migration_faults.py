@@ -10,6 +10,7 @@ DROVER_SEEDS=N      each fault N times, in another order and at another moment e
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_f17_a_destination_that_can_write_nothing_down(mover: Mover) -> None:
     mover.rests_on(mover.source)
     seen = leftovers(mover, mover.target)
     assert seen["processes"] == len(mover.virsh(mover.target, "list", "--name").split()), seen
+    mover.moved()
+    mover.rests_on(mover.target)
+
+
+def test_f18_a_destination_without_memory_is_refused_with_the_figures(mover: Mover) -> None:
+    """The kernel of the lab's nodes is one, so its table is laid over that of the destination."""
+    table = mover.inside(mover.target, "cat", "/proc/meminfo")
+    little = re.sub(r"^(Mem\w+|Buffers|Cached|SReclaimable):.*", r"\1: 8192 kB", table, flags=re.MULTILINE)
+    mover.inside(mover.target, "tee", "/run/drover-meminfo", feed=little)
+    mover.inside(mover.target, "mount", "--bind", "/run/drover-meminfo", "/proc/meminfo")
+    try:
+        for check in (True, False):
+            result = mover.move(check=check)
+            assert result["failed"] and not result["changed"], result
+            assert [blocker["reason"] for blocker in result["details"]["blockers"]] == ["memory"], result
+            assert re.search(rf"{mover.target} has \d\d MiB of memory free, the VM takes \d+", result["msg"]), result
+    finally:
+        mover.inside(mover.target, "umount", "/proc/meminfo")
+    mover.rests_on(mover.source)
     mover.moved()
     mover.rests_on(mover.target)
 
