@@ -17,12 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils import urls
 
+from ._checksum import ALGORITHMS, CHUNK, is_digest
 from ._errors import Failed, Invalid, Unreachable
 
-ALGORITHMS = {"sha256": 64, "sha384": 96, "sha512": 128}
-CHUNK = 2**20
 LONGEST_LIST = 2**24
-HEXADECIMAL = re.compile(r"[0-9a-f]+", re.ASCII)
 # `HEX  NAME`, `HEX *NAME` of coreutils, or `SHA256 (NAME) = HEX` of BSD, which Fedora uses too.
 LINES = (
     re.compile(r"\\?(?P<hex>[0-9a-fA-F]+)[ \t]+\*?(?P<name>\S.*)"),
@@ -50,7 +48,7 @@ def check_checksum(value: str) -> str:
         raise ValueError(f"{value!r} is no checksum; write sha256:HEX or sha512:HEX, or a list's URL as HEX")
     if "/" in rest:
         return f"{algorithm}:{check_source(rest)}"
-    if not HEXADECIMAL.fullmatch(rest.lower()) or len(rest) != ALGORITHMS[algorithm]:
+    if not is_digest(algorithm, rest.lower()):
         raise ValueError(f"{rest!r} is no {algorithm}; it has {ALGORITHMS[algorithm]} hexadecimal digits")
     return f"{algorithm}:{rest.lower()}"
 
@@ -92,15 +90,6 @@ def fetch(source: str, target: IO[bytes], algorithm: str, timeout: float) -> str
             else:
                 target.write(data)
     target.truncate()
-    return f"{algorithm}:{digest.hexdigest()}"
-
-
-def hash_of(path: str, algorithm: str = "sha256") -> str:
-    """The checksum of a file, ALGORITHM:HEX."""
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as stream:
-        while data := stream.read(CHUNK):
-            digest.update(data)
     return f"{algorithm}:{digest.hexdigest()}"
 
 

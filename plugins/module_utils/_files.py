@@ -39,6 +39,12 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise Failed(f"{path} could not be written: {error.strerror}", path=str(path)) from None
 
 
+def free_space(folder: str | Path) -> int:
+    """The bytes that a file may still take there, as statvfs(3) has them for everybody."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 @contextlib.contextmanager
 def locked(directory: Path, hint: str, file: str = "") -> Iterator[None]:
     """One run at a time works on what the directory describes; `hint` asks for what is missing when it is not there.

@@ -55,6 +55,8 @@ class Arrivals:
         self.lock = Lock()
         self.made: dict[str, list[tuple[Record, Record | None]]] = {}
         self.refused: dict[str, str] = {}
+        self.looks = 0  # how many have begun
+        self.seen: tuple[int, list[Unit]] = 0, []
 
     def log_in(self, record: Record, before: Record | None) -> None:
         """Log in; `before` is the record that was there. Raises Unreachable, Failed."""
@@ -79,8 +81,9 @@ class Arrivals:
 
         Where both are of this run, both go: nobody can tell which one is the clone. Raises Refused, Failed.
         """
+        asked = self.looks
         with self.lock:
-            pair = None if target in self.refused else twins(self.units(), target, ways)
+            pair = None if target in self.refused else twins(self._since(asked), target, ways)
             if pair is not None:
                 new = sorted({unit.target for unit in pair} & set(self.made))
                 self.refused.update(dict.fromkeys(new, f"{words(pair)}. Logged out again: {', '.join(new)}"))
@@ -89,7 +92,18 @@ class Arrivals:
                     self._take_back(one, self.refused[target])
                 raise Refused(self.refused[target], **(data(pair) if pair else {}))
 
+    def _since(self, asked: int) -> list[Unit]:
+        """All units by a look that began after the question, when `asked` looks had begun.
+
+        So it has what the asking thread logged in to before. One look answers all threads that waited for the lock.
+        """
+        if self.seen[0] <= asked:
+            self.looks += 1
+            self.seen = self.looks, self.units()
+        return self.seen[1]
+
     def _take_back(self, target: str, why: str) -> None:
+        self.seen = 0, []
         try:
             # It stays there: a login of it may be under way, whose thread comes here when it is done.
             for record, before in self.made.get(target, ()):

@@ -150,20 +150,16 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._backup.cloning import Cloning, Wish
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
-from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import (
-    check_definition,
-    check_elsewhere,
-    claims_of,
-)
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
@@ -195,11 +191,9 @@ class Clone(Resource):
         self.cloning = Cloning(client.node, Wish(self.name, directory=directory, bandwidth=bandwidth, **given))
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect(str(params["uri"])) as node:
-            yield Site(node)
+        return opened(connect(str(params["uri"])))
 
     def read(self) -> State:
         """Of what the VM that is there is a clone, and whether something is left of making one."""
@@ -213,9 +207,8 @@ class Clone(Resource):
         if before is None or before["clone_of"] is None:
             self.cloning.plan()
             self.warnings = self.cloning.acts.warnings
-            peers = Admission(self.client, self.name, self.params["fenced"]).answers("made")
-            check_elsewhere(self.name, self.cloning.uuid, peers)
-            check_definition(self.name, claims_of(self.cloning.definition), {HERE: self.client.surveyed, **peers})
+            admission = Admission(self.client, self.name, self.params["fenced"])
+            admission.arrival(claims_of(self.cloning.definition), self.cloning.uuid, "made")
         return {"name": self.name, "clone_of": self.params["source"], "left": False}
 
     def steps(self, before: State, wanted: State) -> list[Step]:

@@ -158,6 +158,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils import _download
+from ansible_collections.drover.kvm.plugins.module_utils._checksum import hash_of
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, imported, making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain.templates import check_unused
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
@@ -200,7 +201,7 @@ class Image(Resource):
             )
         intact = template.is_as_made(path, found)
         if self.params["verify"] or not intact:
-            self.same = _download.hash_of(path) == found.digest
+            self.same = hash_of(path) == found.digest
             intact = intact and self.same
         return {"path": path, "format": found.format, "size": found.size, "checksum": found.checksum, "intact": intact}
 

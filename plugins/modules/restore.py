@@ -123,21 +123,17 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._backup import restoring, store
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import HERE, Admission
-from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import (
-    check_definition,
-    check_elsewhere,
-    claims_of,
-)
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
+from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
@@ -188,11 +184,9 @@ class Restore(Resource):
         return fit[-1]
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect(str(params["uri"])) as node:
-            yield Site(node)
+        return opened(connect(str(params["uri"])))
 
     def read(self) -> State:
         """From which backup the VM is that is there; its disks that are there already."""
@@ -217,9 +211,8 @@ class Restore(Resource):
 
     def _check(self) -> None:
         """Raise Refused where the VM, or something that it would hold, is elsewhere."""
-        peers = Admission(self.client, self.target, self.params["fenced"]).answers("restored")
-        check_elsewhere(self.target, self.uuid, peers)
-        check_definition(self.target, claims_of(self.definition), {HERE: self.client.surveyed, **peers})
+        admission = Admission(self.client, self.target, self.params["fenced"])
+        admission.arrival(claims_of(self.definition), self.uuid, "restored")
         restoring.check_new(self.places)
         self.state = restoring.check_state(self.backup, self.target, self.uuid)
 

@@ -593,8 +593,8 @@ options:
         choices: [raw, qcow2, vmdk, vdi, vhdx, vpc]
       checksum:
         description:
-          - With O(disks[].source_format), what the source must have, V(sha256:HEX) or V(sha512:HEX). It is read before
-            it is copied.
+          - With O(disks[].source_format), what the source must have, V(sha256:HEX), V(sha384:HEX) or V(sha512:HEX). It
+            is read before it is copied.
         type: str
       clone:
         description:
@@ -1327,8 +1327,8 @@ completed:
   elements: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -1347,7 +1347,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.draft import Dr
 from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import HARDWARE, check_seconds, check_tags
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.nics import NICS
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
@@ -1381,11 +1381,9 @@ class Vm(Resource):
         self.kept: list[str] = []
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect() as node:
-            yield Site(node)
+        return opened(connect())
 
     def read(self) -> State:
         """The VM's sheet, power state, and what waits for the next start; or the volumes that it left."""

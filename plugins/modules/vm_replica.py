@@ -159,8 +159,8 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -173,7 +173,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import 
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import check_target
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import names_of
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Invalid, NotFound, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
@@ -205,11 +205,9 @@ class VmReplica(Resource):
         self.made: dict[str, Any] | None = None
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect() as node:
-            yield Site(node)
+        return opened(connect())
 
     def read(self) -> State:
         """The disks as they run, and when they were copied."""

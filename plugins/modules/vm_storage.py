@@ -209,8 +209,8 @@ error:
   type: str
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import transfer
 from ansible_collections.drover.kvm.plugins.module_utils._domain.copying import Copy, Guest
 from ansible_collections.drover.kvm.plugins.module_utils._domain.disks import KINDS, check_target
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import names_of
-from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site
+from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
@@ -257,11 +257,9 @@ class VmStorage(Resource):
         self.old: dict[str, transfer.Disk] = {}
 
     @classmethod
-    @contextmanager
-    def connect(cls, params: Mapping[str, Any]) -> Iterator[Site]:
+    def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
         """The node, and through it its peers."""
-        with connect() as node:
-            yield Site(node)
+        return opened(connect())
 
     def read(self) -> State:
         """Where the disks are that were named."""

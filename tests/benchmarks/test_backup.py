@@ -18,7 +18,8 @@ from ansible_collections.drover.kvm.plugins.module_utils import _later
 from ansible_collections.drover.kvm.plugins.module_utils._backup import job
 from ansible_collections.drover.kvm.tests.benchmarks.measure import report, typical
 from ansible_collections.drover.kvm.tests.unit import libvirt_server
-from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, libvirt, qemu_img
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, libvirt
 
 DATA, ROUNDS, GOAL = 384 << 20, 5, 1.1
 

@@ -9,8 +9,8 @@ import os
 import time
 from pathlib import Path
 
+from ansible_collections.drover.kvm.plugins.module_utils._checksum import hash_of
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file, making
-from ansible_collections.drover.kvm.plugins.module_utils._download import hash_of
 from ansible_collections.drover.kvm.tests.benchmarks.measure import report
 
 VMS = 20

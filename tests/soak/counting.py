@@ -1,18 +1,31 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The guest of one sector that counts on its disk, on a device of a node that is a VM."""
+"""Guests that count on their disks: a small Linux in a file, and one of one sector on a device of a VM node."""
 
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
 
 WRITE = "base64 -d > /run/sector && dd if=/run/sector of={} oflag=direct bs=512 status=none"
 # The counter of the boot sector: sector 16 holds DRVT and 32 bits.
 COUNT = "dd if={} iflag=direct bs=512 skip=16 count=1 status=none | od -An -tx4 -N8"
+
+
+def build_guest(site: Cluster, node: str, name: str, ip: str, disk: str) -> None:
+    """A VM on a node that is a container, which runs with the small Linux on `disk`, a qcow2 file that is made."""
+    guests, image = Guests(site.lab.base), f"{disk}.raw"
+    guests.ensure()
+    guests.write_image(site.lab.machine(node).path(image), {"name": name, "ip": ip, "sink": SINK})
+    site.ssh(node, f"qemu-img convert -f raw -O qcow2 {image} {disk} && rm {image}", timeout=300)
+    drive = {"type": "file", "target": "vda", "format": "qcow2", "path": disk}
+    sheet: dict[str, Any] = {"memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}], "disks": [drive]}
+    built = site.task(node, "vm", name=name, state="running", **sheet)
+    assert not built["failed"], built
 
 
 def write_guest(nodes: Cluster, node: str, device: str) -> None:

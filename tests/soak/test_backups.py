@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import build_guest
 from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 SECOND = "/srv/backup2"
-ROOT, SOURCE = "/srv/backup", "/var/lib/libvirt/images/saved1.raw"
+ROOT = "/srv/backup"
 DISK = f"/var/lib/libvirt/images/drover-{NAME}-0.qcow2"
 
 
@@ -62,14 +62,8 @@ class Saved:
 @pytest.fixture(scope="module")
 def saved(site: Cluster) -> Iterator[Saved]:
     found = Saved(site)
-    guests = Guests(site.lab.base)
-    guests.ensure()
-    guests.write_image(site.lab.machine(NODE).path(SOURCE), {"name": NAME, "ip": "10.231.100.44/24", "sink": SINK})
-    found.ssh(f"qemu-img convert -f raw -O qcow2 {SOURCE} {DISK}; rm {SOURCE}; install -d -m 0711 {ROOT}")
-    disk = {"type": "file", "target": "vda", "format": "qcow2", "path": DISK}
-    sheet: dict[str, Any] = {"memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}], "disks": [disk]}
-    built = site.task(NODE, "vm", name=NAME, state="running", **sheet)
-    assert not built["failed"], built
+    found.ssh(f"install -d -m 0711 {ROOT}")
+    build_guest(site, NODE, NAME, "10.231.100.44/24", DISK)
     wait_until(lambda: "DROVER1" in found.record() or found.record(), 240, "the guest counts")
     yield found
     gone = site.task(NODE, "vm", name=NAME, state="absent", force=True)
@@ -240,6 +234,8 @@ def test_backups_of_a_vm_that_is_gone_are_named_and_removed_when_they_are_old(sa
     saved.ssh(f"mv {ROOT}/{NAME} {ROOT}/gone1", OTHER)
     checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT).good()
     assert "gone1 is not in group vms" in checked.output
+    misspelt = saved.cluster.play("remove_backups", **{**variables, "vm": "gone2"})
+    misspelt.refused(f"There are no backups of gone2 in {ROOT}")
     gone = {**variables, "vm": "gone1"}
     assert saved.cluster.play("remove_backups", **{**gone, "older_than": "1d"}).good().changed == 0
     assert saved.cluster.play("remove_backups", "--check", **gone).good().changed == 1

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests, Record, parse_record
-from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Record, parse_record
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import build_guest
 
 NODE, NAME, SECOND = "hv1", "first1", "second1"
 FOLDER = "/var/lib/libvirt/images"
-IMAGE, DISK = f"{FOLDER}/{NAME}.raw", f"{FOLDER}/drover-{NAME}-0.qcow2"
+DISK = f"{FOLDER}/drover-{NAME}-0.qcow2"
 SCRATCH, OWN = f"{FOLDER}/.drover-clone-{SECOND}", f"{FOLDER}/drover-{SECOND}-0.qcow2"
 
 
@@ -60,14 +61,7 @@ class Cloned:
 @pytest.fixture(scope="module")
 def cloned(site: Cluster) -> Iterator[Cloned]:
     found = Cloned(site)
-    guests = Guests(site.lab.base)
-    guests.ensure()
-    guests.write_image(site.lab.machine(NODE).path(IMAGE), {"name": NAME, "ip": "10.231.100.45/24", "sink": SINK})
-    found.ssh(f"qemu-img convert -f raw -O qcow2 {IMAGE} {DISK}; rm {IMAGE}")
-    disk = {"type": "file", "target": "vda", "format": "qcow2", "path": DISK}
-    sheet: dict[str, Any] = {"memory": "96MiB", "vcpus": 1, "nics": [{"bridge": "br0", "vlan": 100}], "disks": [disk]}
-    built = site.task(NODE, "vm", name=NAME, state="running", **sheet)
-    assert not built["failed"], built
+    build_guest(site, NODE, NAME, "10.231.100.45/24", DISK)
     wait_until(lambda: counting(found), 240, "the guest counts")
     yield found
     found.remove(NAME)

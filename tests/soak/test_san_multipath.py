@@ -80,6 +80,19 @@ for second in $(seq 60); do [ -n "$(ls /dev/san 2>/dev/null)" ] || break; sleep 
 for name in %s; do iscsiadm -m node -T {PREFIX}:$name --login >/dev/null || echo $name; done
 # For an emulated node, two minutes of udev are not enough.
 udevadm settle --timeout=600"""
+# A clone that kept the serial of its origin, as an array may make one; module iscsi_volume refuses to.
+CLONE = f"""set -e
+core=/sys/kernel/config/target/core target={PREFIX}:clone
+truncate -s 64M /srv/clone.img
+targetcli set global auto_add_default_portal=false
+targetcli /backstores/fileio create clone /srv/clone.img
+sed 's/.*: //' $core/*/web1/wwn/vpd_unit_serial > /run/serial
+cat /run/serial > $core/fileio_*/clone/wwn/vpd_unit_serial
+targetcli /iscsi create $target
+for address in 10.231.5.10 10.231.7.10; do targetcli /iscsi/$target/tpg1/portals create $address; done
+targetcli /iscsi/$target/tpg1/luns create /backstores/fileio/clone
+targetcli /iscsi/$target/tpg1/acls create {PREFIX}:hv1"""
+NO_CLONE = f"targetcli /iscsi delete {PREFIX}:clone; targetcli /backstores/fileio delete clone; rm /srv/clone.img"
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +141,11 @@ def has_active(example: Cluster, name: str, number: int, node: str = "hv1") -> b
     mine = [line.split() for line in text.splitlines() if line.split()[0] == name]
     works = sum(line[1] == "active" and line[2] == "running" for line in mine)
     return (len(mine) == 2 and works == number) or text
+
+
+def sorted_paths(example: Cluster) -> list[str]:
+    """Map, states and place of each path of hv1."""
+    return sorted(example.ssh("hv1", PATHS, timeout=120).splitlines())
 
 
 def has_names(example: Cluster, node: str, expected: dict[str, str]) -> bool | str:
@@ -251,6 +269,24 @@ def test_a_wrong_secret_is_refused_by_name(example: Cluster) -> None:
     assert not away["failed"], away
 
 
+def test_a_clone_with_the_wwid_of_its_origin_is_logged_out_again(example: Cluster) -> None:
+    example.ssh("san1", CLONE, timeout=300)
+    try:
+        before = sorted_paths(example)
+        refused = example.task("hv1", "iscsi_session", target=f"{PREFIX}:clone", portals=PORTALS, chap_user="")
+        words = refused["msg"]
+        print(words)
+        assert refused["failed"] and f"{PREFIX}:web1" in words and "Logged out again" in words, refused
+        left = f"grep -h clone /sys/class/iscsi_session/*/targetname; ls /var/lib/iscsi/nodes/{PREFIX}:clone/*"
+        assert example.ssh("hv1", left, check=False, timeout=120) == ""
+        wait_until(lambda: sorted_paths(example) == before, 120, "the paths are those of before")
+        log = example.ssh("hv1", "journalctl -u multipathd --since -2min --no-pager -o cat", timeout=120)
+        print(log)
+    finally:
+        example.task("hv1", "iscsi_session", target=f"{PREFIX}:clone", state="absent")
+        example.ssh("san1", NO_CLONE, check=False, timeout=300)
+
+
 def test_thirty_volumes_have_thirty_names(example: Cluster) -> None:
     site(example, "--limit", "san1", *VOLUMES, san_volumes=MANY).good()
     done = site(example, "--limit", "hv1", san_volumes=MANY, **PATIENT).good()
@@ -302,6 +338,6 @@ def test_a_node_boots_without_its_san_and_has_the_names_when_it_comes(example: C
     finally:
         example.lab.restore("hv1")
     begin = time.monotonic()
-    wait_until(lambda: has_names(example, "hv1", before), 600, "the names")
+    wait_until(lambda: has_names(example, "hv1", before), BOOT_SECONDS, "the names")
     print(f"the names came {time.monotonic() - begin:.0f} s after the SAN")
     wait_until(lambda: "qemu" in example.ssh("hv1", "virsh uri", check=False, timeout=120), 300, "libvirt answers")

@@ -55,6 +55,8 @@ def kill_in(site: Cluster, node: str, vm: str, moment: str, **options: Any) -> N
     """Run the module for a VM and kill it with SIGKILL as soon as a shell condition on the node is true."""
     program = str(Path(sys.executable).parent / "ansible")
     argv = [program, *site.inventory, node, "-m", "drover.kvm.snapshot", "-a", json.dumps({"name": vm, **options})]
+    # Pipelining, which the sites use, leaves nothing in the process's command line by which it could be told.
+    argv += ["-e", json.dumps({"ansible_ssh_pipelining": False})]
     with subprocess.Popen(
         argv,
         env=site.environment,

@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from ansible_collections.drover.kvm.plugins.module_utils import _blocks
+from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
+from ansible_collections.drover.kvm.plugins.module_utils._domain import neighbours
+
 MIB = 2**20
 WWID = "36001405ee27ff29e2f44851b1dc257c9"
 
@@ -46,3 +52,12 @@ class Devices:
     def hold(self, below, above):
         (self.root / "sys/class/block" / below / "holders" / above).mkdir(parents=True)
         (self.root / "sys/class/block" / above / "slaves" / below).mkdir(parents=True)
+
+
+def installed(root, monkeypatch, *kinds):
+    """Block devices below a folder, which these kinds of disks take for the node's."""
+    found = Devices(root)
+    for place in kinds:
+        monkeypatch.setattr(place, "Blocks", partial(Blocks, found.root))
+    monkeypatch.setattr(neighbours, "other_names", partial(_blocks.other_names, blocks=Blocks(found.root)))
+    return found

@@ -27,7 +27,7 @@ LAYERS = [
     {"_disks", "_cluster", "_bridge", "_volume", "_session", "_peers", "_quiesce"},
     {"_rollback"},
     {"_resource", "client"},
-    {"_fields", "_files", "_run", "_hypervisor"},
+    {"_checksum", "_fields", "_files", "_run", "_hypervisor"},
     {"_errors"},
 ]
 FAMILIES = ("_volume", "_target_tgt", "_session")  # Several files, one unit.

@@ -56,7 +56,11 @@ class Acts(Shelf):
             self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
         self.base, self.reason = base_of(self.order, domain, disks, self.backups)
         self.disks = disks
-        check_room(self.order.root, room_needed(self.node, self.order, disks, self.base))
+        self.check_room(room_needed(self.node, self.order, disks, self.base))
+
+    def check_room(self, needed: int) -> None:
+        """Raise Refused where so many bytes might not fit."""
+        check_room(self.order.root, needed)
 
     def _domain(self) -> Domain:
         domain = self.node.domain(self.order.vm)

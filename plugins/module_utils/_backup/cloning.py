@@ -25,7 +25,7 @@ from . import restoring, store
 from .acts import Acts
 from .restoring import Place
 from .store import Backup
-from .taking import Order, check_room, room_needed
+from .taking import Order, check_room
 
 CLONE_OF = "clone_of"
 
@@ -42,6 +42,15 @@ class Wish(NamedTuple):
     timeout: float
 
 
+class Copying(Acts):
+    """The copy of which a clone is made, beside the disks of the clone."""
+
+    def check_room(self, needed: int) -> None:
+        """Raise Refused where the clone might not fit: a raw disk is made of its copy, which is there until then."""
+        again = sum(disk.allocation for disk in self.disks if disk.format == "raw")
+        check_room(self.order.root.parent, needed + again, f"a clone of {self.vm}", "say another directory")
+
+
 class Cloning:
     """One clone on the node of its source."""
 
@@ -50,7 +59,7 @@ class Cloning:
         self.scratch = wish.directory / f".drover-clone-{wish.name}"
         copied = {name: getattr(wish, name) for name in ("quiesce", "bandwidth", "timeout")}
         order = Order(self.scratch, wish.source, compression="none", checkpoint=False, **copied)
-        self.acts = Acts(node, order, 1, None)
+        self.acts = Copying(node, order, 1, None)
         self.copy: Backup | None = None
         self.said: dict[str, Any] = {}
 
@@ -82,22 +91,9 @@ class Cloning:
     def _plan_copy(self) -> Backup:
         """The copy as it will be."""
         restoring.check_marks(str(self.wish.directory))
-        try:
-            self.acts.plan()
-            disks = self.acts.disks
-            again = sum(disk.allocation for disk in disks if disk.format == "raw")
-            check_room(self.scratch, room_needed(self.node, self.acts.order, disks, None) + again)
-        except Refused as error:
-            if "needed" not in error.details:
-                raise
-            free, needed = (error.details[name] >> 20 for name in ("free", "needed"))
-            raise Refused(
-                f"{self.wish.directory} has {free} MiB left, and a clone of {self.wish.source} may take {needed} MiB. "
-                "Make room, or say another directory",
-                **error.details,
-            ) from None
+        self.acts.plan()
         vm = {"name": self.wish.source, "uuid": ""}
-        return Backup(self.scratch, {"vm": vm, "disks": [disk.facts() for disk in disks]})
+        return Backup(self.scratch, {"vm": vm, "disks": [disk.facts() for disk in self.acts.disks]})
 
     def _places(self, copy: Backup) -> list[Place]:
         return restoring.places(copy, self.wish.name, str(self.wish.directory), None)

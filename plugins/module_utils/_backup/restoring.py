@@ -85,7 +85,7 @@ def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Elem
     adapt(root, name, disks, nics)
     if files.NVRAM in backup.manifest["files"]:
         VARIABLES.put(root, str(variables(name)))
-    metadata.edit(root, {RESTORED: backup.id, "stopped": None})
+    metadata.edit(root, {RESTORED: backup.id})
     return root
 
 
@@ -94,6 +94,7 @@ def adapt(root: Element, name: str, disks: list[Place], nics: str) -> None:
     uuid, old = str(UUID.get(root)), str(NAME.get(root))
     if name != old:
         _rename(root, name, uuid)
+    metadata.edit(root, {"stopped": None})  # nothing has to be started again here
     parent = make(root, "devices")
     for nic in devices(root, "interface") if nics == "none" else ():
         drop(parent, nic)
@@ -115,7 +116,7 @@ def _rename(root: Element, name: str, uuid: str) -> None:
     for number, nic in enumerate(devices(root, "interface")):
         Property("mac/@address").put(nic, vm_mac(name, number))
     metadata.NICS.put(root, {})
-    metadata.edit(root, {"home": None, "stopped": None})
+    metadata.edit(root, {"home": None})
     if VARIABLES.get(root):
         VARIABLES.put(root, str(variables(name)))
 

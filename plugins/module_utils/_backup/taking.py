@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from .. import _later
 from .._disks.template import sync
 from .._domain.facts import disk_identity
 from .._errors import DroverError, Failed, Refused
-from .._files import locked, replace_file
+from .._files import free_space, locked, replace_file
 from .._libvirt import Domain, Node
 from .._xml import Property, parse
 from . import files, job, store
@@ -29,6 +28,7 @@ from .store import Backup
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CLOSE_SECONDS = 600  # QEMU writes out what it has still in memory
 SPARE = 64 << 20  # bytes for everything that is no image
+LESS = "let it take less: fewer histories (keep), type: incremental, or compression: none"
 
 
 class Order(NamedTuple):
@@ -115,14 +115,15 @@ def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | 
     ) + SPARE
 
 
-def check_room(root: Path, needed: int) -> None:
-    """Raise Refused where a backup might not fit. The folder itself may not be there yet."""
-    place = os.statvfs(root if root.is_dir() else root.parent)
-    free = place.f_bavail * place.f_frsize
+def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS) -> None:
+    """Raise Refused where so many bytes might not fit. The folder itself may not be there yet.
+
+    `what` needs them, and `mend` is what a user can do but make room.
+    """
+    free = free_space(root if root.is_dir() else root.parent)
     if needed > free:
         raise Refused(
-            f"{root} has {free >> 20} MiB left, and a backup may take {needed >> 20} MiB. Make room, or let it take "
-            "less: fewer histories (keep), type: incremental, or compression: none",
+            f"{root} has {free >> 20} MiB left, and {what} may take {needed >> 20} MiB. Make room, or {mend}",
             free=free,
             needed=needed,
         )

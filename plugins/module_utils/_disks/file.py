@@ -21,6 +21,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import Failed, Invalid, Refused
 from .._fields import Field
+from .._files import free_space
 from .._identity import seed_name, volume_name
 from .._run import run, run_json
 from .._xml import Property
@@ -187,19 +188,24 @@ def _of_host() -> set[str]:
 
 def check_new(options: Mapping[str, Any]) -> int | None:
     """The size of the template, where it is made from one. Raises Invalid where no file can be made, and Refused."""
-    folder = Path(options["path"]).parent
-    if not folder.is_dir():
-        raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    _folder(options["path"])
     if options.get("source_format"):
         return imported.checked(options)
     return template.checked(options).size if options.get("source") else None
 
 
+def _folder(path: str) -> Path:
+    """Where a file is to be made. Raises Invalid where that is not there."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise Invalid(f"the folder {folder} does not exist; make it, or mount what belongs there")
+    return folder
+
+
 def create(options: Mapping[str, Any], size: int | None, uuid: str, unfinished: bool = False) -> bool:
     """Make an image that carries our mark; never over a file that is there. False when it can't be marked."""
     path = options["path"]
-    part = str(Path(path).with_name(f".{Path(path).name}.drover-part"))
-    check_new(options)
+    part = str(_folder(path) / f".{Path(path).name}.drover-part")
     Path(part).unlink(missing_ok=True)
     if options.get("source_format"):
         imported.fill(options, part, size)
@@ -252,9 +258,7 @@ def finish(path: str) -> None:
 
 def room(path: str) -> int:
     """The bytes that are free where the file lies, or would lie. Raises Invalid."""
-    check_new({"path": path})
-    found = os.statvfs(Path(path).parent)
-    return found.f_bavail * found.f_frsize
+    return free_space(_folder(path))
 
 
 def _write_mark(path: str, name: str, text: str) -> bool:

@@ -10,22 +10,20 @@ the file is by its first bytes must be just that, and these are read here before
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .._checksum import hash_of, is_digest
 from .._errors import Failed, Invalid, Refused
+from .._files import free_space
 from .._run import run, run_json
 from . import template
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc")
-CHECKSUM = re.compile(r"(sha256):[0-9a-f]{64}|(sha512):[0-9a-f]{128}", re.ASCII)
-CHUNK = 4 << 20
 # Where what says the format lies: docs/interop of QEMU, and the specifications that its block/*.c name.
 SIGNATURES = (
     ("qcow2", 0, b"QFI\xfb"),
@@ -43,8 +41,9 @@ VMDK_CAPACITY, VHD_TYPE, DIFFERENCING = struct.Struct("<12xQ"), struct.Struct(">
 
 
 def check_checksum(value: str) -> str:
-    """`sha256:HEX` or `sha512:HEX`."""
-    if not CHECKSUM.fullmatch(value.lower()):
+    """`sha256:HEX`, `sha384:HEX` or `sha512:HEX`."""
+    algorithm, _colon, digits = value.lower().partition(":")
+    if not is_digest(algorithm, digits):
         raise ValueError(f"{value!r} is no checksum; write sha256: or sha512: and its hexadecimal digits")
     return value.lower()
 
@@ -118,8 +117,8 @@ def checked(options: Mapping[str, Any]) -> int:
     if size and size < found:
         raise Refused(f"{options['path']}: {source} has {found} bytes, more than {size}; give a size of that")
     words = ["qemu-img", "measure", "--output=json", "-f", declared, "-O", options["format"], source]
-    needs, place = int(run_json(words, timeout=600)["required"]), os.statvfs(Path(options["path"]).parent)
-    if needs > (free := place.f_bavail * place.f_frsize):
+    needs = int(run_json(words, timeout=600)["required"])
+    if needs > (free := free_space(Path(options["path"]).parent)):
         raise Refused(f"{options['path']}: a copy of {source} takes {needs >> 20} MiB, and {free >> 20} MiB are free")
     return found
 
@@ -139,7 +138,7 @@ def fill(options: Mapping[str, Any], part: str, size: int | None) -> None:
     source, kinds = options["source"], ("-f", options["source_format"])
     found = checked(options)
     if wanted := options.get("checksum"):
-        seen = _hash(source, wanted.partition(":")[0])
+        seen = hash_of(source, wanted.partition(":")[0])
         if seen != wanted:
             raise Failed(f"{source} has the checksum {seen}, not {wanted}", seen=seen)
     words = ["-q", "-m", "8", "-W", "-t", "writeback", *kinds, "-O", options["format"], source, part]
@@ -148,11 +147,3 @@ def fill(options: Mapping[str, Any], part: str, size: int | None) -> None:
     if size and size > found:
         run(["qemu-img", "resize", "-q", "-f", options["format"], part, str(size)])
     template.sync([part])
-
-
-def _hash(path: str, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return f"{algorithm}:{digest.hexdigest()}"

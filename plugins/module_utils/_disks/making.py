@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Callable, NamedTuple
 
 from .. import _download
+from .._checksum import hash_of
 from .._errors import Failed, Invalid, Refused
 from .._run import run
 from . import imported, template
@@ -88,7 +89,7 @@ def _finish(made: str, order: Order, size: int) -> None:
     """Have it on the disk, for reading only, and marked."""
     os.chmod(made, MODE)
     status = Path(made).stat()
-    digest = _download.hash_of(made)
+    digest = hash_of(made)
     template.mark(
         made, template.Template(order.format, size, order.checksum, digest, status.st_size, status.st_mtime_ns)
     )

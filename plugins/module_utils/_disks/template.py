@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._errors import Failed, Invalid, Refused
+from .._files import free_space
 from .._run import run
 
 MARK = "user.drover.image"
@@ -152,9 +153,8 @@ def checked(options: Mapping[str, Any]) -> Template:
         raise Refused(f"{source} has changed since it was made; run drover.kvm.image for it, and look who did that")
     if size and size < found.size:
         raise Refused(f"{options['path']}: {source} has {found.size} bytes, more than {size}")
-    place = os.statvfs(Path(options["path"]).parent)
-    needs, free = space(source) if options.get("clone") == "full" else 0, place.f_bavail * place.f_frsize
-    if needs > free:
+    needs = space(source) if options.get("clone") == "full" else 0
+    if needs > (free := free_space(Path(options["path"]).parent)):
         raise Refused(f"{options['path']}: a copy of {source} takes {needs >> 20} MiB, and {free >> 20} MiB are free")
     return found
 

@@ -32,6 +32,12 @@ class Admission:
             check_elsewhere(self.name, uuid, peers)
         check_definition(self.name, after - before, {HERE: self.site.surveyed, **peers})
 
+    def arrival(self, claims: set[Claim], uuid: str, act: str) -> None:
+        """Raise Refused when a clone, or a VM restored, may exist elsewhere, or claims what another domain holds."""
+        peers = self.answers(act)
+        check_elsewhere(self.name, uuid, peers)
+        check_definition(self.name, claims, {HERE: self.site.surveyed, **peers})
+
     def start(
         self,
         held: set[Claim],

@@ -223,7 +223,10 @@ def _match(present: Sequence[Element], given: Mapping[str, Any], options: Mappin
     by_storage = [disk for disk in present if name and identity(read(disk) or options) == name]
     found = by_target or ([] if given.get("target") else by_storage)
     if by_storage and by_target and by_storage[0] is not by_target[0]:
-        raise Refused(f"{name} is already {Property('target/@dev').get(by_storage[0])} of this VM")
+        there = Property("target/@dev").get(by_storage[0])
+        raise Refused(
+            f"{name} is already {there} of this VM; say target: {there} for it, or another volume for {given['target']}"
+        )
     return found[0] if found else None
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -93,3 +95,10 @@ class Site:
             answers = self._asked[1]
         silent = sorted(name for name, answer in answers.items() if isinstance(answer, DroverError))
         return {name: answer for name, answer in answers.items() if name not in silent}, silent
+
+
+@contextmanager
+def opened(connection: AbstractContextManager[Node]) -> Iterator[Site]:
+    """A node, and through it its peers, for as long as the connection is open."""
+    with connection as node:
+        yield Site(node)

@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 from .._domain.stillness import still
 from .._errors import DroverError, Failed, Refused
+from .._files import free_space
 from .._quiesce import Freeze, why_not
 from . import choose, volumes
 from .facts import bytes_text
@@ -101,8 +102,7 @@ def _room(machine: Machine, name: str, memory: bool, folder: str | None) -> list
             raise Refused(f"{path} is there already; look whose it is, or choose another name")
     warnings = []
     for place in sorted({str(PurePosixPath(path).parent) for path in [*files.values(), *saved]}):
-        found = os.statvfs(place)
-        free = found.f_bavail * found.f_frsize
+        free = free_space(place)
         if free < needs:
             raise Refused(f"{place} has {bytes_text(free)} free; make room for {bytes_text(needs)} of the snapshot")
         here = [target for target, path in files.items() if str(PurePosixPath(path).parent) == place]

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -19,11 +19,12 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _files, _later
 from ansible_collections.drover.kvm.plugins.module_utils._backup import acts, files, job, moments, store, taking
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
-from ansible_collections.drover.kvm.plugins.module_utils._domain import stillness
+from ansible_collections.drover.kvm.plugins.module_utils._domain import site, stillness
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.modules import backup
-from ansible_collections.drover.kvm.tests.unit import libvirt_server
+from ansible_collections.drover.kvm.tests.unit import images, libvirt_server
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 
 libvirt = pytest.importorskip("libvirt")
 libvirt_qemu = pytest.importorskip("libvirt_qemu")
@@ -39,10 +40,6 @@ XML = """<domain type='qemu'><name>web1</name><uuid>{uuid}</uuid><memory unit='M
 <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{disks}
 <disk type='file' device='cdrom'><target dev='sda' bus='ide'/><readonly/></disk>
 <interface type='user'><mac address='52:54:00:00:00:01'/></interface></devices></domain>"""
-
-
-def qemu_img(*words: Any) -> str:
-    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +94,24 @@ class Machine:
         """What is on a disk of the VM, which is paused for it."""
         self.vm.suspend()
         try:
-            out = self.folder / "content"
-            qemu_img("convert", "-U", "-f", self.formats[target], "-O", "raw", self.disk(target), out)
-            return out.read_bytes()
+            return self.raw(self.disk(target), self.formats[target])
         finally:
             self.vm.resume()
 
-    def run(self, **args: Any) -> dict[str, Any]:
-        """The module."""
-        args = {"name": "web1", "path": str(self.root), "uri": self.uri, **args}
-        with patch_module_args(args), pytest.raises(SystemExit):
-            backup.main()
+    def raw(self, path: Path, image_format: str = "qcow2") -> bytes:
+        """What a guest sees in an image."""
+        return images.content(path, self.folder / "content", image_format)
+
+    def call(self, main: Callable[[], None], **args: Any) -> dict[str, Any]:
+        """A module."""
+        with patch_module_args({"uri": self.uri, **args}), pytest.raises(SystemExit):
+            main()
         result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
         return result
+
+    def run(self, **args: Any) -> dict[str, Any]:
+        """The module."""
+        return self.call(backup.main, **{"name": "web1", "path": str(self.root), **args})
 
     def take(self, **args: Any) -> dict[str, Any]:
         """A backup, as check mode said."""
@@ -151,6 +153,19 @@ def machine(tmp_path: Path, daemon: libvirt_server.Daemon, capsys: Any, monkeypa
 def running(machine: Machine) -> Machine:
     machine.vm.create()
     return machine
+
+
+@pytest.fixture
+def alone(running: Machine, monkeypatch: Any) -> Iterator[Machine]:
+    """It wrote something, and the node has no peers; VM web2, which is made of it, goes at the end."""
+    monkeypatch.setattr(site, "ask_peers", lambda call, seconds: {})
+    running.write(5)
+    yield running
+    with suppress(libvirt.libvirtError):
+        found = running.connection.lookupByName("web2")
+        with suppress(libvirt.libvirtError):
+            found.destroy()
+        found.undefine()
 
 
 def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) -> None:

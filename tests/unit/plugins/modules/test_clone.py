@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import cloning, files, job, restoring, taking
+from ansible_collections.drover.kvm.plugins.module_utils._backup import acts, cloning, files, job, restoring, taking
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata, site
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
@@ -23,12 +20,14 @@ from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 from ansible_collections.drover.kvm.plugins.modules import clone
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_backup
-from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine, qemu_img
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine
 
 pytestmark = test_backup.pytestmark
 libvirt = test_backup.libvirt
-daemon, machine, running = test_backup.daemon, test_backup.machine, test_backup.running
+daemon, machine = test_backup.daemon, test_backup.machine
+running, alone = test_backup.running, test_backup.alone
 MADE = ["drover-web2-0.qcow2", "drover-web2-1.qcow2"]
 
 
@@ -41,11 +40,7 @@ class Site:
         self.new.mkdir()
 
     def run(self, **args: Any) -> dict[str, Any]:
-        args = {"source": "web1", "name": "web2", "directory": str(self.new), "uri": self.machine.uri, **args}
-        with patch_module_args(args), pytest.raises(SystemExit):
-            clone.main()
-        result: dict[str, Any] = json.loads(self.machine.capsys.readouterr().out)
-        return result
+        return self.machine.call(clone.main, **{"source": "web1", "name": "web2", "directory": str(self.new), **args})
 
     def both(self, **args: Any) -> dict[str, Any]:
         """As check mode said, and a second run changes nothing."""
@@ -66,22 +61,10 @@ class Site:
         disk = parse(self.machine.vm.XMLDesc(0)).findall("devices/disk")[0]
         return [str(source.get("file")) for source in disk.iter("source")]
 
-    def raw(self, path: Path, image_format: str = "qcow2") -> bytes:
-        out = self.machine.folder / "raw"
-        qemu_img("convert", "-U", "-f", image_format, "-O", "raw", path, out)
-        return out.read_bytes()
-
 
 @pytest.fixture
-def place(running: Machine, monkeypatch: Any) -> Iterator[Site]:
-    monkeypatch.setattr(site, "ask_peers", lambda call, seconds: {})
-    running.write(5)
-    yield Site(running)
-    with suppress(libvirt.libvirtError):
-        found = running.connection.lookupByName("web2")
-        with suppress(libvirt.libvirtError):
-            found.destroy()
-        found.undefine()
+def place(alone: Machine) -> Site:
+    return Site(alone)
 
 
 def test_a_clone_of_a_vm_that_runs(place: Site) -> None:
@@ -100,7 +83,7 @@ def test_a_clone_of_a_vm_that_runs(place: Site) -> None:
     assert place.machine.checkpoints() == [] and place.machine.vm.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert "bitmaps" not in qemu_img("info", "-U", "--output=json", place.machine.disk("vda"))
     place.machine.write(6)
-    assert place.there() == MADE and place.raw(place.new / MADE[0]) == kept != place.machine.content()
+    assert place.there() == MADE and place.machine.raw(place.new / MADE[0]) == kept != place.machine.content()
     for name in MADE:
         disk = place.new / name
         assert (os.getxattr(disk, file.MARK).decode(), disk.stat().st_mode & 0o777) == (vm_uuid("web2"), 0o600)
@@ -134,7 +117,7 @@ def test_one_that_is_off_or_raw_or_based_on_another_file(place: Site) -> None:
         finally:
             with suppress(libvirt.libvirtError):
                 place.machine.connection.lookupByName(name).undefine()
-        assert place.raw(place.new / f"drover-{name}-0.qcow2") == kept
+        assert place.machine.raw(place.new / f"drover-{name}-0.qcow2") == kept
         assert "backing" not in qemu_img("info", "--output=json", place.new / f"drover-{name}-0.qcow2")
         second = place.new / f"drover-{name}-1.raw"
         assert second.stat().st_size == 8 * test_backup.MIB and second.stat().st_blocks < 100
@@ -151,9 +134,8 @@ def test_nothing_is_cloned_over_anything(place: Site, monkeypatch: Any) -> None:
     refused("the folder /nowhere does not exist", directory="/nowhere")
     refused("can't be frozen", quiesce="required")
     with monkeypatch.context() as patch:
-        patch.setattr(cloning, "room_needed", lambda *_args: 2**60)
+        patch.setattr(acts, "room_needed", lambda *_args: 2**60)
         refused("MiB left, and a clone of web1 may take")
-        patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
     with monkeypatch.context() as patch:
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": Unreachable("silent")})
         refused("hv2 gave no answer")
@@ -198,7 +180,7 @@ def test_a_clone_that_is_killed_is_finished_by_the_next(place: Site, monkeypatch
     assert place.chain() == [str(place.machine.disk("vda"))]
     # What was copied already is of the moment of the first run.
     now = place.machine.content()
-    assert place.raw(place.new / MADE[0]) == (now if moment == "as QEMU copies" else kept) and now != kept
+    assert place.machine.raw(place.new / MADE[0]) == (now if moment == "as QEMU copies" else kept) and now != kept
 
 
 def test_what_somebody_put_into_the_folder_stays(place: Site, monkeypatch: Any) -> None:

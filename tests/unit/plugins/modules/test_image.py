@@ -11,7 +11,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import threading
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, 
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._xml import find, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules import image
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytest.importorskip("libvirt")
@@ -37,10 +37,6 @@ pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-i
 lab = test_vm.lab
 MIB = 2**20
 BASE: dict[str, Any] = {"name": "web1", "memory": "64MiB", "vcpus": 1}
-
-
-def qemu_img(*words: Any) -> str:
-    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
 def sha(path: Path, algorithm: str = "sha256") -> str:

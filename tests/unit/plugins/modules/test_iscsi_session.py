@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -481,6 +483,76 @@ def test_a_login_that_is_under_way_when_its_target_is_refused_is_taken_back_too(
     with pytest.raises(Refused, match="Logged out again"):
         arrivals.check_new(IQN, [])
     assert node.sessions() == [] and not list(node.root.glob("var/lib/iscsi/nodes/*/*/*"))
+
+
+class InOrder:
+    """A lock that is given to those who ask in their order."""
+
+    def __init__(self):
+        self.turn, self.asked, self.served = threading.Condition(), 0, 0
+
+    def __enter__(self):
+        with self.turn:
+            mine, self.asked = self.asked, self.asked + 1
+            self.turn.notify_all()
+            self.turn.wait_for(lambda: self.served == mine)
+
+    def __exit__(self, *_error):
+        with self.turn:
+            self.served += 1
+            self.turn.notify_all()
+
+    def waits(self, threads):
+        with self.turn:
+            assert self.turn.wait_for(lambda: self.asked == threads, 60)
+
+
+class Seen:
+    """Units of an initiator; the first look at them goes on when it may."""
+
+    def __init__(self):
+        self.there, self.looks = [(IQN, 1, "sdb", "naa.6001")], []
+        self.began, self.may = threading.Event(), threading.Event()
+
+    def units(self):
+        found = list(self.there)
+        self.looks.append(len(found))
+        self.began.set()
+        assert self.may.wait(60)
+        return found
+
+    def sessions(self, _target):
+        return []
+
+    def delete(self, _record):
+        self.there.pop()
+
+
+@pytest.mark.parametrize(
+    ("wwid", "looks"),
+    [
+        pytest.param("naa.6002", [1, 2], id="one look answers all who wait"),
+        pytest.param("naa.6001", [1, 2, 1], id="but not once it was taken back"),
+    ],
+)
+def test_a_look_that_began_before_a_login_says_nothing_of_it(wwid, looks):
+    seen = Seen()
+    arrivals = Arrivals(seen)
+    arrivals.lock = InOrder()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(arrivals.check_new, IQN, [])
+        assert seen.began.wait(60)
+        seen.there.append((CLONE, 1, "sdc", wwid))
+        arrivals.made[CLONE] = [(None, None)]
+        later = []
+        for target in (CLONE, IQN):
+            later.append(pool.submit(arrivals.check_new, target, []))
+            arrivals.lock.waits(1 + len(later))
+        seen.may.set()
+        refused = isinstance(later[0].exception(), Refused)
+        for one in (first, later[1]):
+            one.result()
+    assert (seen.looks, refused) == (looks, len(looks) == 3)
 
 
 def test_twins_that_are_there_already_are_told_and_left_to_the_user(run, node):

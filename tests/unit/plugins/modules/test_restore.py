@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 from ansible_collections.drover.kvm.plugins.modules import backup_info, restore
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_backup
-from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine, qemu_img
+from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine
 
 pytestmark = test_backup.pytestmark
 libvirt = test_backup.libvirt
-daemon, machine, running = test_backup.daemon, test_backup.machine, test_backup.running
+daemon, machine = test_backup.daemon, test_backup.machine
+running, alone = test_backup.running, test_backup.alone
 
 
 class Site:
@@ -41,11 +41,7 @@ class Site:
         self.new.mkdir()
 
     def run(self, **args: Any) -> dict[str, Any]:
-        args = {"name": "web1", "path": str(self.machine.root), "uri": self.machine.uri, **args}
-        with patch_module_args(args), pytest.raises(SystemExit):
-            restore.main()
-        result: dict[str, Any] = json.loads(self.machine.capsys.readouterr().out)
-        return result
+        return self.machine.call(restore.main, **{"name": "web1", "path": str(self.machine.root), **args})
 
     def both(self, **args: Any) -> dict[str, Any]:
         """As check mode said, and a second run changes nothing."""
@@ -55,23 +51,10 @@ class Site:
         assert again["actions"] == [] and not again["changed"], again
         return done
 
-    def raw(self, path: Path, image_format: str = "qcow2") -> bytes:
-        out = self.machine.folder / "raw"
-        qemu_img("convert", "-U", "-f", image_format, "-O", "raw", path, out)
-        return out.read_bytes()
-
 
 @pytest.fixture
-def place(running: Machine, monkeypatch: Any) -> Iterator[Site]:
-    monkeypatch.setattr(site, "ask_peers", lambda call, seconds: {})
-    running.write(5)
-    yield Site(running)
-    for name in ("web2",):
-        with suppress(libvirt.libvirtError):
-            found = running.connection.lookupByName(name)
-            with suppress(libvirt.libvirtError):
-                found.destroy()
-            found.undefine()
+def place(alone: Machine) -> Site:
+    return Site(alone)
 
 
 def test_under_another_name_it_is_another_machine(place: Site) -> None:
@@ -83,7 +66,7 @@ def test_under_another_name_it_is_another_machine(place: Site) -> None:
         "backup": place.id,
         "files": [str(disk), str(disk.with_name("drover-web2-1.qcow2"))],
     }
-    assert place.raw(disk) == place.kept != place.machine.content()
+    assert place.machine.raw(disk) == place.kept != place.machine.content()
     assert (os.getxattr(disk, file.MARK).decode(), disk.stat().st_mode & 0o777) == (vm_uuid("web2"), 0o600)
     assert restoring.MARK not in os.listxattr(disk)
     found = place.machine.connection.lookupByName("web2")
@@ -105,7 +88,7 @@ def test_the_same_machine_comes_back_where_it_was(place: Site) -> None:
         place.both()
         vm = place.machine.vm
         assert vm.UUIDString() == test_backup.UUID and "52:54:00:00:00:01" in vm.XMLDesc(0)
-        assert place.raw(place.machine.disk("vda")) == place.kept
+        assert place.machine.raw(place.machine.disk("vda")) == place.kept
         vm.create()
         assert place.machine.take(type="incremental")["backup"]["type"] == "full"
     finally:
@@ -240,5 +223,5 @@ def test_the_readme_of_a_backup_is_enough(place: Site) -> None:
         definition = definition.replace(str(place.machine.disk(target)), f"{place.new}/web1-{target}.qcow2")
     place.machine.connection.defineXML(definition.replace("<name>web1<", "<name>web2<"))
     place.machine.connection.lookupByName("web2").create()
-    assert place.raw(place.new / "web1-vda.qcow2") == kept
+    assert place.machine.raw(place.new / "web1-vda.qcow2") == kept
     vm.create()

@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _blocks, _lvm
-from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
+from ansible_collections.drover.kvm.plugins.module_utils import _lvm
 from ansible_collections.drover.kvm.plugins.module_utils._disks import block, lvm
-from ansible_collections.drover.kvm.plugins.module_utils._domain import neighbours
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.tests.unit import lvm_fake
-from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, Devices
+from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, installed
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import WEB, lab
 
 __all__ = ["lab"]
@@ -31,11 +28,7 @@ ON_SAN = {**WEB, "disks": [{"type": "block", "path": "/dev/san/web1"}]}
 
 @pytest.fixture
 def devices(lab, tmp_path, monkeypatch):
-    found = Devices(tmp_path / "root")
-    for place in (block, lvm):
-        monkeypatch.setattr(place, "Blocks", partial(Blocks, found.root))
-    monkeypatch.setattr(neighbours, "other_names", partial(_blocks.other_names, blocks=Blocks(found.root)))
-    return found
+    return installed(tmp_path / "root", monkeypatch, block, lvm)
 
 
 @pytest.fixture

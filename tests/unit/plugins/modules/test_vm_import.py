@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import booting, imported
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
+from ansible_collections.drover.kvm.tests.unit.images import content as content_of
+from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 lab = test_vm.lab
 MIB = 2**20
 BASE: dict[str, Any] = {"name": "pc1", "memory": "64MiB", "vcpus": 1}
-
-
-def qemu_img(*words: Any) -> str:
-    return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
 def mbr(*types: int, code: bytes = b"") -> bytes:
@@ -74,9 +71,7 @@ class Pc:
         assert self.lab.node.domains() == {} and list(self.where.glob("*drover-*")) == []
 
     def holds(self, name: str) -> bytes:
-        out = self.folder / "seen"
-        qemu_img("convert", "-f", name.rpartition(".")[2], "-O", "raw", self.where / name, out)
-        return out.read_bytes()
+        return content_of(self.where / name, self.folder / "seen", name.rpartition(".")[2])
 
 
 @pytest.fixture
@@ -118,7 +113,7 @@ def test_from_the_drivers_that_every_system_has_to_better_ones(pc):
 
 
 def test_raw_bigger_and_with_its_checksum(pc):
-    checksum = f"sha256:{hashlib.sha256(pc.content).hexdigest()}"
+    checksum = f"sha256:{hashlib.sha256(pc.content).hexdigest()}".upper()
     pc.refused("has the checksum sha256:", checksum="sha256:" + "0" * 64)
     pc.lab.both(**BASE, disks=[pc.disk(pc.raw, "raw", format="raw", size="16MiB", checksum=checksum)])
     made = pc.where / "drover-pc1-0.raw"
@@ -147,12 +142,11 @@ def test_what_can_not_become_a_disk(pc, monkeypatch):
     pc.refused("a linked clone is made of a template", clone="linked")
     pc.refused("checksum goes with source_format", source_format=None, checksum="sha256:" + "0" * 64)
     pc.refused("there is none", source=None, size="8MiB")
-    pc.refused("is no checksum", checksum="md5:00")
+    for wrong in ("md5:00", "sha256:" + "0" * 63, "sha512:https://site/SHA512SUMS"):
+        pc.refused("is no checksum", checksum=wrong)
     pc.refused("bytes, more than", size="1MiB")
     with monkeypatch.context() as patch:
-        free = os.statvfs(pc.where)
-        few = os.statvfs_result([*free[:4], 1, *free[5:]])
-        patch.setattr(imported.os, "statvfs", lambda path: few)
+        patch.setattr(imported, "free_space", lambda folder: 4096)
         pc.refused("MiB are free")
     done = pc.lab.run(**BASE, disks=[{**test_vm.SAN, "source_format": "raw"}])
     assert done["failed"] and "source_format is for disks of type file" in done["msg"]

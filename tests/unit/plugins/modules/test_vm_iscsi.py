@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from unittest.mock import Mock
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _blocks
-from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.module_utils._disks import block, iscsi
-from ansible_collections.drover.kvm.plugins.module_utils._domain import neighbours
 from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node
 from ansible_collections.drover.kvm.plugins.module_utils._volume_rules import tgt_wwid
-from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, Devices
+from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, installed
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_vm import SAN, WEB, lab
 from ansible_collections.drover.kvm.tests.unit.tgt_server import PREFIX, PrivateSan, missing
 
@@ -54,11 +50,7 @@ def array(monkeypatch):
 
 @pytest.fixture
 def devices(lab, tmp_path, monkeypatch):
-    found = Devices(tmp_path / "root")
-    for place in (block, iscsi):
-        monkeypatch.setattr(place, "Blocks", partial(Blocks, found.root))
-    monkeypatch.setattr(neighbours, "other_names", partial(_blocks.other_names, blocks=Blocks(found.root)))
-    return found
+    return installed(tmp_path / "root", monkeypatch, block, iscsi)
 
 
 def test_the_unit_is_asked_before_a_start_as_the_vm_would_log_in(lab, array):

@@ -435,6 +435,10 @@ REFUSED = [
         {"disks": [{"type": "iscsi", "target": "vda", "iqn": "iqn.2026-11.lab:other"}]},
         "vda is iscsi:iqn.2026-11.lab:h1/1",
     ),
+    (
+        {"disks": [{"type": "iscsi", "target": "vdb", "iqn": "iqn.2026-11.lab:h1", "portal": "10.231.5.10:3260"}]},
+        "is already vda of this VM; say target: vda for it, or another volume for vdb",
+    ),
     ({"disks": [{"type": "file", "target": "vda", "path": "/srv/a"}]}, "is of type iscsi"),
     ({"disks": [{"type": "file", "target": "vdb", "format": "raw"}]}, "format of vdb is qcow2"),
     ({"disks": [{"type": "file"}]}, "disks.0.: format is missing"),
