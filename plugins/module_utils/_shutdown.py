@@ -14,7 +14,8 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ._run import run_json
+from ._errors import DroverError
+from ._run import run, run_json
 
 PROCESSES = Path("/proc")
 TARGETS = Path("/sys/kernel/config/target")
@@ -27,9 +28,12 @@ NEEDED = (
     *(f"ceph-{kind}@*.service" for kind in ("osd", "mon", "mds", "radosgw")),
     *(f"ceph-*@{kind}.*.service" for kind in ("osd", "mon", "mds", "rgw", "nfs")),
     *("corosync.service", "pacemaker.service", "etcd.service", "consul.service", "zookeeper.service"),
-    *("nfs-ganesha.service", "smbd.service", "glusterd.service", "tgt.service"),
+    *("nfs-ganesha.service", "smbd.service", "glusterd.service"),
 )
 WORKING = "drover-migrate-*.service"
+# Runs wherever it is installed, mostly without a target.
+TGT = "tgt.service"
+TGT_SHOW = ("tgtadm", "--lld", "iscsi", "--mode", "target", "--op", "show")
 
 
 def reasons(needed: Iterable[str] = (), ignored: Iterable[str] = ()) -> list[str]:
@@ -74,7 +78,16 @@ def _units(needed: Sequence[str], ignored: Sequence[str]) -> list[str]:
     names = sorted(unit["unit"] for unit in run_json(LIST, timeout=30) or [])
     alive = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in ignored)]
     serving = [f"{name} runs" for name in alive if any(fnmatchcase(name, pattern) for pattern in needed)]
-    return [f"{name} moves a VM" for name in names if fnmatchcase(name, WORKING)] + serving
+    moving = [f"{name} moves a VM" for name in names if fnmatchcase(name, WORKING)]
+    return [*moving, *serving, *(_tgt() if TGT in alive else [])]
+
+
+def _tgt() -> list[str]:
+    try:
+        names = re.findall(r"^Target \d+: (\S+)", run(TGT_SHOW, timeout=30), re.MULTILINE)
+    except DroverError as error:
+        return [f"{TGT} runs, and does not say what it serves ({error.message})"]
+    return [f"tgt serves {', '.join(names)}"] if names else []
 
 
 def _kernel() -> list[str]:

@@ -199,7 +199,8 @@ def test_f15_a_vm_that_does_not_converge_stays_pauses_or_is_slowed_down(busy: Mo
     assert busy.says() == {busy.source: WELL} and busy.marked() == []
     paused = busy.move(**hard, when_stuck="pause", max_pause=20)
     assert paused.get("verified") and paused["passes"] > 2, paused
-    assert 1000 < paused["downtime_ms"] < 30000, paused
+    # It did not converge before; how much was left when it was paused is chance.
+    assert paused["seconds"] >= hard["timeout"] and paused["downtime_ms"] < 30000, paused
     assert busy.says() == {busy.target: WELL}
     slowed = busy.migrate(busy.target, name=BUSY, to=busy.source, bandwidth="8MiB", timeout=300)
     assert slowed.get("verified"), slowed

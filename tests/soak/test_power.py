@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ def at_rest(cluster: Cluster) -> Iterator[dict[str, str]]:
         yield before
         for node in NODES:
             cluster.lab.power_on(node)
+            cluster.ssh(node, "virsh", "destroy", "intruder", check=False)
+            cluster.ssh(node, "systemctl", "stop", "corosync", check=False)
         for name in before:
-            watch.wait_word(name)
+            watch.wait_word(name, after=time.monotonic())
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
 

@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _shutdown
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.modules import shutdown_info
 
 
@@ -19,6 +20,7 @@ class Machine:
 
     def __init__(self, root):
         self.root, self.units = root, ["cron.service", "drover-firewall.service", "libvirtd.service"]
+        self.targets = ""
         for folder in ("proc/net/rpc", "proc/self", "target/core/iblock_0/v"):
             (root / folder).mkdir(parents=True)
         self.process(1, "/sbin/init")
@@ -37,6 +39,12 @@ class Machine:
         assert argv[:2] == ("systemctl", "list-units") and argv[-1] == "--output=json" and timeout
         return [{"unit": name, "load": "loaded", "active": "active", "sub": "running"} for name in self.units]
 
+    def run(self, argv, timeout):
+        assert argv[0] == "tgtadm" and argv[-2:] == ("--op", "show") and timeout
+        if self.targets is None:
+            raise Failed("tgtadm failed: can't connect")
+        return self.targets
+
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
@@ -46,6 +54,7 @@ def machine(tmp_path, monkeypatch):
     for name, path in places.items():
         monkeypatch.setattr(_shutdown, name, tmp_path / path)
     monkeypatch.setattr(_shutdown, "run_json", found.run_json)
+    monkeypatch.setattr(_shutdown, "run", found.run)
     return found
 
 
@@ -99,7 +108,6 @@ SERVICES = [
     "ceph-0a1b-2c@osd.3.service",
     "ceph-0a1b-2c@mon.hv3.service",
     "corosync.service",
-    "tgt.service",
     "smbd.service",
 ]
 
@@ -108,7 +116,17 @@ SERVICES = [
 def test_a_service_that_others_have_is_named_unless_it_may_stop(machine, ask, name):
     machine.units.append(name)
     assert ask() == [f"{name} runs"]
-    assert ask(ignored=["ceph-*", "corosync.service", "tgt.*", "smbd.service"]) == []
+    assert ask(ignored=["ceph-*", "corosync.service", "smbd.service"]) == []
+
+
+def test_tgt_is_needed_when_it_serves_something(machine, ask):
+    machine.units.append("tgt.service")
+    assert ask() == []
+    machine.targets = "Target 1: iqn.2026-11.lab:s1\n    System information:\nTarget 12: iqn.2026-11.lab:s2\n"
+    assert ask() == ["tgt serves iqn.2026-11.lab:s1, iqn.2026-11.lab:s2"]
+    machine.targets = None
+    assert ask() == ["tgt.service runs, and does not say what it serves (tgtadm failed: can't connect)"]
+    assert ask(ignored=["tgt.service"]) == []
 
 
 def test_services_of_the_site_are_named_too(machine, ask):
