@@ -63,6 +63,8 @@ def at_rest(cluster: Cluster) -> Iterator[dict[str, str]]:
             cluster.lab.power_on(node)
             cluster.ssh(node, "virsh", "destroy", "intruder", check=False)
             cluster.ssh(node, "systemctl", "stop", "corosync", check=False)
+        if cluster.where() != before:
+            print(cluster.play("spread").output)
         for name in before:
             watch.wait_word(name, after=time.monotonic())
     verdict = watch.verdict()
