@@ -91,6 +91,10 @@ options:
       - V(incremental) copies what has changed since the last backup in this folder. Where that is not known it is a
         full one, and RV(backup.reason) says why. That is so for disks that are not qcow2, a machine that is off, a
         disk that was changed for another one or has grown, and after a power cut of the node.
+      - Where all disks are images of RBD, and the node has C(python3-rbd) and settings and a key of the cluster in
+        C(/etc/ceph), it copies what has changed since the last backup's snapshot of the images, whether the machine is
+        off, has moved or lost its node. That snapshot stays until the next backup, and the pool keeps what is overwritten
+        meanwhile.
       - The default is V(full).
     type: str
     choices: [full, incremental]
@@ -114,7 +118,7 @@ options:
       - What happens to a machine that runs. V(snapshot) lets it run. V(suspend) holds it still for the part of a
         second in which the copy begins. V(stop) shuts it down, begins the copy, and starts it at once.
         Should it go off only after O(shutdown_timeout), the task has failed, and a timer of systemd starts it again.
-      - A machine that is off is copied by C(qemu-img), and can't be started meanwhile.
+      - A machine that is off is copied by C(qemu-img), and can't be started meanwhile, but for one on images of RBD.
       - The default is V(snapshot).
     type: str
     choices: [snapshot, suspend, stop]
@@ -175,7 +179,7 @@ attributes:
     details: With O(newer_than) or O(state=verified). Else each run makes a backup.
 requirements:
   - libvirt 7.6 or later with QEMU, and its Python library (C(python3-libvirt))
-  - C(qemu-img)
+  - C(qemu-img); for images of RBD C(qemu-io), C(python3-rbd) and QEMU's driver of RBD (package qemu-block-extra) too
   - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
   - The disks are written in clear; page docs/backups.md says why, and how to encrypt the folder. Files are 0600, and

@@ -14,8 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ansible_collections.drover.kvm.plugins.module_utils._files import replace_file
+
 COLLECTIONS = Path(__file__).resolve().parents[5]
 OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run", "/var/log/libvirt", "/var/lib/swtpm-localca")
+# What libvirtd has learnt of the programs of QEMU, by starting each of them some times, which takes seconds. Of what it
+# finds here it sees for itself whether it is still true.
+CAPABILITIES = "/var/cache/libvirt/qemu/capabilities"
+KNOWN = Path(os.environ.get("DROVER_CACHE", "/nonexistent")) / "qemu-capabilities"
 SOCKETS = """
 unix_sock_dir = "{folder}"
 auth_unix_rw = "none"
@@ -34,7 +40,8 @@ stdio_handler = "file"
 START = """
 extra=64055::/var/lib/libvirt:/usr/sbin/nologin
 for place in {own}; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
-mkdir -p /var/log/libvirt/qemu /run/lock
+mkdir -p /var/log/libvirt/qemu /run/lock {capabilities}
+for file in {known}/*.xml; do [ ! -e $file ] || cp $file {capabilities}; done
 cp {folder}/qemu.conf /etc/libvirt/
 # The guests' user, which comes with a package that also starts a libvirtd for the whole machine.
 for file in passwd group; do
@@ -83,6 +90,14 @@ class Daemon:
         self.process.send_signal(signal.SIGCONT)
 
 
+def _keep(learnt: Path) -> None:
+    """For the daemons of later tests; several end at one time."""
+    if KNOWN.parent.is_dir():
+        KNOWN.mkdir(exist_ok=True)
+        for path in learnt.glob("*.xml"):
+            replace_file(KNOWN / path.name, path.read_bytes())
+
+
 @contextmanager
 def private_libvirtd() -> Iterator[Daemon]:
     """Start it, wait for its socket, end it."""
@@ -90,7 +105,7 @@ def private_libvirtd() -> Iterator[Daemon]:
         folder = Path(name)
         (folder / "libvirtd.conf").write_text(SOCKETS.format(folder=folder), encoding="utf-8")
         (folder / "qemu.conf").write_text(QEMU, encoding="utf-8")
-        script = START.format(own=" ".join(OWN), folder=folder)
+        script = START.format(own=" ".join(OWN), folder=folder, known=KNOWN, capabilities=CAPABILITIES)
         with (folder / "log").open("wb") as log:
             # It dies with the tests, also when those are killed.
             argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "sh", "-ec", script]
@@ -100,7 +115,9 @@ def private_libvirtd() -> Iterator[Daemon]:
             while not (folder / "libvirt-sock").exists():
                 assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text(encoding="utf-8")
                 time.sleep(0.05)
-            yield Daemon(folder, process)
+            daemon = Daemon(folder, process)
+            yield daemon
+            _keep(daemon.path(CAPABILITIES))
         finally:
             process.send_signal(signal.SIGCONT)
             process.terminate()

@@ -47,6 +47,7 @@ class Pool(dict[str, Any]):
 
     def add(self, name: str, size: int, **more: Any) -> None:
         fresh: dict[str, Any] = {"size": size, "meta": {}, "watchers": [], "snaps": {}, "parent": None, "data": {}}
+        fresh["unseen"] = set()
         self[name] = {**fresh, "features": FAST_DIFF, **more}
 
     def snap(self, name: str, snap: str, **more: Any) -> None:
@@ -127,17 +128,21 @@ class Image:
     def rollback_to_snap(self, name: str) -> None:
         assert not self.read_only and not self.data["watchers"]
         snap = self.data["snaps"][name]
+        old, new = self.data["data"], snap["data"]
+        self.data["unseen"] |= {one for one in {*old, *new} if old.get(one) != new.get(one)}
         self.data.update(size=snap["size"], data=dict(snap["data"]))
 
     def diff_iterate(
         self, offset: int, length: int, since: str | None, call: Any, include_parent: bool, whole_object: bool
     ) -> None:
-        """A write is of 512 bytes here, and an object of 4 MiB."""
-        assert not include_parent
+        """A write is of 512 bytes here, and an object of 4 MiB. Whole objects come from the map of them, which a
+        rollback puts back too: later it knows nothing of what was undone.
+        """
+        assert whole_object or not include_parent
         old, new = self.data["snaps"][since]["data"] if since else {}, self.seen["data"]
         changed = [one for one in sorted({*old, *new}) if old.get(one) != new.get(one) and 0 <= one - offset < length]
         if whole_object:
-            objects = sorted({one // OBJECT for one in changed})
+            objects = sorted({one // OBJECT for one in changed if one not in self.data["unseen"]})
             found = [(one * OBJECT, OBJECT, any(place // OBJECT == one for place in new)) for one in objects]
         else:
             found = [(one, 512, one in new) for one in changed]

@@ -12,11 +12,12 @@ from .._domain.facts import domain_facts
 from .._errors import NotFound, Refused
 from .._libvirt import Domain, Node
 from .._node import cordon
-from . import job, store
+from . import job, rbd, store
+from .disks import disks_of
 from .moments import check_quiesce
 from .shelf import Shelf, age
 from .store import Backup
-from .taking import Order, Taking, base_of, check_room, disks_of, recover, room_needed
+from .taking import Order, Taking, base_of, check_room, recover, room_needed
 
 
 class Acts(Shelf):
@@ -47,7 +48,7 @@ class Acts(Shelf):
                 "nothing to back up; leave it out"
             )
         far = [disk.target for disk in disks if disk.path is None]
-        if far and not domain.active:
+        if far and not domain.active and not rbd.are_images(disks):
             raise Refused(f"{domain.name} is off, and {', '.join(far)} can be read while it runs only; start it first")
         if self.order.mode == "stop" and cordon() is not None:
             raise Refused(f"this node is cordoned, so {domain.name} could not be started again; take another mode")
@@ -127,4 +128,5 @@ class Acts(Shelf):
         """Remove a history of a VM that is gone."""
         with self.lock():
             for backup in reversed(history):
+                rbd.forget(backup.manifest)
                 store.remove(backup)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._disks.template import sync
 from .._errors import Failed
-from .._run import run
+from .._run import run, run_json
 from .._xml import Property
 from . import store
 
@@ -81,8 +82,47 @@ def _alone(path: Path) -> str:
     return "json:" + json.dumps({"driver": "qcow2", "file": inner, "backing": None})
 
 
+def copy_places(
+    source: str, copy: Path, size: int, places: Sequence[tuple[int, int]], bandwidth: int, seconds: float
+) -> None:
+    """Make a qcow2 image that holds of `source` (raw, of `size` bytes) only these places, rounded up to clusters.
+
+    Places are offsets and lengths in bytes; `bandwidth` in bytes per second. QEMU copies what is read through an empty
+    image above the source, see https://qemu.org/docs/master/interop/live-block-operations.html. Raises Failed.
+    """
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", source, "-F", "raw", str(copy), str(size)])
+    image: dict[str, Any] = {"driver": "qcow2", "file": {"driver": "file", "filename": str(copy)}}
+    image, limit = {"driver": "copy-on-read", "file": image}, []
+    if bandwidth:
+        image = {"driver": "throttle", "throttle-group": "limit", "file": image}
+        limit = ["--object", f"throttle-group,id=limit,x-bps-read={bandwidth}"]
+    asked = "".join(f"read -q {offset} {length}\n" for offset, length in places)
+    run(["qemu-io", *limit, f"json:{json.dumps(image)}"], stdin=asked, timeout=seconds)
+    mapped = run_json(["qemu-img", "map", "--output=json", _alone(copy)], timeout=seconds)
+    held = [(one["start"], one["start"] + one["length"]) for one in mapped if one["present"]]
+    if lost := lacking(places, held):
+        raise Failed(f"{copy} lacks what has changed at byte {lost[0]} of {source}; run this again", lacking=len(lost))
+
+
+def lacking(places: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]]) -> list[int]:
+    """The offsets of the places (offset and length) that are not wholly in what is held (begin and end). Pure."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(held):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    begins = [begin for begin, _end in joined]
+    found = []
+    for offset, length in places:
+        number = bisect_right(begins, offset) - 1
+        if number < 0 or joined[number][1] < offset + length:
+            found.append(offset)
+    return found
+
+
 def convert(
-    source: Path, source_format: str, image: Path, compression: str, seconds: float, options: list[str]
+    source: Path | str, source_format: str, image: Path, compression: str, seconds: float, options: list[str]
 ) -> None:
     """Copy what a disk holds into a new image."""
     packed = ["-c", "-o", f"compression_type={compression}"] if compression != "none" else []
@@ -90,7 +130,7 @@ def convert(
     run(["qemu-img", "convert", "-q", *words, str(source), str(image)], timeout=seconds)
 
 
-def compare(source: Path, source_format: str, image: Path, seconds: float) -> None:
+def compare(source: Path | str, source_format: str, image: Path, seconds: float) -> None:
     """Raise Failed unless the image holds what the disk holds."""
     _compare([str(source), str(image)], source_format, "qcow2", seconds)
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import _later
 from .._disks.template import sync
-from .._domain.facts import disk_identity
+from .._domain.stillness import still
 from .._errors import DroverError, Failed, Refused
 from .._files import free_space, locked, replace_file
 from .._libvirt import Domain, Node
-from .._xml import Property, parse
-from . import files, job, store
+from .._xml import parse
+from . import files, job, rbd, store
+from .disks import Disk, disks_of
 from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
@@ -50,45 +51,14 @@ class Order(NamedTuple):
     checkpoint: bool = True
 
 
-class Disk(NamedTuple):
-    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes."""
-
-    target: str
-    identity: str | None
-    format: str
-    path: str | None
-    size: int
-    allocation: int
-
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        said = {name: getattr(self, name) for name in ("target", "identity", "format", "size")}
-        return {**said, "file": files.image_name(self.target)}
-
-
-def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
-    """The disks of a VM that are backed up, and the targets of those that are not."""
-    elements, spared = job.copied_disks(parse(domain.live_xml or domain.xml))
-    found = []
-    for element in elements:
-        target = job.target_of(element)
-        sizes = node.block_sizes(domain.name, target)
-        path = Property("source/@file").get(element) or Property("source/@dev").get(element)
-        image_format = Property("driver/@type").get(element) or "raw"
-        # Of a device libvirt knows no allocation, and of a chain only that of its top.
-        alone = Property("source/@file").get(element) and not any(len(one) for one in element.iter("backingStore"))
-        allocation = min((alone and sizes["allocation"]) or sizes["capacity"], sizes["capacity"])
-        found.append(Disk(target, disk_identity(element)[1], image_format, path, sizes["capacity"], allocation))
-    return found, spared
-
-
 def base_of(
     order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]
 ) -> tuple[Backup | None, str]:
     """What an incremental backup is based on; without it why it has to be a full one."""
     if order.type == "full":
         return None, "asked for"
-    if not domain.active:
+    images = rbd.are_images(disks)
+    if not domain.active and not images:
         return None, f"{order.vm} is off, and nothing notes what changed"
     own = [backup for backup in backups if backup.uuid == domain.uuid]
     if not own:
@@ -103,16 +73,23 @@ def base_of(
         return None, f"the disks are not those of the last one, {last.id}"
     if len(store.chain(own, last)) > order.max_incrementals:
         return None, f"the history has {order.max_incrementals} incremental ones"
+    if images and (image := rbd.lacks(disks, last.manifest["checkpoint"])):
+        return None, f"{image} has the snapshot of the last one, {last.id}, no more"
     return last, ""
 
 
 def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | None) -> int:
     """The bytes that a backup may take while it is made; what compression will save can't be known."""
-    known = None if base is None else job.changed(node, order.vm, base.manifest["checkpoint"])
-    sizes = [disk.allocation for disk in disks]
-    return (
-        sum(sizes) + (max(sizes, default=0) if order.compression != "none" else 0) if known is None else 2 * known
-    ) + SPARE
+    sizes, images = [disk.allocation for disk in disks], rbd.are_images(disks)
+    known = None
+    if base is not None:
+        mark = base.manifest["checkpoint"]
+        known = rbd.changed(disks, mark) if images else job.changed(node, order.vm, mark)
+    if known is not None:
+        return 2 * known + SPARE
+    # What QEMU has copied is packed afterwards; a snapshot of RBD is packed as it is read.
+    twice = order.compression != "none" and not images
+    return sum(sizes) + (max(sizes, default=0) if twice else 0) + SPARE
 
 
 def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS) -> None:
@@ -132,6 +109,7 @@ def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS
 def recover(node: Node, vm: str, folder: Path) -> None:
     """Undo what a run that was cut off has begun: its job, its checkpoint, its pause, its folder."""
     begun = store.begun(folder) or {}
+    rbd.drop(begun.get("images", []), [str(begun.get("snapshot"))])
     domain = node.domain(vm)
     if domain is not None:
         running = node.backup(vm)
@@ -191,11 +169,15 @@ class Taking:
         self.part.mkdir()
         said = {"id": self.id, "vm": self.order.vm, "node": self.node.name, "mode": self.order.mode}
         state = {"was": self.domain.state, "boot": BOOT_ID.read_text(encoding="ascii").strip()}
-        replace_file(self.part / store.BEGUN, json.dumps({**said, **state}).encode())
+        self.snapshot = rbd.snapshot_name(self.id) if rbd.are_images(self.disks) else None
+        images = {"images": rbd.identities(self.disks), "snapshot": self.snapshot} if self.snapshot else {}
+        replace_file(self.part / store.BEGUN, json.dumps({**said, **state, **images}).encode())
         # QEMU, which is another user, opens the files that libvirt makes for it.
         self.part.chmod(0o711)
 
     def _copy(self) -> datetime:
+        if self.snapshot is not None:
+            return self._copy_images(self.snapshot)
         if not self.domain.active:
             return self._copy_stopped()
         copies = {disk.target: self.part / f"{disk.target}.copy" for disk in self.disks}
@@ -214,6 +196,29 @@ class Taking:
             image = self.part / files.image_name(disk.target)
             below = None if self.base is None else self.base.id
             files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)
+        return moment
+
+    def _copy_images(self, snapshot: str) -> datetime:
+        """RBD keeps the moment, so that the VM may do meanwhile what it likes."""
+        order, domain, name = self.order, self.domain, self.domain.name
+        several = len(self.disks) > 1 and order.mode == "snapshot" and domain.state == "running"
+        pause = still(self.node, name, domain.uuid, partial(self.node.suspend, name)) if several else nullcontext()
+        with moment_of(self.node, domain, order.mode, order.quiesce, order.shutdown_timeout) as seen:
+            with pause:
+                rbd.take(self.disks, snapshot)
+            moment = datetime.now(timezone.utc)
+        self.quiesced = seen["quiesced"]
+        for disk in self.disks:
+            image = self.part / files.image_name(disk.target)
+            if self.base is None:
+                rbd.copy(disk, snapshot, image, order.compression, order.timeout, order.bandwidth)
+                continue
+            copy, pair = self.part / f"{disk.target}.copy", (self.base.manifest["checkpoint"], snapshot)
+            rbd.copy_changed(disk, pair, copy, order.timeout, order.bandwidth)
+            files.pack(copy, image, self.base.id, order.compression, order.timeout)
+        self.checkpoint = snapshot if order.checkpoint and order.type == "incremental" else None
+        if self.checkpoint is None:
+            rbd.drop(rbd.identities(self.disks), [snapshot])
         return moment
 
     def _start(self, copies: dict[str, str]) -> None:
@@ -262,7 +267,7 @@ class Taking:
         now = self.node.domain(self.order.vm) or domain
         (part / "domain.xml").write_text(now.xml, encoding="utf-8")
         files.keep_state(parse(now.live_xml or now.xml), domain.name, domain.uuid, part)
-        if self.checkpoint:
+        if self.checkpoint and not self.snapshot:
             said = self.node.checkpoint(self.order.vm, self.checkpoint)
             (part / "checkpoint.xml").write_text(said, encoding="utf-8")
         for disk in self.disks:
@@ -289,7 +294,9 @@ class Taking:
         folder = part.rename(self.place / self.id)
         sync([str(self.place)])
         backups = store.read(self.order.root, self.order.vm)
-        if self.checkpoint:
-            older = [one.manifest["checkpoint"] for one in backups if one.id != self.id]
-            job.drop_all(self.node, self.order.vm, [one for one in older if one])
+        marks = [one.manifest["checkpoint"] for one in backups if one.id != self.id and one.manifest["checkpoint"]]
+        if self.snapshot:
+            rbd.drop(rbd.identities(self.disks), marks)
+        elif self.checkpoint:
+            job.drop_all(self.node, self.order.vm, marks)
         return next(one for one in backups if one.folder == folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
-from .. import _ceph
+from .. import _ceph, _rbd
 from .._ceph_conf import Conf, check_monitor, cluster_of, clusters, host_of, identity
 from .._errors import Invalid, NotFound, Refused, Unreachable
 from .._fields import Field, check_name, normalise
@@ -32,6 +32,8 @@ MARK = "drover.vm"
 UNFINISHED = "drover.copy"
 # Before the name of a snapshot: what module snapshot notes of it.
 SNAPSHOT = "drover.snapshot."
+# With it begin the names of the snapshots that module backup keeps.
+BACKUP = "drover-backup-"
 USER = "libvirt"
 SILENT_SECONDS = 15.0
 SOURCE = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/([A-Za-z0-9][\w.-]*)@([A-Za-z0-9][\w.-]*)", re.ASCII)
@@ -177,14 +179,17 @@ def _connected(conf: Conf, user: str | None) -> Iterator[Any]:
 
 
 def _as_user(conf: Conf, user: str | None) -> dict[str, Any]:
-    name = user or USER
-    if not user and not Path(conf.keyring(name)).exists():
-        # The role wrote it under the name that the site chose.
-        others = sorted(Path(conf.path).parent.glob(f"{conf.name}.client.*.keyring"))
-        users = [path.name[len(f"{conf.name}.client.") : -len(".keyring")] for path in others]
-        name = next((one for one in users if one != "admin"), name)
-    given = {"cluster": conf.name, "user": f"client.{name}"}
+    given = {"cluster": conf.name, "user": f"client.{user or _own_user(conf)}"}
     return {**normalise(_ceph.OPTIONS, {}), **given}
+
+
+def _own_user(conf: Conf) -> str:
+    """The node's user: the role wrote its key under the name that the site chose."""
+    if Path(conf.keyring(USER)).exists():
+        return USER
+    others = sorted(Path(conf.path).parent.glob(f"{conf.name}.client.*.keyring"))
+    users = [path.name[len(f"{conf.name}.client.") : -len(".keyring")] for path in others]
+    return next((one for one in users if one != "admin"), USER)
 
 
 def _conf(options: Options) -> Conf:
@@ -319,13 +324,41 @@ def _of_pool(images: Images, conf: Conf, vm: str) -> Iterator[Volume]:
                 yield Volume(f"rbd:{conf.fsid}/{images.pool}/{name}", found["size"], found["mark"])
 
 
-def remove(identity: str, uuid: str) -> None:
-    """Move an image to the trash; looks at the mark, and at who has it open, once more."""
-    fsid, pool, *namespace, image = identity.partition(":")[2].split("/")
+def _parts(identity: str) -> tuple[Conf, list[str], str]:
+    """Cluster, pool (and namespace), and image. Raises NotFound for a cluster that this node does not know."""
+    fsid, *pool, image = identity.partition(":")[2].split("/")
     conf = next((conf for conf in clusters() if conf.fsid == fsid), None)
     if conf is None:
         raise NotFound(f"no file in /etc/ceph of this node is of the cluster {fsid}")
-    with _images(conf, None, pool, namespace[0] if namespace else None) as images:
+    return conf, pool, image
+
+
+@contextmanager
+def named(identity: str) -> Iterator[tuple[Images, str]]:
+    """Where the image of an identity is, and its name there."""
+    conf, pool, image = _parts(identity)
+    with _images(conf, None, pool[0], pool[1] if pool[1:] else None) as images:
+        yield images, image
+
+
+def is_known(identity: str | None) -> bool:
+    """Whether it is an image, and this node can ask RBD for it: it has the library, and settings and a key for it."""
+    known = [conf for conf in clusters() if str(identity).startswith(f"rbd:{conf.fsid}/")] if _rbd.is_there() else []
+    return any(Path(conf.keyring(_own_user(conf))).exists() for conf in known)
+
+
+def address(identity: str, snapshot: str) -> str:
+    """A snapshot as QEMU's programs take it, see qemu-block-drivers(7); the key stays in its file."""
+    conf, pool, image = _parts(identity)
+    user = _own_user(conf)
+    path = "/".join(re.sub(r"([\\:@/=])", r"\\\1", part) for part in (*pool, image))
+    return f"rbd:{path}@{snapshot}:conf={conf.path}:id={user}:keyring={conf.keyring(user)}"
+
+
+def remove(identity: str, uuid: str) -> None:
+    """Move an image to the trash; looks at the mark, and at who has it open, once more."""
+    pool = "/".join(_parts(identity)[1])
+    with named(identity) as (images, image):
         found = images.info(image, MARK)
         if found is None:
             return

@@ -11,7 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _errors, _fields, _files, _hypervisor, _identity, _leases, _libvirt, _lvm, _peers, _program, _run, _xml
+from .. import (
+    _checksum,
+    _errors,
+    _fields,
+    _files,
+    _hypervisor,
+    _identity,
+    _leases,
+    _libvirt,
+    _lvm,
+    _peers,
+    _program,
+    _run,
+    _xml,
+)
 from .._disks import file, imported, kind, template
 from .._domain import metadata
 from .._errors import TimedOut
@@ -21,6 +35,7 @@ from .order import DIRECTORY, Order, read, save, state_path, unit_name
 PACKAGE = "drover_migration"
 PARTS = {
     "": {
+        "_checksum": _checksum,
         "_errors": _errors,
         "_fields": _fields,
         "_files": _files,

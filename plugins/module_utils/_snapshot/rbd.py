@@ -28,7 +28,9 @@ class Image:
     def look(self) -> Look:
         """What it is now."""
         found = self.images.look(self.image, rbd.SNAPSHOT)
-        parts = [Part(**{**one, "id": str(one["id"])}) for one in found["snapshots"]]
+        # Those of backups are no ways back: the next backup takes them away.
+        kept = [one for one in found["snapshots"] if not one["name"].startswith(rbd.BACKUP)]
+        parts = [Part(**{**one, "id": str(one["id"])}) for one in kept]
         return Look(found["size"], found["watchers"], found["marks"], parts)
 
     def mark(self, snapshot: str, text: str | None) -> None:
@@ -50,18 +52,16 @@ class Image:
         """Set the image back to it."""
         self.images.roll_back(self.image, snapshot)
 
-    def written(self, since: str) -> list[Extent] | None:
+    def written(self, since: str) -> list[Extent]:
         """What was written since."""
-        found = self.images.written(self.image, since, None, exact=True)
-        return None if found is None else [Extent(*one) for one in found]
+        return [Extent(*one) for one in self.images.written(self.image, since)]
 
     def held(self, parts: Iterable[Part]) -> dict[str, int | None]:
         """What came with each since the one before it, in whole objects, as `rbd du` tells it."""
         found: dict[str, int | None] = {}
         before = None
         for part in parts:
-            extents = self.images.written(self.image, before, part.name, exact=False)
-            found[part.name] = None if extents is None else sum(length for _offset, length, there in extents if there)
+            found[part.name] = self.images.used(self.image, before, part.name)
             before = part.name
         return found
 

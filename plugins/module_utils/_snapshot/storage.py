@@ -47,8 +47,8 @@ class Volume(Protocol):
     - `take` returns the storage's own id of the new snapshot.
     - `mark` writes what is noted of a snapshot, there or not; None takes it away.
     - `roll_back` makes the volume what it was; broken off, the same call goes on.
-    - `written` tells what has changed since a snapshot; None where that can't be told in short time.
-    - `held` tells the bytes that each of its snapshots holds; likewise.
+    - `written` tells what has changed since a snapshot.
+    - `held` tells the bytes that each of its snapshots holds; None where that can't be told in short time.
     - `is_like`: whether the volume has the size of a snapshot, and in these places what that has there.
     """
 
@@ -64,7 +64,7 @@ class Volume(Protocol):
 
     def roll_back(self, snapshot: str) -> None: ...
 
-    def written(self, since: str) -> list[Extent] | None: ...
+    def written(self, since: str) -> list[Extent]: ...
 
     def held(self, parts: Iterable[Part]) -> dict[str, int | None]: ...
 

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Callable
+from typing import Callable
 from xml.etree.ElementTree import Element
 
 from .._errors import Failed, Refused
@@ -23,7 +23,7 @@ from .._xml import Property, devices, find, text_of
 from . import rbd
 from .facts import Snapshot
 from .record import Note
-from .storage import Look, Part, Storage, Volume
+from .storage import Extent, Look, Part, Storage, Volume
 
 STORAGES = (rbd.STORAGE,)
 KINDS = tuple(one.kind for one in STORAGES)
@@ -230,15 +230,13 @@ class Volumes:
             if self.storage:
                 raise Refused(self.storage.in_use(volume, users), users=users)
 
-    def written(self, name: str) -> dict[str, list[Any] | None]:
-        """What each volume was written since, by disk; None where that can't be told."""
+    def written(self, name: str) -> dict[str, list[Extent]]:
+        """What each volume was written since, by disk."""
         return {disk: one.written(name) for disk, one in self.opened.items()}
 
-    def lost(self, name: str) -> int | None:
-        """The bytes that were written since; None where one volume can't tell."""
-        found = list(self.written(name).values())
-        known = [sum(one.length for one in extents if one.there) for extents in found if extents is not None]
-        return sum(known) if len(known) == len(found) else None
+    def lost(self, name: str) -> int:
+        """The bytes that were written since."""
+        return sum(one.length for extents in self.written(name).values() for one in extents if one.there)
 
     def roll_back(self, name: str) -> None:
         """Set all volumes back, and read again what had changed. Raises Failed when one does not hold what it held."""
@@ -247,7 +245,7 @@ class Volumes:
 
         def back(disk: str, volume: Volume) -> None:
             volume.roll_back(name)
-            places = [(one.offset, min(one.length, LENGTH)) for one in (changed[disk] or [])[:PLACES]]
+            places = [(one.offset, min(one.length, LENGTH)) for one in changed[disk][:PLACES]]
             if not volume.is_like(name, places):
                 raise Failed(f"{volume.name} is not what it was in {name}")
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from base64 import b64encode
+from contextlib import closing
 from pathlib import Path
+from socket import create_server
 from typing import Any
 
 import pytest
@@ -192,3 +195,16 @@ def test_a_new_site_is_foretold_in_full() -> None:
     (logins,) = (task for task in tasks if "rescue" in task and "Log in" in task["name"])
     changing = [task["name"] for task in logins["block"] if "ansible.builtin.debug" not in task]
     assert changing == ["Log in to the volumes"]
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_portal_answers_though_nothing_listens_yet(listens: bool) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/path.yml").read_text(encoding="utf-8"))
+    (ask,) = (task for task in tasks if task["name"] == "Ask the portal")
+    *argv, _address, _port = ask["ansible.builtin.command"]["argv"]
+    with closing(create_server(("127.0.0.1", 0))) as server:
+        port = str(server.getsockname()[1])
+        if not listens:
+            server.close()
+        done = subprocess.run([*argv, "127.0.0.1", port], env=ask["environment"], capture_output=True, check=True)
+    assert (b"refused" in done.stdout) is not listens, done

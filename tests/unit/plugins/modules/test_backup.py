@@ -117,6 +117,7 @@ class Machine:
         """A backup, as check mode said."""
         before = self.there()
         predicted = self.run(**args, _ansible_check_mode=True)
+        assert not predicted.get("failed"), predicted
         assert self.there() == before
         done = self.run(**args)
         assert not done.get("failed"), done

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _download
+from ansible_collections.drover.kvm.plugins.module_utils import _download, _resource
 from ansible_collections.drover.kvm.plugins.module_utils._cluster import fixed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import making, template
 from ansible_collections.drover.kvm.plugins.module_utils._domain import chains, templates
@@ -421,7 +421,8 @@ def test_a_clone_is_flattened_as_its_vm_runs(site, cloned, tmp_path, goes_on):
     assert qemu.started == (0 if goes_on else 1) and step.done() is True
 
 
-def test_a_pull_that_breaks_off_is_told(site, cloned, tmp_path):
+def test_a_pull_that_breaks_off_is_told(site, cloned, tmp_path, monkeypatch):
+    monkeypatch.setattr(_resource, "POLL_MOST", 0.01)
     cloned.run(**BASE, disks=[disk(site)], state="running")
     shown = {"path": str(tmp_path / "drover-web1-0.qcow2"), "target": "vda", "size": MIB, "format": "qcow2"}
     one = chains.Flattening(Qemu(cloned.node, shown["path"], site.path, breaks=True), "web1", shown, live=True)

@@ -138,7 +138,8 @@ def test_a_machine_without_open_vswitch_tells_of_the_bonds_of_its_kernel(module,
     assert result["links"][1]["lldp"]["switch"] == "core1"
 
 
-def test_a_frozen_switch_is_left_out_and_a_frozen_database_is_an_error(ovs, module):
+def test_a_frozen_switch_is_left_out_and_a_frozen_database_is_an_error(ovs, module, monkeypatch):
+    monkeypatch.setattr(_ovs, "ANSWER", 1.0)  # test_ovs_bridge waits for all of it
     ovs.vsctl("add-br", "br0", "--", *BONDED)
     with ovs.frozen("ovs-vswitchd"):
         result = module()
@@ -147,4 +148,4 @@ def test_a_frozen_switch_is_left_out_and_a_frozen_database_is_an_error(ovs, modu
     with ovs.frozen("ovsdb-server"):
         result = module()
     assert result["failed"] and result["error"] == "Unreachable"
-    assert time.monotonic() - begin < 10
+    assert 1 <= time.monotonic() - begin < 10
