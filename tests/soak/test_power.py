@@ -52,7 +52,7 @@ def at_hand(cluster: Cluster, path: Path, text: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def at_rest(cluster: Cluster) -> Iterator[dict[str, str]]:
+def at_rest(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Where the VMs are, which count all the time; in the end all nodes are on."""
     before = cluster.where()
     with Observer(cluster.lab) as watch:
@@ -63,8 +63,9 @@ def at_rest(cluster: Cluster) -> Iterator[dict[str, str]]:
             cluster.lab.power_on(node)
             cluster.ssh(node, "virsh", "destroy", "intruder", check=False)
             cluster.ssh(node, "systemctl", "stop", "corosync", check=False)
-        if cluster.where() != before:
-            print(cluster.play("spread").output)
+        if cluster.where() != before or any(cordoned(cluster, node) for node in NODES):
+            wake = at_hand(cluster, tmp_path / "wake_all.yml", WAKE)
+            print(cluster.play("spread", drover_wake=",".join(NODES), drover_wake_tasks=str(wake)).output)
         for name in before:
             watch.wait_word(name, after=time.monotonic())
     verdict = watch.verdict()
