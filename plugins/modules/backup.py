@@ -93,8 +93,8 @@ options:
         disk that was changed for another one or has grown, and after a power cut of the node.
       - Where all disks are images of RBD, and the node has C(python3-rbd) and settings and a key of the cluster in
         C(/etc/ceph), it copies what has changed since the last backup's snapshot of the images, whether the machine is
-        off, has moved or lost its node. That snapshot stays until the next backup, and the pool keeps what is overwritten
-        meanwhile.
+        off, has moved or lost its node. That snapshot stays until the next backup, and the pool keeps what is
+        overwritten meanwhile.
       - The default is V(full).
     type: str
     choices: [full, incremental]

@@ -173,11 +173,16 @@ class Cluster:
         """Put a bootable image for each declared VM on the SAN, where build_vms finds it."""
         guests = Guests(self.lab.base)
         guests.ensure()
-        folder = self.lab.machine("san1").path(IMAGES)
+        is_vm = self.lab.topology.nodes["san1"].kind == "vm"
+        folder = self.lab.state / "images" if is_vm else self.lab.machine("san1").path(IMAGES)
         folder.mkdir(parents=True, exist_ok=True)
         for name, sheet in self.sheets().items():
             image = {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK, **settings}
             guests.write_image(folder / f"{name}.img", image)
+        if is_vm:
+            self.ssh("san1", "mkdir", "-p", IMAGES)
+            config = str(self.lab.state / "ssh_config")
+            subprocess.run(["scp", "-C", "-q", "-F", config, *folder.glob("*.img"), f"san1:{IMAGES}"], check=True)
 
 
 @contextmanager

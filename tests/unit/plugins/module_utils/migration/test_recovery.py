@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import suppress
 
 import pytest
@@ -204,20 +201,6 @@ def test_qemu_of_the_vm_is_found_by_its_command_line(tmp_path):
     (tmp_path / "12/cmdline").write_bytes(b"/usr/bin/qemu-system-x86_64\0-name\0a\0-uuid\0abc\0-m\0001\0")
     assert qemu_alive("abc", tmp_path)
     assert not qemu_alive("ab", tmp_path)
-
-
-def test_the_program_holds_all_that_it_imports(tmp_path):
-    (tmp_path / "libvirt.py").write_text("def registerErrorHandler(*words): pass\n")
-    (tmp_path / "migrate.pyz").write_bytes(unit.program())
-    code = (
-        "import sys; sys.path.insert(0, 'migrate.pyz'); import drover_migration._migration.helper as h; print(h.main)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert unit.program() == unit.program()
 
 
 def test_the_program_is_installed_once_for_root_alone(tmp_path):
