@@ -57,7 +57,7 @@ class Node:
     def __init__(self, folder):
         self.folder, self.path = folder, folder / "state.json"
         self.write(here={}, there={}, joined=True, log=[])
-        for program in ("vgs", "lvchange", "vgchange", "systemd-run"):
+        for program in ("vgs", "lvchange", "vgchange", "systemd-run", "systemctl"):
             (folder / program).write_text(LVM.format(python=sys.executable, state=str(self.path)))
             (folder / program).chmod(0o755)
 
@@ -113,6 +113,20 @@ def test_a_vm_that_comes_in_shares_its_volume_with_the_source(node):
     assert node.state["here"] == {"vmsan/web1": "sy"}
     later = [line for line in node.state["log"] if line.startswith("systemd-run")]
     assert len(later) == 1 and later[0].endswith(f"settle web1 {UUID} vmsan/web1")
+
+
+@pytest.mark.parametrize("moment, metadata", [("migrate", MARKER.format("")), ("prepare", "")])
+def test_what_waits_since_the_vm_left_is_ended_before_its_volume_is_taken_again(node, moment, metadata):
+    assert node.hook(moment, "begin", metadata=metadata).returncode == 0
+    words = [line.split()[0] for line in node.state["log"]]
+    assert f"systemctl stop drover-devices-{UUID}.service" in node.state["log"]
+    assert words.index("systemctl") < words.index("lvchange")
+    assert "systemd-run" not in words or words.index("lvchange") < words.index("systemd-run")
+
+
+def test_what_a_vm_needs_that_comes_in_is_not_ended_as_it_is_prepared(node):
+    node.hook("prepare", "begin", metadata=MARKER.format(""))
+    assert not [line for line in node.state["log"] if line.startswith("systemctl")]
 
 
 def test_a_migration_of_others_is_refused_as_the_source_has_the_volume(node):
