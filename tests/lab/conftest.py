@@ -6,6 +6,7 @@
 DROVER_LAB_NAME=NAME     which lab (default: drover-test)
 DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
+DROVER_SEEDS=N           run each story that leaves something to chance (fixture `dice`) N times, in N orders
 
 Two lanes of stories can run side by side, each with a lab of its own name: those on the site that is set up
 (pytest --lane site), in their order, and all others (pytest --lane others).
@@ -14,6 +15,7 @@ Two lanes of stories can run side by side, each with a lab of its own name: thos
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Generator, Iterator
 
@@ -27,6 +29,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 CANARY = "DROVER-CANARY-7f3a"
 TRAVELLER = "web1"
+SEEDS = int(os.environ.get("DROVER_SEEDS", "0"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +45,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         lanes = ["site" if "site" in getattr(item, "fixturenames", ()) else "others" for item in items]
         config.hook.pytest_deselected(items=[item for item, own in zip(items, lanes) if own != lane])
         items[:] = [item for item, own in zip(items, lanes) if own == lane]
+    shuffle(items)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each seed is a story of its own. One that takes `rounds` repeats by itself."""
+    if SEEDS and "dice" in metafunc.fixturenames and "rounds" not in metafunc.fixturenames:
+        metafunc.parametrize("dice", range(1, SEEDS + 1), indirect=True, ids=lambda seed: f"seed{seed}")
+
+
+def shuffle(items: list[pytest.Item]) -> None:
+    """Order the stories of a file that have seeds by these, and for each seed in another way; others come first."""
+
+    def place(item: pytest.Item) -> tuple[str, int, float]:
+        callspec = getattr(item, "callspec", None)
+        seed = callspec.params.get("dice", 0) if callspec else 0
+        return str(item.path), seed, random.Random(item.nodeid).random() if seed else 0.0
+
+    if SEEDS:
+        items.sort(key=place)
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random | None:
+    """Chance by the seed in the story's name; None without DROVER_SEEDS: everything as early as can be."""
+    seed = getattr(request, "param", None)
+    return random.Random(seed) if seed else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,10 +138,11 @@ def traveller(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture
-def mover(cluster: Cluster, traveller: str) -> Iterator[Mover]:
+def mover(cluster: Cluster, traveller: str, dice: random.Random | None) -> Iterator[Mover]:
     """That VM where it is now, watched; after the story all is mended, whatever became of it."""
     with Observer(cluster.lab) as watch:
         found = Mover(cluster, traveller, watch)
+        found.leave_to(dice)
         watch.wait_word(traveller)
         yield found
         found.heal()

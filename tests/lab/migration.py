@@ -18,6 +18,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.nodes import command_name
@@ -28,6 +29,8 @@ NODES = ("hv1", "hv2", "hv3")
 MIB = 1 << 20
 # At this speed, the least there is, Perform lasts 20 s and more: a fault hits it also on a busy machine.
 SLOW = "1MiB"
+# In MiB; the smallest guests send some 20 in all.
+MOST_SENT = 10
 MARKER = "urn:drover:migration:1"
 WELL = ("running", "yes")
 # What the SAN answers goes to such ports, too.
@@ -67,6 +70,15 @@ class Mover:
         self.target, self.third = [node for node in NODES if node != self.source]
         self.uuid = self.virsh(self.source, "domuuid", vm)
         self.unit = f"drover-migrate-{self.uuid}"
+        # How much has been sent when a fault comes.
+        self.sent = MIB
+
+    def leave_to(self, dice: Random | None) -> None:
+        """Let chance choose the destination, and how much is sent before the fault."""
+        if dice:
+            self.target, self.third = dice.sample([self.target, self.third], 2)
+            self.sent = dice.randint(1, MOST_SENT) * MIB
+            print(f"{self.source} to {self.target}, {self.sent // MIB} MiB sent before")
 
     # Looks
     def inside(self, node: str, *argv: str, feed: str | None = None, check: bool = True) -> str:
@@ -176,7 +188,7 @@ class Mover:
     def start_slowly(self, **task: Any) -> subprocess.Popen[str]:
         """Begin the move at low speed, and wait until it is in Perform."""
         process = self.start(self.source, name=self.vm, to=self.target, bandwidth=SLOW, **task)
-        self.hits("Perform", lambda: self.processed(self.source) > MIB or f"{self.processed(self.source)} B sent")
+        self.hits("Perform", lambda: self.processed(self.source) > self.sent or f"{self.processed(self.source)} B sent")
         self.in_phase("perform3")
         return process
 

@@ -16,14 +16,31 @@ import pytest
 from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab
 from ansible_collections.drover.kvm.tests.lab.conftest import (
     cluster,
+    dice,
     lab,
     mover,
+    pytest_generate_tests,
     pytest_runtest_makereport,
+    shuffle,
     site,
     traveller,
 )
 
-__all__ = ["cluster", "lab", "mover", "pytest_runtest_makereport", "site", "traveller"]
+__all__ = [
+    "cluster",
+    "dice",
+    "lab",
+    "mover",
+    "pytest_generate_tests",
+    "pytest_runtest_makereport",
+    "site",
+    "traveller",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of stories that run with several seeds."""
+    shuffle(items)
 
 
 @pytest.fixture(scope="session")

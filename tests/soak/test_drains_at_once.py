@@ -1,7 +1,10 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two controllers at once: two drains of one node, or of two, a drain beside a build; and one that is interrupted."""
+"""Two controllers at once: two drains of one node, or of two, a drain beside a build; and one that is interrupted.
+
+With DROVER_SEEDS=N each runs N times, and by chance the second comes up to BETWEEN seconds after the first.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -19,6 +23,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODE, OTHER = "hv1", "hv2"
 SLOW = "4MiB"
+BETWEEN = 15.0
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +50,23 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
+def later(dice: Random | None) -> None:
+    """The moment that is left to chance."""
+    if dice:
+        print(f"{(delay := dice.uniform(0, BETWEEN)):.1f} s between them")
+        time.sleep(delay)
+
+
 def moves_of(watch: Observer, name: str) -> list[str]:
     """The nodes on which a VM ran, in order."""
     return [place for place, _begin, _end in watch.verdict().guests[name].where]
 
 
-def test_f20_two_controllers_drain_one_node(cluster: Cluster, watched: Observer) -> None:
+def test_f20_two_controllers_drain_one_node(cluster: Cluster, watched: Observer, dice: Random | None) -> None:
     leaving = [name for name, node in cluster.where().items() if node == NODE]
-    drains = [cluster.start("drain_node", node=NODE, drover_bandwidth=SLOW) for _turn in range(2)]
+    drains = [cluster.start("drain_node", node=NODE, drover_bandwidth=SLOW)]
+    later(dice)
+    drains.append(cluster.start("drain_node", node=NODE, drover_bandwidth=SLOW))
     results = [ended(process) for process in drains]
     assert any(code == 0 for code, _output in results), results
     assert cluster.domains(NODE) == {}
@@ -61,11 +75,13 @@ def test_f20_two_controllers_drain_one_node(cluster: Cluster, watched: Observer)
     assert cluster.play("drain_node", node=NODE).good().changed == 0
 
 
-def test_f21_two_nodes_are_drained_at_once(cluster: Cluster, watched: Observer) -> None:
+def test_f21_two_nodes_are_drained_at_once(cluster: Cluster, watched: Observer, dice: Random | None) -> None:
     before = cluster.where()
     # The VMs that the site keeps apart have only one node left.
     together: dict[str, list[str]] = {"drover_anti_affinity": []}
-    drains = {node: cluster.start("drain_node", node=node, **together) for node in (NODE, OTHER)}
+    drains = {NODE: cluster.start("drain_node", node=NODE, **together)}
+    later(dice)
+    drains[OTHER] = cluster.start("drain_node", node=OTHER, **together)
     results = {node: ended(process) for node, process in drains.items()}
     done = [node for node, (code, _output) in results.items() if code == 0]
     assert done, results
@@ -78,10 +94,13 @@ def test_f21_two_nodes_are_drained_at_once(cluster: Cluster, watched: Observer) 
     assert set(cluster.where().values()) == {"hv3"}
 
 
-def test_f22_a_vm_is_started_on_a_node_that_is_drained(cluster: Cluster, watched: Observer) -> None:
+def test_f22_a_vm_is_started_on_a_node_that_is_drained(
+    cluster: Cluster, watched: Observer, dice: Random | None
+) -> None:
     name = next(vm for vm, node in sorted(cluster.where().items()) if node == NODE)
     cluster.ssh(NODE, "virsh", "destroy", name)
     drain = cluster.start("drain_node", node=NODE)
+    later(dice)
     build = cluster.start("build_vms", vms=name)
     drained, built = ended(drain), ended(build)
     if drained[0] == 0:
