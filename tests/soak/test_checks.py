@@ -28,7 +28,8 @@ class Consoles:
 
     def __init__(self, site: Cluster, folder: Path) -> None:
         self.site, self.inventory = site, folder / "talkers.yml"
-        self.inventory.write_text(yaml.safe_dump({"talkers": {"hosts": dict.fromkeys(TALKERS)}}), encoding="utf-8")
+        groups = {"vms": {"children": {"talkers": {"hosts": dict.fromkeys(TALKERS)}}}}
+        self.inventory.write_text(yaml.safe_dump(groups), encoding="utf-8")
 
     def check(self, *options: str, **variables: Any) -> Played:
         return self.site.play("console_check", "-i", str(self.inventory), *options, **{**PROMPT, **variables})
@@ -90,7 +91,7 @@ def test_a_silent_console_is_named(consoles: Consoles, mute: str) -> None:
 
 
 def test_a_check_that_looked_at_nothing_fails(consoles: Consoles) -> None:
-    consoles.check(vms="tlak1").refused("nothing that tlak1 stands for")
+    consoles.check(vms="tlak1").refused("No VM of group vms is named tlak1")
     consoles.check("--limit", "hv3", vms="talkers").refused("Not running on hv3: talk1, talk2")
 
 
