@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +119,7 @@ class Initiator:
         self.lock = root / "run/lock/iscsi"
         self.known: dict[str, str] = {}
         self.turns = threading.BoundedSemaphore(AT_ONCE)
+        self.alone = threading.Lock()
 
     def name(self) -> str:
         """This node's initiator name. Raises NotFound."""
@@ -204,7 +205,7 @@ class Initiator:
     def delete(self, record: Record) -> None:
         """Remove a record."""
         words = ["iscsiadm", "-m", "node", *record.where, "-o", "delete"]
-        with self.turns:
+        with self._all_turns():
             run(words, timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
 
     def login(self, record: Record) -> None:
@@ -232,6 +233,15 @@ class Initiator:
         answer = run(["multipathd", "resize", "map", multipath]).strip()
         if answer != "ok":
             raise Failed(f"multipathd did not resize {multipath}: {answer}", map=multipath)
+
+    @contextmanager
+    def _all_turns(self) -> Iterator[None]:
+        """Hold all turns: each iscsiadm reads all records, whichever was named, and fails where one goes meanwhile."""
+        # Two that each had some of the turns would wait for each other.
+        with self.alone, ExitStack() as held:
+            for _turn in range(AT_ONCE):
+                held.enter_context(self.turns)
+            yield
 
     def _folder(self, record: Record) -> Path:
         return self.database / "nodes" / record.target / f"{record.portal.address},{record.portal.port},{record.tpgt}"

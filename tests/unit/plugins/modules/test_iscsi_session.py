@@ -133,6 +133,18 @@ def test_few_want_the_lock_of_iscsiadm_at_one_time(run, node, monkeypatch):
     result = run(portals=[PORTAL_A, PORTAL_B], **CHAP, sessions=[{"target": name} for name in names])
     assert not result.get("failed") and len(node.sessions()) == 32
     assert 1 < max(seen) <= _initiator.AT_ONCE
+    # Each reads the records of all, so that one that went meanwhile made it fail.
+    alone: list[bool] = []
+
+    def removing(words, **options):
+        try:
+            return slow(words, **options)
+        finally:
+            alone.extend(["delete" not in words or at_work == []])
+
+    monkeypatch.setattr(_initiator, "run", removing)
+    gone = run(state="absent", sessions=[{"target": name} for name in names])
+    assert not gone.get("failed") and node.sessions() == [] and len(alone) > 60 and all(alone)
 
 
 def test_the_list_of_portals_means_exactly_these(run, node):
