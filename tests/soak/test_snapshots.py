@@ -367,7 +367,7 @@ def test_a_folder_that_is_full_harms_nobody(vm: Vm) -> None:
     vm.site.ssh(NODE, "mkdir -p /srv/tight; mount -t tmpfs -o size=68M tmpfs /srv/tight")
     try:
         refused = vm.task(snapshot="e1", memory=True, directory="/srv/tight")
-        assert refused["failed"] and refused["error"] == "Refused" and "free; the snapshot needs" in refused["msg"]
+        assert refused["failed"] and refused["error"] == "Refused" and "free; make room for" in refused["msg"]
         assert vm.snapshots() == [] and len(vm.chain()) == 1
         vm.is_sound()
     finally:
