@@ -533,6 +533,14 @@ options:
           - By default QEMU makes one for each virtual CPU.
         type: int
         version_added: "0.1.0"
+      rotation_rate:
+        description:
+          - What the guest is told of how fast the disk turns, whatever the storage is. V(1) is a medium that does not
+            turn, such as an SSD; V(1025) to V(65534) are turns per minute. V(0) says nothing.
+          - It is for disks on the buses V(scsi) and V(sata), and on C(ide) of a machine that was taken over; not for a
+            cdrom.
+          - By default nothing is said, which most guests take for a disk that turns.
+        type: int
       iops:
         description: Most requests in a second, exactly this; V({}) takes all limits away.
         type: dict

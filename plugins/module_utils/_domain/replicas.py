@@ -99,7 +99,7 @@ def sheet_of(sheet: Mapping[str, Any], copies: Mapping[str, Mapping[str, Any]]) 
 
     Media stay behind: they are files of a node.
     """
-    keep = ("target", "bus", "serial", "error_policy", "rerror_policy")
+    keep = ("target", "bus", "serial", "rotation_rate", "error_policy", "rerror_policy")
     disks = [
         {**{key: disk[key] for key in keep if disk.get(key)}, **copies[disk["target"]]}
         for disk in sheet["disks"]

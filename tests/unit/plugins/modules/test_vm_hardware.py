@@ -215,6 +215,17 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
 
 
+@pytest.mark.parametrize("bus", ["scsi", "sata"])
+def test_the_rate_of_a_disk_is_what_libvirt_keeps(run, daemon, bus):
+    disk = {**{name: DISK[name] for name in ("type", "iqn", "portal")}, "bus": bus}
+    for rate in (1, 7200, 0):
+        made = run(**BASE, disks=[{**disk, "rotation_rate": rate}])["vm"]["disks"][0]
+        with connect(daemon.uri()) as node:
+            text = node.domain("web1").xml
+        assert made["rotation_rate"] == (rate or None) and (f" rotation_rate='{rate}'/>" in text) == bool(rate)
+    assert "rotation_rate" not in text
+
+
 def test_the_order_of_single_devices_is_what_libvirt_keeps(run):
     made = run(**BASE, disks=[{**DISK, "boot_order": 2}], nics=[{**NIC, "boot_order": 1}])["vm"]
     assert (made["disks"][0]["boot_order"], made["nics"][0]["boot_order"], made["boot"]) == (2, 1, None)

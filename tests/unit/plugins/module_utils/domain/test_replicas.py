@@ -102,6 +102,7 @@ def test_a_vm_starts_as_it_was_with_the_disks_of_the_replica():
         "device": "disk",
         "bus": "scsi",
         "serial": "S",
+        "rotation_rate": 1,
         "path": "/a",
         "format": "qcow2",
     }
@@ -112,5 +113,5 @@ def test_a_vm_starts_as_it_was_with_the_disks_of_the_replica():
         "name": "db1",
         "uuid": "U",
         "state": "running",
-        "disks": [{"target": "vda", "bus": "scsi", "serial": "S", **copy}],
+        "disks": [{"target": "vda", "bus": "scsi", "serial": "S", "rotation_rate": 1, **copy}],
     }
