@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from .._errors import Invalid
 from .._fields import Field, between, size_text
-from .._xml import Property, drop, find, make
+from .._xml import Nonzero, Property, drop, find, make
 
 WAYS = ("total", "read", "write")
 DIRECT = ("none", "directsync")
@@ -47,14 +47,6 @@ class Limits:
             drop(disk, tune)
 
 
-class Rate(Property):
-    """The turns per minute that the guest is told; 0 for libvirt's default, to say nothing."""
-
-    def put(self, root: Element, value: int | None) -> None:
-        """Write it."""
-        super().put(root, value or None)
-
-
 def _check_rate(value: int) -> int:
     """What disks say of themselves (ATA, word 217; SCSI, VPD page B1). libvirt takes any number."""
     if value not in (0, 1) and not 1025 <= value <= 65534:
@@ -62,7 +54,7 @@ def _check_rate(value: int) -> int:
     return value
 
 
-ROTATION_RATE = Rate("target/@rotation_rate", int)
+ROTATION_RATE = Nonzero("target/@rotation_rate", int)
 
 
 def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
@@ -108,7 +100,7 @@ TUNING = (
     Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
     Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
     Field("detect_zeroes", choices=("off", "on", "unmap"), place=Property("driver/@detect_zeroes")),
-    Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
+    Field("queues", type="int", check=between(0, 256), place=Nonzero("driver/@queues", int)),
     Field("rotation_rate", type="int", check=_check_rate, place=ROTATION_RATE),
     Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops"), when="live"),
     Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes"), when="live"),

@@ -17,7 +17,7 @@ from .._disks import block
 from .._errors import DroverError
 from .._identity import logical_of
 from .._lvm import Lvm
-from .._xml import Property
+from .._xml import Property, target_of
 
 
 def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
         if disk.get("type") == "block" and path and disk.get("device", "disk") == "disk":
             logical = logical_of(path)
             facts = _logical(lvm, *logical) if logical else _plain(path)
-            found.append({"target": Property("target/@dev").get(disk), "path": path, **facts})
+            found.append({"target": target_of(disk), "path": path, **facts})
     return found
 
 

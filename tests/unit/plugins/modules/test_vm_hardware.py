@@ -213,6 +213,9 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert shown_disk == {**others, "iops": None, "bandwidth": None}
     nic = changed["nics"][0]
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
+    run(**BASE, disks=[{**DISK, "serial": "S1"}], nics=[NIC])
+    back = run(**BASE, disks=[{**DISK, "queues": 0, "serial": ""}], nics=[{**NIC, "mtu": 0}])["vm"]
+    assert (back["disks"][0]["queues"], back["disks"][0]["serial"], back["nics"][0]["mtu"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("bus", ["scsi", "sata"])
