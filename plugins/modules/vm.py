@@ -1253,10 +1253,10 @@ vm:
       returned: always
     uuid: {description: Its UUID., type: str, returned: always}
     memory: {description: Memory in bytes., type: int, returned: always}
-    max_memory: {description: The most that it can have; null for no more than its memory., type: int, returned: always}
+    max_memory: {description: The most that it can have; null if it was never given., type: int, returned: always}
     hugepages: {description: True or the size in bytes; null for none., type: raw, returned: always}
     vcpus: {description: Number of virtual CPUs., type: int, returned: always}
-    max_vcpus: {description: The most that it can have; null for no more than its vCPUs., type: int, returned: always}
+    max_vcpus: {description: The most that it can have; null if it was never given., type: int, returned: always}
     cpu: {description: CPU model., type: str, returned: always}
     cpu_features: {description: Features beside those of the model., type: dict, returned: always}
     cpu_topology: {description: How its CPUs are arranged; null where nothing is said., type: dict, returned: always}

@@ -477,6 +477,27 @@ def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
     assert done["pending_restart"] == ["memory 256MiB -> 512MiB"]
 
 
+def test_a_maximum_that_was_given_stays_when_it_was_reached(lab, plug):
+    lab.run(name="web1", max_memory="256MiB", max_vcpus=4, state="restarted")
+    reached = lab.both(name="web1", memory="256MiB", vcpus=4)
+    assert reached["pending_restart"] == [] and (reached["vm"]["max_memory"], reached["vm"]["max_vcpus"]) == (2**28, 4)
+    assert lab.both(name="web1", max_memory="256MiB", max_vcpus=4)["actions"] == []
+    less = lab.both(name="web1", memory="128MiB")
+    assert less["actions"][0] == "set the memory at once to 128MiB" and less["pending_restart"] == []
+    assert (less["vm"]["max_memory"], less["vm"]["max_vcpus"]) == (2**28, 4)
+    lab.run(name="web1", state="stopped", force=True)
+    fewer = lab.both(name="web1", memory="64MiB", vcpus=1)["vm"]
+    assert (fewer["max_memory"], fewer["max_vcpus"]) == (2**28, 4)
+    assert 'max_memory' not in lab.node.domain("web1").xml
+    # One that was never given, or is less than what it shall have now, follows.
+    more = lab.both(name="web1", memory="512MiB", vcpus=8)["vm"]
+    assert (more["max_memory"], more["max_vcpus"]) == (None, None)
+    lab.both(name="web1", memory="64MiB", vcpus=2)
+    assert "<memory unit='KiB'>65536<" in lab.node.domain("web1").xml
+    one = lab.both(name="web1", max_memory="64MiB", max_vcpus=2)["vm"]
+    assert (one["max_memory"], one["max_vcpus"]) == (2**26, 2)
+
+
 def test_vcpus_that_a_guest_keeps_are_named(lab, plug, monkeypatch):
     lab.run(name="web1", max_vcpus=4, state="restarted")
 
