@@ -17,7 +17,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._migration import devic
 from ansible_collections.drover.kvm.plugins.module_utils._migration.order import Order
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, Devices
-from ansible_collections.drover.kvm.tests.unit.lvm_fake import MIB, Groups, Lvm
+from ansible_collections.drover.kvm.tests.unit.lvm_fake import MIB, Groups
 
 ONE = "/dev/san/vms1"
 ORDER = Order(id="1", kind="live", vm="web1", uuid="u1", source="hv1", target="hv2", here="hv1")
@@ -66,15 +66,17 @@ def test_a_node_without_the_group_says_so(node, monkeypatch):
     assert "no volume group vmsan" in read("/dev/vmsan/web1")["fault"]
 
 
-def test_what_ends_the_sharing_is_started_before_it_begins(tmp_path, monkeypatch):
-    fake, done = Lvm(tmp_path, lock="sanlock"), []
-    fake.lvcreate(["--size", f"{MIB}b", "--name", "web1", "vg0"])
-    monkeypatch.setattr(locks, "run", lambda argv, ok: done.append((argv[-1], dict(fake.here))))
-    monkeypatch.setattr(_lvm, "run", fake.run)
-    monkeypatch.setattr(_lvm, "run_json", fake.report)
-    order = Order(**{**vars(ORDER), "devices": [{"lock": "vg0/web1"}, {"lock": ""}]})
+def test_the_hook_shares_the_volumes_and_its_words_say_why_it_can_t(tmp_path, monkeypatch):
+    hook = tmp_path / "drover-devices"
+    hook.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\n')
+    hook.chmod(0o755)
+    monkeypatch.setattr(locks, "HOOK", str(hook))
+    order = Order(**{**vars(ORDER), "devices": [{"lock": "vg0/web1"}, {"lock": ""}, {"lock": "vg0/web2"}]})
     locks.share(order)
-    assert done == [("vg0/web1", {"web1": "ex"})] and fake.here == {"web1": "sh"}
-    fake.elsewhere["web1"] = "ex"
-    with pytest.raises(Failed, match="can't be shared with hv2: vg0/web1 is held by hv2"):
+    assert (tmp_path / "said").read_text() == "web1 share u1 vg0/web1 vg0/web2\n"
+    hook.write_text("#!/bin/sh\necho 'vg0/web1 is held by hv2' >&2\nexit 1\n")
+    with pytest.raises(Failed, match="vg0/web1, vg0/web2 can't be shared with hv2: .*vg0/web1 is held by hv2"):
+        locks.share(order)
+    hook.unlink()
+    with pytest.raises(Failed, match="not installed"):
         locks.share(order)
