@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -161,6 +162,18 @@ def test_another_disk_of_the_same_name_is_refused(node):
     device = '<drover:device path="/dev/san/db1" identity="3600a"/>'
     done = node.hook("migrate", "begin", metadata=MARKER.format(device))
     assert done.returncode == 1 and "/dev/san/db1 is missing on this node, not 3600a" in done.stderr
+
+
+@pytest.mark.parametrize("more, refused", [(0, False), (512, True)])
+def test_a_disk_that_did_not_grow_here_yet_is_refused(node, more, refused):
+    """By a block device of this machine, whichever it has."""
+    device = next(path for path in sorted(Path("/sys/class/block").iterdir()) if int((path / "size").read_text()))
+    size = int((device / "size").read_text()) * 512 + more
+    wwid = run_path(str(HOOK))["identity"](f"/dev/{device.name}")
+    text = f'<drover:device path="/dev/{device.name}" identity="{wwid}" size="{size}"/>'
+    done = node.hook("migrate", "begin", metadata=MARKER.format(text))
+    assert done.returncode == int(refused), done.stderr
+    assert not refused or "let this node see that it grew" in done.stderr
 
 
 def test_other_operations_and_vms_without_volumes_ask_nothing(node):
