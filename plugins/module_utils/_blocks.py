@@ -125,6 +125,10 @@ class Blocks:
         found = [self.look(name) for name in remote]
         return sorted({link for one in found for link in (*one.links, f"/dev/mapper/{one.map}", f"/dev/{one.name}")})
 
+    def is_part(self, name: str) -> bool:
+        """Whether it is a partition."""
+        return (self.root / "sys/class/block" / name / "partition").exists()
+
     def units(self, name: str) -> list[str]:
         """The logical units that the device is (`IQN/LUN`), where iSCSI brought it; of a map those of its paths."""
         found = set()
@@ -187,9 +191,7 @@ class Blocks:
     def _tree(self, name: str) -> Iterator[str]:
         yield name
         folder = self.root / "sys/class/block" / name
-        parts = [
-            entry for entry in _names(folder) if entry.startswith(name) and (folder / entry / "partition").exists()
-        ]
+        parts = [entry for entry in _names(folder) if entry.startswith(name) and self.is_part(entry)]
         for above in [*parts, *self.holders(name)]:
             yield from self._tree(above)
 
