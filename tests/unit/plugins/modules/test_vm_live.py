@@ -478,7 +478,7 @@ def test_a_maximum_that_was_given_stays_when_it_was_reached(lab, plug):
     lab.run(name="web1", state="stopped", force=True)
     fewer = lab.both(name="web1", memory="64MiB", vcpus=1)["vm"]
     assert (fewer["max_memory"], fewer["max_vcpus"]) == (2**28, 4)
-    assert 'max_memory' not in lab.node.domain("web1").xml
+    assert "max_memory" not in lab.node.domain("web1").xml
     # One that was never given, or is less than what it shall have now, follows.
     more = lab.both(name="web1", memory="512MiB", vcpus=8)["vm"]
     assert (more["max_memory"], more["max_vcpus"]) == (None, None)
