@@ -9,9 +9,6 @@ hand; the module knows nothing of that, and leaves it there. What the guest sees
 
 from __future__ import annotations
 
-import base64
-import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,80 +17,20 @@ import pytest
 import yaml
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import COMMAND_LINE, Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
+from ansible_collections.drover.kvm.tests.soak.equipped import BOOT, SOURCES, Equipped
 
 NODES = ("hv1", "hv2", "hv3")
 # The third one has neither UEFI nor a TPM to give.
 HOME, OTHER, BARE = NODES
 FIRMWARE = ["efi", "tpm"]
-SOURCES, BOOT = "/srv/equipment", "/var/lib/libvirt/boot"
 SHARED = "/srv/shared-with-a-guest"
 VARIABLES, KEYS = "/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/swtpm"
 NIC = {"bridge": "br0", "vlan": 100}
 VARIABLE = "/sys/firmware/efi/efivars/Drover-5f0b1c66-2b0f-4d6a-9d0e-6f1f0f2c7d11"
 # All of it: libvirt finds a name that somebody else has used.
 LEFT = f"find {VARIABLES} {KEYS} -type f -not -name .lock 2>/dev/null"
-
-
-class Equipped:
-    """A VM, the node where it was made, and its guest."""
-
-    def __init__(self, cluster: Cluster, name: str, node: str) -> None:
-        self.cluster, self.name, self.node = cluster, name, node
-        self.source = f"{SOURCES}/{name}.raw"
-
-    def task(self, node: str = "", check: bool = False, **options: Any) -> dict[str, Any]:
-        """Module vm."""
-        return self.cluster.task(node or self.node, "vm", check=check, name=self.name, **options)
-
-    def vm(self, **options: Any) -> dict[str, Any]:
-        """Module vm: as check mode said, and a second run changes nothing."""
-        predicted, done = self.task(check=True, **options), self.task(**options)
-        assert not done["failed"], done
-        assert [predicted[key] for key in ("actions", "pending_restart")] == [done["actions"], done["pending_restart"]]
-        again = self.task(**options)
-        assert again["actions"] == [] and again["pending_restart"] == done["pending_restart"], again
-        return done
-
-    def move(self, node: str, to: str, **options: Any) -> dict[str, Any]:
-        """Module migrate."""
-        return self.cluster.task(node, "migrate", name=self.name, to=to, **options)
-
-    def disk(self, address: str) -> dict[str, str]:
-        """Its disk, which is to be a copy of an image with the guest's settings."""
-        guests = Guests(self.cluster.lab.base)
-        guests.ensure()
-        self.cluster.ssh(self.node, "mkdir", "-p", SOURCES)
-        settings = {"name": self.name, "ip": address, "sink": SINK}
-        guests.write_image(self.cluster.lab.machine(self.node).path(self.source), settings)
-        return {"type": "file", "target": "vda", "format": "raw", "source": self.source, "source_format": "raw"}
-
-    def agent(self, node: str, command: str, **arguments: Any) -> Any:
-        """What the guest's agent answers."""
-        words = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
-        said = self.cluster.ssh(node, f"virsh qemu-agent-command {self.name} {shlex.quote(words)}")
-        return json.loads(said)["return"]
-
-    def guest(self, node: str, script: str) -> str:
-        """What a script says in the guest; AssertionError when it fails."""
-        arguments = {"path": "/bin/sh", "arg": ["-ec", script], "capture-output": True}
-        number = self.agent(node, "guest-exec", **arguments)["pid"]
-        said: dict[str, Any] = {}
-
-        def done() -> bool:
-            said.update(self.agent(node, "guest-exec-status", pid=number))
-            return bool(said["exited"])
-
-        wait_until(done, 60, "the script in the guest")
-        texts = [base64.b64decode(said.get(f"{name}-data", "")).decode() for name in ("out", "err")]
-        assert said["exitcode"] == 0, texts
-        return texts[0].strip()
-
-    def wait_agent(self, node: str) -> None:
-        """The agent comes some time after the counter."""
-        ping = f'virsh qemu-agent-command {self.name} \'{{"execute": "guest-ping"}}\''
-        wait_until(lambda: "return" in self.cluster.ssh(node, ping, check=False), 120, "the guest's agent")
 
 
 def digests(cluster: Cluster, node: str) -> dict[str, str]:
@@ -122,19 +59,13 @@ def secured(equipped: Cluster) -> Iterator[Equipped]:
     found = Equipped(equipped, "uefi1", HOME)
     guests = Guests(equipped.lab.base)
     guests.ensure()
-    for node in (HOME, OTHER):
-        equipped.ssh(node, "mkdir", "-p", BOOT)
-        for source in (guests.kernel, guests.initrd):
-            place = equipped.lab.machine(node).path(f"{BOOT}/{source.name}")
-            place.write_bytes(source.read_bytes())
-            place.chmod(0o644)
     disks = [found.disk("10.231.100.48/24")]
     sheet: dict[str, Any] = {"memory": "256MiB", "vcpus": 1, "firmware": "efi", "tpm": "2.0", "disks": disks}
     try:
         made = found.vm(nics=[NIC], **sheet)
         # The lab's disk is for a BIOS, and the module says so.
         assert "firmware" in " ".join(made.get("warnings", [])), made
-        boot_from_kernel(found)
+        found.boot_from(guests.kernel, guests.initrd, COMMAND_LINE, (HOME, OTHER))
         with Observer(equipped.lab) as watch:
             started = found.task(state="running", nics=[NIC], **sheet)
             assert started["actions"] == [f"start {found.name}"], started
@@ -147,14 +78,6 @@ def secured(equipped: Cluster) -> Iterator[Equipped]:
             if found.name in equipped.domains(node):
                 found.task(node, state="absent", force=True, remove_disks=True)
             equipped.ssh(node, "rm", "-rf", BOOT, SOURCES)
-
-
-def boot_from_kernel(vm: Equipped) -> None:
-    """Write the lab's kernel into the definition, as a person does with virsh edit."""
-    words = f"<kernel>{BOOT}/vmlinuz</kernel><initrd>{BOOT}/initrd.img</initrd><cmdline>{COMMAND_LINE}</cmdline>"
-    text = vm.cluster.ssh(HOME, "virsh", "dumpxml", "--inactive", vm.name)
-    assert text.count("</os>") == 1
-    vm.cluster.ssh(HOME, "virsh", "define", "/dev/stdin", stdin=text.replace("</os>", f"{words}</os>"))
 
 
 def test_a_node_without_them_is_named_before_anything_moves(secured: Equipped) -> None:

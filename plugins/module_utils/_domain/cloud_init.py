@@ -112,10 +112,11 @@ def write(root: Element, options: Mapping[str, Any]) -> None:
 def eject(root: Element) -> Element | None:
     """Take the seed out of its drive; returns the drive, None where nothing was in it."""
     found = drive(root)
-    gone = [] if found is None else [child for child in found if child.tag in ("source", "backingStore")]
-    for child in gone:
+    if found is None or find(found, "source") is None:
+        return None
+    for child in [child for child in found if child.tag in ("source", "backingStore")]:
         drop(found, child)
-    return found if gone else None
+    return found
 
 
 def _drive(root: Element) -> Element:
