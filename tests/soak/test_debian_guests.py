@@ -29,7 +29,10 @@ ADDRESSES = {"deb1": ["10.231.100.61/24", "fd00:100::61/64"], "deb2": ["fd00:100
 DATA = "#cloud-config\nwrite_files:\n  - {path: /root/told, content: told to NAME}\n"
 DISK = {"type": "file", "target": "vda", "format": "qcow2", "source": TEMPLATE}
 DONE = "test -e /var/lib/cloud/instance/boot-finished && echo done || echo not yet"
-LOOK = "hostname; cat /etc/machine-id /root/told; echo; cat /etc/ssh/ssh_host_ed25519_key.pub; ip -o addr show scope global"
+LOOK = (
+    "hostname; cat /etc/machine-id /root/told; echo; cat /etc/ssh/ssh_host_ed25519_key.pub; "
+    "ip -o address show scope global"
+)
 BOOT_SECONDS = 900
 
 
