@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.debian import DebianImage
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.vm_hardware import COMMAND_LINE
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.vm_image import VmImage
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.soak.equipped import BOOT, Equipped
 
@@ -27,7 +27,8 @@ SEED = "/var/lib/libvirt/images/drover-{}-seed.iso"
 # The second one has no IPv4 at all.
 ADDRESSES = {"deb1": ["10.231.100.61/24", "fd00:100::61/64"], "deb2": ["fd00:100::62/64"]}
 DATA = "#cloud-config\nwrite_files:\n  - {path: /root/told, content: told to NAME}\n"
-DISK = {"type": "file", "target": "vda", "format": "qcow2", "source": TEMPLATE}
+# Bigger than the template, whose disk has 8 GiB.
+DISK = {"type": "file", "target": "vda", "format": "qcow2", "source": TEMPLATE, "size": "9GiB"}
 DONE = "test -e /var/lib/cloud/instance/boot-finished && echo done || echo not yet"
 LOOK = (
     "hostname; cat /etc/machine-id /root/told; echo; cat /etc/ssh/ssh_host_ed25519_key.pub; "
@@ -44,9 +45,9 @@ def sheet(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def template(site: Cluster) -> Iterator[VmImage]:
+def template(site: Cluster) -> Iterator[DebianImage]:
     """A template of Debian 13 with cloud-init, and the image with its kernel."""
-    image = VmImage(site.lab.base, prepared=False, more=["cloud-init"])
+    image = DebianImage(site.lab.base)
     image.ensure()
     site.ssh(NODE, "mkdir", "-p", FOLDER)
     place = site.lab.machine(NODE).path(SOURCE)
@@ -68,7 +69,7 @@ def template(site: Cluster) -> Iterator[VmImage]:
 
 
 @pytest.fixture(scope="module")
-def guests(site: Cluster, template: VmImage) -> Iterator[dict[str, Equipped]]:
+def guests(site: Cluster, template: DebianImage) -> Iterator[dict[str, Equipped]]:
     """Both, set up."""
     found = {name: Equipped(site, name, NODE) for name in ADDRESSES}
     try:
@@ -103,6 +104,9 @@ def test_each_is_a_machine_of_its_own(guests: dict[str, Equipped]) -> None:
         assert re.fullmatch(r"[0-9a-f]{32}", identity) and key.startswith("ssh-ed25519 "), looks
     one, other = looks.values()
     assert one[1] != other[1] and one[3] != other[3], looks
+    for vm in guests.values():
+        assert vm.guest(NODE, "cloud-init status") == "status: done"
+        assert int(vm.guest(NODE, "df --output=size -BM / | tail -1").rstrip("M")) > 8300
     # One reaches the other, which has IPv6 alone, and its ssh server answers with its own key.
     keys = guests["deb1"].guest(NODE, "ssh-keyscan -T 60 -t ed25519 fd00:100::62")
     assert other[3] in keys, keys

@@ -9,7 +9,6 @@ import hashlib
 import lzma
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from .base import BUILD_SECONDS, Base, cache_dir
@@ -27,17 +26,12 @@ MASKED += ["user@.service"]
 
 
 class VmImage:
-    """``disk.raw``, ``vmlinuz`` and ``initrd.img`` of one base; made once, then only read.
+    """``disk.raw``, ``vmlinuz`` and ``initrd.img`` of one base; made once, then only read."""
 
-    `more` are packages of the nodes' repository, for a guest of the nodes rather than for a node.
-    """
-
-    def __init__(self, base: Base, prepared: bool, more: Sequence[str] = ()) -> None:
+    def __init__(self, base: Base, prepared: bool) -> None:
         self.base = base
-        self.more = list(more)
         self.source = base.prepared if prepared else base.root
         texts = [Path(__file__).read_bytes(), (FILES / "vm_init.sh").read_bytes(), self.source.name.encode()]
-        texts += [name.encode() for name in self.more]
         self.folder = base.folder / f"vm-{hashlib.sha256(b''.join(texts)).hexdigest()[:12]}"
 
     def ensure(self) -> Path:
@@ -82,7 +76,7 @@ class VmImage:
         # Debian's own initial RAM disk would take long to make, and longer to boot.
         bind += ["--setenv=DEBIAN_FRONTEND=noninteractive", "--setenv=INITRD=No"]
         packages = [f"/packages/{path.name}" for path in sorted(self.base.guest_packages.glob("*.deb"))]
-        self.base.inside(root, ["apt-get", "-y", "--no-install-recommends", "install", *packages, *self.more], bind)
+        self.base.inside(root, ["apt-get", "-y", "--no-install-recommends", "install", *packages], bind)
         policy.unlink()
 
     def _settle(self, root: Path) -> None:
