@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The cached image of a guest that is a real Debian with cloud-init, as a cloud's template is; without a boot loader."""
+"""The cached image of a guest that is a real Debian with cloud-init, as a template of a cloud is; no boot loader."""
 
 from __future__ import annotations
 
