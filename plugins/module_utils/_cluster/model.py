@@ -32,7 +32,8 @@ class Node:
     """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say.
 
     `reserved` are the VLANs of the hosts by bridge. `pages` are the bytes in huge pages by the size of a page, which
-    are a part of `memory`. `leases` is the directory of the leases, empty where there is none.
+    are a part of `memory`. `leases` is the directory of the leases, empty where there is none. `firmware` is what it
+    has of efi and tpm for VMs; None where it did not say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Node:
     reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pages: Mapping[int, int] = field(default_factory=dict)
     leases: str = ""
+    firmware: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Guest:
     `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
     that is `fresh` came to its node a short while ago. `verb` is what becomes of it when its node is emptied; one that
     `waits` was shut down for that and is to be started again, so it counts as active; `recorded` is the mark of that,
-    which an interrupted run may leave on one that runs.
+    which an interrupted run may leave on one that runs. `firmware` is what it takes of efi and tpm.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Guest:
     verb: str = MIGRATE
     waits: bool = False
     recorded: bool = False
+    firmware: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:
