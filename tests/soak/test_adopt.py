@@ -38,8 +38,7 @@ FOREIGN = f"""<domain type='qemu'>
     <serial type='pty'><target port='0'/></serial>
     <input type='tablet' bus='usb'/>
     <sound model='ich9'/>
-    <redirdev bus='usb' type='spicevmc'/>
-    <graphics type='spice' autoport='yes'><listen type='address'/></graphics>
+    <graphics type='vnc' port='-1' autoport='yes'><listen type='address'/></graphics>
     <video><model type='vga' vram='16384' heads='1' primary='yes'/></video>
   </devices>
 </domain>
@@ -49,11 +48,13 @@ FOREIGN = f"""<domain type='qemu'>
 @pytest.fixture
 def legacy(site: Cluster) -> Iterator[Cluster]:
     """A VM that runs on one node, and that no inventory knows."""
-    site.ssh(NODE, "qemu-img", "create", "-q", "-f", "qcow2", DISK, "8M")
-    site.ssh(NODE, "virsh define /dev/stdin", stdin=FOREIGN)
-    site.ssh(NODE, "virsh", "start", NAME)
-    yield site
-    site.ssh(NODE, f"virsh destroy {NAME}; virsh undefine {NAME}; rm -f {DISK}", check=False)
+    try:
+        site.ssh(NODE, "qemu-img", "create", "-q", "-f", "qcow2", DISK, "8M")
+        site.ssh(NODE, "virsh define /dev/stdin", stdin=FOREIGN)
+        site.ssh(NODE, "virsh", "start", NAME)
+        yield site
+    finally:
+        site.ssh(NODE, f"virsh destroy {NAME}; virsh undefine {NAME}; rm -f {DISK}", check=False)
     assert NAME not in site.domains(NODE)
 
 

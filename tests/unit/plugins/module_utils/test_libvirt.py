@@ -204,6 +204,7 @@ def test_a_real_host_tells_its_firmware_and_its_tpm(daemon):
     need = {"arch": "x86_64", "machine": "q35", "virt_type": "qemu", "tpm": True}
     with connect(daemon.uri(), name="hv1") as node:
         end = End(node)
+        assert node.host()["firmware"] == ["efi", "tpm"]
         known = [path for path in end.loaders(need) if Path(path).exists()]
         assert known and end.refuses_machine({**need, "loader": known[0]}) == {}
         assert end.refuses_machine({**need, "loader": "/srv/none.fd"}) == {"firmware": "it has no UEFI /srv/none.fd"}

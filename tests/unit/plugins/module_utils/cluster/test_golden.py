@@ -129,6 +129,7 @@ def test_what_a_vm_may_say_is_what_the_planner_knows_and_another_word_is_a_refus
 def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type firmware bridge
-        anti_affinity memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination unknown_place
-        reserved_vlan unknown_vm state_file n_minus_1 hugepages lease on_maintenance"""
+        anti_affinity memory pinned interrupted job state defined_twice node_unreachable
+        unknown_node no_destination unknown_place reserved_vlan unknown_vm state_file n_minus_1
+        hugepages lease on_maintenance"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []
