@@ -112,7 +112,8 @@ def write(root: Element, options: Mapping[str, Any]) -> None:
 def eject(root: Element) -> Element | None:
     """Take the seed out of its drive; returns the drive, None where nothing was in it."""
     found = drive(root)
-    if found is None or find(found, "source") is None:
+    # libvirt leaves a source without a file in the drive of a VM that runs.
+    if found is None or not Property("source/@file").get(found):
         return None
     for child in [child for child in found if child.tag in ("source", "backingStore")]:
         drop(found, child)

@@ -92,7 +92,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         words.append(f"cloud-init data {shown('seed', told[0])} -> {shown('seed', told[1])}")
     media = [(sheet["seed"] or {}).get("medium") for sheet in (before, after)]
     if after["seed"] and media[0] and not media[1]:
-        words.append("cloud-init medium taken out")
+        words.append("seed taken out of its drive")
     for kind, key in (("disk", "target"), ("nic", "mac")):
         old = {device[key]: device for device in before[f"{kind}s"]}
         new = {device[key]: device for device in after[f"{kind}s"]}

@@ -137,7 +137,7 @@ def test_once_the_guest_is_set_up_it_goes_if_asked(lab, seed, monkeypatch, state
     made = lab.run(**WEB, state=state, cloud_init=given)
     gone = lab.both(name="web1", cloud_init={**given, "remove": True})
     at_once = ["change the medium of disk sda at once"] if state == "running" else []
-    assert gone["actions"] == ["change web1: cloud-init medium taken out", *at_once, f"delete {seed}"]
+    assert gone["actions"] == ["change web1: seed taken out of its drive", *at_once, f"delete {seed}"]
     assert not seed.exists() and gone["pending_restart"] == []
     assert gone["vm"]["seed"] == {**made["vm"]["seed"], "medium": None}
     domain = lab.node.domain("web1")
@@ -146,6 +146,18 @@ def test_once_the_guest_is_set_up_it_goes_if_asked(lab, seed, monkeypatch, state
     assert lab.both(name="web1", cloud_init=given)["actions"] == []
     assert lab.both(name="web1", cloud_init={"remove": True, "hostname": "shop"})["actions"] == []
     assert f"make the seed {seed}" in lab.both(name="web1", cloud_init={"hostname": "shop"})["actions"]
+
+
+def test_what_libvirt_leaves_of_it_in_the_drive_of_a_vm_that_runs_is_nothing():
+    drive = "<disk type='file' device='cdrom'>{}<target dev='sda' bus='sata'/><alias name='{}'/></disk>"
+    for source, there in (
+        ("<source file='/srv/a.iso' startupPolicy='optional'/>", True),
+        ("<source index='2'/>", False),
+    ):
+        text = drive.format(source, cloud_init.disks.SEED)
+        root = parse(f"<domain><devices>{text}</devices></domain>")
+        assert (cloud_init.eject(root) is not None) is there
+        assert cloud_init.eject(root) is None
 
 
 def test_a_tray_that_the_guest_has_locked_keeps_the_seed(lab, seed, monkeypatch):
