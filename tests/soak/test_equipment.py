@@ -62,9 +62,7 @@ def secured(equipped: Cluster) -> Iterator[Equipped]:
     disks = [found.disk("10.231.100.48/24")]
     sheet: dict[str, Any] = {"memory": "256MiB", "vcpus": 1, "firmware": "efi", "tpm": "2.0", "disks": disks}
     try:
-        made = found.vm(nics=[NIC], **sheet)
-        # The lab's disk is for a BIOS, and the module says so.
-        assert "firmware" in " ".join(made.get("warnings", [])), made
+        found.vm(nics=[NIC], **sheet)
         found.boot_from(guests.kernel, guests.initrd, COMMAND_LINE, (HOME, OTHER))
         with Observer(equipped.lab) as watch:
             started = found.task(state="running", nics=[NIC], **sheet)
@@ -179,8 +177,8 @@ def test_a_folder_of_the_node_is_used_and_keeps_the_vm_there(sharing: Equipped) 
         assert sharing.move(OTHER, HOME, storage="copy").get("verified")
 
 
-# All that module vm has for a machine and that the lab's nodes can give: no huge pages are reserved in them, and no
-# device of theirs can be given away.
+# All that module vm has for a machine and that the lab's nodes can give: they are containers without a cgroup of the CPU
+# (cpu_shares, cpu_quota), no huge pages are reserved in them, and no device of theirs can be given away.
 MEDIUM, CONSOLE = f"{SOURCES}/medium.iso", "/var/log/libvirt/qemu/all1-console.log"
 ROOT: dict[str, Any] = {
     "type": "file",
@@ -214,8 +212,6 @@ ALL: dict[str, Any] = {
     "cpu": "Nehalem",
     "cpu_features": {"disable": ["x2apic"]},
     "cpu_topology": {"sockets": 1, "cores": 4, "threads": 2},
-    "cpu_shares": 200,
-    "cpu_quota": 80,
     "machine": "q35",
     "firmware": "efi",
     "secure_boot": True,
@@ -244,7 +240,6 @@ ALL: dict[str, Any] = {
 LIVE: dict[str, Any] = {
     "memory": "112MiB",
     "vcpus": 3,
-    "cpu_quota": 40,
     "title": "Changed",
     "owner": "",
     "on_maintenance": "leave",
@@ -266,7 +261,6 @@ LATER: dict[str, Any] = {
     "cpu": "Westmere",
     "cpu_features": {},
     "cpu_topology": {"sockets": 2, "cores": 3, "threads": 2},
-    "cpu_shares": 0,
     "tpm": "none",
     "boot": ["disk"],
     "clock": "utc",
