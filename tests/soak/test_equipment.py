@@ -177,8 +177,8 @@ def test_a_folder_of_the_node_is_used_and_keeps_the_vm_there(sharing: Equipped) 
         assert sharing.move(OTHER, HOME, storage="copy").get("verified")
 
 
-# All that module vm has for a machine and that the lab's nodes can give: they are containers without a cgroup of the CPU
-# (cpu_shares, cpu_quota), no huge pages are reserved in them, and no device of theirs can be given away.
+# All that module vm has for a machine and that the lab's nodes can give. They are containers without a cgroup of the
+# CPU (cpu_shares, cpu_quota), no huge pages are reserved in them, and no device of theirs can be given away.
 MEDIUM, CONSOLE = f"{SOURCES}/medium.iso", "/var/log/libvirt/qemu/all1-console.log"
 ROOT: dict[str, Any] = {
     "type": "file",
