@@ -40,7 +40,7 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
             raise Invalid(f"{name} is missing; a new VM needs it", option=name)
     root = skeleton(offer, params)
     Property("name").put(root, params["name"])
-    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type")))}
+    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type"))), "secure_boot": False}
     for field in HARDWARE:
         if field.name not in ("machine", "virt_type"):
             value = params[field.name]
