@@ -232,6 +232,7 @@ class Moving:
             nodes=site.uris,
             stream=site.stream(self.to),
             bandwidth=options["bandwidth"],
+            together=params["bandwidth_per_node"],
             timeout=seconds(options, amount),
             stall_timeout=options["stall_timeout"],
             home=params["set_home"],

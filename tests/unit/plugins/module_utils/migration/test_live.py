@@ -97,6 +97,10 @@ class Node:
         self.note(f"allow {milliseconds} ms")
         return True
 
+    def limit(self, uuid, speed):
+        self.note(f"limit {speed} MiB/s")
+        return True
+
     def totals(self, uuid):
         return {"sent": 9, "passes": self.world.passes}
 
@@ -304,6 +308,16 @@ def test_a_vm_that_does_not_converge_may_stand_still_for_longer(tmp_path, monkey
     world.call_seconds, world.passes = 0.5, 4
     move(world, tmp_path, max_downtime=2000)
     assert world.log.count("allow 1200 ms on hv1") == 1 and "resume on hv2" in world.log
+
+
+def test_what_others_leave_of_the_link_is_taken_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    others = iter([3, 3, 1])
+    monkeypatch.setattr(live, "under_way", lambda: next(others, 1))
+    world = World()
+    world.call_seconds = 0.5
+    move(world, tmp_path, together=300 * 2**20)
+    assert [words for words in world.log if "limit" in words] == ["limit 100 MiB/s on hv1", "limit 300 MiB/s on hv1"]
 
 
 def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):
