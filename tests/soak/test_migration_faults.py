@@ -28,6 +28,9 @@ CUT_SSH = "table ip cut {\n chain arriving {\n type filter hook input priority 0
 # Of the destination's libvirt, called before it starts QEMU; waits while it is told to.
 HOOK, HOLD = "/etc/libvirt/hooks/qemu.d/zz-story", "/run/drover-story-hold"
 HOLDS = f'#!/bin/sh\n[ "$2" = prepare ] && while [ -e {HOLD} ]; do sleep 0.2; done\nexit 0\n'
+PULLED = """<domainbackup mode='pull'><server transport='unix' socket='/var/tmp/drover-story.sock'/><disks>
+<disk name='vda' backup='yes' type='file'><scratch file='/var/tmp/drover-story.scratch'/></disk></disks></domainbackup>
+"""
 BUSY = "busy1"
 CONTROL = 16514
 ROUNDS = int(os.environ.get("DROVER_PINGPONG", "50"))
@@ -199,6 +202,39 @@ def test_f03_the_controller_loses_the_source_in_perform(mover: Mover) -> None:
     result = mover.end(process)
     assert result.get("verified") and result["actions"] == predicted["actions"], result
     mover.rests_on(mover.target)
+
+
+def test_f25_one_vm_has_one_work_at_a_time(mover: Mover) -> None:
+    """What would meet a move is refused, and so is a move that would meet a backup."""
+    process = mover.start_slowly()
+    meanwhile: dict[str, dict[str, Any]] = {
+        "snapshot": {"snapshot": "meanwhile", "memory": True},
+        "backup": {"path": "/srv"},
+        "vm": {"state": "stopped"},
+    }
+    for module, task in meanwhile.items():
+        refused = mover.end(mover.start(mover.source, module=module, name=mover.vm, **task))
+        assert refused["failed"] and not refused["changed"], (module, refused)
+        assert "carries the marker of a migration" in refused["msg"], (module, refused)
+    mover.in_phase("perform3")
+    mover.speed_up()
+    result = mover.end(process)
+    assert result.get("verified"), result
+    mover.rests_on(mover.target)
+    # Of another tool, and for as long as the story wants.
+    mover.inside(mover.target, "tee", "/run/drover-story.xml", feed=PULLED)
+    mover.virsh(mover.target, "backup-begin", mover.vm, "/run/drover-story.xml")
+    try:
+        for check in (True, False):
+            refused = mover.migrate(mover.target, check=check, name=mover.vm, to=mover.source)
+            assert refused["failed"] and not refused["changed"], refused
+            assert [blocker["reason"] for blocker in refused["details"]["blockers"]] == ["job"], refused
+    finally:
+        mover.virsh(mover.target, "domjobabort", mover.vm)
+        mover.inside(mover.target, "rm", "-f", "/run/drover-story.xml", "/var/tmp/drover-story.scratch")
+    mover.rests_on(mover.target)
+    back = mover.migrate(mover.target, name=mover.vm, to=mover.source)
+    assert back.get("verified"), back
 
 
 def test_f17_a_destination_that_can_write_nothing_down(mover: Mover) -> None:
