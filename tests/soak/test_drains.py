@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -26,37 +28,70 @@ def test_a_drain_that_is_killed_at_another_moment_is_finished_by_the_next_run(cl
     kill_a_drain(cluster, point)
 
 
-def test_what_leaves_a_node_shares_its_link(cluster: Cluster) -> None:
-    """Three VMs that move at once have a third each of what the task allows, and the last one has all of it."""
+@pytest.fixture
+def three(cluster: Cluster) -> Iterator[list[str]]:
+    """Three VMs on the node, by name; in the end all are where they were, and none ran twice."""
     before = cluster.where()
-    seen: list[list[int]] = []
     with Observer(cluster.lab) as watch:
         for name in before:
             watch.wait_word(name)
-        # The third VM of the node.
         guest = next(name for name, node in sorted(before.items()) if node != NODE)
-        cluster.task(before[guest], "migrate", name=guest, to=NODE, set_home="keep")
-        leaving = sorted(name for name, node in cluster.where().items() if node == NODE)
-        assert len(leaving) == 3, leaving
-        options = {"drover_parallel": 3, "drover_bandwidth_per_node": "6MiB", "drover_anti_affinity": []}
-        drain = cluster.start("drain_node", node=NODE, **options)
-
-        def ended() -> bool | str:
-            words = cluster.ssh(NODE, "sh", "-c", f"'{SPEEDS}'", check=False).split()
-            seen.append(sorted(int(word) for word in words if int(word) < 1000))
-            return drain.poll() is not None or str(seen[-1])
-
-        wait_until(ended, PLAY_SECONDS, "the end of the drain")
-        output = drain.communicate()[0]
-        assert drain.returncode == 0, output
-        assert [2, 2, 2] in seen, f"they did not share it: {seen}"
-        assert any(one and one[0] > 2 for one in seen[seen.index([2, 2, 2]) :]), f"none took what was free: {seen}"
+        moved = cluster.task(before[guest], "migrate", name=guest, to=NODE)
+        assert moved.get("verified"), moved
+        yield sorted(name for name, node in cluster.where().items() if node == NODE)
         cluster.play("undrain_node", node=NODE).good()
-        if cluster.where()[guest] != before[guest]:
-            cluster.task(cluster.where()[guest], "migrate", name=guest, to=before[guest])
+        moved = cluster.task(cluster.where()[guest], "migrate", name=guest, to=before[guest])
+        assert moved.get("verified"), moved
         assert cluster.where() == before
         for name in before:
             watch.wait_word(name, after=time.monotonic())
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
-    print([one for number, one in enumerate(seen) if one and (number == 0 or seen[number - 1] != one)])
+
+
+def during_a_drain(cluster: Cluster, see: Callable[[], list[int]], **options: Any) -> list[list[int]]:
+    """What is seen while the node is emptied, each time that it is something new."""
+    seen: list[list[int]] = []
+    # Those that the site keeps apart would have only one place.
+    drain = cluster.start("drain_node", node=NODE, drover_parallel=3, drover_anti_affinity=[], **options)
+
+    def ended() -> bool | str:
+        now = see()
+        if not seen or seen[-1] != now:
+            seen.append(now)
+        return drain.poll() is not None or str(now)
+
+    wait_until(ended, PLAY_SECONDS, "the end of the drain")
+    output = drain.communicate()[0]
+    assert drain.returncode == 0, output
+    assert cluster.domains(NODE) == {}
+    print(seen)
+    return seen
+
+
+def test_what_leaves_a_node_shares_its_link(cluster: Cluster, three: list[str]) -> None:
+    """Three VMs that move at once have a third each of what the task allows, and who is left takes what is free."""
+    assert len(three) == 3, three
+
+    def speeds() -> list[int]:
+        words = cluster.ssh(NODE, "sh", "-c", f"'{SPEEDS}'", check=False).split()
+        # Without a limit it is a number beyond all.
+        return sorted(int(word) for word in words if len(word) < 4)
+
+    seen = during_a_drain(cluster, speeds, drover_bandwidth_per_node="6MiB")
+    assert [2, 2, 2] in seen, f"they did not share it: {seen}"
+    assert any(one and one[0] > 2 for one in seen[seen.index([2, 2, 2]) :]), f"none took what was free: {seen}"
+
+
+def test_a_node_sends_no_more_than_the_others_and_the_cluster_may_take(cluster: Cluster, three: list[str]) -> None:
+    """Three could go at once: one to each of two nodes, and then one in the whole cluster."""
+    assert len(three) == 3, three
+
+    def arriving() -> list[int]:
+        return [list(cluster.domains(node).values()).count("paused") for node in ("hv2", "hv3")]
+
+    seen = during_a_drain(cluster, arriving, drover_parallel_inbound=1, drover_bandwidth="4MiB")
+    assert [1, 1] in seen and max(map(max, seen)) == 1, seen
+    cluster.play("undrain_node", node=NODE).good()
+    seen = during_a_drain(cluster, arriving, drover_parallel_cluster=1, drover_bandwidth="4MiB")
+    assert max(map(sum, seen)) == 1, seen
