@@ -15,6 +15,8 @@ from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Clust
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 from ansible_collections.drover.kvm.tests.lab.test_main_job import NODE, empty_and_fill, kill_a_drain
 
+# Three VMs on one node: also those that the site keeps apart.
+TOGETHER: dict[str, Any] = {"drover_anti_affinity": []}
 SPEEDS = "for vm in $(virsh -q list --name); do virsh migrate-getspeed $vm; done"
 
 
@@ -39,7 +41,7 @@ def three(cluster: Cluster) -> Iterator[list[str]]:
         moved = cluster.task(before[guest], "migrate", name=guest, to=NODE)
         assert moved.get("verified"), moved
         yield sorted(name for name, node in cluster.where().items() if node == NODE)
-        cluster.play("undrain_node", node=NODE).good()
+        cluster.play("undrain_node", node=NODE, **TOGETHER).good()
         moved = cluster.task(cluster.where()[guest], "migrate", name=guest, to=before[guest])
         assert moved.get("verified"), moved
         assert cluster.where() == before
@@ -52,8 +54,7 @@ def three(cluster: Cluster) -> Iterator[list[str]]:
 def during_a_drain(cluster: Cluster, see: Callable[[], list[int]], **options: Any) -> list[list[int]]:
     """What is seen while the node is emptied, each time that it is something new."""
     seen: list[list[int]] = []
-    # Those that the site keeps apart would have only one place.
-    drain = cluster.start("drain_node", node=NODE, drover_parallel=3, drover_anti_affinity=[], **options)
+    drain = cluster.start("drain_node", node=NODE, drover_parallel=3, **TOGETHER, **options)
 
     def ended() -> bool | str:
         now = see()
@@ -92,6 +93,6 @@ def test_a_node_sends_no_more_than_the_others_and_the_cluster_may_take(cluster: 
 
     seen = during_a_drain(cluster, arriving, drover_parallel_inbound=1, drover_bandwidth="4MiB")
     assert [1, 1] in seen and max(map(max, seen)) == 1, seen
-    cluster.play("undrain_node", node=NODE).good()
+    cluster.play("undrain_node", node=NODE, **TOGETHER).good()
     seen = during_a_drain(cluster, arriving, drover_parallel_cluster=1, drover_bandwidth="4MiB")
     assert max(map(sum, seen)) == 1, seen

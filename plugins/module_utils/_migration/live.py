@@ -221,9 +221,11 @@ class LiveMove:
             os.write(self._mouth, b"F")
 
     def _share(self, pace: Pace) -> None:
-        """Take as much of the link as the others that leave this node leave over."""
+        """Take as much of the link as the others that leave this node leave over; more only when it is free twice."""
         wanted = speed(self.order, under_way())
-        if wanted is not None and wanted != pace.speed and self.source.limit(self.order.uuid, wanted):
+        sure = wanted is not None and (pace.speed is None or wanted <= max(pace.speed, pace.free))
+        pace.free = wanted or 0
+        if wanted is not None and sure and wanted != pace.speed and self.source.limit(self.order.uuid, wanted):
             pace.speed = wanted
 
     def _tick(self, pace: Pace) -> None:

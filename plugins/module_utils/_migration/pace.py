@@ -74,7 +74,9 @@ class Pace:
         self.aborted = 0.0
         self.allowed = FIRST_DOWNTIME
         self.paused = False
+        # In MiB/s: what was set, and what was free at the last look.
         self.speed: int | None = None
+        self.free = 0
 
     def judge(self, progress: Mapping[str, Any], now: float) -> str:
         """Why it must be aborted now, or nothing. Says it once."""
