@@ -312,10 +312,16 @@ def test_a_vm_that_does_not_converge_may_stand_still_for_longer(tmp_path, monkey
 
 def test_what_others_leave_of_the_link_is_taken_when_it_is_free_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "TICK", 0.02)
-    others = iter([3, 3, 1, 3, 3, 2, 2, 1])
-    monkeypatch.setattr(live, "under_way", lambda: next(others, 1))
-    world = World()
-    world.call_seconds = 0.5
+    others, world = iter([3, 3, 1, 3, 3, 2, 2, 1, 1]), World()
+
+    def under_way():
+        number = next(others, 0)
+        if not number:
+            world.hold.set()
+        return number or 1
+
+    monkeypatch.setattr(live, "under_way", under_way)
+    world.call_seconds = 30
     move(world, tmp_path, together=300 * 2**20)
     assert [words for words in world.log if "limit" in words] == [
         f"limit {speed} MiB/s on hv1" for speed in (100, 150, 300)
