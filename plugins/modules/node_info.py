@@ -239,6 +239,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from ansible_collections.drover.kvm.plugins.module_utils._bridge.uplinks import carried
 from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges, filtering
 from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
 from ansible_collections.drover.kvm.plugins.module_utils._domain.cpu import CPU, Features
@@ -252,7 +253,6 @@ from ansible_collections.drover.kvm.plugins.module_utils._peers import read_clus
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import of_bridge
 from ansible_collections.drover.kvm.plugins.module_utils._reserved import read as read_reserved
 from ansible_collections.drover.kvm.plugins.module_utils._resource import run_info
-from ansible_collections.drover.kvm.plugins.module_utils._uplinks import carried
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 
 FIELDS = (
@@ -319,8 +319,13 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
         name=name,
         vm_capable=not cluster.node or cluster.node in cluster.uris,
         bridges=[
-            {"name": one, "type": kind, "reserved_vlans": of_bridge(own, one), "vlans": out.get(one)}
-            for one, kind, own in ((*each, reserved if each[1] == "ovs" else {}) for each in sorted(bridges().items()))
+            {
+                "name": bridge,
+                "type": kind,
+                "reserved_vlans": of_bridge(reserved, bridge) if kind == "ovs" else [],
+                "vlans": out.get(bridge),
+            }
+            for bridge, kind in sorted(bridges().items())
         ],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),

@@ -8,17 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from ._errors import Failed, NotFound, TimedOut
-from ._run import run
+from .. import _ovs
+from .._errors import DroverError, Failed, NotFound, TimedOut
+from .._run import run
 
 NETWORK = Path("/sys/class/net")
-ASK = (
-    *("ovs-vsctl", "--timeout=10", "--format=json", "--columns=name,ports", "list", "Bridge"),
-    *("--", "--columns=_uuid,interfaces,tag,trunks,vlan_mode", "list", "Port"),
-    *("--", "--columns=_uuid,type,external_ids", "list", "Interface"),
-)
 # What libvirt, or somebody in its manner, writes to the interface of a VM.
 OF_A_VM = {"iface-id", "attached-mac", "vm-id"}
 # Ends in this machine (internal), or goes who knows where (patch).
@@ -31,43 +26,35 @@ def carried(apart: Collection[str]) -> dict[str, list[int] | None]:
     It can't be told of a bridge without an uplink. `apart` are those of the kernel's bridges that keep VLANs apart; the
     others of these are left out.
     """
-    return {**_linux(apart), **_ovs()}
+    return {**_linux(apart), **_open_vswitch()}
 
 
-def _ovs() -> dict[str, list[int] | None]:
+def _open_vswitch() -> dict[str, list[int] | None]:
     try:
-        lines = run(list(ASK), timeout=15).splitlines()
-    except (NotFound, Failed, TimedOut):
+        with _ovs.connect(_ovs.SOCKET) as ovs:
+            seen = ovs.snapshot()
+    except DroverError:
         return {}
-    bridges, ports, interfaces = (_rows(json.loads(line)) for line in lines if line.strip())
-    cards = {row["_uuid"]: row for row in interfaces}
-    ways = {row["_uuid"]: row for row in ports if any(_is_uplink(cards[one]) for one in row["interfaces"])}
-    return {row["name"]: _together(_of_port(ways[port]) for port in row["ports"] if port in ways) for row in bridges}
+    return {row["name"]: _together(_ways(seen, row)) for row in seen.tables["Bridge"].values()}
 
 
-def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table as ovs-vsctl writes them; what may have several values is a list."""
-    return [{name: _plain(name, cell) for name, cell in zip(table["headings"], row)} for row in table["data"]]
+def _ways(seen: _ovs.Snapshot, bridge: _ovs.Row) -> Iterator[list[int] | None]:
+    for port in seen.rows("Port", bridge["ports"]):
+        if any(_is_uplink(interface) for interface in seen.rows("Interface", port["interfaces"])):
+            yield _of_port(port)
 
 
-def _plain(name: str, cell: Any) -> Any:
-    if name in ("name", "type", "_uuid"):
-        return cell[1] if isinstance(cell, list) else cell
-    kind, values = cell if isinstance(cell, list) else ("set", [cell])
-    values = [values] if kind == "uuid" else values
-    return dict(values) if kind == "map" else [one[1] if isinstance(one, list) else one for one in values]
-
-
-def _is_uplink(interface: Mapping[str, Any]) -> bool:
+def _is_uplink(interface: _ovs.Row) -> bool:
     return interface["type"] not in NO_UPLINK and not OF_A_VM & set(interface["external_ids"])
 
 
-def _of_port(port: Mapping[str, Any]) -> list[int] | None:
+def _of_port(port: _ovs.Row) -> list[int] | None:
     """What a port of Open vSwitch carries, by its manual (ovs-vswitchd.conf.db(5), vlan_mode): no trunks mean all."""
-    mode = (port["vlan_mode"] or ["access" if port["tag"] else "trunk"])[0]
+    tag = [] if port["tag"] is None else [port["tag"]]
+    mode = port["vlan_mode"] or ("access" if tag else "trunk")
     if mode == "access":
-        return list(port["tag"])
-    return [*port["trunks"], *port["tag"]] if port["trunks"] and mode != "dot1q-tunnel" else None
+        return tag
+    return [*port["trunks"], *tag] if port["trunks"] and mode != "dot1q-tunnel" else None
 
 
 def _together(uplinks: Iterable[list[int] | None]) -> list[int] | None:

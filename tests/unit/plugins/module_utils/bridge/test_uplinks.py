@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _uplinks
-from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound
+from ansible_collections.drover.kvm.plugins.module_utils import _ovs
+from ansible_collections.drover.kvm.plugins.module_utils._bridge import uplinks
 from ansible_collections.drover.kvm.tests.unit import ovs_server
 
 VM = ("set", "interface", "vnet0", "external_ids:iface-id=x")
@@ -26,8 +26,8 @@ def switch():
 
 @pytest.fixture
 def ovs(switch, monkeypatch):
-    """Its ovs-vsctl, with a bridge that has a port of the host and one of a VM, which are no uplinks."""
-    monkeypatch.setenv("OVS_RUNDIR", str(switch.folder))
+    """It, with a bridge that has a port of the host and one of a VM, which are no uplinks."""
+    monkeypatch.setattr(_ovs, "SOCKET", switch.socket)
     host = ("--", "add-port", "br0", "storage0", "tag=9", "--", "set", "interface", "storage0", "type=internal")
     switch.vsctl("add-br", "br0", *host, "--", "add-port", "br0", "vnet0", "tag=200", "--", *VM)
     yield switch.vsctl
@@ -51,7 +51,7 @@ def test_the_vlans_that_an_ovs_bridge_lets_out(ovs, ports, expected):
     for name, columns in ports.items():
         words = [f"{key}={str(value).strip('[]').replace(' ', '')}" for key, value in columns.items()]
         ovs("add-port", "br0", name, *words)
-    assert _uplinks.carried(()) == {"br0": expected}
+    assert uplinks.carried(()) == {"br0": expected}
 
 
 def test_the_vlans_that_a_bridge_of_the_kernel_lets_out(monkeypatch, tmp_path):
@@ -60,17 +60,12 @@ def test_the_vlans_that_a_bridge_of_the_kernel_lets_out(monkeypatch, tmp_path):
         (tmp_path / name).mkdir()
     for name in ("vnet0", "tap7"):
         (tmp_path / name / "tun_flags").touch()
-    monkeypatch.setattr(_uplinks, "NETWORK", tmp_path)
+    monkeypatch.setattr(uplinks, "NETWORK", tmp_path)
     said = [
         {"ifname": "eno1", "vlans": [{"vlan": 1, "flags": ["PVID"]}, {"vlan": 10, "vlanEnd": 12}]},
         {"ifname": "vnet0", "vlans": [{"vlan": 200}]},
     ]
-
-    def bridge(argv, timeout):
-        if argv[0] != "bridge":
-            raise NotFound("no Open vSwitch here")
-        return json.dumps(said)
-
-    monkeypatch.setattr(_uplinks, "run", bridge)
-    assert _uplinks.carried({"br0"}) == {"br0": [1, 10, 11, 12]}
-    assert _uplinks.carried(()) == {}
+    monkeypatch.setattr(_ovs, "SOCKET", str(tmp_path / "none"))
+    monkeypatch.setattr(uplinks, "run", lambda argv, timeout: json.dumps(said))
+    assert uplinks.carried({"br0"}) == {"br0": [1, 10, 11, 12]}
+    assert uplinks.carried(()) == {}
