@@ -17,7 +17,8 @@ from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
 from .._lvm import Lvm
 from . import firmware, locks, stream
-from .order import Order
+from .order import Order, under_way
+from .pace import speed
 from .volumes import Volumes
 
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
@@ -301,8 +302,8 @@ class End:
         if order.copies:
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [copy["target"] for copy in order.copies]
-        if order.bandwidth:
-            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
+        if limit := speed(order, under_way()):
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = limit
         if order.auto_converge:
             flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
         if order.connections:
@@ -369,8 +370,15 @@ class End:
 
     def allow_downtime(self, uuid: str, milliseconds: int) -> bool:
         """Let the VM stand still for so long at the switch; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxDowntime(milliseconds, 0))
+
+    def limit(self, uuid: str, speed: int) -> bool:
+        """Let the migration take so many MiB/s; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxSpeed(speed, 0))
+
+    def _told(self, uuid: str, word: Callable[[Any], Any]) -> bool:
         try:
-            self._domain(uuid).migrateSetMaxDowntime(milliseconds, 0)
+            word(self._domain(uuid))
         except (libvirt.libvirtError, DroverError):
             return False
         return True

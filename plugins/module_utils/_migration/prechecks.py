@@ -44,6 +44,13 @@ class Blocker:
         return {"reason": self.reason, "text": self.text, "mend": self.mend}
 
 
+def at_work(job: str) -> list[dict[str, str]]:
+    """What speaks against moving a VM that has this job; for the end of one that is no migration libvirt would wait."""
+    mend = "wait until it ends (virsh domjobinfo shows it)"
+    found = Blocker("job", "it has a job that runs: a backup, a snapshot or a dump", mend)
+    return [found.as_dict()] if job == "other" else []
+
+
 def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
     """The mount points of file systems that other nodes see too."""
     lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
