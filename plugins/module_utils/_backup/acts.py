@@ -79,7 +79,10 @@ class Acts(Shelf):
 
     def words(self) -> str:
         """What will be copied, for people."""
-        kind = f"full ({self.reason})" if self.base is None else f"what has changed since {self.base.id}"
+        if self.base is None:
+            kind = f"full ({self.reason})"
+        else:
+            kind = f"what has changed since {self.base.id}" + (f", {self.reason}" if self.reason else "")
         return f"{', '.join(disk.target for disk in self.disks)}; {kind}"
 
     def clear(self, folder: Path) -> None:

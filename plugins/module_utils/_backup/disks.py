@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
@@ -24,6 +25,11 @@ class Disk(NamedTuple):
     path: str | None
     size: int
     allocation: int
+
+    @property
+    def noted(self) -> bool:
+        """Whether QEMU can note in it what changes between two backups."""
+        return self.format == "qcow2"
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
@@ -48,6 +54,12 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
             size, used = sizes["capacity"], sizes["allocation"] if alone else None
         found.append(Disk(target, identity, image_format, path, size, min(used or size, size)))
     return found, spared
+
+
+def whole(disks: Sequence[Disk]) -> str:
+    """Of which disks all is copied each time, in words; nothing where there is none such."""
+    found = [f"{disk.target} ({disk.format})" for disk in disks if not disk.noted]
+    return f"all of {', '.join(found)}, where QEMU can't note what changes" if found else ""
 
 
 def _has_base(disk: Element) -> bool:

@@ -22,7 +22,7 @@ from .._files import free_space, locked, replace_file
 from .._libvirt import Domain, Node
 from .._xml import parse
 from . import files, job, rbd, store
-from .disks import Disk, disks_of
+from .disks import Disk, disks_of, whole
 from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
@@ -54,12 +54,14 @@ class Order(NamedTuple):
 def base_of(
     order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]
 ) -> tuple[Backup | None, str]:
-    """What an incremental backup is based on; without it why it has to be a full one."""
+    """What an incremental backup is based on, and which disks it holds as a whole; or why it has to be a full one."""
     if order.type == "full":
         return None, "asked for"
     images = rbd.are_images(disks)
     if not domain.active and not images:
         return None, f"{order.vm} is off, and nothing notes what changed"
+    if not images and not any(disk.noted for disk in disks):
+        return None, whole(disks)
     own = [backup for backup in backups if backup.uuid == domain.uuid]
     if not own:
         return None, "there is none yet"
@@ -75,21 +77,21 @@ def base_of(
         return None, f"the history has {order.max_incrementals} incremental ones"
     if images and (image := rbd.lacks(disks, last.manifest["checkpoint"])):
         return None, f"{image} has the snapshot of the last one, {last.id}, no more"
-    return last, ""
+    return last, "" if images else whole(disks)
 
 
 def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | None) -> int:
     """The bytes that a backup may take while it is made; what compression will save can't be known."""
-    sizes, images = [disk.allocation for disk in disks], rbd.are_images(disks)
-    known = None
+    images, known, copied = rbd.are_images(disks), None, list(disks)
     if base is not None:
         mark = base.manifest["checkpoint"]
         known = rbd.changed(disks, mark) if images else job.changed(node, order.vm, mark)
     if known is not None:
-        return 2 * known + SPARE
+        copied = [disk for disk in disks if not images and not disk.noted]
+    sizes = [disk.allocation for disk in copied]
     # What QEMU has copied is packed afterwards; a snapshot of RBD is packed as it is read.
     twice = order.compression != "none" and not images
-    return sum(sizes) + (max(sizes, default=0) if twice else 0) + SPARE
+    return 2 * (known or 0) + sum(sizes) + (max(sizes, default=0) if twice else 0) + SPARE
 
 
 def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS) -> None:
@@ -194,7 +196,7 @@ class Taking:
             held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
             until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
-            below = None if self.base is None else self.base.id
+            below = self.base.id if self.base is not None and disk.noted else None
             files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)
         return moment
 
@@ -223,15 +225,15 @@ class Taking:
 
     def _start(self, copies: dict[str, str]) -> None:
         """Have QEMU begin; a full one where libvirt can't tell what has changed."""
-        name, targets = self.order.vm, list(copies)
-        noted = self.order.checkpoint and all(disk.format == "qcow2" for disk in self.disks)
-        self.checkpoint = job.checkpoint_name(self.id) if noted else None
-        mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, targets, self.spared)
+        name, noted = self.order.vm, [disk.target for disk in self.disks if disk.noted]
+        others = [*self.spared, *(target for target in copies if target not in noted)]
+        self.checkpoint = job.checkpoint_name(self.id) if self.order.checkpoint and noted else None
+        mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, noted, others)
         if self.base is not None:
             try:
                 self._adopt(self.base)
                 base = self.base.manifest["checkpoint"]
-                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base), mark)
+                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base, noted), mark)
             except DroverError as error:
                 if self.node.backup(name) is not None:
                     raise
@@ -240,7 +242,7 @@ class Taking:
                 check_room(self.order.root, room_needed(self.node, self.order, self.disks, None))
                 for path in copies.values():
                     Path(path).unlink(missing_ok=True)
-        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None), mark)
+        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None, noted), mark)
         return None
 
     def _adopt(self, base: Backup) -> None:
@@ -276,7 +278,7 @@ class Taking:
             "id": self.id,
             "vm": {"name": domain.name, "uuid": domain.uuid},
             "type": "full" if base is None else "incremental",
-            "reason": self.reason if base is None and self.order.type != "full" else None,
+            "reason": self.reason if self.reason and self.order.type != "full" else None,
             "base": None if base is None else base.id,
             "history": self.id if base is None else base.history,
             "moment": moment.strftime(store.STAMP),

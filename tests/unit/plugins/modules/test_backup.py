@@ -375,6 +375,41 @@ def test_a_machine_that_is_off_and_one_whose_marks_are_lost(machine: Machine) ->
     assert third["type"] == "full" and "can't tell" in third["reason"], third
 
 
+def test_of_mixed_disks_those_are_incremental_that_can_be(machine: Machine) -> None:
+    machine.formats["vdb"] = "raw"
+    qemu_img("create", "-q", "-f", "raw", machine.disk("vdb"), "8M")
+    machine.define()
+    machine.vm.create()
+    machine.write(1, target="vdb")
+    first = machine.take(type="incremental")["backup"]
+    assert (first["type"], first["reason"]) == ("full", "there is none yet") and len(machine.checkpoints()) == 1
+    seen = {}
+    for number in (2, 3):
+        machine.write(number, f"{number}M")
+        machine.write(number, f"{number}M", target="vdb")
+        kept = [machine.content(target) for target in ("vda", "vdb")]
+        done = machine.take(type="incremental")
+        assert done["backup"]["type"] == "incremental" and done["actions"][-1].endswith(
+            ", all of vdb (raw), where QEMU can't note what changes"
+        )
+        assert done["backup"]["reason"] == "all of vdb (raw), where QEMU can't note what changes"
+        seen[done["backup"]["id"]] = kept
+    for backup_id, kept in seen.items():
+        assert [machine.restored(backup_id, target) for target in ("vda", "vdb")] == kept
+        place = machine.root / "web1" / backup_id
+        based = ["backing-filename" in qemu_img("info", "--output=json", place / f"{one}.qcow2") for one in machine.formats]
+        assert based == [True, False]
+    # A VM of such disks only: there is nothing that an incremental one could be based on.
+    machine.vm.destroy()
+    machine.formats["vda"] = "raw"
+    qemu_img("create", "-q", "-f", "raw", machine.disk("vda"), "8M")
+    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    machine.define()
+    machine.vm.create()
+    last = machine.take(type="incremental")["backup"]
+    assert last["type"] == "full" and last["reason"].startswith("all of vda (raw), vdb (raw)"), last
+
+
 def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> None:
     def refused(words: str, **args: Any) -> None:
         done = running.run(**args)
