@@ -17,7 +17,10 @@ from . import files, job
 
 
 class Disk(NamedTuple):
-    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes."""
+    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes.
+
+    Such a disk has the size 0 while its VM is off.
+    """
 
     target: str
     identity: str | None
@@ -47,6 +50,8 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
         image_format = Property("driver/@type").get(element) or "raw"
         if identity and rbd.is_known(identity):
             size, used = _measured(identity)
+        elif path is None and not domain.active:
+            size = used = 0  # nobody here can tell
         else:
             sizes = node.block_sizes(domain.name, target)
             # Of a device libvirt knows no allocation, and of a chain only that of its top.

@@ -29,7 +29,7 @@ def checkpoint_name(backup: str) -> str:
 
 
 def backup_xml(files: Mapping[str, str], spared: Sequence[str], base: str | None, noted: Collection[str]) -> str:
-    """What libvirt is asked for: `files` by disk; of the disks `noted` only what has changed since checkpoint `base`."""
+    """What libvirt is asked for: `files` by disk; of the `noted` ones only what has changed since checkpoint `base`."""
     root = Element("domainbackup", {"mode": "push"})
     disks = SubElement(root, "disks")
     for target, path in files.items():
