@@ -95,7 +95,7 @@ def _origin(node: Node, vm: str, disk: Element, one: Mapping[str, Any]) -> Sourc
     }
     if not login["user"]:
         return Source(_address(unit))
-    password = node.password("iscsi", login["secret"])
+    password = node.password("iscsi", str(login["secret"]))
     return Source(_address({**unit, "user": login["user"], "password-secret": files.LOGIN}), secret=password)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.drover.kvm.plugins.module_utils import _run
 from ansible_collections.drover.kvm.plugins.module_utils._backup import files, origins
 from ansible_collections.drover.kvm.plugins.module_utils._backup.disks import Disk
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Refused
@@ -65,11 +66,10 @@ def origin(san: tgt_server.PrivateSan, **options: Any) -> files.Source:
 
 def test_it_is_read_with_the_login_of_the_disk_itself(san: Any, tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[list[str]] = []
-    run = files.run
 
     def seen(argv: list[str], *args: Any, **named: Any) -> str:
         asked.append(argv)
-        return run(argv, *args, **named)
+        return _run.run(argv, *args, **named)
 
     monkeypatch.setattr(files, "run", seen)
     disk = Disk("vda", "iscsi:x", "raw", None, 2 * MIB, 2 * MIB)
