@@ -89,12 +89,12 @@ def shared(site: Cluster) -> Iterator[None]:
     device = loop.stdout.strip()
     enter = ["nsenter", "--target", str(site.lab.machine(SAN).leader()), "--mount", "sh", "-c"]
     major, minor = os.major(os.stat(device).st_rdev), os.minor(os.stat(device).st_rdev)
-    mount = f"mkdir -p {SHARED} && mknod /run/shared b {major} {minor} && mount -t xfs /run/shared {SHARED}"
+    mount = f"mkdir -p {SHARED} && mknod {SHARED}.device b {major} {minor} && mount -t xfs {SHARED}.device {SHARED}"
     try:
         subprocess.run([*enter, f"{mount} && mkdir {SHARED}/images"], check=True)
         yield
     finally:
-        subprocess.run([*enter, f"umount {SHARED}; rm -rf /run/shared {SHARED}"], check=True)
+        subprocess.run([*enter, f"umount {SHARED}; rm -rf {SHARED}.device {SHARED}"], check=True)
         subprocess.run(["losetup", "-d", device], check=True)
         image.unlink()
 

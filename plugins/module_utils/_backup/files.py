@@ -144,7 +144,8 @@ def convert(source: Source, image: Path, compression: str, seconds: float, optio
     """Copy what a disk holds into a new image."""
     packed = ["-c", "-o", f"compression_type={compression}"] if compression != "none" else []
     words = ["-q", "-m", "8", "-W", "-f", source.format, "-O", "qcow2", *packed, *options]
-    run(["qemu-img", "convert", *source.login(), *words, source.address, str(image)], source.secret, timeout=seconds)
+    argv = ["qemu-img", "convert", *source.login(), *words, source.address, str(image)]
+    run(argv, source.secret, timeout=seconds, tied=True)
 
 
 def compare(source: Source, image: Path, seconds: float) -> None:
@@ -155,7 +156,7 @@ def compare(source: Source, image: Path, seconds: float) -> None:
 
 def _compare(words: list[str], pair: list[str], seconds: float, secret: str | None = None) -> None:
     try:
-        run(["qemu-img", "compare", "-q", *words, *pair], secret, timeout=seconds)
+        run(["qemu-img", "compare", "-q", *words, *pair], secret, timeout=seconds, tied=True)
     except Failed as error:
         if error.details.get("rc") != 1:
             raise
