@@ -90,19 +90,20 @@ options:
                 (V(20261122T030000Z)). The default is the beginning of the backup.
             type: str
           quiesced:
-            description:
-              - Whether the guest held its file systems still, for RV(backup.quiesced).
-              - The default is V(false).
+            description: Whether the guest held its file systems still, for RV(backup.quiesced).
             type: bool
+            default: false
           disks:
             description:
               - Where the snapshot of each disk is. All disks that the machine writes to must be named. An option of the
-                login that is not given is that of the disk itself, where that is of type C(iscsi). Required.
+                login that is not given is that of the disk itself, where that is of type C(iscsi).
+            required: true
             type: list
             elements: dict
             suboptions:
               target:
-                description: The disk's name on the bus, such as V(vda). Required.
+                description: The disk's name on the bus, such as V(vda).
+                required: true
                 type: str
               path:
                 description: The snapshot as a device of this node, such as V(/dev/san/web1-snapshot), or a raw file.
