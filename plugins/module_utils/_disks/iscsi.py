@@ -97,7 +97,9 @@ def check_user(value: str) -> str:
 
 
 def check_account(value: str) -> str:
-    """The name of a secret; empty for none, so without CHAP."""
+    """The name of a secret, as libvirt's schema takes one; empty for none, so without CHAP."""
+    if "/" in value:
+        raise ValueError(f"{value!r} is not the name of a secret: libvirt takes none with a slash")
     return check_word(value) if value else value
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
-from .._fields import Field, between
-from .._xml import Property, add, drop, find, make
+from .._fields import Field, between, zero_or
+from .._xml import Nonzero, Property, add, drop, find, make
+from .most import Most
 
 MODES = ("host-model", "host-passthrough", "maximum")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
@@ -36,18 +38,20 @@ class Vcpus:
         return None if element is None else int(element.get("current") or element.text or 1)
 
     def put(self, root: Element, value: int) -> None:
-        """Write the number; a maximum that was the number itself, or is too small, follows. Raises Refused."""
+        """Write the number; a maximum that was never given, or is too small, follows. Raises Refused."""
         most = maximum(root)
-        _count(root, value, value if most == self.get(root) or most < value else most)
+        given = GIVEN.is_given(root, most, self.get(root)) and value <= most
+        _count(root, value, most if given else value)
+        GIVEN.mark(root, given and value == most)
 
 
 class MaxVcpus:
-    """The most that the guest can have without a power cycle; None where it starts with all of them."""
+    """The most that the guest can have without a power cycle; None where it was never given."""
 
     def get(self, root: Element) -> int | None:
         """How many."""
         most = maximum(root)
-        return None if most == VCPUS.get(root) else most
+        return most if GIVEN.is_given(root, most, VCPUS.get(root)) else None
 
     def put(self, root: Element, value: int) -> None:
         """Write it and keep the number. Raises Refused."""
@@ -55,6 +59,7 @@ class MaxVcpus:
         if value < number:
             raise Refused(f"max_vcpus={value} is less than the {number} vCPUs")
         _count(root, number, value)
+        GIVEN.mark(root, value == number)
 
 
 class Topology:
@@ -139,14 +144,6 @@ class Cpu:
         cpu.insert(0, model)
 
 
-class Shares(Property):
-    """The weight of the VM's CPU time against other VMs; 0 for libvirt's default."""
-
-    def put(self, root: Element, value: int | None) -> None:
-        """Write it."""
-        super().put(root, value or None)
-
-
 class Quota:
     """The most CPU time that each vCPU may take, in per cent of a CPU of the node; None or 0 for no limit."""
 
@@ -174,6 +171,12 @@ def check_arrangement(root: Element) -> None:
         number = f"vcpus={most}" if most == VCPUS.get(root) else f"max_vcpus={most}"
         layout = f"{_per_socket(element)} per socket, {has} in all"
         raise Refused(f"{number} does not fit the VM's CPU topology of {layout}")
+
+
+def compared(running: Element, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The maximum of a running VM, as it is to be compared with its sheet: not whether it was given, but what it is."""
+    same = maximum(running) == (definition["max_vcpus"] or definition["vcpus"])
+    return {"max_vcpus": definition["max_vcpus"] if same else MAX_VCPUS.get(running)}
 
 
 def has_features(running: Element, wanted: Mapping[str, Sequence[str]]) -> bool:
@@ -236,19 +239,16 @@ def _check_features(value: Mapping[str, Sequence[str] | None]) -> dict[str, list
     return given
 
 
-def _check_shares(value: int) -> int:
-    return value if value == 0 else between(2, 10000)(value)
-
-
-VCPUS, CPU, QUOTA = Vcpus(), Cpu(), Quota()
+GIVEN = Most("max_vcpus")
+VCPUS, MAX_VCPUS, CPU, QUOTA = Vcpus(), MaxVcpus(), Cpu(), Quota()
 LEVEL_FIELDS = tuple(Field(name, type="int", check=between(1, MOST)) for name in LEVELS if name != "clusters")
 FEATURE_FIELDS = tuple(Field(policy, type="list", elements="str") for policy in POLICIES)
 CPU_FIELDS = (
     Field("vcpus", type="int", check=_check_vcpus, place=VCPUS, when="live"),
-    Field("max_vcpus", type="int", check=_check_vcpus, place=MaxVcpus()),
+    Field("max_vcpus", type="int", check=_check_vcpus, place=MAX_VCPUS),
     Field("cpu", check=_check_cpu, place=CPU),
     Field("cpu_features", type="dict", fields=FEATURE_FIELDS, check=_check_features, place=Features()),
     Field("cpu_topology", type="dict", fields=LEVEL_FIELDS, check=_check_topology, place=Topology()),
-    Field("cpu_shares", type="int", check=_check_shares, place=Shares("cputune/shares", int)),
+    Field("cpu_shares", type="int", check=zero_or(between(2, 10000)), place=Nonzero("cputune/shares", int)),
     Field("cpu_quota", type="int", check=between(0, 100), place=QUOTA, when="live"),
 )

@@ -16,6 +16,7 @@ from .._errors import Refused
 from .._fields import Field, parse_size, size_text
 from .._xml import Flag, add, drop, find, make
 from .facts import size_of
+from .most import Most
 
 KIB, MIB = 2**10, 2**20
 BACKING = Flag("memoryBacking/hugepages")
@@ -29,19 +30,21 @@ class Memory:
         return size_of(find(root, "currentMemory")) or size_of(find(root, "memory"))
 
     def put(self, root: Element, value: int) -> None:
-        """Write it. A maximum that was the memory itself, or is too small, follows. Raises Refused."""
+        """Write it. A maximum that was never given, or is too small, follows. Raises Refused."""
         _check_layout(root)
-        if most(root) == (self.get(root) or 0) or most(root) < value:
+        given = GIVEN.is_given(root, most(root), self.get(root)) and value <= most(root)
+        if not given:
             _write(root, "memory", value)
         _write(root, "currentMemory", value)
+        GIVEN.mark(root, given and value == most(root))
 
 
 class MaxMemory:
-    """The most, in bytes, that the guest can have without a power cycle; None where that is its memory."""
+    """The most, in bytes, that the guest can have without a power cycle; None where it was never given."""
 
     def get(self, root: Element) -> int | None:
         """Bytes."""
-        return None if most(root) == MEMORY.get(root) else most(root)
+        return most(root) if GIVEN.is_given(root, most(root), MEMORY.get(root)) else None
 
     def put(self, root: Element, value: int) -> None:
         """Write it and keep the memory. Raises Refused."""
@@ -51,6 +54,7 @@ class MaxMemory:
             raise Refused(f"max_memory={size_text(value)} is less than the memory of {size_text(memory)}")
         _write(root, "currentMemory", memory)
         _write(root, "memory", value)
+        GIVEN.mark(root, value == memory)
 
 
 class Hugepages:
@@ -131,6 +135,7 @@ def check_hugepages(value: Any) -> Any:
     return size
 
 
+GIVEN = Most("max_memory")
 MEMORY, MAX_MEMORY = Memory(), MaxMemory()
 MEMORY_FIELDS = (
     Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),

@@ -119,6 +119,7 @@ def pending(live: Element, definition: Mapping[str, Any]) -> list[str]:
         # libvirt replaces host-model by the model that the node has, with its vendor.
         running["cpu"] = "host-model"
     running.update(memory.compared(live, definition))
+    running.update(cpu.compared(live, definition))
     if cpu.has_features(live, definition["cpu_features"] or {}):
         running["cpu_features"] = definition["cpu_features"]
     for field in HARDWARE:

@@ -626,6 +626,11 @@ BAD += [
     for mac in ("52:54:00:12:34", "01:00:5e:00:00:01", "zz:54:00:12:34:56", "")
 ]
 
+BAD += [
+    ({"disks": [{**disk, "secret": "san/1"}]}, "is not the name of a secret")
+    for disk in ({**SAN, "user": "drover"}, {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]})
+]
+
 
 @pytest.mark.parametrize("options,words", BAD)
 def test_bad_input_gets_a_clear_answer(lab, options, words):

@@ -136,6 +136,16 @@ def test_what_no_guest_can_get_while_it_runs(lab, plug, disk, words):
         assert gone["pending_restart"] == [words.replace("added", "removed")]
 
 
+def test_a_running_guest_is_told_another_rate_at_its_next_start(lab, plug):
+    disk = {**SAN, "iqn": MORE[1]["iqn"], "bus": "scsi", "rotation_rate": 1}
+    lab.run(name="web1", disks=[*WEB["disks"], disk], state="restarted")
+    for rate, words in ((7200, "1 -> 7200"), (0, "1 -> none")):
+        result = lab.both(name="web1", disks=[*WEB["disks"], {**disk, "rotation_rate": rate}])
+        assert result["pending_restart"] == [f"disk sda rotation_rate {words}"]
+    restarted = lab.run(name="web1", state="restarted")
+    assert restarted["pending_restart"] == [] and "rotation_rate" not in lab.node.domain("web1").live_xml
+
+
 def test_an_old_nic_needs_an_old_bus(lab, plug):
     result = lab.both(name="web1", nics=[*NICS, {"bridge": "br0", "model": "e1000"}])
     assert result["pending_restart"] == [f"nic {MACS[1]} added: no PCI port is free"]
@@ -465,6 +475,27 @@ def test_memory_and_vcpus_within_the_most_change_at_once(lab, plug):
     done = lab.both(name="web1", memory="512MiB")
     assert "memory 128MiB -> 512MiB (from its next start)" in done["actions"][0] and len(done["actions"]) == 1
     assert done["pending_restart"] == ["memory 256MiB -> 512MiB"]
+
+
+def test_a_maximum_that_was_given_stays_when_it_was_reached(lab, plug):
+    lab.run(name="web1", max_memory="256MiB", max_vcpus=4, state="restarted")
+    reached = lab.both(name="web1", memory="256MiB", vcpus=4)
+    assert reached["pending_restart"] == [] and (reached["vm"]["max_memory"], reached["vm"]["max_vcpus"]) == (2**28, 4)
+    assert lab.both(name="web1", max_memory="256MiB", max_vcpus=4)["actions"] == []
+    less = lab.both(name="web1", memory="128MiB")
+    assert less["actions"][0] == "set the memory at once to 128MiB" and less["pending_restart"] == []
+    assert (less["vm"]["max_memory"], less["vm"]["max_vcpus"]) == (2**28, 4)
+    lab.run(name="web1", state="stopped", force=True)
+    fewer = lab.both(name="web1", memory="64MiB", vcpus=1)["vm"]
+    assert (fewer["max_memory"], fewer["max_vcpus"]) == (2**28, 4)
+    assert "max_memory" not in lab.node.domain("web1").xml
+    # One that was never given, or is less than what it shall have now, follows.
+    more = lab.both(name="web1", memory="512MiB", vcpus=8)["vm"]
+    assert (more["max_memory"], more["max_vcpus"]) == (None, None)
+    lab.both(name="web1", memory="64MiB", vcpus=2)
+    assert "<memory unit='KiB'>65536<" in lab.node.domain("web1").xml
+    one = lab.both(name="web1", max_memory="64MiB", max_vcpus=2)["vm"]
+    assert (one["max_memory"], one["max_vcpus"]) == (2**26, 2)
 
 
 def test_vcpus_that_a_guest_keeps_are_named(lab, plug, monkeypatch):
