@@ -24,7 +24,7 @@ HOST = f"{PREFIX}:hv1"
 PORTALS = ["10.231.5.10:3260", "10.231.7.10:3260"]
 SECRETS = {"chap_password": "hidden-Canary1", "mutual_chap_password": "hidden-Canary2"}
 LATER = {"chap_password": "hidden-Canary3", "mutual_chap_password": "hidden-Canary4"}
-THIN = {"store": "lvm_thin", "vg": "lio0", "thin_pool": "pool0"}
+THIN: dict[str, Any] = {"store": "lvm_thin", "vg": "lio0", "thin_pool": "pool0"}
 VOLUMES = [{"name": "lf"}, {"name": "lt", "store": "lvm", "vg": "lio0"}, {"name": "ln", **THIN}]
 COMMON = {"backend": "lio", "iqn_prefix": PREFIX}
 MIB = 2**20
@@ -165,7 +165,7 @@ def test_copies_have_the_content_and_a_name_of_their_own(san: Cluster) -> None:
 def guest(san: Cluster) -> Iterator[None]:
     """A VM on hv1 that counts on the thin volume; QEMU logs in to it itself."""
     write_guest(san, "san1", "/dev/lio0/ln")
-    secret = {"usage": "lio", "value": LATER["chap_password"]}
+    secret: dict[str, Any] = {"usage": "lio", "value": LATER["chap_password"]}
     assert not san.task("hv1", "secret", **secret)["failed"]
     define = "install -d -m 0711 /srv/backup; cat >/srv/lio1.xml; virsh define /srv/lio1.xml"
     san.ssh("hv1", define, stdin=VM, timeout=300)
