@@ -8,6 +8,7 @@ The SAN of the lab is tgtd on files; these lie on an XFS of their own, where fil
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests, parse_record
 from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer, read_disk
 from ansible_collections.drover.kvm.tests.soak.test_backups import holds
@@ -206,3 +207,38 @@ def test_one_that_is_off_is_read_too_and_comes_back_bit_by_bit(story: Story) -> 
         assert seen == sums
     finally:
         story.ssh(f"virsh start {VM}")
+
+
+def test_a_snapshot_of_volumes_lies_in_files_and_goes_back_to_them(story: Story) -> None:
+    """With its memory: the guest goes on from there, and in the end all of it is on the volumes again."""
+    there, folder = story.served(), "/var/lib/libvirt/images"
+
+    def run(**options: Any) -> dict[str, Any]:
+        return story.cluster.task(NODE, "snapshot", name=VM, **options)
+
+    refused = run(snapshot="e1")
+    assert refused["failed"] and "say in which directory its changes shall go" in refused["msg"], refused
+    with Observer(story.cluster.lab) as watch:
+        before = watch.wait_word(VM, after=time.monotonic(), seconds=240)["counter"]
+        made = run(snapshot="e1", memory=True, directory=folder)
+        assert not made["failed"] and made["vms"][0]["snapshots"][0]["kind"] == "external", made
+        held = watch.wait_word(VM, after=time.monotonic())["counter"]
+        wait_until(lambda: watch.words(VM)[-1]["counter"] > held + 20 or "slow", 90, "it counts")
+        last = watch.words(VM)[-1]["counter"]
+        back = run(snapshot="e1", state="reverted", discard_changes_since="e1", id="A", safety_snapshot=False)
+        assert not back["failed"] and back["changed"], back
+        words = [word["counter"] for word in watch.words(VM)]
+        wait_until(lambda: len(watch.words(VM)) > len(words) + 3 or "silent", 90, "it goes on")
+        words = [word["counter"] for word in watch.words(VM)]
+        falls = [other for one, other in zip(words, words[1:]) if other < one]
+        assert len(falls) == 1 and before < falls[0] <= held < last, (before, held, last, falls)
+        gone = run(state="retained", keep=0)
+        assert not gone["failed"] and gone["changed"], gone
+        count = watch.wait_word(VM, after=time.monotonic())["counter"]
+    assert f"{VM}-vd" not in story.ssh(f"ls {folder}") and story.served() == there
+    assert story.ssh(f"virsh domblklist {VM}").count("iqn.2026-11.org.example:drover-") == 2
+    story.ssh(f"virsh destroy {VM}")
+    disk = f"dd if={SHARED}/drover-{VM}-0.img bs=512 skip=16 count=1 status=none | base64"
+    record = parse_record(base64.b64decode(story.ssh(disk, SAN)))
+    story.ssh(f"virsh start {VM}")
+    assert record is not None and record.counter >= count
