@@ -205,6 +205,8 @@ def test_one_that_is_off_is_read_too_and_comes_back_bit_by_bit(story: Story) -> 
         read = "qemu-img convert -O raw {0} {1}/raw && sha256sum {1}/raw"
         seen = [story.ssh(read.format(path, ROOT)).split()[0] for path in restored["restored"]["files"]]
         assert seen == sums
+        drill = {"vm": VM, "node": NODE, "drover_backup_path": ROOT, "drover_drill_prompt": "drover: counting"}
+        assert f"{VM} boots from its backup" in story.play("restore_drill", **drill).good().output
     finally:
         story.ssh(f"virsh start {VM}")
 
