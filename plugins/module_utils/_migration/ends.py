@@ -335,16 +335,18 @@ class End:
     def paths(self) -> dict[str, list[dict[str, Any]]]:
         """The node's disks by their WWID as udev tells it, those of multipath by their paths.
 
-        `place` is host, channel, target and logical unit in the kernel's words (`scsi_3_0_0_1`), `size` is in bytes.
+        `place` is host, channel, target and logical unit in the kernel's words (`scsi_3_0_0_1`), `size` is in bytes; 0
+        where it is not known: libvirt multiplies the kernel's sectors of 512 bytes by the size of the disk's own.
         """
         flag = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE
         with translated(f"listing the disks of {self.node}"):
             texts = [device.XMLDesc(0) for device in self.connection.listAllDevices(flag)]
         found: dict[str, list[dict[str, Any]]] = {}
         for root in map(xml.parse, texts):
-            words = {name: xml.Property(f"capability/{name}").get(root) for name in ("serial", "block", "size")}
-            path = {"name": words["block"], "place": xml.Property("parent").get(root), "size": int(words["size"] or 0)}
-            found.setdefault(words["serial"] or "", []).append(path)
+            names = ("serial", "block", "size", "logical_block_size")
+            serial, name, size, sector = (xml.Property(f"capability/{name}").get(root) or "" for name in names)
+            path = {"name": name, "place": xml.Property("parent").get(root) or ""}
+            found.setdefault(serial, []).append({**path, "size": int(size) if sector == "512" else 0})
         return found
 
     def progress(self, uuid: str) -> dict[str, Any]:
