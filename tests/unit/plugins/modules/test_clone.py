@@ -50,7 +50,7 @@ class Site:
         done = self.run(**args)
         assert not done.get("failed") and predicted["actions"] == done["actions"] != [], done.get("msg", done)
         again = self.run(**args)
-        assert again["actions"] == [] and not again["changed"], again
+        assert again.get("actions") == [] and not again["changed"], again.get("msg", again)
         return done
 
     def there(self) -> list[str]:
