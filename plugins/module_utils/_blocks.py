@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._errors import NotFound
+from ._files import raw, told
 
 SECTOR = 512
 SG_IO = 0x2285
@@ -75,21 +76,21 @@ class Blocks:
     def look(self, name: str) -> Block:
         """One device by the kernel's name. Raises NotFound."""
         folder = self.root / "sys/class/block" / name
-        number, sectors = _text(folder / "dev"), _text(folder / "size")
+        number, sectors = told(folder / "dev"), told(folder / "size")
         if not number:
             raise NotFound(f"there is no block device {name}", device=name)
         known, links = self._udev(number)
-        uuid = _text(folder / "dm/uuid")
+        uuid = told(folder / "dm/uuid")
         wwid = uuid[len("mpath-") :] if uuid.startswith("mpath-") else known.get("ID_SERIAL", "")
         serial = known.get("SCSI_IDENT_SERIAL") or known.get("ID_SCSI_SERIAL", "")
         return Block(
             name=name,
             number=number,
             size=int(sectors or 0) * SECTOR,
-            wwid=wwid or udev_wwid(_text(folder / "device/wwid")),
+            wwid=wwid or udev_wwid(told(folder / "device/wwid")),
             serial=serial or _page(folder / "device/vpd_pg80"),
             links=links,
-            map=_text(folder / "dm/name"),
+            map=told(folder / "dm/name"),
             uuid=uuid,
         )
 
@@ -124,12 +125,16 @@ class Blocks:
         found = [self.look(name) for name in remote]
         return sorted({link for one in found for link in (*one.links, f"/dev/mapper/{one.map}", f"/dev/{one.name}")})
 
+    def is_part(self, name: str) -> bool:
+        """Whether it is a partition."""
+        return (self.root / "sys/class/block" / name / "partition").exists()
+
     def units(self, name: str) -> list[str]:
         """The logical units that the device is (`IQN/LUN`), where iSCSI brought it; of a map those of its paths."""
         found = set()
         for path in [name, *self.paths(name)]:
             match = UNIT.search(os.path.realpath(self.root / "sys/class/block" / path))
-            target = _text(self.root / "sys/class/iscsi_session" / match[1] / "targetname") if match else ""
+            target = told(self.root / "sys/class/iscsi_session" / match[1] / "targetname") if match else ""
             found |= {f"{target}/{match[2]}"} if match and target else set()
         return sorted(found)
 
@@ -175,7 +180,7 @@ class Blocks:
 
     def _udev(self, number: str) -> tuple[dict[str, str], tuple[str, ...]]:
         properties, links = {}, []
-        for line in _text(self.root / "run/udev/data" / f"b{number}").splitlines():
+        for line in told(self.root / "run/udev/data" / f"b{number}").splitlines():
             if line.startswith("E:"):
                 key, _equals, value = line[2:].partition("=")
                 properties[key] = value
@@ -186,31 +191,29 @@ class Blocks:
     def _tree(self, name: str) -> Iterator[str]:
         yield name
         folder = self.root / "sys/class/block" / name
-        parts = [
-            entry for entry in _names(folder) if entry.startswith(name) and (folder / entry / "partition").exists()
-        ]
+        parts = [entry for entry in _names(folder) if entry.startswith(name) and self.is_part(entry)]
         for above in [*parts, *self.holders(name)]:
             yield from self._tree(above)
 
     def _mounted(self, tree: dict[str, Block]) -> Iterator[str]:
         by_number = {block.number: block for block in tree.values()}
-        for line in _text(self.root / "proc/self/mountinfo").splitlines():
+        for line in told(self.root / "proc/self/mountinfo").splitlines():
             words = line.split(" ")
             source = words[words.index("-") + 2]
             named = os.path.basename(os.path.realpath(self.root / source.lstrip("/")))
             if words[2] in by_number or (source.startswith("/dev/") and named in tree):
                 yield f"the mount {words[4]}"
-        for line in _text(self.root / "proc/swaps").splitlines()[1:]:
+        for line in told(self.root / "proc/swaps").splitlines()[1:]:
             if os.path.basename(os.path.realpath(self.root / line.split()[0].lstrip("/"))) in tree:
                 yield "swap"
 
     def _opened(self, numbers: set[str]) -> Iterator[str]:
         for folder in sorted((self.root / "proc").glob("[0-9]*")):
-            comm = _text(folder / "comm")
+            comm = told(folder / "comm")
             if comm in KEEPERS:
                 continue
             if any(_number(entry) in numbers for entry in _entries(folder / "fd")):
-                guest = GUEST.search(_bytes(folder / "cmdline").replace(b"\0", b","))
+                guest = GUEST.search(raw(folder / "cmdline").replace(b"\0", b","))
                 words = f"VM {guest[1].decode(errors='replace')}, " if guest else ""
                 yield f"{words}process {folder.name} ({comm})"
 
@@ -251,7 +254,7 @@ def udev_wwid(text: str) -> str:
 
 
 def _page(path: Path) -> str:
-    return _bytes(path)[4:].decode("ascii", "replace").strip(" \0")
+    return raw(path)[4:].decode("ascii", "replace").strip(" \0")
 
 
 def _number(path: Path) -> str:
@@ -260,17 +263,6 @@ def _number(path: Path) -> str:
     except OSError:
         return ""
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else ""
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", "replace").strip()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -283,6 +283,11 @@ def between(least: int, most: int = LARGEST, step: int = 1) -> Callable[[int], i
     return check
 
 
+def zero_or(check: Callable[[int], int]) -> Callable[[int], int]:
+    """A check that lets 0 pass, which takes a value away."""
+    return lambda value: value and check(value)
+
+
 def secret_names(fields: Sequence[Field]) -> set[str]:
     """The names, at any depth, of the fields that must not be shown."""
     names = {field.name for field in fields if field.no_log}

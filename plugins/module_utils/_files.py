@@ -39,6 +39,18 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise Failed(f"{path} could not be written: {error.strerror}", path=str(path)) from None
 
 
+def raw(path: Path) -> bytes:
+    """What a file of the kernel or of a daemon holds; nothing when it can't be read: its owner may just go."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def told(path: Path) -> str:
+    """The same as text, without the blanks around it."""
+    return raw(path).decode("utf-8", "replace").strip()
+
+
 def free_space(folder: str | Path) -> int:
     """The bytes that a file may still take there, as statvfs(3) has them for everybody."""
     found = os.statvfs(folder)

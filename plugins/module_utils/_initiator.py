@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._errors import Failed, NotFound, TimedOut, Unreachable
-from ._files import replace_file
+from ._files import replace_file, told
 from ._run import run
 
 LINE = re.compile(r"^\s*([A-Za-z][^=#]*?)\s*=\s*(.*?)\s*$")
@@ -356,8 +356,5 @@ def _children(folder: Path, pattern: str) -> list[Path]:
 
 
 def _attribute(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    text = told(path)
     return "" if text == "(null)" else text

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, NotFound, TimedOut
+from ._files import told
 from ._run import run, run_json
 
 DEVICES = Path("/sys/class/net")
@@ -38,12 +38,12 @@ def physical() -> dict[str, str]:
 
 def link_state(name: str) -> str:
     """Up or down; the kernel refuses to say it of an interface that is not set up."""
-    return "up" if _read(DEVICES / name / "carrier") == "1" else "down"
+    return "up" if told(DEVICES / name / "carrier") == "1" else "down"
 
 
 def heard(name: str) -> int:
     """Packets that came in; of a tap, those that its guest has sent. 0 when it is gone."""
-    return int(_read(DEVICES / name / "statistics/rx_packets") or 0)
+    return int(told(DEVICES / name / "statistics/rx_packets") or 0)
 
 
 def silent(names: Sequence[str], seconds: float) -> list[str]:
@@ -107,7 +107,7 @@ def set_vlans(name: str, untagged: int | None, tagged: Sequence[int]) -> None:
 
 def bonds() -> dict[str, str]:
     """What the kernel tells of each of its bonds."""
-    return {path.name: _read(path) for path in sorted(BONDS.iterdir())} if BONDS.is_dir() else {}
+    return {path.name: told(path) for path in sorted(BONDS.iterdir())} if BONDS.is_dir() else {}
 
 
 def lldp() -> Any:
@@ -116,9 +116,3 @@ def lldp() -> Any:
         return run_json(["lldpcli", "-f", "json", "show", "neighbors"], timeout=LLDP_ANSWER)
     except (NotFound, Failed, TimedOut):
         return None
-
-
-def _read(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8").strip()
-    return ""

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import _files
 from ._errors import Failed, NotFound
+from ._files import replace_file, told
 from ._run import run, run_json, run_list
 
 FOLDER = Path("/etc/systemd/network")
@@ -33,7 +33,7 @@ class Networkd:
     def write(self, name: str, text: str) -> None:
         """Write one of our files; networkd runs as a user of its own and must read it. Raises Failed."""
         FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _files.replace_file(FOLDER / f"{PREFIX}{name.removeprefix(PREFIX)}", text.encode(), mode=0o644)
+        replace_file(FOLDER / f"{PREFIX}{name.removeprefix(PREFIX)}", text.encode(), mode=0o644)
 
     def remove(self, name: str) -> None:
         """Remove one of our files."""
@@ -47,7 +47,7 @@ class Networkd:
     def begin(self) -> None:
         """Note that a change begins."""
         PENDING.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _files.replace_file(PENDING, b"")
+        replace_file(PENDING, b"")
 
     def end(self) -> None:
         """The change is complete."""
@@ -95,7 +95,7 @@ class Networkd:
         """
         folder = DEVICES / bridge / "bridge"
         # A kernel that can't filter VLANs has no file for it.
-        now = {key: _text(folder / key) for key in settings if (folder / key).exists()}
+        now = {key: told(folder / key) for key in settings if (folder / key).exists()}
         differ = {key: settings[key] for key, value in now.items() if value != settings[key]}
         if differ:
             words = [word for key, value in differ.items() for word in (IP_WORDS.get(key, key), value)]
@@ -133,27 +133,17 @@ class Networkd:
     def bond(self, name: str) -> dict[str, str]:
         """The settings of a bond of the kernel, the first word of each; empty when there is none."""
         folder = DEVICES / name / "bonding"
-        return {path.name: (_text(path).split() or [""])[0] for path in sorted(folder.glob("*"))}
+        return {path.name: (told(path).split() or [""])[0] for path in sorted(folder.glob("*"))}
 
     def bonds(self) -> dict[str, str]:
         """What the kernel tells of each of its bonds."""
-        return {path.name: _text(path) for path in sorted(BONDING.glob("*"))}
+        return {path.name: told(path) for path in sorted(BONDING.glob("*"))}
 
     def speed(self, link: str) -> int | None:
         """The speed of a link in Mbit/s; None when it has none or is down."""
-        text = _text(DEVICES / link / "speed")
+        text = told(DEVICES / link / "speed")
         return int(text) if text.isdigit() and 0 < int(text) < 2**31 else None
 
     def carrier(self, link: str) -> bool:
         """Whether a cable is plugged in at both ends; the kernel refuses to say it of a link that is not set up."""
-        return _text(DEVICES / link / "carrier") == "1"
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", "replace").strip()
-
-
-def _bytes(path: Path) -> bytes:
-    with suppress(OSError):
-        return path.read_bytes()
-    return b""
+        return told(DEVICES / link / "carrier") == "1"

@@ -31,6 +31,7 @@ except ImportError:
 
 Row = dict[str, Any]
 DATABASE = "Open_vSwitch"
+SOCKET = "/run/openvswitch/db.sock"
 CONTROL_ANSWER = 2.0  # seconds; ovs-vswitchd's own word is worth having, not worth waiting for
 # A line of `lacp/show`; versions before 2.16 write the older word.
 LACP_MEMBER = re.compile(r"^(?:member|slave): (\S+): (\w+ \w+)", re.MULTILINE)

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ._errors import DroverError
+from ._files import told
 from ._run import run, run_json
 
 PROCESSES = Path("/proc")
@@ -97,14 +98,8 @@ def _kernel() -> list[str]:
     if names:
         found.append(f"LIO serves {', '.join(names)}")
     # The number of threads, see nfsd_show_stats of the kernel's fs/nfsd/stats.c.
-    if re.search(r"^th [1-9]", _text(NFS), re.MULTILINE):
+    if re.search(r"^th [1-9]", told(NFS), re.MULTILINE):
         found.append("the NFS server of the kernel runs")
-    if devices := re.findall(r"^ *(\d+): cs:(?!Unconfigured)", _text(DRBD), re.MULTILINE):
+    if devices := re.findall(r"^ *(\d+): cs:(?!Unconfigured)", told(DRBD), re.MULTILINE):
         found.append(f"DRBD has drbd{', drbd'.join(devices)}")
     return found
-
-
-def _text(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace")
-    return ""

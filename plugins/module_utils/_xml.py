@@ -127,6 +127,14 @@ class Property:
             element.set(name, constant)
 
 
+class Nonzero(Property):
+    """A number of which 0 stands for the default, which is not written down."""
+
+    def put(self, root: Element, value: int | None) -> None:
+        """Write it; 0 and None take it away."""
+        super().put(root, value or None)
+
+
 @dataclass(frozen=True)
 class Flag:
     """A value that is true when its element is there, such as `readonly`."""
@@ -201,6 +209,12 @@ def devices(root: Element, kind: str) -> list[Element]:
     """The devices of one kind, such as `disk`, in their order."""
     parent = find(root, "devices")
     return [] if parent is None else [child for child in parent if child.tag == kind]
+
+
+def target_of(disk: Element) -> str | None:
+    """The name of a disk in the VM, such as vda."""
+    target = find(disk, "target")
+    return None if target is None else target.get("dev")
 
 
 def add_device(root: Element, device: Element) -> None:

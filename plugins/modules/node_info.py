@@ -210,10 +210,12 @@ node:
       elements: str
       sample: [kvm, qemu]
     bridges:
-      description: Where NICs can be plugged in, each with the VLANs that are the hosts' own there.
+      description:
+        - Where NICs can be plugged in, each with the VLANs that are the hosts' own there, and with those that its
+          uplinks carry (C(vlans), null where that is all of them, or where it can't be told, as without an uplink).
       type: list
       elements: dict
-      sample: [{name: br0, type: ovs, reserved_vlans: [5, 6]}]
+      sample: [{name: br0, type: ovs, reserved_vlans: [5, 6], vlans: [5, 6, 100]}]
     pools:
       description: Storage pools; the sizes are null while a pool is inactive.
       type: list
@@ -242,7 +244,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges
+from ansible_collections.drover.kvm.plugins.module_utils._bridge.uplinks import carried
+from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges, filtering
 from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
 from ansible_collections.drover.kvm.plugins.module_utils._domain.cpu import CPU, Features
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import domain_facts
@@ -315,14 +318,19 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     facts = node_facts(node.host())
     name = cluster.node or facts["hostname"]
     facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
-    mounts, reserved = [*shared_mounts(), *shared_places()], read_reserved()
+    mounts, reserved, out = [*shared_mounts(), *shared_places()], read_reserved(), carried(filtering())
     domains = node.domains().values()
     facts.update(
         name=name,
         vm_capable=not cluster.node or cluster.node in cluster.uris,
         bridges=[
-            {"name": name, "type": kind, "reserved_vlans": of_bridge(reserved, name) if kind == "ovs" else []}
-            for name, kind in sorted(bridges().items())
+            {
+                "name": bridge,
+                "type": kind,
+                "reserved_vlans": of_bridge(reserved, bridge) if kind == "ovs" else [],
+                "vlans": out.get(bridge),
+            }
+            for bridge, kind in sorted(bridges().items())
         ],
         pools=[pool_facts(pool) for _name, pool in sorted(node.pools().items())],
         cordon=cordon(),

@@ -465,7 +465,7 @@ options:
         choices: [raw, qcow2]
       serial:
         description:
-          - Serial number that the guest sees, at most 20 characters.
+          - Serial number that the guest sees, at most 20 characters. An empty text takes it away.
         type: str
       error_policy:
         description:
@@ -530,9 +530,17 @@ options:
       queues:
         description:
           - Number of queues of a disk on the bus V(virtio).
-          - By default QEMU makes one for each virtual CPU.
+          - By default, and with V(0), QEMU makes one for each virtual CPU.
         type: int
         version_added: "0.1.0"
+      rotation_rate:
+        description:
+          - What the guest is told of how fast the disk turns, whatever the storage is. V(1) is a medium that does not
+            turn, such as an SSD; V(1025) to V(65534) are turns per minute. V(0) says nothing.
+          - It is for disks on the buses V(scsi) and V(sata), and on C(ide) of a machine that was taken over; not for a
+            cdrom.
+          - By default nothing is said, which most guests take for a disk that turns.
+        type: int
       iops:
         description: Most requests in a second, exactly this; V({}) takes all limits away.
         type: dict
@@ -749,7 +757,7 @@ options:
       mtu:
         description:
           - Largest packet, in bytes, of the port and as the guest is told; 68 to 65535. The bridge must carry it.
-          - By default that of the bridge.
+          - By default, and with V(0), that of the bridge.
         type: int
         version_added: "0.1.0"
       queues:

@@ -163,7 +163,12 @@ def test_a_volume_that_grew_is_bigger_for_its_running_vm(nodes: Cluster) -> None
     do(nodes, "hv1", "iscsi_session", target=f"{prefix}:web1")
     assert do(nodes, "hv1", "vm", name="web1", disks=disks)["actions"] == ["grow vda as it runs to 96MiB"]
     assert str(96 * MIB) in nodes.ssh("hv1", "virsh -q domblkinfo web1 vda", timeout=120)
-    do(nodes, "hv1", "vm", name="web1", state="absent", force=True)
+    # The other node did not ask the SAN since then: the VM would find the end of its disk missing there.
+    early = nodes.task("hv1", "migrate", name="web1", to="hv2")
+    assert early["failed"] and "web1 has 96MiB, on hv2 64MiB" in early["msg"], early
+    do(nodes, "hv2", "iscsi_session", target=f"{prefix}:web1")
+    move(nodes, "hv1", "hv2", "web1", "/dev/san/web1")
+    do(nodes, "hv2", "vm", name="web1", state="absent", force=True)
 
 
 def test_a_logical_volume_is_free_until_its_vm_starts(nodes: Cluster) -> None:

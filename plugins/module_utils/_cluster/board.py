@@ -141,6 +141,10 @@ class Board:
         if missing:
             text = f"has no bridge {', '.join(missing)}"
             return Obstacle("bridge", text, f"create the bridge on {name} (role open_vswitch)")
+        if lost := self.cluster.lost_vlans(guest, name):
+            text = f"does not let out {', '.join(f'VLAN {vlan} of {bridge}' for bridge, vlan in lost)}"
+            mend = f"let the bridge's uplink on {name} carry it (trunks of role open_vswitch), and its switch port"
+            return Obstacle("vlan", text, mend)
         if guest.machine and node.machine_types and guest.machine not in node.machine_types:
             mend = "upgrade QEMU there, or give the VM an older machine type and power it off and on"
             return Obstacle("machine_type", f"does not offer machine type {guest.machine}", mend)

@@ -67,6 +67,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         active=values.get("state") != "stopped",
         tags=frozenset(tags.get("set", tags.get("add", ())) if isinstance(tags, Mapping) else tags),
         bridges=_bridges(values),
+        vlans=_vlans(values),
         machine=values.get("machine") or "",
         virt_type=values.get("virt_type") or "",
         nics=tuple(values.get("nics") or ()),
@@ -90,6 +91,9 @@ def _node(facts: Mapping[str, Any]) -> Node:
         threads=max(1, (facts.get("cpus") or {}).get("threads") or 1),
         bridges=frozenset(bridge["name"] for bridge in facts.get("bridges") or []),
         reserved={one["name"]: tuple(one.get("reserved_vlans") or ()) for one in facts.get("bridges") or []},
+        vlans={
+            one["name"]: frozenset(one["vlans"]) for one in facts.get("bridges") or [] if one.get("vlans") is not None
+        },
         machine_types=frozenset(facts.get("machine_types") or []),
         virt_types=frozenset(facts.get("virt_types") or []),
         vm_capable=facts.get("vm_capable") is not False,
@@ -114,6 +118,7 @@ def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
         active=running or recorded,
         tags=frozenset(metadata.get("tags") or []),
         bridges=_bridges(domain),
+        vlans=_vlans(domain),
         machine=domain.get("machine") or "",
         virt_type=domain.get("virt_type") or "",
         home=metadata.get("home"),
@@ -143,6 +148,14 @@ def _firmware(values: Mapping[str, Any]) -> frozenset[str]:
 
 def _bridges(domain: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(nic["bridge"] for nic in domain.get("nics") or [] if nic.get("bridge"))
+
+
+def _vlans(domain: Mapping[str, Any]) -> frozenset[tuple[str, int]]:
+    """What its NICs ask for by name; one without a VLAN has what its bridge gives."""
+    asked = [(nic.get("bridge"), nic.get("vlan"), nic.get("trunks") or ()) for nic in domain.get("nics") or []]
+    return frozenset(
+        (bridge, int(each)) for bridge, vlan, trunks in asked if bridge for each in ([vlan] if vlan else trunks)
+    )
 
 
 def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:

@@ -85,6 +85,7 @@ def _others(cluster: Cluster, plan: Plan, guests: Sequence[Guest], reasons: set[
         mends.append(Mend(text, lambda now: replace(now, rules=replace(now.rules, check_return=False))))
     mends += [_unpinned(g.name) for g in guests if "pinned" in reasons and g.name in cluster.rules.pins]
     mends += _bridges(cluster, plan, guests) if "bridge" in reasons else []
+    mends += _vlans(cluster, plan, guests) if "vlan" in reasons else []
     if "anti_affinity" in reasons:
         mends += [_together(tag) for tag in sorted(frozenset().union(*(cluster.groups(g) for g in guests)))]
     for guest in guests:
@@ -101,6 +102,18 @@ def _bridges(cluster: Cluster, plan: Plan, guests: Sequence[Guest]) -> list[Mend
         for node in board.targets()
         if name not in cluster.nodes[node].bridges
     ]
+
+
+def _vlans(cluster: Cluster, plan: Plan, guests: Sequence[Guest]) -> list[Mend]:
+    board = Board(cluster, closed=plan.emptied)
+    found = []
+    for bridge, vlan in sorted(frozenset[tuple[str, int]]().union(*(guest.vlans for guest in guests))):
+        for node in board.targets():
+            has = cluster.nodes[node].vlans
+            if vlan not in has.get(bridge, (vlan,)):
+                more = {**has, bridge: has[bridge] | {vlan}}
+                found.append(Mend(f"let VLAN {vlan} out of {bridge} on {node}", _node(node, vlans=more)))
+    return found
 
 
 def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:

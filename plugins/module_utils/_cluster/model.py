@@ -31,9 +31,9 @@ class Obstacle:
 class Node:
     """A hypervisor. Empty sets of machine types and virtualisation types mean that it did not say.
 
-    `reserved` are the VLANs of the hosts by bridge. `pages` are the bytes in huge pages by the size of a page, which
-    are a part of `memory`. `leases` is the directory of the leases, empty where there is none. `firmware` is what it
-    has of efi and tpm for VMs; None where it did not say.
+    `reserved` are the VLANs of the hosts by bridge, `vlans` those that its uplinks carry, where not all. `pages` are
+    the bytes in huge pages by the size of a page, which are a part of `memory`. `leases` is the directory of the
+    leases, empty where there is none. `firmware` is what it has of efi and tpm for VMs; None where it did not say.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Node:
     cordon: str | None = None
     reachable: bool = True
     reserved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    vlans: Mapping[str, frozenset[int]] = field(default_factory=dict)
     pages: Mapping[int, int] = field(default_factory=dict)
     leases: str = ""
     firmware: frozenset[str] | None = None
@@ -71,6 +72,7 @@ class Guest:
     active: bool = True
     tags: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
+    vlans: frozenset[tuple[str, int]] = frozenset()
     machine: str = ""
     virt_type: str = ""
     home: str | None = None
@@ -144,6 +146,19 @@ class Cluster:
     def size(self, guest: Guest) -> int:
         """All bytes that the guest takes on its node."""
         return self.need(guest) + self.paged(guest)
+
+    def lost_vlans(self, guest: Guest, name: str) -> list[tuple[str, int]]:
+        """The VLANs of the guest (bridge, VLAN) that don't leave the node, though they leave another one."""
+
+        def leaves(node: Node, bridge: str, vlan: int) -> bool:
+            return bridge in node.bridges and vlan in node.vlans.get(bridge, (vlan,))
+
+        limited = [(bridge, vlan) for bridge, vlan in guest.vlans if bridge in self.nodes[name].vlans]
+        return sorted(
+            way
+            for way in limited
+            if not leaves(self.nodes[name], *way) and any(leaves(other, *way) for other in self.nodes.values())
+        )
 
     def groups(self, guest: Guest) -> frozenset[str]:
         """The tags of the guest that keep it away from others; a guest that is shut off disturbs nobody."""

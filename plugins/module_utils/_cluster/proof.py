@@ -82,6 +82,7 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
     wrong = {
         "takes no guests": target in closed,
         "lacks a bridge": not guest.bridges <= node.bridges,
+        "lacks a VLAN": bool(cluster.lost_vlans(guest, target)),
         "lacks its machine type": bool(guest.machine and node.machine_types)
         and guest.machine not in node.machine_types,
         "lacks its type": bool(guest.virt_type and node.virt_types) and guest.virt_type not in node.virt_types,
@@ -139,8 +140,8 @@ def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> li
 def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[str, list[str]]:
     """For each node whose loss the others could not bear after the plan: the running guests without a place.
 
-    They are started anew then, so memory, bridges, machine types and pins count, anti-affinity does not. Found by
-    packing the largest first into the tightest hole: a loss that only a cleverer packing could bear is named too.
+    They are started anew then, so memory, bridges, VLANs, machine types and pins count, anti-affinity does not. Found
+    by packing the largest first into the tightest hole: a loss that only a cleverer packing could bear is named too.
     `opened` as for `violations`.
     """
     target = {(move.vm, move.source): move.target for move in plan.moves}
@@ -189,4 +190,5 @@ def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:
     machine = not guest.machine or not node.machine_types or guest.machine in node.machine_types
     pinned = guest.name in cluster.rules.pins and name not in cluster.rules.pins[guest.name]
     firmware = node.firmware is None or guest.firmware <= node.firmware
-    return machine and firmware and not pinned and guest.bridges <= node.bridges
+    ways = guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)
+    return machine and firmware and ways and not pinned

@@ -343,7 +343,9 @@ def named(identity: str) -> Iterator[tuple[Images, str]]:
 
 def is_known(identity: str | None) -> bool:
     """Whether it is an image, and this node can ask RBD for it: it has the library, and settings and a key for it."""
-    known = [conf for conf in clusters() if str(identity).startswith(f"rbd:{conf.fsid}/")] if _rbd.is_there() else []
+    if identity is None or not identity.startswith("rbd:") or not _rbd.is_there():
+        return False
+    known = [conf for conf in clusters() if identity.startswith(f"rbd:{conf.fsid}/")]
     return any(Path(conf.keyring(_own_user(conf))).exists() for conf in known)
 
 

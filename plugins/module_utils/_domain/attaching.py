@@ -15,7 +15,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._identity import logical_of, target_number
-from .._xml import Property, add_device, devices, drop, find, make, text_of
+from .._xml import Property, add_device, devices, drop, find, make, target_of, text_of
 from . import disks, nics
 
 # The slots of a bus into which a device can be plugged. libvirt keeps the first ones of pci-root for the chip set and
@@ -24,7 +24,7 @@ EXPRESS = {"pcie-root-port": range(1), "pcie-switch-downstream-port": range(1)}
 CONVENTIONAL = {"pci-root": range(3, 32), "pci-bridge": range(1, 32), "pcie-to-pci-bridge": range(1, 32)}
 OLD_NICS = ("e1000", "rtl8139")
 SCSI_UNITS = 15  # libvirt puts that many disks on one controller
-BUS, MODEL, TARGET = Property("target/@bus"), Property("model/@type"), Property("target/@dev")
+BUS, MODEL = Property("target/@bus"), Property("model/@type")
 WORDS = {"disk": "disk", "interface": "nic"}
 
 
@@ -93,7 +93,7 @@ def _known(root: Element, kind: str) -> dict[str, Element]:
     """The devices that a sheet names, by target or MAC address."""
     found = devices(root, kind)
     if kind == "disk":
-        return {str(TARGET.get(disk)): disk for disk in found if disks.read(disk) is not None}
+        return {str(target_of(disk)): disk for disk in found if disks.read(disk) is not None}
     return {nics.nic_mac(nic) or "": nic for nic in found if nics.known(nic)}
 
 
@@ -150,7 +150,7 @@ def _waits(device: Element, live: Element, slots: Slots) -> str | None:
     if _is_logical(device):
         return "a logical volume becomes active when its machine starts"
     if device.tag == "disk" and BUS.get(device) == "scsi":
-        number = str(target_number(str(TARGET.get(device))) // SCSI_UNITS)
+        number = str(target_number(str(target_of(device))) // SCSI_UNITS)
         here = {one.get("index") for one in devices(live, "controller") if one.get("type") == "scsi"}
         return None if number in here else "it has no SCSI controller for it yet"
     return "no PCI port is free" if slots.lacks(device) else None

@@ -14,10 +14,10 @@ from xml.etree.ElementTree import Element
 
 from .._errors import Invalid
 from .._fields import Field, between
-from .._xml import Property, add, devices, drop, find, make
+from .._xml import Nonzero, add, devices, drop, find, make
 
 KINDS = {"disk": "hd", "cdrom": "cdrom", "network": "network"}
-ORDER = Property("boot/@order", int)
+ORDER = Nonzero("boot/@order", int)
 
 
 class Boot:
@@ -50,7 +50,7 @@ class BootOrder:
 
     def put(self, device: Element, value: int | None) -> None:
         """Write it; 0 takes it away."""
-        ORDER.put(device, value or None)
+        ORDER.put(device, value)
         if value and device.tag == "interface":
             _give_rom(device)
 

@@ -15,7 +15,7 @@ from .._disks import file, template
 from .._errors import Failed, Refused
 from .._libvirt import Node
 from .._resource import Step
-from .._xml import Property, devices, find, parse
+from .._xml import Property, devices, find, parse, target_of
 
 # The end of a job and the new chain in the definition are not of one moment.
 LATE_LOOKS = 20
@@ -23,7 +23,7 @@ LATE_LOOKS = 20
 
 def disk_of(root: Element, target: str) -> Element | None:
     """The disk of this target."""
-    return next((disk for disk in devices(root, "disk") if Property("target/@dev").get(disk) == target), None)
+    return next((disk for disk in devices(root, "disk") if target_of(disk) == target), None)
 
 
 def base_of(root: Element | None, target: str) -> str | None:

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 from .._disks.file import seed_path
 from .._fields import Field, check_name
-from .._xml import Property, add, add_device, devices, drop, find
+from .._xml import Property, add, add_device, devices, drop, find, target_of
 from . import addresses, disks, metadata, nics
 
 RECORD = "seed"
@@ -78,7 +78,7 @@ def drive(root: Element) -> Element | None:
 def target(root: Element) -> str | None:
     """The name of that drive, such as sda."""
     found = drive(root)
-    return None if found is None else Property("target/@dev").get(found)
+    return None if found is None else target_of(found)
 
 
 def read(root: Element) -> dict[str, Any] | None:

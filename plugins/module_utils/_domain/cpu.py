@@ -15,8 +15,8 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
-from .._fields import Field, between
-from .._xml import Property, add, drop, find, make
+from .._fields import Field, between, zero_or
+from .._xml import Nonzero, Property, add, drop, find, make
 from .most import Most
 
 MODES = ("host-model", "host-passthrough", "maximum")
@@ -144,14 +144,6 @@ class Cpu:
         cpu.insert(0, model)
 
 
-class Shares(Property):
-    """The weight of the VM's CPU time against other VMs; 0 for libvirt's default."""
-
-    def put(self, root: Element, value: int | None) -> None:
-        """Write it."""
-        super().put(root, value or None)
-
-
 class Quota:
     """The most CPU time that each vCPU may take, in per cent of a CPU of the node; None or 0 for no limit."""
 
@@ -247,10 +239,6 @@ def _check_features(value: Mapping[str, Sequence[str] | None]) -> dict[str, list
     return given
 
 
-def _check_shares(value: int) -> int:
-    return value if value == 0 else between(2, 10000)(value)
-
-
 GIVEN = Most("max_vcpus")
 VCPUS, MAX_VCPUS, CPU, QUOTA = Vcpus(), MaxVcpus(), Cpu(), Quota()
 LEVEL_FIELDS = tuple(Field(name, type="int", check=between(1, MOST)) for name in LEVELS if name != "clusters")
@@ -261,6 +249,6 @@ CPU_FIELDS = (
     Field("cpu", check=_check_cpu, place=CPU),
     Field("cpu_features", type="dict", fields=FEATURE_FIELDS, check=_check_features, place=Features()),
     Field("cpu_topology", type="dict", fields=LEVEL_FIELDS, check=_check_topology, place=Topology()),
-    Field("cpu_shares", type="int", check=_check_shares, place=Shares("cputune/shares", int)),
+    Field("cpu_shares", type="int", check=zero_or(between(2, 10000)), place=Nonzero("cputune/shares", int)),
     Field("cpu_quota", type="int", check=between(0, 100), place=QUOTA, when="live"),
 )

@@ -10,8 +10,6 @@ from .._bridge import taps as ports
 from .._hypervisor import Domain
 from . import taps
 
-SOCKET = "/run/openvswitch/db.sock"
-
 
 def declare(domain: Domain | None) -> None:
     """Write our external ids of its ports that are plugged. Raises what the switch's client raises."""
@@ -19,7 +17,7 @@ def declare(domain: Domain | None) -> None:
     found = {name: tap for name, tap in found.items() if tap["type"] == "ovs"}
     if not found:
         return
-    with _ovs.connect(SOCKET) as ovs:
+    with _ovs.connect(_ovs.SOCKET) as ovs:
         snapshot = ovs.snapshot()
         seen = ports.seen(snapshot, {}, {}, found)
         plugged = {name: port for name, port in seen.items() if port["type"] == "ovs"}

@@ -21,7 +21,7 @@ from .._disks.rbd import RBD
 from .._errors import Invalid, Refused
 from .._fields import Field
 from .._identity import target_name, target_number
-from .._xml import Flag, Property, add_device, devices, drop, find, text_of
+from .._xml import Flag, Property, add_device, devices, drop, find, target_of, text_of
 from . import metadata, tuning
 from .boot import BOOT_ORDER
 from .facts import disk_identity, unit_of
@@ -43,7 +43,7 @@ def check_target(value: str) -> str:
 
 
 def _check_serial(value: str) -> str:
-    if not SERIAL.fullmatch(value):
+    if value and not SERIAL.fullmatch(value):
         raise ValueError(f"{value!r} is not a serial number: 1 to 20 letters, digits and . _ + -")
     return value
 
@@ -144,7 +144,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
             _check_not_swapped(options, gone, f"disks[{place}]")
         else:
             _change(found, given, f"disks[{place}]")
-            options["target"] = Property("target/@dev").get(found)
+            options["target"] = target_of(found)
         declared[options["target"]] = {**given, "clone": options.get("clone")}
     _write_wwids(root, declared)
     return declared
@@ -154,7 +154,7 @@ def _write_wwids(root: Element, declared: Mapping[str, Mapping[str, Any]]) -> No
     """Keep the declared WWIDs in the record of the VM. Raises Invalid for a disk that is not asked for its WWID."""
     said, own = metadata.DISKS.get(root), {}
     for disk in devices(root, "disk"):
-        target, unit = Property("target/@dev").get(disk), unit_of(disk)
+        target, unit = target_of(disk), unit_of(disk)
         given = declared.get(target or "", {}).get("wwid")
         if given and not unit:
             raise Invalid(f"disk {target}: wwid is for disks of type iscsi", option="disks")
@@ -181,7 +181,7 @@ def _check_once(pairs: Sequence[Pair]) -> None:
     seen: list[Element] = []
     for place, (_given, _options, found) in enumerate(pairs):
         if found is not None and any(found is other for other in seen):
-            raise Refused(f"disks[{place}]: {Property('target/@dev').get(found)} is in the list twice")
+            raise Refused(f"disks[{place}]: {target_of(found)} is in the list twice")
         seen += [] if found is None else [found]
 
 
@@ -216,9 +216,7 @@ def _kind(disk: Element) -> Kind | None:
 
 
 def _match(present: Sequence[Element], given: Mapping[str, Any], options: Mapping[str, Any]) -> Element | None:
-    by_target = [
-        disk for disk in present if given.get("target") and Property("target/@dev").get(disk) == given["target"]
-    ]
+    by_target = [disk for disk in present if given.get("target") and target_of(disk) == given["target"]]
     name = identity(options)
     by_storage = [disk for disk in present if name and identity(read(disk) or options) == name]
     found = by_target or ([] if given.get("target") else by_storage)
@@ -255,6 +253,24 @@ def _put(disk: Element, values: Mapping[str, Any], kind: str) -> None:
             field.place.put(disk, values[field.name])
 
 
+def check_alone(options: Mapping[str, Any], where: str) -> None:
+    """Raise Invalid for what the options of a new disk say against each other, whatever it lies on."""
+    if options["type"] == "iscsi" and bool(options.get("user")) != bool(options.get("secret")):
+        raise Invalid(f"{where}: user and secret go together", option=where)
+    values = {**options, "device": options.get("device") or "disk", "bus": _bus(options)}
+    disk = KINDS[options["type"]].source()
+    for field in COMMON:
+        if values.get(field.name) is not None:
+            field.place.put(disk, values[field.name])
+    if values["device"] == "cdrom" and values["bus"] == "virtio":
+        raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
+    tuning.check(disk, where)
+
+
+def _bus(options: Mapping[str, Any]) -> str:
+    return options.get("bus") or ("sata" if options.get("device") == "cdrom" else "virtio")
+
+
 def _add(root: Element, options: dict[str, Any], where: str) -> None:
     kind = KINDS[options["type"]]
     missing = [name for name in kind.needs if options.get(name) is None]
@@ -265,12 +281,9 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
         complaint = f"{named[0]} is for disks of type file; a source of another type says itself what is made of it"
     if complaint:
         raise Invalid(f"{where}: {complaint}", option=where)
-    if bool(options.get("user")) != bool(options.get("secret")):
-        raise Invalid(f"{where}: user and secret go together", option=where)
+    check_alone(options, where)
     cdrom = options["device"] == "cdrom"
-    options["bus"] = options.get("bus") or ("sata" if cdrom else "virtio")
-    if cdrom and options["bus"] == "virtio":
-        raise Invalid(f"{where}: a cdrom can't be on the bus virtio; use sata", option=where)
+    options["bus"] = _bus(options)
     options["readonly"] = True if cdrom else options.get("readonly")
     if not cdrom:
         options["error_policy"] = options.get("error_policy") or "stop"
@@ -280,7 +293,6 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
     _put(disk, {name: value for name, value in options.items() if value is not None}, kind.name)
     if cdrom and not options.get("discard"):
         Property("driver/@discard").put(disk, None)
-    tuning.check(disk, where)
     if options["bus"] == "scsi" and not any(one.get("type") == "scsi" for one in devices(root, "controller")):
         # libvirt's own choice is an old one, which takes no disk while the VM runs.
         add_device(root, Element("controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"}))
@@ -290,7 +302,7 @@ def _add(root: Element, options: dict[str, Any], where: str) -> None:
 def _check_free(root: Element, target: str, where: str) -> None:
     """Refuse a name that a device of the VM has, such as the drive of cloud-init or a disk of another kind."""
     for disk in devices(root, "disk"):
-        if Property("target/@dev").get(disk) == target:
+        if target_of(disk) == target:
             holder = "the drive of cloud_init" if is_seed(disk) else disk_identity(disk)[1] or "an empty drive"
             free = free_target(root, target[:2])
             raise Refused(f"{where}: target {target} is {holder} already; write another one, such as {free}")
@@ -298,7 +310,7 @@ def _check_free(root: Element, target: str, where: str) -> None:
 
 def free_target(root: Element, prefix: str) -> str:
     """The first name of a disk that the VM does not have yet (`prefix` is vd or sd)."""
-    taken = {Property("target/@dev").get(disk) for disk in devices(root, "disk")}
+    taken = {target_of(disk) for disk in devices(root, "disk")}
     return next(name for name in (target_name(prefix, number) for number in range(26 * 27)) if name not in taken)
 
 

@@ -15,9 +15,10 @@ from xml.etree.ElementTree import Element
 from .._errors import DroverError, Invalid
 from .._fields import Field, normalise, size_text
 from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
+from . import nics
 from .adopt import FIELDS
 from .cpu import check_arrangement
-from .disks import check_target
+from .disks import check_alone, check_target
 from .hardware import HARDWARE, check_seconds
 
 GIB = 2**30
@@ -237,9 +238,16 @@ def _check_together(name: str, checked: Mapping[str, Any]) -> None:
                     check_arrangement(root)
             except DroverError as error:
                 raise Invalid(f"{name}: vm_{error.message}", option=f"vm_{field.name}") from None
-    for place, disk in enumerate(checked["disks"] or []):
-        if disk["type"] == "iscsi" and bool(disk["user"]) != bool(disk["secret"]):
-            raise Invalid(f"{name}: vm_disks[{place}]: user and secret go together", option="vm_disks")
+    _check_devices(name, checked)
+
+
+def _check_devices(name: str, checked: Mapping[str, Any]) -> None:
+    for key, check in (("disks", check_alone), ("nics", nics.check_alone)):
+        for place, one in enumerate(checked[key] or []):
+            try:
+                check(one, f"{key}[{place}]")
+            except DroverError as error:
+                raise Invalid(f"{name}: vm_{error.message}", option=f"vm_{key}") from None
     ordered = [one for key in ("disks", "nics") for one in checked[key] or [] if one["boot_order"]]
     if ordered and checked["boot"] is not None:
         raise Invalid(f"{name}: vm_boot and boot_order don't go together; write vm_boot: null", option="vm_boot")

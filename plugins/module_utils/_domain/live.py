@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
-from .._xml import Property, devices, text_of
+from .._xml import Property, devices, target_of, text_of
 from . import attaching, bandwidth, cloud_init, disks, metadata, nics, scaling, spoofing, tuning
 from .scaling import Change
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
-DISK_LIMITS = {name: field.place for field in disks.COMMON if (name := field.name) in ("iops", "bandwidth")}
-TARGET = Property("target/@dev")
+DISK_LIMITS = {field.name: field.place for field in disks.COMMON if field.when == "live"}
 RECORD = ("tags", "owner", "rollback_safe", "on_maintenance")
 
 
@@ -173,9 +172,9 @@ def _limit(mac: str, parameters: Mapping[str, int], node: Node, name: str) -> No
 def _disk_limits(live: Element, definition: Element) -> list[Change]:
     """Each disk whose limits are not its definition's; writes them, too. A parameter of 0 takes a limit away."""
     changes = []
-    wanted = {TARGET.get(disk): disk for disk in devices(definition, "disk")}
+    wanted = {target_of(disk): disk for disk in devices(definition, "disk")}
     for disk in devices(live, "disk"):
-        target = TARGET.get(disk)
+        target = target_of(disk)
         new = wanted.get(target)
         if new is None or disks.read(disk) is None or disk.get("device") == "cdrom":
             continue
@@ -188,7 +187,7 @@ def _disk_limits(live: Element, definition: Element) -> list[Change]:
                 parameters.update({f"{way}_{place.unit}_sec": after.get(way, 0) for way in tuning.WAYS})
         if texts:
             words = f"limit disk {target} at once: {', '.join(texts)}"
-            changes.append(Change(words, partial(_limit_disk, target, parameters)))
+            changes.append(Change(words, partial(_limit_disk, str(target), parameters)))
     return changes
 
 

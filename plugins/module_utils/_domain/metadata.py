@@ -5,8 +5,8 @@
 
 The record: `<drover:vm xmlns:drover="urn:drover:kvm:1" version="1">` with `tags/tag` and one child per other value.
 The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`,
-with a child `<copy path=/>` for each file that is copied to the other node, and `<device path= identity=/>` for each
-block device, so that the other node can tell whether its own is the same.
+with a child `<copy path=/>` for each file that is copied to the other node, and `<device path= identity= size=/>` for
+each block device, so that the other node can tell whether its own is the same.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def marker_xml(values: dict[str, Any]) -> str:
     for path in values.get("copies") or ():
         add(element, "copy", {"path": path})
     for device in values.get("devices") or ():
-        add(element, "device", {name: device[name] for name in ("path", "identity")})
+        add(element, "device", {name: str(device[name]) for name in ("path", "identity", "size")})
     return text_of(element)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid, Refused
-from .._fields import Field, between, check_mac, check_name, check_vlan
+from .._fields import Field, between, check_mac, check_name, check_vlan, zero_or
 from .._identity import vm_mac
-from .._xml import Property, add, add_device, devices, drop, find, make
+from .._xml import Nonzero, Property, add, add_device, devices, drop, find, make
 from . import addresses, bandwidth, metadata, spoofing
 from .boot import BOOT_ORDER
 
@@ -132,7 +132,7 @@ NICS: tuple[Field, ...] = (
     Field("mac", check=check_mac, place=Property("mac/@address", str.lower), fixed=ANOTHER),
     Field("model", choices=("virtio", "e1000e", "e1000", "rtl8139"), place=Property("model/@type"), fixed=ANOTHER),
     Field("link", choices=("up", "down"), place=Link(), when="live"),
-    Field("mtu", type="int", check=between(68, 65535), place=Property("mtu/@size", int)),
+    Field("mtu", type="int", check=zero_or(between(68, 65535)), place=Nonzero("mtu/@size", int)),
     Field("queues", type="int", check=between(1, 256), place=Queues()),
     BOOT_ORDER,
     Field(
@@ -236,6 +236,14 @@ def _change(nic: Element, options: Mapping[str, Any], bridges: Mapping[str, str]
     _check_queues(nic, where)
     if {"bridge", "network", "vlan", "trunks"} & set(changes):
         _plug(nic, bridges, where)
+
+
+def check_alone(options: Mapping[str, Any], where: str) -> None:
+    """Raise Invalid for what the options of a new NIC say against each other, wherever it is plugged in."""
+    nic = Element("interface")
+    for name in ("model", "queues"):
+        PLACED[name].place.put(nic, options.get(name) or {"model": "virtio", "queues": 1}[name])
+    _check_queues(nic, where)
 
 
 def _check_queues(nic: Element, where: str) -> None:

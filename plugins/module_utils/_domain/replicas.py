@@ -15,10 +15,13 @@ from typing import Any
 
 from .._errors import Invalid
 from .._identity import initiator_iqn, iqn_part, target_name, vm_uuid
+from .disks import COMMON
 from .inventory import numbered
 
 SLOTS = ("a", "b")
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+# What is said of the storage that a disk lay on, not of what its guest sees.
+OF_STORAGE = ("device", "format", "readonly", "cache", "io")
 SETTINGS = ("iqn_prefix", "portal", "user", "secret")
 
 
@@ -99,7 +102,7 @@ def sheet_of(sheet: Mapping[str, Any], copies: Mapping[str, Mapping[str, Any]]) 
 
     Media stay behind: they are files of a node.
     """
-    keep = ("target", "bus", "serial", "error_policy", "rerror_policy")
+    keep = [field.name for field in COMMON if field.name not in OF_STORAGE]
     disks = [
         {**{key: disk[key] for key in keep if disk.get(key)}, **copies[disk["target"]]}
         for disk in sheet["disks"]

@@ -14,7 +14,7 @@ from .._disks.landing import Place
 from .._errors import Invalid, Refused
 from .._fields import size_text
 from .._identity import target_number
-from .._xml import Property, devices, find
+from .._xml import Property, devices, find, target_of
 from . import disks as sheet
 from .facts import disk_identity
 
@@ -45,10 +45,10 @@ class Disk(NamedTuple):
 
 def disks(live: Element, definition: Element) -> dict[str, Disk]:
     """The disks of a running VM by target."""
-    defined = {Property("target/@dev").get(disk): disk_identity(disk)[1] for disk in devices(definition, "disk")}
+    defined = {target_of(disk): disk_identity(disk)[1] for disk in devices(definition, "disk")}
     found = {}
     for disk in devices(live, "disk"):
-        target, mirror = str(Property("target/@dev").get(disk)), find(disk, "mirror")
+        target, mirror = str(target_of(disk)), find(disk, "mirror")
         copy = None if mirror is None else _as_disk(mirror)
         found[target] = Disk(
             target,

@@ -1,9 +1,9 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a disk is read and written: caches, threads, what is given back, and how much may pass. Pure.
+"""How a disk is read and written: caches, threads, what is given back, how much may pass, how fast it turns. Pure.
 
-https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver and iotune.
+https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver, iotune and target.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from xml.etree.ElementTree import Element
 
 from .._errors import Invalid
 from .._fields import Field, between, size_text
-from .._xml import Property, drop, find, make
+from .._xml import Nonzero, Property, drop, find, make
 
 WAYS = ("total", "read", "write")
 DIRECT = ("none", "directsync")
 MOST = 2**63 - 1
+TURNING = ("scsi", "sata", "ide")  # The buses on which a guest is told the rate; ide is on machines of others.
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Limits:
             drop(disk, tune)
 
 
+def _check_rate(value: int) -> int:
+    """What disks say of themselves (ATA, word 217; SCSI, VPD page B1). libvirt takes any number."""
+    if value not in (0, 1) and not 1025 <= value <= 65534:
+        raise ValueError(f"{value} is not a rotation rate; write 1 for an SSD, 1025 to 65534 for others, or 0 for none")
+    return value
+
+
+ROTATION_RATE = Nonzero("target/@rotation_rate", int)
+
+
 def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
     """The limits that are some; one for both ways excludes one for each."""
     given = {way: between(0, MOST)(number) for way, number in value.items() if number}
@@ -55,12 +66,15 @@ def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def check(disk: Element, where: str) -> None:
-    """Raise Invalid for what QEMU would refuse at the start."""
+    """Raise Invalid for what libvirt would refuse, or QEMU at the start."""
     driver = {name: Property(f"driver/@{name}").get(disk) for name in ("cache", "io", "queues")}
     if driver["io"] == "native" and driver["cache"] not in DIRECT:
         raise Invalid(f"{where}: io=native needs cache=none or cache=directsync", option=where)
-    if driver["queues"] and Property("target/@bus").get(disk) != "virtio":
+    bus = Property("target/@bus").get(disk)
+    if driver["queues"] and bus != "virtio":
         raise Invalid(f"{where}: queues are for the bus virtio", option=where)
+    if ROTATION_RATE.get(disk) and (bus not in TURNING or disk.get("device") == "cdrom"):
+        raise Invalid(f"{where}: rotation_rate is for disks on the buses {', '.join(TURNING)}, no cdrom", option=where)
 
 
 def shown(name: str, value: Mapping[str, int]) -> str:
@@ -86,7 +100,8 @@ TUNING = (
     Field("io", choices=("native", "threads", "io_uring"), place=Property("driver/@io")),
     Field("discard", choices=("unmap", "ignore"), place=Property("driver/@discard")),
     Field("detect_zeroes", choices=("off", "on", "unmap"), place=Property("driver/@detect_zeroes")),
-    Field("queues", type="int", check=between(1, 256), place=Property("driver/@queues", int)),
+    Field("queues", type="int", check=between(0, 256), place=Nonzero("driver/@queues", int)),
+    Field("rotation_rate", type="int", check=_check_rate, place=ROTATION_RATE),
     Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops"), when="live"),
     Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes"), when="live"),
 )

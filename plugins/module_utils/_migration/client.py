@@ -87,10 +87,13 @@ class Client:
             for uuid, need in own.items():
                 copying = uuid in self.copying
                 self.needs[uuid] = {**need, "copying": copying, "copies": need["copies"] if copying else []}
-        for target, wanted in moves.items():
-            needs = [self.needs[uuid] for uuid in wanted]
-            question = partial(prechecks.answer, needs=needs, address=self.site.address(target))
-            self.answers[target] = self.site.ask(question, [target], prechecks.SECONDS)[target]
+        questions = {
+            target: partial(
+                prechecks.answer, needs=[self.needs[uuid] for uuid in wanted], address=self.site.address(target)
+            )
+            for target, wanted in moves.items()
+        }
+        self.answers.update(self.site.ask(lambda end: questions[end.node](end), questions, prechecks.SECONDS))
 
     def blockers(self, uuid: str, target: str) -> list[dict[str, str]]:
         """All that speaks against the move, counting the memory and the files of those that were planned before it."""

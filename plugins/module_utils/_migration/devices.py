@@ -3,27 +3,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The block devices of a VM that shall move: what they are, and by what the other node knows them.
 
-A device is the same on two nodes when its WWID is, whatever it is called. A logical volume lies on devices of its
-group, and moves only in a shared group.
+A device is the same on two nodes when its WWID is, whatever it is called, and its size: the other node may not have
+seen yet that it grew. A logical volume lies on devices of its group, and moves only in a shared group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
+from .._blocks import Blocks
 from .._disks import block
 from .._errors import DroverError
 from .._identity import logical_of
 from .._lvm import Lvm
-from .._xml import Property
+from .._xml import Property, target_of
+
+
+class Disk(NamedTuple):
+    """A disk as its node sees it; `size` is in bytes, 0 where only a part of it is used."""
+
+    wwid: str | None
+    size: int
 
 
 def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
-    """The block devices of a definition: target, path, identity, WWIDs, and `lock` or a `fault` of a logical volume.
+    """The block devices of a definition: target, path, identity, size, and `lock` or a `fault` of a logical volume.
 
-    `wwids` are those of all disks that it lies on; None stands for one that has none.
+    `disks` are WWID (None where it has none) and size of all that it lies on.
     """
     found = []
     for disk in disks:
@@ -31,27 +39,30 @@ def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
         if disk.get("type") == "block" and path and disk.get("device", "disk") == "disk":
             logical = logical_of(path)
             facts = _logical(lvm, *logical) if logical else _plain(path)
-            found.append({"target": Property("target/@dev").get(disk), "path": path, **facts})
+            found.append({"target": target_of(disk), "path": path, **facts})
     return found
 
 
 def _plain(path: str) -> dict[str, Any]:
-    wwid = _wwid(path)
-    return {"identity": wwid or "", "wwids": [wwid], "lock": "", "fault": ""}
+    disk = _disk(path)
+    return {"identity": disk.wwid or "", "size": disk.size, "disks": [disk], "lock": "", "fault": ""}
 
 
-def _wwid(path: str) -> str | None:
+def _disk(path: str) -> Disk:
     found = block.look(path)
-    return found.wwid or None if found else None
+    if found is None:
+        return Disk(None, 0)
+    return Disk(found.wwid or None, 0 if Blocks().is_part(found.name) else found.size)
 
 
 def _logical(lvm: Lvm, vg: str, lv: str) -> dict[str, Any]:
     try:
         group, volume = lvm.group(vg), lvm.volumes().get((vg, lv))
-        wwids = [_wwid(path) for path in lvm.physical(vg)]
+        disks = [_disk(path) for path in lvm.physical(vg)]
     except DroverError as error:
-        return {"identity": "", "wwids": [None], "lock": "", "fault": error.message}
+        return {"identity": "", "size": 0, "disks": [Disk(None, 0)], "lock": "", "fault": error.message}
     fault = "" if group.shared else f"volume group {vg} is not shared between nodes"
     # As device mapper writes it.
     identity = "LVM-" + (group.uuid + (volume.uuid if volume else "")).replace("-", "")
-    return {"identity": identity, "wwids": wwids, "lock": f"{vg}/{lv}" if group.shared else "", "fault": fault}
+    lock = f"{vg}/{lv}" if group.shared else ""
+    return {"identity": identity, "size": 0, "disks": disks, "lock": lock, "fault": fault}

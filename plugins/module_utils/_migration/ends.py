@@ -331,13 +331,20 @@ class End:
         """Let the other node have this node's logical volumes, too. Raises Failed."""
         locks.share(order)
 
-    def serials(self) -> list[str]:
-        """The WWIDs of the node's disks, as udev tells them; those of multipath by their paths."""
+    def paths(self) -> dict[str, list[dict[str, Any]]]:
+        """The node's disks by their WWID as udev tells it, those of multipath by their paths.
+
+        `place` is host, channel, target and logical unit in the kernel's words (`scsi_3_0_0_1`), `size` is in bytes.
+        """
         flag = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE
         with translated(f"listing the disks of {self.node}"):
             texts = [device.XMLDesc(0) for device in self.connection.listAllDevices(flag)]
-        found = (xml.Property("capability/serial").get(xml.parse(text)) for text in texts)
-        return sorted({serial for serial in found if serial})
+        found: dict[str, list[dict[str, Any]]] = {}
+        for root in map(xml.parse, texts):
+            words = {name: xml.Property(f"capability/{name}").get(root) for name in ("serial", "block", "size")}
+            path = {"name": words["block"], "place": xml.Property("parent").get(root), "size": int(words["size"] or 0)}
+            found.setdefault(words["serial"] or "", []).append(path)
+        return found
 
     def progress(self, uuid: str) -> dict[str, Any]:
         """Bytes of the job that runs: total, sent, remaining, rate per second; empty when there is none."""

@@ -11,26 +11,18 @@ the VM, also when the migration did not come to its end.
 from __future__ import annotations
 
 from .._errors import DroverError, Failed
-from .._lvm import Lvm
 from .._run import run
 from .order import Order
 
 HOOK = "/etc/libvirt/hooks/qemu.d/drover-devices"
+# A node that is late joins the locks first.
+SECONDS = 180
 
 
 def share(order: Order) -> None:
-    """Turn the exclusive locks of the VM's volumes into shared ones. Raises Failed.
-
-    What makes them exclusive again is started before, so that it does so whatever becomes of this program.
-    """
+    """Turn the exclusive locks of the VM's volumes into shared ones. Raises Failed."""
     locks = [str(device["lock"]) for device in order.devices if device["lock"]]
-    unit = f"--unit=drover-devices-{order.uuid}"
-    # One that runs already, after the VM has just come here, does the same.
-    run(["systemd-run", "--collect", "--quiet", unit, HOOK, "settle", order.vm, order.uuid, *locks], ok=(0, 1))
-    lvm = Lvm()
-    for lock in locks:
-        try:
-            vg, _slash, lv = lock.partition("/")
-            lvm.activate(vg, lv, "sy")
-        except DroverError as error:
-            raise Failed(f"{lock} can't be shared with {order.target}: {error.message}") from None
+    try:
+        run([HOOK, order.vm, "share", order.uuid, *locks], timeout=SECONDS)
+    except DroverError as error:
+        raise Failed(f"{', '.join(locks)} can't be shared with {order.target}: {error.message}") from None

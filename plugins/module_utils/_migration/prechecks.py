@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 
 from .._domain import leases, metadata
 from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of, state_files
-from .._fields import UNITS
+from .._fields import UNITS, size_text
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
 from . import firmware, stream
@@ -122,7 +122,7 @@ def answer(end: End, needs: list[dict[str, Any]], address: str) -> dict[str, Any
         "domains": end.names(),
         "free": end.free_memory(),
         "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
-        "serials": end.serials() if any(need["devices"] for need in needs) else [],
+        "paths": end.paths() if any(need["devices"] for need in needs) else {},
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
 
@@ -203,15 +203,38 @@ def _devices(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> l
     """Whether the destination has the block devices, by what they are."""
     found = []
     for device in need["devices"]:
-        missing = [wwid or "no WWID" for wwid in device["wwids"] if wwid not in said["serials"]]
+        name = f"the disk of {device['target']}, {device['path']}"
+        for wwid, size in device["disks"]:
+            found += _same(name, wwid, size, target, said["paths"].get(wwid, []))
+        missing = [wwid or "no WWID" for wwid, _size in device["disks"] if wwid not in said["paths"]]
         if missing:
-            text = f"{target} does not have the disk of {device['target']}, {device['path']} ({', '.join(missing)})"
+            text = f"{target} does not have {name} ({', '.join(missing)})"
             mend = "log in to it there (role san_initiator), or move it to shared storage first"
             found.append(Blocker("local_disk", text, mend))
         elif device["fault"]:
             mend = "move the disk to a shared group (module volume_group), or to other shared storage"
             found.append(Blocker("local_disk", f"disk {device['target']}: {device['fault']}", mend))
     return found
+
+
+def _same(name: str, wwid: str, size: int, target: str, paths: list[Mapping[str, Any]]) -> list[Blocker]:
+    """Whether what has the WWID at the destination is one disk, and this one.
+
+    Two logical units of one target are two volumes, whatever WWID the array says: a clone may keep that of its origin.
+    """
+    ends: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        first = ends.setdefault(path["place"].rpartition("_")[0], path)
+        if first["place"] != path["place"]:
+            text = f"{name}: {target} has two volumes of the WWID {wwid}, {first['name']} and {path['name']}"
+            mend = "is one a clone that kept the serial of the other? Give it one of its own on the SAN"
+            return [Blocker("local_disk", text, mend)]
+    sizes = {path["size"] for path in paths}
+    if size and sizes and size not in sizes:
+        text = f"{name} has {size_text(size)}, on {target} {' or '.join(map(size_text, sorted(sizes)))}"
+        mend = "let that node see that the volume grew (role san_initiator); or is it another volume of the same WWID?"
+        return [Blocker("local_disk", text, mend)]
+    return []
 
 
 def _mend(need: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Callable
 from xml.etree.ElementTree import Element
 
 from .._errors import Failed, Refused
-from .._xml import Property, devices, find, text_of
+from .._xml import devices, find, target_of, text_of
 from . import rbd
 from .facts import Snapshot
 from .record import Note
@@ -95,7 +95,7 @@ class Volumes:
         self.storage = known[0] if known else None
         self.kind = self.storage.kind if self.storage else ""
         ours = [disk for disk in disks if self.storage and self.storage.recognises(disk)]
-        self.disks = {str(Property("target/@dev").get(disk)): disk for disk in ours}
+        self.disks = {str(target_of(disk)): disk for disk in ours}
         self.names: dict[str, str] = {}
         self.looks: dict[str, Look] = {}
         self.snapshots: dict[str, Snapshot] = {}

@@ -10,7 +10,9 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -39,6 +41,8 @@ elif program == "lvchange":
         status, said = 5, "LV locked by other host: " + volume
     else:
         state["here"][volume] = how
+elif program == "systemd-run" and state["silent"]:
+    status, said = 1, "Failed to connect to bus"
 json.dump(state, open(path, "w"))
 sys.stderr.write(said) if program != "vgs" else print(said)
 sys.exit(status)
@@ -56,7 +60,7 @@ class Node:
 
     def __init__(self, folder):
         self.folder, self.path = folder, folder / "state.json"
-        self.write(here={}, there={}, joined=True, log=[])
+        self.write(here={}, there={}, joined=True, silent=False, log=[])
         for program in ("vgs", "lvchange", "vgchange", "systemd-run", "systemctl"):
             (folder / program).write_text(LVM.format(python=sys.executable, state=str(self.path)))
             (folder / program).chmod(0o755)
@@ -68,11 +72,14 @@ class Node:
     def state(self):
         return json.loads(self.path.read_text())
 
+    @property
+    def env(self):
+        return {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
+
     def hook(self, *words, metadata="", volume="vmsan/web1"):
         text = DOMAIN.format(uuid=UUID, metadata=metadata, volume=volume)
-        env = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
         argv = [sys.executable, str(HOOK), "web1", *words, "-"]
-        return subprocess.run(argv, input=text, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(argv, input=text, env=self.env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -112,16 +119,32 @@ def test_a_vm_that_comes_in_shares_its_volume_with_the_source(node):
     assert node.hook("migrate", "begin", metadata=MARKER.format("")).returncode == 0
     assert node.state["here"] == {"vmsan/web1": "sy"}
     later = [line for line in node.state["log"] if line.startswith("systemd-run")]
-    assert len(later) == 1 and later[0].endswith(f"settle web1 {UUID} vmsan/web1")
+    assert len(later) == 1 and later[0].endswith(f"web1 settle {UUID} vmsan/web1")
 
 
 @pytest.mark.parametrize("moment, metadata", [("migrate", MARKER.format("")), ("prepare", "")])
 def test_what_waits_since_the_vm_left_is_ended_before_its_volume_is_taken_again(node, moment, metadata):
     assert node.hook(moment, "begin", metadata=metadata).returncode == 0
-    words = [line.split()[0] for line in node.state["log"]]
+    words = [line.split()[0] for line in node.state["log"] if not line.startswith("vgs")]
     assert f"systemctl stop drover-devices-{UUID}.service" in node.state["log"]
-    assert words.index("systemctl") < words.index("lvchange")
-    assert "systemd-run" not in words or words.index("lvchange") < words.index("systemd-run")
+    # What makes a shared volume exclusive again is there before it is shared.
+    assert words == ["systemctl", *(["systemd-run"] if metadata else []), "lvchange"]
+
+
+def test_the_source_shares_its_volumes_only_with_what_ends_that(node):
+    node.write(here={"vmsan/web1": "ey", "vmsan/web2": "ey"})
+    argv = [sys.executable, str(HOOK), "web1", "share", UUID, "vmsan/web1", "vmsan/web2"]
+    share = partial(subprocess.run, argv, env=node.env, capture_output=True, text=True, check=False)
+    assert share().returncode == 0 and node.state["here"] == {"vmsan/web1": "sy", "vmsan/web2": "sy"}
+    stop, settle, *rest = node.state["log"]
+    assert stop == f"systemctl stop drover-devices-{UUID}.service" and len(rest) == 2
+    assert settle.endswith(f"web1 settle {UUID} vmsan/web1 vmsan/web2")
+    node.write(there={"vmsan/web1": "ex"})
+    assert "vmsan/web1 is not to be had: LV locked by other host" in share().stderr
+    node.write(here={"vmsan/web1": "ey"}, there={}, silent=True)
+    done = share()
+    assert done.returncode == 1 and "web1 refused: nothing would end the sharing" in done.stderr
+    assert node.state["here"] == {"vmsan/web1": "ey"}
 
 
 def test_what_a_vm_needs_that_comes_in_is_not_ended_as_it_is_prepared(node):
@@ -139,6 +162,18 @@ def test_another_disk_of_the_same_name_is_refused(node):
     device = '<drover:device path="/dev/san/db1" identity="3600a"/>'
     done = node.hook("migrate", "begin", metadata=MARKER.format(device))
     assert done.returncode == 1 and "/dev/san/db1 is missing on this node, not 3600a" in done.stderr
+
+
+@pytest.mark.parametrize("more, refused", [(0, False), (512, True)])
+def test_a_disk_that_did_not_grow_here_yet_is_refused(node, more, refused):
+    """By a block device of this machine, whichever it has."""
+    device = next(path for path in sorted(Path("/sys/class/block").iterdir()) if int((path / "size").read_text()))
+    size = int((device / "size").read_text()) * 512 + more
+    wwid = run_path(str(HOOK))["identity"](f"/dev/{device.name}")
+    text = f'<drover:device path="/dev/{device.name}" identity="{wwid}" size="{size}"/>'
+    done = node.hook("migrate", "begin", metadata=MARKER.format(text))
+    assert done.returncode == int(refused), done.stderr
+    assert not refused or "let this node see that it grew" in done.stderr
 
 
 def test_other_operations_and_vms_without_volumes_ask_nothing(node):

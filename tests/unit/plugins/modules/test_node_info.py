@@ -70,6 +70,7 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "network.json").write_text('{"version": 1, "reserved_vlans": {"br0": [5, "10-11"]}}', encoding="utf-8")
     monkeypatch.setattr(_reserved, "FILE", tmp_path / "network.json")
     monkeypatch.setattr(node_info, "bridges", lambda: {"br0": "ovs", "virbr0": "linux"})
+    monkeypatch.setattr(node_info, "carried", lambda apart: {"br0": [5, 100]})
 
     def module(which, **args):
         with patch_module_args({"uri": f"test://{tmp_path}/node.xml", **args}), pytest.raises(SystemExit):
@@ -83,8 +84,8 @@ def test_a_node_with_its_vms(run):
     node = run(node_info)["node"]
     assert node["memory"]["free"] == 42 * 1024 and node["vm_capable"] is True and node["cordon"] is None
     assert node["bridges"] == [
-        {"name": "br0", "type": "ovs", "reserved_vlans": [5, 10, 11]},
-        {"name": "virbr0", "type": "linux", "reserved_vlans": []},
+        {"name": "br0", "type": "ovs", "reserved_vlans": [5, 10, 11], "vlans": [5, 100]},
+        {"name": "virbr0", "type": "linux", "reserved_vlans": [], "vlans": None},
     ]
     assert [(pool["name"], pool["type"], pool["path"]) for pool in node["pools"]] == [("media", "dir", "/srv/media")]
     assert [(vm["name"], vm["state"]) for vm in node["domains"]] == [("db1", "stopped"), ("web1", "running")]

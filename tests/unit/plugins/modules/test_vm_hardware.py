@@ -213,6 +213,20 @@ def test_disks_and_nics_are_what_libvirt_keeps(run):
     assert shown_disk == {**others, "iops": None, "bandwidth": None}
     nic = changed["nics"][0]
     assert (nic["link"], nic["mtu"], nic["queues"]) == (None, 1500, None)
+    run(**BASE, disks=[{**DISK, "serial": "S1"}], nics=[NIC])
+    back = run(**BASE, disks=[{**DISK, "queues": 0, "serial": ""}], nics=[{**NIC, "mtu": 0}])["vm"]
+    assert (back["disks"][0]["queues"], back["disks"][0]["serial"], back["nics"][0]["mtu"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("bus", ["scsi", "sata"])
+def test_the_rate_of_a_disk_is_what_libvirt_keeps(run, daemon, bus):
+    disk = {**{name: DISK[name] for name in ("type", "iqn", "portal")}, "bus": bus}
+    for rate in (1, 7200, 0):
+        made = run(**BASE, disks=[{**disk, "rotation_rate": rate}])["vm"]["disks"][0]
+        with connect(daemon.uri()) as node:
+            text = node.domain("web1").xml
+        assert made["rotation_rate"] == (rate or None) and (f" rotation_rate='{rate}'/>" in text) == bool(rate)
+    assert "rotation_rate" not in text
 
 
 def test_the_order_of_single_devices_is_what_libvirt_keeps(run):

@@ -136,6 +136,16 @@ def test_what_no_guest_can_get_while_it_runs(lab, plug, disk, words):
         assert gone["pending_restart"] == [words.replace("added", "removed")]
 
 
+def test_a_running_guest_is_told_another_rate_at_its_next_start(lab, plug):
+    disk = {**SAN, "iqn": MORE[1]["iqn"], "bus": "scsi", "rotation_rate": 1}
+    lab.run(name="web1", disks=[*WEB["disks"], disk], state="restarted")
+    for rate, words in ((7200, "1 -> 7200"), (0, "1 -> none")):
+        result = lab.both(name="web1", disks=[*WEB["disks"], {**disk, "rotation_rate": rate}])
+        assert result["pending_restart"] == [f"disk sda rotation_rate {words}"]
+    restarted = lab.run(name="web1", state="restarted")
+    assert restarted["pending_restart"] == [] and "rotation_rate" not in lab.node.domain("web1").live_xml
+
+
 def test_an_old_nic_needs_an_old_bus(lab, plug):
     result = lab.both(name="web1", nics=[*NICS, {"bridge": "br0", "model": "e1000"}])
     assert result["pending_restart"] == [f"nic {MACS[1]} added: no PCI port is free"]

@@ -143,6 +143,10 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "discard": ({**SAN, "discard": "unmap"}, "discard='unmap'/>"),
     "detect_zeroes": ({**FILE, "detect_zeroes": "unmap"}, "error_policy='stop' detect_zeroes='unmap'/>"),
     "queues": ({**SAN, "queues": 2}, "queues='2'/>"),
+    "rotation_rate": (
+        {**SAN, "bus": "scsi", "rotation_rate": 1},
+        "<target dev='sda' bus='scsi' rotation_rate='1'/>",
+    ),
     "iops": (
         {**SAN, "iops": {"read": 500, "write": 100}},
         "<iotune><read_iops_sec>500</read_iops_sec><write_iops_sec>100</write_iops_sec></iotune>",
@@ -474,6 +478,13 @@ REFUSED = [
     ({"nics": [{}, {}, {"bridge": "br0", "model": "e1000", "queues": 2}]}, "queues are for the model virtio"),
     ({"disks": [{"type": "file", "target": "vdb", "io": "native"}]}, "io=native needs cache=none"),
     ({"disks": [{**SAN, "target": "sdb", "bus": "scsi", "queues": 2}]}, "queues are for the bus virtio"),
+    ({"disks": [{**SAN, "rotation_rate": 1}]}, "rotation_rate is for disks on the buses scsi, sata, ide"),
+    ({"disks": [{"type": "iscsi", "target": "vda", "rotation_rate": 1}]}, "rotation_rate is for disks on the buses"),
+    ({"disks": [{"type": "file", "device": "cdrom", "rotation_rate": 7200}]}, "rotation_rate is for .*, no cdrom"),
+    *(
+        ({"disks": [{**SAN, "bus": "sata", "rotation_rate": rate}]}, f"{rate} is not a rotation rate; write 1")
+        for rate in (-1, 2, 1024, 65535)
+    ),
     ({"disks": [{**SAN, "iops": {"total": 1, "read": 1}}]}, "don't go together"),
     ({"max_memory": "512MiB"}, "max_memory=512MiB is less than the memory of 1GiB"),
     ({"max_vcpus": 1}, "max_vcpus=1 is less than the 2 vCPUs"),
@@ -509,6 +520,13 @@ def test_what_would_be_another_computer_is_refused(options, words):
     root = parse(FOREIGN)
     with pytest.raises(DroverError, match=words):
         sheet.edit(root, normalise(FIELDS, {"name": "legacy", **options}), BRIDGES)
+
+
+def test_a_disk_on_ide_of_a_machine_that_was_there_has_a_rate_too():
+    root = parse(FOREIGN.replace("<target dev='vdb' bus='virtio'/>", "<target dev='hda' bus='ide'/>"))
+    wanted = [{"type": "iscsi", "target": "vda"}, {"type": "file", "target": "hda", "rotation_rate": 7200}]
+    sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": wanted}), BRIDGES)
+    assert "<target dev='hda' bus='ide' rotation_rate='7200'/>" in text_of(root)
 
 
 def test_pending_names_what_the_running_vm_lacks():

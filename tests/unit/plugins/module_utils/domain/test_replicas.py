@@ -95,6 +95,9 @@ def test_what_is_missing_is_named(sheet, settings, words):
         replicas.plan([sheet], [], settings)
 
 
+KEPT = ("target", "bus", "serial", "rotation_rate", "boot_order", "discard", "iops")
+
+
 def test_a_vm_starts_as_it_was_with_the_disks_of_the_replica():
     disk = {
         "type": "file",
@@ -102,6 +105,12 @@ def test_a_vm_starts_as_it_was_with_the_disks_of_the_replica():
         "device": "disk",
         "bus": "scsi",
         "serial": "S",
+        "rotation_rate": 1,
+        "boot_order": 1,
+        "discard": "unmap",
+        "iops": {"total": 500},
+        "cache": "none",
+        "io": "native",
         "path": "/a",
         "format": "qcow2",
     }
@@ -112,5 +121,5 @@ def test_a_vm_starts_as_it_was_with_the_disks_of_the_replica():
         "name": "db1",
         "uuid": "U",
         "state": "running",
-        "disks": [{"target": "vda", "bus": "scsi", "serial": "S", **copy}],
+        "disks": [{**{key: disk[key] for key in KEPT}, **copy}],
     }

@@ -368,7 +368,7 @@ def test_a_file_stays_until_its_copy_is_whole(tmp_path, original, fault):
 
 def test_logical_volumes_are_shared_between_the_mark_and_the_migration(tmp_path):
     world = World()
-    device = {"target": "vda", "path": "/dev/vg0/web1", "identity": "LVM-1", "wwids": ["3600"], "lock": "vg0/web1"}
+    device = {"target": "vda", "path": "/dev/vg0/web1", "identity": "LVM-1", "size": 0, "lock": "vg0/web1"}
     move(world, tmp_path, devices=[device])
     marked, shared, moved = (world.log.index(f"{what} on hv1") for what in ("mark", "share", "migrate"))
     assert marked < shared < moved
@@ -376,10 +376,10 @@ def test_logical_volumes_are_shared_between_the_mark_and_the_migration(tmp_path)
 
 def test_a_device_goes_into_the_marker_and_without_a_lock_nothing_is_shared(tmp_path):
     world = World()
-    device = {"target": "vda", "path": "/dev/san/web1", "identity": "3600", "wwids": ["3600"], "lock": ""}
+    device = {"target": "vda", "path": "/dev/san/web1", "identity": "3600", "size": 1024, "lock": ""}
     move(world, tmp_path, devices=[device])
     assert "share on hv1" not in world.log
-    assert "<device path='/dev/san/web1' identity='3600'/>" in metadata.marker_xml(world.marked)
+    assert "<device path='/dev/san/web1' identity='3600' size='1024'/>" in metadata.marker_xml(world.marked)
 
 
 def test_what_a_killed_helper_left_goes_with_the_next(tmp_path):

@@ -50,6 +50,7 @@ class World:
     def __init__(self):
         self.nodes: dict[str, dict[str, Any]] = {name: {} for name in NODES}
         self.silent = set()
+        self.rounds = []
         self.log = []
         self.script = []
         self.helpers = {}
@@ -72,6 +73,7 @@ class World:
 
     def ask(self, question, nodes=None):
         chosen = NODES if nodes is None else nodes
+        self.rounds.append(sorted(chosen))
         answers = {node: Unreachable(f"{node} is silent") for node in chosen}
         return {
             **answers,
@@ -249,6 +251,15 @@ def test_one_blocked_move_stops_all(world, run):
     world.free = int(1.5 * 2**30)
     result = run(moves=[{"vm": "web1", "to": "hv2"}, {"vm": "web2", "to": "hv2"}])
     assert result["failed"] and "web2 can't go" in result["msg"] and world.log == []
+
+
+def test_all_destinations_are_asked_at_once(world, run):
+    world.add("web1", "hv1")
+    world.add("web2", "hv1")
+    world.silent = {"hv2", "hv3"}
+    result = run(moves=[{"vm": "web1", "to": "hv2"}, {"vm": "web2", "to": "hv3"}])
+    assert result["failed"] and world.rounds.count(["hv2", "hv3"]) == 1
+    assert ["hv2"] not in world.rounds and ["hv3"] not in world.rounds
 
 
 def test_a_policy_applies_to_the_vms_of_its_tag(world, run, monkeypatch):

@@ -30,7 +30,7 @@ NEED = {
     "devices": [],
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
-SAID = {"silent": "", "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM, "serials": ["3600a"]}
+SAID = {"silent": "", "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
 COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
@@ -178,21 +178,45 @@ def test_a_local_disk_says_how_it_could_move(need, mend):
     assert found[0].reason == "local_disk" and mend in found[0].mend
 
 
-LUN = {"target": "vda", "path": "/dev/san/web1", "identity": "3600a", "wwids": ["3600a"], "lock": "", "fault": ""}
+LUN = {"target": "vda", "path": "/dev/san/web1", "disks": [("3600a", GIB)], "lock": "", "fault": ""}
+# Over two sessions.
+PATHS = [
+    {"name": "/dev/sdb", "place": "scsi_3_0_0_1", "size": GIB},
+    {"name": "/dev/sdc", "place": "scsi_4_0_0_1", "size": GIB},
+]
 
 
 @pytest.mark.parametrize(
     "device, words",
     [
         ({}, None),
-        ({"wwids": ["3600a", "3600b"]}, "(3600b)"),
-        ({"wwids": [None]}, "(no WWID)"),
+        ({"disks": [("3600a", GIB), ("3600b", GIB)]}, "(3600b)"),
+        ({"disks": [(None, 0)]}, "(no WWID)"),
+        ({"disks": [("3600a", 2 * GIB)]}, "web1 has 2GiB, on hv2 1GiB"),
+        # A part of a disk.
+        ({"disks": [("3600a", 0)]}, None),
         ({"fault": "volume group vg0 is not shared between nodes"}, "not shared"),
         ({"lock": "vmsan/web1"}, None),
     ],
 )
 def test_a_device_is_known_there_by_its_wwid(device, words):
     disk = {**DISK, "identity": "block:/dev/san/web1"}
-    found = blockers({**NEED, "disks": [disk], "devices": [{**LUN, **device}]}, "hv2", SAID, None, {})
+    said = {**SAID, "paths": {"3600a": PATHS}}
+    found = blockers({**NEED, "disks": [disk], "devices": [{**LUN, **device}]}, "hv2", said, None, {})
     assert [one.reason for one in found] == (["local_disk"] if words else [])
     assert words is None or words in found[0].text
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        # A path that is down has the size from before.
+        ({"size": GIB // 2}, None),
+        ({"place": "scsi_4_0_0_2"}, None),
+        ({"place": "scsi_3_0_0_2"}, "hv2 has two volumes of the WWID 3600a, /dev/sdb and /dev/sdc"),
+    ],
+)
+def test_two_volumes_of_one_wwid_are_not_taken_for_two_paths(change, words):
+    said = {**SAID, "paths": {"3600a": [PATHS[0], {**PATHS[1], **change}]}}
+    found = blockers({**NEED, "devices": [LUN]}, "hv2", said, None, {})
+    assert [words in one.text for one in found] == ([True] if words else [])
