@@ -44,6 +44,7 @@ class Source(End, Protocol):
     def limit(self, uuid: str, speed: int) -> bool: ...
     def capacity(self, uuid: str, target: str) -> int: ...
     def uses(self, path: str) -> bool: ...
+    def forget_variables(self, path: str) -> None: ...
 
 
 class Files(Protocol):
@@ -176,6 +177,8 @@ class LiveMove:
             self.target.set_autostart(uuid, True)
         if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
             self.target.set_home(uuid, order.target)
+        if order.variables:
+            self.source.forget_variables(order.variables)
         left = self.settle() if order.copies else []
         self.target.set_marker(uuid, None)
         return left

@@ -245,6 +245,7 @@ class Moving:
             connections=options["parallel_connections"],
             copies=copies,
             devices=need.get("devices", []),
+            variables=need.get("variables") if kind == "live" else None,
         )
 
     def result(self, state: State) -> dict[str, Any]:
