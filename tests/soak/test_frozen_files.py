@@ -31,7 +31,7 @@ class Writing(Vm):
     def ask(self, command: str, **arguments: Any) -> Any:
         """What the guest agent returns."""
         words = json.dumps({"execute": command, "arguments": arguments})
-        script = f"virsh -q qemu-agent-command --timeout 30 {self.name} \"$(cat)\""
+        script = f'virsh -q qemu-agent-command --timeout 30 {self.name} "$(cat)"'
         return json.loads(self.site.ssh(NODE, script, stdin=words))["return"]
 
     def do(self, script: str) -> None:

@@ -403,7 +403,9 @@ def test_of_mixed_disks_those_are_incremental_that_can_be(machine: Machine) -> N
     machine.vm.destroy()
     machine.formats["vda"] = "raw"
     qemu_img("create", "-q", "-f", "raw", machine.disk("vda"), "8M")
-    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(
+        libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+    )
     machine.define()
     machine.vm.create()
     last = machine.take(type="incremental")["backup"]
