@@ -22,6 +22,11 @@ def written(facts: Mapping[str, Any]) -> list[Disk]:
     return [one for one in facts["disks"] if one["device"] == "disk" and not one["readonly"] and one["identity"]]
 
 
+def on_volumes(facts: Mapping[str, Any]) -> list[Disk]:
+    """Those of them that are no files."""
+    return [disk for disk in written(facts) if path_of(disk) is None]
+
+
 def path_of(disk: Disk) -> str | None:
     """The file of a disk; None for other storage."""
     kind, _colon, path = str(disk["identity"]).partition(":")
@@ -87,7 +92,7 @@ def _against_rbd(facts: Mapping[str, Any], memory: bool) -> str:
 
 
 def _against_external(facts: Mapping[str, Any], folder: str | None) -> str:
-    for disk in [disk for disk in written(facts) if path_of(disk) is None]:
+    for disk in on_volumes(facts):
         on_server = ", or keep the volume on its server (iscsi_volume with snapshot_of)"
         other = on_server if disk["type"] == "iscsi" else ""
         what = f"{disk['target']} ({disk['identity']}) is no file"

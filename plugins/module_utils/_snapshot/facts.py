@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from .._xml import Property, find, parse
+from .._xml import Property, devices, find, parse
 
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -32,6 +32,13 @@ class Snapshot(NamedTuple):
     current: bool
     overlays: dict[str, str]
     definition: Element
+
+
+def volumes(snapshot: Snapshot) -> list[str]:
+    """The disks over which it put files and which are none themselves: volumes of a SAN, images of RBD."""
+    disks = [disk for disk in devices(snapshot.definition, "disk") if disk.get("type") != "file"]
+    targets = [str(Property("target/@dev").get(disk)) for disk in disks]
+    return [target for target in targets if target in snapshot.overlays]
 
 
 def read(text: str, current: bool) -> Snapshot:

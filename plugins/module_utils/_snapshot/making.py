@@ -72,6 +72,11 @@ def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) ->
     if quiesce == REQUIRED and machine.active and not memory and reason:
         raise Refused(f"{machine.name} can't be quiesced: {reason}. Mend that, or say quiesce: auto")
     warnings = _room(machine, name, memory, folder) if kind == choose.EXTERNAL else []
+    if kind == choose.EXTERNAL and (disks := [str(one["target"]) for one in choose.on_volumes(facts)]):
+        warnings.append(
+            f"libvirt can't set {machine.name} back to it, as {', '.join(disks)} is no file; docs/snapshots.md says "
+            "how that is done by hand"
+        )
     freeze = machine.active and not memory and quiesce != NEVER and reason is None
     if machine.active and not memory and quiesce == AUTO and reason:
         warnings.append(f"{machine.name} is not quiesced: {reason}; the snapshot is as after a power cut")

@@ -135,6 +135,12 @@ class Revert:
                 "the next backup is a full one then: "
                 + "; ".join(f"virsh checkpoint-delete {machine.name} {name}" for name in reversed(held))
             )
+        if target.kind == choose.EXTERNAL and (disks := facts.volumes(target)):
+            raise Refused(
+                f"libvirt sets {machine.name} back to external snapshots of files only; {', '.join(disks)} is none. "
+                f"The volume below is as it was at {target.name}; docs/snapshots.md, By hand, says how the VM goes on "
+                "from it"
+            )
         if target.kind == choose.EXTERNAL and machine.node.version() < EXTERNAL_SINCE:
             raise Refused(
                 f"libvirt of this node can't set {machine.name} back to an external snapshot; that takes libvirt 9.10 "

@@ -487,6 +487,22 @@ def test_what_is_lost_must_be_said(run, vms, reverts, args, words):
     assert result["failed"] and words in result["msg"] and reverts == [] and vms.snapshots("web1") == ["s1"]
 
 
+def test_over_a_volume_there_is_no_way_back_but_by_hand(run, vms, reverts):
+    vms.define("web1", "raw")
+    run(name="web1", snapshot="s1")
+    domain = vms.node.connection.lookupByName("web1")
+    xml = domain.snapshotLookupByName("s1").getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    old, new = f"<source file='{vms.folder}/web1.raw'", "<source dev='/dev/san/web1'"
+    assert old in xml
+    xml = xml.replace("<disk type='file' device='disk'>", "<disk type='block' device='disk'>").replace(old, new)
+    domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    before = vms.node.domain("web1").xml
+    for check in (True, False):
+        result = run(check=check, **BACK)
+        assert result["failed"] and "snapshots of files only; vda is none" in result["msg"], result
+    assert reverts == [] and vms.snapshots("web1") == ["s1"] and vms.node.domain("web1").xml == before
+
+
 def test_some_machines_can_not_go_back(run, vms, reverts):
     vms.define("web1", safe="<drover:rollback_safe>no</drover:rollback_safe>")
     run(name="web1", snapshot="s1", memory=True)
