@@ -149,6 +149,7 @@ def host_facts(capabilities: str, domain_capabilities: str | None) -> dict[str, 
         "arch": arch,
         "cpu_model": None if model is None else tostring(model, encoding="unicode"),
         "cpu": {name: None if shown is None else shown.findtext(name) for name in ("model", "vendor")},
+        "firmware": _firmware(domain_capabilities),
         "hugepages": _hugepages(root),
         "machine_aliases": {
             found.text or "": found.get("canonical", "")
@@ -175,6 +176,16 @@ def cpu_definition(domain_capabilities: Element) -> Element | None:
     return cpu
 
 
+def _firmware(domain_capabilities: str | None) -> list[str] | None:
+    """What VMs can have of efi and tpm (an emulated one); None where libvirt does not say."""
+    if domain_capabilities is None:
+        return None
+    root = fromstring(domain_capabilities)
+    listed = {"efi": "os/enum[@name='firmware']/value", "tpm": "devices/tpm/enum[@name='backendModel']/value"}
+    words = {"efi": "efi", "tpm": "emulator"}
+    return [name for name, path in listed.items() if words[name] in {value.text for value in root.iterfind(path)}]
+
+
 def _hugepages(capabilities: Element) -> dict[str, int]:
     """The number of huge pages by page size in bytes (as text, for JSON), over all NUMA cells."""
     found = [(int(page.get("size", "0")) * 1024, int(page.text or 0)) for page in capabilities.iter("pages")]
@@ -193,5 +204,5 @@ def node_facts(host: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: host[name] for name in names},
         "cpus": {"threads": host["threads"], **cpu},
-        **{name: host[name] for name in ("cpu_model", "machine_types", "virt_types")},
+        **{name: host[name] for name in ("cpu_model", "firmware", "machine_types", "virt_types")},
     }

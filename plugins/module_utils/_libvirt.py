@@ -752,12 +752,14 @@ class Node:
         return {"total": stats["total"] * 1024, "free": free * 1024}
 
     def _domain_capabilities(self) -> str | None:
-        try:
-            return str(self.connection.getDomainCapabilities(None, None, None, None, 0))
-        except libvirt.libvirtError as error:  # no QEMU here, or a driver that has none
-            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_DENIED:
-                raise
-            return None
+        # Of some distributions only q35 has UEFI, and libvirt speaks of pc unless told otherwise.
+        for machine in ("q35", None):
+            try:
+                return str(self.connection.getDomainCapabilities(None, None, machine, None, 0))
+            except libvirt.libvirtError as error:  # no such machine, no QEMU here, or a driver that has none
+                if error.get_error_code() == libvirt.VIR_ERR_OPERATION_DENIED:
+                    raise
+        return None
 
     def compare_cpu(self, xml: str, virt: str | None = None, machine: str | None = None) -> str:
         """How this machine's CPU relates to the one of `xml`: identical, or superset (it can run both).

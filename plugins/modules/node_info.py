@@ -163,6 +163,11 @@ node:
       description: The CPU that V(host-model) means here, as XML for comparisons.
       type: str
       sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>"
+    firmware:
+      description: What VMs can have of V(efi) (UEFI) and V(tpm) (an emulated one); null where libvirt does not say.
+      type: list
+      elements: str
+      sample: [efi, tpm]
     cpu_baseline:
       description:
         - The CPU that all nodes of O(baseline) can give a machine, with C(cpu) and C(cpu_features) as

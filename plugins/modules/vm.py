@@ -853,8 +853,8 @@ options:
         what the image says, mostly DHCP.
       - The ISO is C(/var/lib/libvirt/images/drover-NAME-seed.iso), for root and the machine's QEMU only. The machine's
         metadata has a hash of what is in it, by which a change is seen.
-      - It stays in its drive after the first boot, and later boots find it there. It goes with O(state=absent), with or
-        without O(remove_disks). Without this option everything stays as it is.
+      - It stays in its drive after the first boot, and later boots find it there, until O(cloud_init.remove) is set. It
+        goes with O(state=absent), with or without O(remove_disks). Without this option everything stays as it is.
       - What is changed here reaches the guest at its next start, and only when cloud-init takes it for another machine,
         that is with a new O(cloud_init.instance_id).
       - A guest that was set up in another way, and has cloud-init, is set up afresh at its next start when this is
@@ -882,6 +882,14 @@ options:
             keys of ssh included.
           - The default is the UUID of the machine.
         type: str
+      remove:
+        description:
+          - V(true) says that the guest is set up. The ISO is taken out of its drive, at once where the machine runs,
+            and deleted, with the passwords that are in it. What else is given here counts when this is V(false) again.
+          - Some images look for the ISO at each boot, see docs/network.md of the collection.
+          - It is refused for a new machine, which would never be set up.
+          - The default is V(false).
+        type: bool
   tags: &tags
     description:
       - Words kept with the machine, by which it can be chosen and placed.

@@ -57,11 +57,22 @@ def test_a_seed_is_made_changed_left_behind_and_deleted(seeded: Seeded) -> None:
     changed = seeded.vm("hv1", data="timezone: UTC\n")
     assert changed["vm"]["seed"]["digest"] != made["vm"]["seed"]["digest"]
     assert [words for words in changed["pending_restart"] if "cloud-init data" in words]
+    kept = seeded.seed("hv1")
+    checked = seeded.vm("hv1", check=True, cloud_init={"remove": True})
+    assert kept == seeded.seed("hv1") == ["600", "CIDATA", "1"]
+    done = seeded.vm("hv1", cloud_init={"remove": True})
+    assert done["actions"] == checked["actions"] and done["actions"][-1] == f"delete {SEED}", done
+    assert seeded.seed("hv1") == [] and SEED not in seeded.cluster.ssh("hv1", f"virsh dumpxml {NAME}")
+    assert seeded.vm("hv1", cloud_init={"remove": True})["changed"] is False
+    # It is as it was with other data.
+    back = seeded.vm("hv1", data="timezone: UTC\n# again\n")
+    assert f"make the seed {SEED}" in back["actions"] and seeded.seed("hv1") == kept
     moved = seeded.cluster.task("hv1", "migrate", name=NAME, to="hv2")
     assert moved.get("verified"), moved
     assert seeded.seed("hv1") == [] == seeded.seed("hv2")
-    assert seeded.vm("hv2", data="timezone: UTC\n", state="running")["changed"] is False
-    seeded.vm("hv2", data="timezone: UTC\n", state="stopped", force=True)
+    data = "timezone: UTC\n# again\n"
+    assert seeded.vm("hv2", data=data, state="running")["changed"] is False
+    seeded.vm("hv2", data=data, state="stopped", force=True)
     assert seeded.seed("hv2") == ["600", "CIDATA", "1"]
     gone = seeded.cluster.task("hv2", "vm", name=NAME, state="absent")
     assert gone["actions"][-1] == f"delete {SEED}" and seeded.seed("hv2") == []

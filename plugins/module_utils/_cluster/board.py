@@ -12,6 +12,7 @@ from .model import Cluster, Guest, Obstacle, size_text
 
 # A node with a guest of the same tag of `affinity` may be busier than another one by this, and is taken all the same.
 COMPANY = 0.1
+FIRMWARE = {"efi": "UEFI", "tpm": "emulated TPM"}
 
 
 class Board:
@@ -150,6 +151,9 @@ class Board:
         if guest.virt_type and node.virt_types and guest.virt_type not in node.virt_types:
             text = f"does not offer virtualisation type {guest.virt_type}"
             return Obstacle("virt_type", text, "switch on VT-x or AMD-V in its firmware and load the kvm module")
+        if lacking := guest.firmware - (guest.firmware if node.firmware is None else node.firmware):
+            text = f"has no {' and no '.join(FIRMWARE[what] for what in sorted(lacking))}"
+            return Obstacle("firmware", text, f"install it on {name} (hypervisor_firmware of role hypervisor)")
         if guest.lease and guest.lease != node.leases and any(each.leases for each in self.cluster.nodes.values()):
             text = f"does not have the directory of its lease, {guest.lease} (its own: {node.leases or 'not set'})"
             mend = "mount it there and apply role hypervisor; stop and start a VM whose lease is in an older one"

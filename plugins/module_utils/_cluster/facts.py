@@ -18,6 +18,8 @@ from .model import RESTART, RUNNING, Cluster, Guest, Node, Obstacle, Rules
 CPU_KEYS = ("cpu", "virt_type", "machine")
 # What a VM gets that asks for huge pages of no certain size: the size that x86 kernels have unless told otherwise.
 USUAL_PAGE = 2 * 2**20
+# What a VM with such a file of its node takes of a node.
+FIRMWARE = {"nvram": "efi", "tpm": "tpm"}
 
 
 def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules) -> Cluster:
@@ -70,6 +72,7 @@ def sheet(values: Mapping[str, Any]) -> Guest:
         virt_type=values.get("virt_type") or "",
         nics=tuple(values.get("nics") or ()),
         page=_page(values.get("hugepages")),
+        firmware=_firmware(values),
     )
 
 
@@ -96,6 +99,7 @@ def _node(facts: Mapping[str, Any]) -> Node:
         vm_capable=facts.get("vm_capable") is not False,
         pages={int(size): int(size) * count for size, count in (facts.get("hugepages") or {}).items()},
         leases=facts.get("lease_directory") or "",
+        firmware=None if facts.get("firmware") is None else frozenset(facts["firmware"]),
         cordon=None if not cordon else str(cordon.get("reason") or "no reason given"),
     )
 
@@ -127,12 +131,19 @@ def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
         verb=verb,
         waits=recorded and not running,
         recorded=recorded,
+        firmware=frozenset(FIRMWARE[name] for name in domain.get("state_files") or [] if name in FIRMWARE),
     )
 
 
 def _page(said: Any) -> int:
     """The size of huge pages in bytes; `said` is True for the usual one, and None or False for none."""
     return USUAL_PAGE if said is True else parse_size(said) if said else 0
+
+
+def _firmware(values: Mapping[str, Any]) -> frozenset[str]:
+    """What a sheet takes of efi and tpm."""
+    asked = {"efi": values.get("firmware") == "efi", "tpm": values.get("tpm") not in (None, "none")}
+    return frozenset(name for name, given in asked.items() if given)
 
 
 def _bridges(domain: Mapping[str, Any]) -> frozenset[str]:

@@ -33,7 +33,7 @@ class Node:
 
     `reserved` are the VLANs of the hosts by bridge, `vlans` those that its uplinks carry, where not all. `pages` are
     the bytes in huge pages by the size of a page, which are a part of `memory`. `leases` is the directory of the
-    leases, empty where there is none.
+    leases, empty where there is none. `firmware` is what it has of efi and tpm for VMs; None where it did not say.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Node:
     vlans: Mapping[str, frozenset[int]] = field(default_factory=dict)
     pages: Mapping[int, int] = field(default_factory=dict)
     leases: str = ""
+    firmware: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Guest:
     `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
     that is `fresh` came to its node a short while ago. `verb` is what becomes of it when its node is emptied; one that
     `waits` was shut down for that and is to be started again, so it counts as active; `recorded` is the mark of that,
-    which an interrupted run may leave on one that runs.
+    which an interrupted run may leave on one that runs. `firmware` is what it takes of efi and tpm.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Guest:
     verb: str = MIGRATE
     waits: bool = False
     recorded: bool = False
+    firmware: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:

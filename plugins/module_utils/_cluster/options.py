@@ -87,6 +87,8 @@ SHEET_FIELDS = (
     Field("uuid"),
     Field("machine"),
     Field("virt_type"),
+    Field("firmware"),
+    Field("tpm"),
     Field("state", default="running"),
 )
 

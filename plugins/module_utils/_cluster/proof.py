@@ -86,6 +86,7 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
         "lacks its machine type": bool(guest.machine and node.machine_types)
         and guest.machine not in node.machine_types,
         "lacks its type": bool(guest.virt_type and node.virt_types) and guest.virt_type not in node.virt_types,
+        "lacks its firmware": node.firmware is not None and not guest.firmware <= node.firmware,
         "lacks its lease": bool(guest.lease)
         and guest.lease != node.leases
         and any(other.leases for other in cluster.nodes.values()),
@@ -188,4 +189,7 @@ def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:
     node = cluster.nodes[name]
     machine = not guest.machine or not node.machine_types or guest.machine in node.machine_types
     pinned = guest.name in cluster.rules.pins and name not in cluster.rules.pins[guest.name]
-    return machine and not pinned and guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)
+    firmware = node.firmware is None or guest.firmware <= node.firmware
+    if not (machine and firmware) or pinned:
+        return False
+    return guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)

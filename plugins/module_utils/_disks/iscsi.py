@@ -21,7 +21,7 @@ from .._libiscsi import Login, wwids
 from .._xml import Property, drop, find, make
 from .kind import ANOTHER, Kind, Options, Password
 
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,222}", re.ASCII)
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,222}", re.ASCII)
 # What the kernel and udev make of a name of IEEE's, 8 or 16 bytes long (NAA), or of an EUI-64.
 WWID = re.compile(r"3[0-9a-f]{16}([0-9a-f]{16})?|2[0-9a-f]{16}([0-9a-f]{8}|[0-9a-f]{16})?")
 # As QEMU calls itself where no name is given.
@@ -83,9 +83,9 @@ def check_wwid(value: str) -> str:
 
 
 def check_word(value: str) -> str:
-    """The name of a secret."""
+    """The name of a secret. libvirt's schema takes none with a slash."""
     if not WORD.fullmatch(value):
-        raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ / - only, the first a letter or digit")
+        raise ValueError(f"{value!r} is not a name: letters, digits and . _ : @ - only, the first a letter or digit")
     return value
 
 
@@ -97,9 +97,7 @@ def check_user(value: str) -> str:
 
 
 def check_account(value: str) -> str:
-    """The name of a secret, as libvirt's schema takes one; empty for none, so without CHAP."""
-    if "/" in value:
-        raise ValueError(f"{value!r} is not the name of a secret: libvirt takes none with a slash")
+    """The name of a secret; empty for none, so without CHAP."""
     return check_word(value) if value else value
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from .._errors import Failed
 from .._resource import Step
 from .._xml import parse
-from . import attaching, metadata, scaling
+from . import attaching, metadata, scaling, seeding
 from .admission import Admission
 from .attaching import Change
 from .declare import declare
@@ -34,9 +34,10 @@ def admit(admission: Admission, draft: Draft) -> None:
 
 
 def steps(admission: Admission, draft: Draft) -> list[Step]:
-    """What changes at once after the definition; devices come last, as the guest may keep one."""
+    """What changes at once after the definition; devices come late, as the guest may keep one."""
     found = [Step(change.words, partial(_change, draft, change)) for change in draft.live.changes]
-    return found + [_device(admission, draft, change) for change in draft.live.devices]
+    found += [_device(admission, draft, change) for change in draft.live.devices]
+    return found + seeding.ejected(draft.params["cloud_init"], draft.params["name"], draft.uuid)
 
 
 def ahead(draft: Draft) -> list[Step]:

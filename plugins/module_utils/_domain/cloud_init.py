@@ -5,7 +5,7 @@
 
 The seed is a small ISO with the label CIDATA (https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html).
 Its drive is found by its alias. The record holds a hash of what is in it, so that a change is seen without the secrets
-in it. The seed stays in its drive: nothing tells the node when the guest is done with it.
+in it. The seed stays in its drive until somebody says so: nothing tells the node when the guest is done with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 from .._disks.file import seed_path
 from .._fields import Field, check_name
-from .._xml import Property, add, add_device, devices, find, target_of
+from .._xml import Property, add, add_device, devices, drop, find, target_of
 from . import addresses, disks, metadata, nics
 
 RECORD = "seed"
@@ -46,6 +46,7 @@ FIELDS = (
     Field("user_data", no_log=True, check=check_user_data),
     Field("hostname", check=check_name),
     Field("instance_id", check=check_instance_id),
+    Field("remove", type="bool"),
 )
 
 
@@ -90,7 +91,10 @@ def read(root: Element) -> dict[str, Any] | None:
 
 
 def write(root: Element, options: Mapping[str, Any]) -> None:
-    """Put a seed in its drive when what the VM is told is not what the record says."""
+    """Put a seed in its drive when what the VM is told is not what the record says; or take it out (`remove`)."""
+    if options["remove"]:
+        eject(root)
+        return
     files = texts(root, options)
     told, before = digest(files), read(root)
     if before is not None and before["digest"] == told:
@@ -103,6 +107,17 @@ def write(root: Element, options: Mapping[str, Any]) -> None:
     source = find(found, "source")
     source = add(found, "source") if source is None else source
     source.attrib.update({"file": seed_path(Property("name").get(root)), "startupPolicy": "optional"})
+
+
+def eject(root: Element) -> Element | None:
+    """Take the seed out of its drive; returns the drive, None where nothing was in it."""
+    found = drive(root)
+    # libvirt leaves a source without a file in the drive of a VM that runs.
+    if found is None or not Property("source/@file").get(found):
+        return None
+    for child in [child for child in found if child.tag in ("source", "backingStore")]:
+        drop(found, child)
+    return found
 
 
 def _drive(root: Element) -> Element:

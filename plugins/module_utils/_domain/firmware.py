@@ -46,14 +46,13 @@ class SecureBoot:
         return asked[0] if asked else Property("os/loader/@secure").get(root) == "yes"
 
     def put(self, root: Element, value: bool) -> None:
-        """Ask libvirt for it in a new definition. Raises Refused without UEFI on q35."""
-        if not value:
-            return
-        if FIRMWARE.get(root) != "efi" or machine_family(Property("os/type/@machine").get(root) or "") != "q35":
+        """Ask libvirt for it in a new definition, or for none of it. Raises Refused without UEFI on q35."""
+        efi = FIRMWARE.get(root) == "efi"
+        if value and not (efi and machine_family(Property("os/type/@machine").get(root) or "") == "q35"):
             raise Refused("secure_boot needs firmware=efi and machine=q35")
-        parent = make(root, "os/firmware")
-        for name in ("secure-boot", "enrolled-keys"):
-            add(parent, "feature", {"enabled": "yes", "name": name})
+        # Where nothing is asked for, libvirt takes the first UEFI of the node, which mostly starts only what is signed.
+        for name in ("secure-boot", "enrolled-keys") if value else ("secure-boot",) if efi else ():
+            add(make(root, "os/firmware"), "feature", {"enabled": "yes" if value else "no", "name": name})
 
 
 def _features(root: Element) -> list[Element]:

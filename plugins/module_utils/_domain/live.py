@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._xml import Property, devices, target_of, text_of
-from . import attaching, bandwidth, disks, metadata, nics, scaling, spoofing, tuning
+from . import attaching, bandwidth, cloud_init, disks, metadata, nics, scaling, spoofing, tuning
 from .scaling import Change
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def plan(live: Element, before: Element, after: Element, given: Collection[str],
     `before` and `after` are its definition before and after the task. `awake` says whether the guest's CPUs run.
     """
     plugged = attaching.plan(live, after, [kind for name, kind in DEVICES.items() if name in given], awake)
+    if "cloud_init" in given and not (cloud_init.read(after) or {}).get("medium"):
+        plugged += _seed(live)
     ahead = scaling.changes(live, before, after, given, ahead=True)
     changes = _plugs(live, after) if "nics" in given else []
     changes += scaling.changes(live, before, after, given, ahead=False)
@@ -54,6 +56,13 @@ def plan(live: Element, before: Element, after: Element, given: Collection[str],
     if "disks" in given:
         changes += _disk_limits(live, after)
     return Live(ahead, changes + _record(live, after, given), plugged)
+
+
+def _seed(live: Element) -> list[attaching.Change]:
+    """Take out what cloud-init has read; writes it, too."""
+    drive = cloud_init.eject(live)
+    target = str(cloud_init.target(live))
+    return [] if drive is None else [attaching.Change("load", "disk", target, text_of(drive).strip())]
 
 
 def reasons(live: Element, definition: Element, awake: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 
 from .. import _seed
 from .._disks import file
+from .._errors import Invalid
 from .._resource import Step
 from .._xml import Property
 from . import cloud_init
@@ -23,7 +24,12 @@ def making(
     """The step that writes one VM's seed, where its options want it and it is not there; without options it stays.
 
     `before` is the definition (None for a new VM), `after` the one that shall be, `running` what runs and goes on.
+    Raises Invalid where it is to be removed before it was there.
     """
+    if options is not None and options["remove"] and before is None:
+        raise Invalid(
+            "cloud_init.remove is for a machine that is set up; a new one would never be", option="cloud_init"
+        )
     told = cloud_init.read(after)
     if options is None or told is None or told["medium"] is None:
         return []
@@ -39,6 +45,11 @@ def making(
 def left(name: str, uuid: str) -> list[str]:
     """The file of this VM's seed, if there is one."""
     return _seed.left(file.seed_path(name), uuid)
+
+
+def ejected(options: Mapping[str, Any] | None, name: str, uuid: str) -> list[Step]:
+    """The step that deletes the seed of a VM that has been set up, after it was taken out of its drive."""
+    return removal(name, uuid) if options is not None and options["remove"] else []
 
 
 def removal(name: str, uuid: str) -> list[Step]:

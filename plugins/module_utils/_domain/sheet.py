@@ -40,7 +40,7 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
             raise Invalid(f"{name} is missing; a new VM needs it", option=name)
     root = skeleton(offer, params)
     Property("name").put(root, params["name"])
-    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type")))}
+    defaults = {"uuid": vm_uuid(params["name"]), "cpu": default_cpu(str(root.get("type"))), "secure_boot": False}
     for field in HARDWARE:
         if field.name not in ("machine", "virt_type"):
             value = params[field.name]
@@ -90,6 +90,9 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     told = [(sheet["seed"] or {}).get("digest") for sheet in (before, after)]
     if told[0] != told[1]:
         words.append(f"cloud-init data {shown('seed', told[0])} -> {shown('seed', told[1])}")
+    media = [(sheet["seed"] or {}).get("medium") for sheet in (before, after)]
+    if after["seed"] and media[0] and not media[1]:
+        words.append("seed taken out of its drive")
     for kind, key in (("disk", "target"), ("nic", "mac")):
         old = {device[key]: device for device in before[f"{kind}s"]}
         new = {device[key]: device for device in after[f"{kind}s"]}

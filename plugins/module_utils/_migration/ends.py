@@ -16,13 +16,15 @@ from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
 from .._lvm import Lvm
-from . import locks, stream
-from .order import Order
+from . import firmware, locks, stream
+from .order import Order, under_way
+from .pace import speed
 from .volumes import Volumes
 
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
 SUSPENDED = 3
 STATUS = "/run/libvirt/qemu/{}.xml"
+MOUNTS = Path("/proc/self/mounts")
 DETAILS = {0: "paused", 1: "migrated"}
 
 
@@ -182,11 +184,18 @@ class End:
 
     def uses(self, path: str) -> bool:
         """Whether a domain of this node has the file as a disk."""
-        with translated(f"listing the disks of {self.node}"):
-            texts = [domain.XMLDesc(0) for domain in self.connection.listAllDomains()]
-        disks = [disk for text in texts for disk in xml.devices(xml.parse(text), "disk")]
+        disks = [disk for root in self._roots() for disk in xml.devices(root, "disk")]
         files = {xml.Property("source/@file").get(disk) for disk in disks}
         return Path(path).resolve() in {Path(name).resolve() for name in files if name}
+
+    def forget_variables(self, path: str) -> None:
+        """Delete the variables of UEFI of a VM that has left this machine, unless a domain of it has them."""
+        if path not in {firmware.variables(root) for root in self._roots()}:
+            firmware.remove_variables(path, MOUNTS)
+
+    def _roots(self) -> list[Any]:
+        with translated(f"listing the VMs of {self.node}"):
+            return [xml.parse(domain.XMLDesc(0)) for domain in self.connection.listAllDomains()]
 
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its memory was saved to this node's disk."""
@@ -222,13 +231,25 @@ class End:
             cpu = xml.find(xml.parse(self.connection.getCapabilities()), "host/cpu")
         return "" if cpu is None else xml.text_of(cpu)
 
-    def refuses_machine(self, arch: str, machine: str, virt_type: str) -> str:
-        """Why the node's QEMU can't have this machine type, or nothing."""
+    def capabilities(self, need: Mapping[str, Any]) -> Any:
+        """What the node's QEMU has for a VM of this kind. Raises Failed."""
+        with translated(f"asking {self.node}"):
+            kind = (need["arch"], need["machine"], need["virt_type"])
+            return xml.parse(self.connection.getDomainCapabilities(None, *kind))
+
+    def loaders(self, kind: Mapping[str, Any]) -> list[str]:
+        """The files of UEFI that the node lists; none where its QEMU no longer has the VM's machine type."""
         try:
-            self.connection.getDomainCapabilities(None, arch, machine, virt_type)
-        except libvirt.libvirtError as error:
-            return str(error.get_error_message())
-        return ""
+            return firmware.loaders(self.capabilities(kind))
+        except DroverError:
+            return []
+
+    def refuses_machine(self, need: Mapping[str, Any]) -> dict[str, str]:
+        """Why the node can't have the VM's machine type, its firmware or its TPM, by what it is."""
+        try:
+            return firmware.lacking(need, self.capabilities(need))
+        except DroverError as error:
+            return {"machine": error.message}
 
     def refuses_cpu(self, need: Mapping[str, Any]) -> str:
         """Why the node can't give the VM its CPU, or nothing."""
@@ -281,8 +302,8 @@ class End:
         if order.copies:
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [copy["target"] for copy in order.copies]
-        if order.bandwidth:
-            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
+        if limit := speed(order, under_way()):
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = limit
         if order.auto_converge:
             flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
         if order.connections:
@@ -351,8 +372,15 @@ class End:
 
     def allow_downtime(self, uuid: str, milliseconds: int) -> bool:
         """Let the VM stand still for so long at the switch; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxDowntime(milliseconds, 0))
+
+    def limit(self, uuid: str, speed: int) -> bool:
+        """Let the migration take so many MiB/s; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxSpeed(speed, 0))
+
+    def _told(self, uuid: str, word: Callable[[Any], Any]) -> bool:
         try:
-            self._domain(uuid).migrateSetMaxDowntime(milliseconds, 0)
+            word(self._domain(uuid))
         except (libvirt.libvirtError, DroverError):
             return False
         return True

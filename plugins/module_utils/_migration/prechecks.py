@@ -19,7 +19,7 @@ from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_o
 from .._fields import UNITS, size_text
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
-from . import stream
+from . import firmware, stream
 from .ends import End
 from .volumes import CLAIM
 
@@ -44,6 +44,13 @@ class Blocker:
         return {"reason": self.reason, "text": self.text, "mend": self.mend}
 
 
+def at_work(job: str) -> list[dict[str, str]]:
+    """What speaks against moving a VM that has this job; for the end of one that is no migration libvirt would wait."""
+    mend = "wait until it ends (virsh domjobinfo shows it)"
+    found = Blocker("job", "it has a job that runs: a backup, a snapshot or a dump", mend)
+    return [found.as_dict()] if job == "other" else []
+
+
 def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
     """The mount points of file systems that other nodes see too."""
     lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
@@ -57,15 +64,19 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
     disks = [disk_facts(disk, mounts) for disk in devices(root, "disk")]
     kind = find(root, "os/type")
     cpu = find(root, "cpu")
+    basic = {
+        "arch": kind.get("arch") if kind is not None else None,
+        "machine": kind.get("machine") if kind is not None else None,
+        "virt_type": root.get("type"),
+    }
     return {
+        **basic,
+        **firmware.needs(root, end.loaders(basic)),
         "name": find_text(root, "name"),
         "tags": metadata.read(root)["tags"],
         "uuid": uuid,
         "running": (end.state(uuid) or ("stopped",))[0] != "stopped",
         "memory": size_of(find(root, "memory")) or 0,
-        "arch": kind.get("arch") if kind is not None else None,
-        "machine": kind.get("machine") if kind is not None else None,
-        "virt_type": root.get("type"),
         "cpu": text_of(cpu) if cpu is not None else None,
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
@@ -129,7 +140,7 @@ def _files(need: Mapping[str, Any]) -> list[str]:
 
 
 def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
-    words = {"machine": end.refuses_machine(need["arch"], need["machine"], need["virt_type"])}
+    words = end.refuses_machine(need)
     if need["running"] and need["cpu"] and not need["passthrough"]:
         words["cpu"] = end.refuses_cpu(need)
     if need["passthrough"]:
@@ -302,6 +313,7 @@ def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> lis
         text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {(need['memory'] + OVERHEAD) >> 20}"
         found.append(Blocker("memory", text, "move something away from there, or choose another node"))
     mends = {"cpu": "give the VM a CPU model that both nodes have", "machine": "choose a node with the newer QEMU"}
+    mends.update(dict.fromkeys(("firmware", "tpm"), firmware.MEND))
     for what, words in said["against"].get(need["uuid"], {}).items():
         mend = mends.get(what, "define the secret there (module drover.kvm.secret)")
         found.append(Blocker(what.split(" ", maxsplit=1)[0], f"{target}: {words}", mend))

@@ -29,7 +29,22 @@ from .. import (
 from .._disks import file, imported, kind, template
 from .._domain import metadata
 from .._errors import TimedOut
-from . import copies, ends, foreign, helper, live, locks, offline, order, pace, recovery, rules, stream, volumes
+from . import (
+    copies,
+    ends,
+    firmware,
+    foreign,
+    helper,
+    live,
+    locks,
+    offline,
+    order,
+    pace,
+    recovery,
+    rules,
+    stream,
+    volumes,
+)
 from .order import DIRECTORY, Order, read, save, state_path, unit_name
 
 PACKAGE = "drover_migration"
@@ -53,6 +68,7 @@ PARTS = {
     "_migration/": {
         "copies": copies,
         "ends": ends,
+        "firmware": firmware,
         "foreign": foreign,
         "helper": helper,
         "live": live,

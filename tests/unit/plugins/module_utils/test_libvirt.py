@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,9 +191,23 @@ def test_a_real_host_refuses_what_only_a_newer_qemu_has(daemon):
     with connect(daemon.uri(), name="hv1") as node:
         end, host = End(node), node.host()
         newest = max(one for one in host["machine_types"] if one.startswith("pc-q35-"))
-        assert end.refuses_machine("x86_64", newest, "qemu") == ""
+        need = {"arch": "x86_64", "machine": newest, "virt_type": "qemu", "loader": None, "tpm": False}
+        assert end.refuses_machine(need) == {}
         # The year 2031.
-        assert "pc-q35-15.0" in end.refuses_machine("x86_64", "pc-q35-15.0", "qemu")
+        late = {**need, "machine": "pc-q35-15.0"}
+        assert "pc-q35-15.0" in end.refuses_machine(late)["machine"] and end.loaders(late) == []
+
+
+@needs_daemon
+@pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
+def test_a_real_host_tells_its_firmware_and_its_tpm(daemon):
+    need = {"arch": "x86_64", "machine": "q35", "virt_type": "qemu", "tpm": True}
+    with connect(daemon.uri(), name="hv1") as node:
+        end = End(node)
+        assert node.host()["firmware"] == ["efi", "tpm"]
+        known = [path for path in end.loaders(need) if Path(path).exists()]
+        assert known and end.refuses_machine({**need, "loader": known[0]}) == {}
+        assert end.refuses_machine({**need, "loader": "/srv/none.fd"}) == {"firmware": "it has no UEFI /srv/none.fd"}
 
 
 @needs_daemon

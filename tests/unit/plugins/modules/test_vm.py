@@ -627,7 +627,7 @@ BAD += [
 ]
 
 BAD += [
-    ({"disks": [{**disk, "secret": "san/1"}]}, "is not the name of a secret")
+    ({"disks": [{**disk, "secret": "san/1"}]}, "is not a name: letters, digits and . _ : @ - only")
     for disk in ({**SAN, "user": "drover"}, {"type": "rbd", "pool": "vms", "monitors": ["10.231.5.13"]})
 ]
 

@@ -20,6 +20,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.adopt import ad
 from ansible_collections.drover.kvm.plugins.module_utils._errors import NotFound
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_mac, vm_uuid
 from ansible_collections.drover.kvm.plugins.module_utils._xml import drop, find, parse, text_of
+from ansible_collections.drover.kvm.tests.unit.hotplug import Hotplug
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_vm
 
 pytest.importorskip("libvirt")
@@ -125,6 +126,49 @@ def test_a_medium_that_somebody_took_out_stays_out_until_there_is_another(lab, s
     assert result["actions"] == [] and result["vm"]["seed"] == {**made["vm"]["seed"], "medium": None}
     again = lab.both(name="web1", cloud_init={"hostname": "shop"})
     assert f"make the seed {seed}" in again["actions"] and again["vm"]["seed"]["medium"] == str(seed)
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_once_the_guest_is_set_up_it_goes_if_asked(lab, seed, monkeypatch, state):
+    Hotplug(lab.node, monkeypatch)
+    given = {"user_data": DATA}
+    refused = lab.run(**WEB, cloud_init={**given, "remove": True})
+    assert refused["error"] == "Invalid" and "a new one would never be" in refused["msg"] and not seed.exists()
+    made = lab.run(**WEB, state=state, cloud_init=given)
+    gone = lab.both(name="web1", cloud_init={**given, "remove": True})
+    at_once = ["change the medium of disk sda at once"] if state == "running" else []
+    assert gone["actions"] == ["change web1: seed taken out of its drive", *at_once, f"delete {seed}"]
+    assert not seed.exists() and gone["pending_restart"] == []
+    assert gone["vm"]["seed"] == {**made["vm"]["seed"], "medium": None}
+    domain = lab.node.domain("web1")
+    assert str(seed) not in domain.xml + (domain.live_xml or "")
+    # The same data are known, other ones are a new seed.
+    assert lab.both(name="web1", cloud_init=given)["actions"] == []
+    assert lab.both(name="web1", cloud_init={"remove": True, "hostname": "shop"})["actions"] == []
+    assert f"make the seed {seed}" in lab.both(name="web1", cloud_init={"hostname": "shop"})["actions"]
+
+
+def test_what_libvirt_leaves_of_it_in_the_drive_of_a_vm_that_runs_is_nothing():
+    drive = "<disk type='file' device='cdrom'>{}<target dev='sda' bus='sata'/><alias name='{}'/></disk>"
+    for source, there in (
+        ("<source file='/srv/a.iso' startupPolicy='optional'/>", True),
+        ("<source index='2'/>", False),
+    ):
+        text = drive.format(source, cloud_init.disks.SEED)
+        root = parse(f"<domain><devices>{text}</devices></domain>")
+        assert (cloud_init.eject(root) is not None) is there
+        assert cloud_init.eject(root) is None
+
+
+def test_a_tray_that_the_guest_has_locked_keeps_the_seed(lab, seed, monkeypatch):
+    plug = Hotplug(lab.node, monkeypatch)
+    lab.run(**WEB, state="running", cloud_init={})
+    plug.locked = {"sda"}
+    result = lab.run(name="web1", cloud_init={"remove": True})
+    assert "has locked the tray of sda" in result["msg"] and seed.exists()
+    plug.locked = set()
+    done = lab.both(name="web1", cloud_init={"remove": True})
+    assert done["actions"] == ["change the medium of disk sda at once", f"delete {seed}"] and not seed.exists()
 
 
 def test_a_vm_that_came_from_another_node_needs_none_while_it_runs(lab, seed):

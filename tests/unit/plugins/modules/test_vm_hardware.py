@@ -270,6 +270,19 @@ def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
     assert [daemon.path(path).exists() for path in kept] == [False, False]
 
 
+@pytest.mark.skipif(not Path("/usr/share/OVMF").exists(), reason="needs ovmf")
+@pytest.mark.parametrize("wanted", [None, False, True])
+def test_uefi_starts_what_is_not_signed_unless_asked_to(run, daemon, wanted):
+    asked = {} if wanted is None else {"secure_boot": wanted}
+    started = run(**BASE, machine="q35", firmware="efi", state="running", **asked)
+    assert started["vm"]["secure_boot"] is bool(wanted)
+    with connect(daemon.uri()) as node:
+        loader = next(one for one in parse(node.domain("web1").live_xml).iter("loader"))
+    assert (loader.get("secure") == "yes") is bool(wanted), text_of(loader)
+    run(name="web1", secure_boot=bool(wanted))
+    run(name="web1", state="absent", force=True, remove_disks=True)
+
+
 def test_the_cpu_that_all_nodes_have_is_one_that_a_vm_can_be_given(run, daemon):
     with connect(daemon.uri()) as node:
         model = parse(node.host()["cpu_model"])

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans by example: the scenarios in tests/unit/golden/plan, written as short as a sysadmin would draw them.
 
-A node is `{memory, threads, bridges, vlans, machines, types, cordon, vm_capable, hugepages, lease_directory, vms}`, a
-VM on it `{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves ("stage
-vm from -> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne, notes,
-the steps of a cycle ("node operation moves"), shutdowns, left and starts ("vm node"), memory of the nodes before and
-after in percent, or parts of the text.
+A node is `{memory, threads, bridges, vlans, machines, types, firmware, cordon, vm_capable, hugepages, lease_directory,
+vms}`, a VM on it `{memory, ...}` where the rest is as in a domain of node_info. `expect` names only what matters: moves
+("stage vm from -> to mode"), blockers ("vm node reason"), placements, enough, emptied, minutes, n_minus_1, not_borne,
+notes, the steps of a cycle ("node operation moves"), shutdowns, left and starts ("vm node"), memory of the nodes before
+and after in percent, or parts of the text.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def node_info(name, given):
         "cpus": {"threads": given.get("threads", 16)},
         "machine_types": given.get("machines", ["pc-q35-7.2", "pc-q35-10.0"]),
         "virt_types": given.get("types", ["qemu", "kvm"]),
+        "firmware": given.get("firmware"),
         "bridges": [
             {
                 "name": bridge,
@@ -132,7 +133,7 @@ def test_what_a_vm_may_say_is_what_the_planner_knows_and_another_word_is_a_refus
 
 def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
-    kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type bridge vlan
+    kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type firmware bridge vlan
         anti_affinity memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination
         unknown_place reserved_vlan unknown_vm state_file n_minus_1 hugepages lease on_maintenance"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -233,6 +233,15 @@ def test_hardware(option):
     assert (found.items() >= params[option].items()) if option == "timers" else found == params[option]
 
 
+@pytest.mark.parametrize("value, word", [(None, "no"), (False, "no"), (True, "yes")])
+def test_uefi_without_secure_boot_is_asked_for_by_name(value, word):
+    """libvirt chooses the first UEFI of the node that fits, which may start only what is signed."""
+    root, _params = build(firmware="efi", secure_boot=value)
+    assert f"<feature enabled='{word}' name='secure-boot'/>" in text_of(root)
+    assert sheet.read(root)["secure_boot"] is bool(value)
+    assert "secure-boot" not in text_of(build(secure_boot=False)[0])
+
+
 @pytest.mark.parametrize("option", DISK_ROWS)
 def test_disks(option):
     disk, fragment = DISK_ROWS[option]

@@ -97,6 +97,10 @@ class Node:
         self.note(f"allow {milliseconds} ms")
         return True
 
+    def limit(self, uuid, speed):
+        self.note(f"limit {speed} MiB/s")
+        return True
+
     def totals(self, uuid):
         return {"sent": 9, "passes": self.world.passes}
 
@@ -117,6 +121,9 @@ class Node:
 
     def uses(self, path):
         return False
+
+    def forget_variables(self, path):
+        self.note(f"forget {path}")
 
     def abort(self, uuid):
         self.note("abort")
@@ -306,6 +313,24 @@ def test_a_vm_that_does_not_converge_may_stand_still_for_longer(tmp_path, monkey
     assert world.log.count("allow 1200 ms on hv1") == 1 and "resume on hv2" in world.log
 
 
+def test_what_others_leave_of_the_link_is_taken_when_it_is_free_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    others, world = iter([3, 3, 1, 3, 3, 2, 2, 1, 1]), World()
+
+    def under_way():
+        number = next(others, 0)
+        if not number:
+            world.hold.set()
+        return number or 1
+
+    monkeypatch.setattr(live, "under_way", under_way)
+    world.call_seconds = 30
+    move(world, tmp_path, together=300 * 2**20)
+    assert [words for words in world.log if "limit" in words] == [
+        f"limit {speed} MiB/s on hv1" for speed in (100, 150, 300)
+    ]
+
+
 def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "TICK", 0.02)
     world = World()
@@ -340,6 +365,18 @@ def test_files_that_go_along_are_made_after_the_mark_and_deleted_at_the_end(tmp_
         "unmark on hv2",
     ]
     assert measured["left"] == [] and not original.exists()
+
+
+def test_the_variables_of_uefi_go_where_the_vm_was_once_it_runs_elsewhere(tmp_path):
+    world = World(autostart=False)
+    move(world, tmp_path, variables="/var/lib/libvirt/qemu/nvram/vm1_VARS.fd")
+    forgotten = "forget /var/lib/libvirt/qemu/nvram/vm1_VARS.fd on hv1"
+    assert world.log[-3:] == ["return on hv1", forgotten, "unmark on hv2"]
+    world = World(autostart=False)
+    world.finish, world.error = False, Failed("no")
+    with pytest.raises(Failed):
+        move(world, tmp_path, variables="/var/lib/libvirt/qemu/nvram/vm1_VARS.fd")
+    assert forgotten not in world.log
 
 
 @pytest.mark.parametrize("fault", ["full", "capacity"])

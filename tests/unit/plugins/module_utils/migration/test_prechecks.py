@@ -71,6 +71,8 @@ def test_what_the_vm_has(need, expected):
         ({"against": {"u1": {"cpu": "lacks avx2"}}}, "cpu"),
         ({"against": {"u1": {"machine": "not supported"}}}, "machine"),
         ({"against": {"u1": {"secret drover": "none"}}}, "secret"),
+        ({"against": {"u1": {"firmware": "it has no UEFI"}}}, "firmware"),
+        ({"against": {"u1": {"tpm": "it has no emulated TPM"}}}, "tpm"),
         (Unreachable("no answer"), "unreachable"),
     ],
 )
