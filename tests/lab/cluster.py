@@ -180,7 +180,8 @@ class Cluster:
             image = {"name": name, "ip": str(sheet["guest_address"]), "sink": SINK, **settings}
             guests.write_image(folder / f"{name}.img", image)
         if is_vm:
-            self.ssh("san1", "mkdir", "-p", IMAGES)
+            # Emulated, and beside other labs: 60 s were too few once.
+            self.ssh("san1", "mkdir", "-p", IMAGES, timeout=300)
             config = str(self.lab.state / "ssh_config")
             subprocess.run(["scp", "-C", "-q", "-F", config, *folder.glob("*.img"), f"san1:{IMAGES}"], check=True)
 
