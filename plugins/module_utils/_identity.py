@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 NAMESPACE = uuid.UUID("7c1d0a52-6c1b-5e0e-9a64-1d1d6b0c5f3e")
 INITIATOR_PREFIX = "iqn.2026-01.org.drover"
@@ -78,6 +80,11 @@ def target_name(prefix: str, number: int) -> str:
         number, rest = divmod(number - 1, len(LETTERS))
         letters = LETTERS[rest] + letters
     return prefix + letters
+
+
+def disk_target(disk: Mapping[str, Any], number: int) -> str:
+    """The name of a guest's disk of this number, by its options `target` and `bus`."""
+    return str(disk.get("target") or target_name("vd" if disk.get("bus", "virtio") == "virtio" else "sd", number))
 
 
 def target_number(target: str) -> int:

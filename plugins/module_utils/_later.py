@@ -14,6 +14,7 @@ from ._errors import Failed, Refused
 from ._run import run
 
 NOT_LOADED = 5  # systemctl: the unit is gone already
+INACTIVE = (3, 4)  # systemctl is-active: it has run, or is not known
 
 
 def arm(unit: str, seconds: float, command: Sequence[str], words: str, tries: int, every: int = 1) -> None:
@@ -32,6 +33,11 @@ def arm(unit: str, seconds: float, command: Sequence[str], words: str, tries: in
         if "already" not in error.message:
             raise
         raise Refused(f"another operation is about to {words} ({unit}); wait some seconds and run this again") from None
+
+
+def waits(unit: str) -> bool:
+    """Whether its time has not come yet."""
+    return run(["systemctl", "is-active", f"{unit}.timer"], timeout=30, ok=(0, *INACTIVE)).strip() == "active"
 
 
 def disarm(unit: str) -> None:

@@ -55,10 +55,10 @@ def _target(device: Element) -> Iterator[Element]:
 
 
 class Freeze:
-    """The file systems of one running guest, held still from `begin` to `end`."""
+    """The file systems of one running guest, held still from `begin` to `end`, and for so many seconds at most."""
 
-    def __init__(self, node: Node, name: str, uuid: str) -> None:
-        self.node, self.name = node, name
+    def __init__(self, node: Node, name: str, uuid: str, seconds: float = HOLD_SECONDS) -> None:
+        self.node, self.name, self.seconds = node, name, seconds
         self.unit, self.uuid = f"drover-thaw-{uuid}", uuid
         self.until = 0.0
 
@@ -67,9 +67,9 @@ class Freeze:
 
         A freeze that was given up may still happen in a slow guest: the timer stays, and thaws it.
         """
-        self.until = time.monotonic() + HOLD_SECONDS
+        self.until = time.monotonic() + self.seconds
         command = ("virsh", "--quiet", "--connect", LOCAL, "domfsthaw", self.uuid)
-        _later.arm(self.unit, HOLD_SECONDS, command, f"thaw {self.name}", TRIES)
+        _later.arm(self.unit, self.seconds, command, f"thaw {self.name}", TRIES)
         try:
             self.node.freeze(self.name)
         except DroverError:

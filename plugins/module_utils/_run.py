@@ -17,6 +17,8 @@ from typing import Any, Callable
 
 from ._errors import Failed, NotFound, TimedOut, Unreachable
 
+# The kernel ends what this starts when who started it ends; prctl(2), PR_SET_PDEATHSIG.
+TIED = ("setpriv", "--pdeathsig", "KILL")
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 
 
@@ -26,9 +28,9 @@ class _Command(subprocess.Popen[str]):
     AnsibleModule's run_command has no time limit.
     """
 
-    def __init__(self, argv: Sequence[str], reads: bool) -> None:
+    def __init__(self, argv: Sequence[str], reads: bool, tied: bool) -> None:
         super().__init__(
-            list(argv),
+            [*(TIED if tied else ()), *argv],
             stdin=subprocess.PIPE if reads else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -48,13 +50,16 @@ class _Command(subprocess.Popen[str]):
             raise
 
 
-def run(argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,)) -> str:
+def run(
+    argv: Sequence[str], stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,), tied: bool = False
+) -> str:
     """Standard output of a command. `timeout` is in seconds; secrets go through `stdin`, never through `argv`.
 
+    A `tied` command does not outlive this process, should that be killed: it holds something that the next run needs.
     Raises NotFound (no such program), TimedOut, or Failed with the command's own words.
     """
     try:
-        with _Command(argv, stdin is not None) as done:
+        with _Command(argv, stdin is not None, tied) as done:
             out, err = done.talk(stdin, timeout)
     except FileNotFoundError:
         raise NotFound(f"the program {argv[0]} is not installed on this machine", command=list(argv)) from None

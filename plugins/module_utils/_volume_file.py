@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import json
 import os
 import re
 import stat
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,8 @@ SECRET = re.compile(r"[A-Za-z0-9._:@+/,-]{12,16}", re.ASCII)
 SERIAL = re.compile(r"[0-9a-f]{8,31}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 COPY_BYTES = 16 * MIB
+# A file that shares the blocks of another one, which is copied as it is at one moment; ioctl_ficlone(2).
+FICLONE = 0x40049409
 
 
 def check_path(value: str) -> str:
@@ -158,8 +162,34 @@ def new_size(name: str, params: Mapping[str, Any]) -> int:
     return int(asked or max(-(-size // MIB), 1) * MIB)
 
 
-def make(path: str, size: int, mark: dict[str, Any], source: str | None = None) -> None:
-    """A sparse file of that size, beginning with the source's content. It gets its name only when it is complete."""
+def origin_size(name: str, origin: str, path: str | None) -> int:
+    """The bytes of volume `origin` in the file `path`, of which `name` is to be a copy. Raises NotFound, Refused."""
+    found = look(path) if path else None
+    if path is None or found is None or (found["mark"] or {}).get("name") != origin:
+        raise NotFound(f"there is no volume {origin} of ours in a file here; {name} can't be made of it")
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as one, tempfile.TemporaryFile(dir=Path(path).parent) as two:
+            fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
+    except OSError:
+        raise Refused(
+            f"the file system of {path} makes no copies that share blocks, as XFS and Btrfs do; take one of these, or "
+            "store: lvm_thin"
+        ) from None
+    return int(found["size"])
+
+
+def copy_size(name: str, origin: str, least: int, size: int | None) -> int:
+    """The bytes of a new volume that begins as `origin` with `least` bytes. Raises Refused."""
+    if size is not None and size < least:
+        raise Refused(f"{origin} has {least} bytes and does not fit into {name} with {size} bytes")
+    return size or least
+
+
+def make(path: str, size: int, mark: dict[str, Any], source: str | None = None, origin: str | None = None) -> None:
+    """A sparse file of that size, beginning with the source's content, or sharing that of the file `origin`.
+
+    It gets its name only when it is complete.
+    """
     part = Path(path).with_name(f".{Path(path).name}.part")
     try:
         part.unlink(missing_ok=True)
@@ -168,6 +198,9 @@ def make(path: str, size: int, mark: dict[str, Any], source: str | None = None) 
         try:
             if source is not None:
                 _copy(source, descriptor)
+            if origin is not None:
+                with Path(origin).open("rb") as stream:
+                    fcntl.ioctl(descriptor, FICLONE, stream.fileno())
             os.ftruncate(descriptor, size)
             os.fsync(descriptor)
         finally:

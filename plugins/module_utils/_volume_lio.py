@@ -46,28 +46,33 @@ class Server:
 
 
 class FileStore:
-    """The file behind one volume."""
+    """The file behind one volume; `others` are the files of those that LIO has."""
 
     plugin = "fileio"
 
-    def __init__(self, name: str, asked: Volume) -> None:
-        self.name, self.asked = name, asked
+    def __init__(self, name: str, asked: Volume, others: Mapping[str, str]) -> None:
+        self.name, self.asked, self.others = name, asked, others
+        self.origin: str | None = None
         self.path = str(asked["path"] or Path(asked["directory"], f"{name}.img"))
 
     def look(self) -> dict[str, Any] | None:
         """Size in bytes and our mark; None when there is no file. Raises Refused, Invalid."""
-        rules.refuse_options(self.name, self.asked, "store file", ("vg", "thin_pool", "clone_of", "snapshot_of"))
+        rules.refuse_options(self.name, self.asked, "store file", ("vg", "thin_pool"))
         return files.look(files.inside(self.path, self.asked["directory"]))
 
     def plan(self, have: int, size: int | None) -> int:
-        """The size that it will have, which is the one asked for. Raises Refused where no mark could be kept."""
+        """The size that it will have, which is the one asked for, or that of what it is a copy of. Raises Refused."""
+        origin = rules.origin_of(self.name, self.asked)
+        if origin and not have:
+            self.origin = self.others.get(origin)
+            size = files.copy_size(self.name, origin, files.origin_size(self.name, origin, self.origin), size)
         if not have and not files.keeps_marks(self.path):
             raise Refused(f"the file system of {self.path} keeps no extended attributes; our mark is one (user_xattr)")
         return size or 0
 
     def make(self, size: int, mark: Mapping[str, Any], source: str | None) -> None:
         """The file with its content."""
-        files.make(self.path, size, dict(mark), source)
+        files.make(self.path, size, dict(mark), source, self.origin)
 
     def grow(self, size: int) -> None:
         """Make it bigger."""
@@ -90,8 +95,9 @@ class LioVolume:
 
     def __init__(self, server: Server, asked: Volume) -> None:
         self.lio, self.asked, self.name = server.lio, asked, str(asked["name"])
+        others = {key[1]: one.path for key, one in self.lio.backstores().items() if key[0] == FileStore.plugin}
         self.store: FileStore | LvmStore = (
-            FileStore(self.name, asked) if asked["store"] == "file" else LvmStore(server.lvm, self.name, asked)
+            FileStore(self.name, asked, others) if asked["store"] == "file" else LvmStore(server.lvm, self.name, asked)
         )
         self.path = self.store.path
         self.data = self.store.look()

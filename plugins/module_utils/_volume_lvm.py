@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _volume_file as files
+from . import _volume_rules as rules
 from ._errors import Invalid, NotFound, Refused
 from ._lvm import Lvm, check_volume_name, device, grow_wiped, wipe
 
@@ -26,7 +27,7 @@ class LvmStore:
     def __init__(self, lvm: Lvm, name: str, asked: Mapping[str, Any]) -> None:
         self.lvm, self.name, self.asked = lvm, name, asked
         self.vg, self.pool, self.wipe = asked["vg"], asked["thin_pool"], asked["wipe"]
-        self.origin: str | None = asked["clone_of"] or asked["snapshot_of"]
+        self.origin: str | None = None
         self.part = f"{name}.part"
         self.path = device(self.vg, name)
 
@@ -47,13 +48,11 @@ class LvmStore:
     def plan(self, have: int, size: int | None) -> int:
         """The size that it will have, in whole extents, for the size asked for. Raises NotFound, Invalid, Refused."""
         check_volume_name(self.name)
-        if sum(bool(self.asked[option]) for option in ("source", "clone_of", "snapshot_of")) > 1:
-            raise Invalid(f"{self.name}: give one of source, clone_of and snapshot_of")
+        self.origin = rules.origin_of(self.name, self.asked)
         extent, free = self.lvm.group(self.vg)[:2]
-        least = self._origin_size() if self.origin and not have else 0
-        if size is not None and size < least:
-            raise Refused(f"{self.origin} has {least} bytes and does not fit into {self.name} with {size} bytes")
-        size = -(-(size or least) // extent) * extent
+        if self.origin and not have:
+            size = files.copy_size(self.name, self.origin, self._origin_size(), size)
+        size = -(-(size or 0) // extent) * extent
         if self.pool:
             self._check_pool()
         elif size - have > free:

@@ -73,6 +73,14 @@ def refuse_options(name: str, asked: Mapping[str, Any], where: str, options: Ite
         raise Invalid(f"{name}: {', '.join(given)} can't be had with {where}", option=given[0])
 
 
+def origin_of(name: str, asked: Mapping[str, Any]) -> str | None:
+    """The volume of which a new one is a copy. Raises Invalid for more than one beginning."""
+    if sum(bool(asked[option]) for option in ("source", "clone_of", "snapshot_of")) > 1:
+        raise Invalid(f"{name}: give one of source, clone_of and snapshot_of")
+    origin: str | None = asked["clone_of"] or asked["snapshot_of"]
+    return origin
+
+
 def settle_chap(volume: dict[str, Any], asked: Mapping[str, Any]) -> None:
     """Without a user there is no secret, and without CHAP none of the target's own.
 

@@ -21,7 +21,7 @@ Change = tuple[str, Callable[[], object]]
 FRESH = {"serial": None, "online": True, "readonly": False, **dict.fromkeys(("chap_user", "mutual_chap_user"), "")}
 FRESH = {**FRESH, **dict.fromkeys(("chap_password", "mutual_chap_password"))}
 MARKS = ("name", "owner", "vm_uuid")
-LIO_ONLY = ("store", "vg", "thin_pool", "clone_of", "snapshot_of")
+LIO_ONLY = ("store", "vg", "thin_pool")
 KEPT = ("serial", "chap_user", "chap_password", "mutual_chap_user", "mutual_chap_password")
 
 
@@ -35,6 +35,7 @@ class TgtVolume:
         self.saved = self.others.pop(self.name, {})
         self.file: dict[str, Any] | None = None
         self.target: Target | None = None
+        self.origin: str | None = None
         prefix = asked["iqn_prefix"]
         self.iqn: str = asked["iqn"] or self.saved.get("iqn") or (f"{prefix}:{self.name}" if prefix else "")
         path = asked["path"] or self.saved.get("path") or Path(asked["directory"], f"{self.name}.img")
@@ -81,7 +82,11 @@ class TgtVolume:
         return self.store.portals()
 
     def size(self, have: int, size: int | None) -> int:
-        """The size that the volume will have for the size that is asked for."""
+        """The size that the volume will have for the size that is asked for. Raises Invalid, NotFound, Refused."""
+        origin = rules.origin_of(self.name, self.asked)
+        if origin and not self.has_data:
+            self.origin = self.others.get(origin, {}).get("path")
+            size = files.copy_size(self.name, origin, files.origin_size(self.name, origin, self.origin), size)
         return size or 0
 
     def complete(self, wanted: dict[str, Any]) -> None:
@@ -90,7 +95,9 @@ class TgtVolume:
         if not wanted["initiators"] and self.asked["initiators"] is None:
             wanted["initiators"] = list(self.saved.get("initiators", []))
         wanted["serial"] = wanted["serial"] or rules.serial_of(self.iqn)
-        wanted.update(wwid=rules.tgt_wwid(wanted["serial"]), readonly=bool(wanted["readonly"]))
+        if wanted["readonly"] is None:
+            wanted["readonly"] = bool(self.asked["snapshot_of"])
+        wanted["wwid"] = rules.tgt_wwid(wanted["serial"])
         wanted["portals"] = wanted["portals"] or self.portals()
 
     def check(self, wanted: Volume, have: Volume, batch: Sequence[Volume]) -> None:
@@ -157,8 +164,9 @@ class TgtVolume:
 
     def _making(self, wanted: Volume) -> list[Change]:
         source = self.asked["source"]
-        text = f"make {self.path} with {wanted['size']} bytes" + (f" from {source}" if source else "")
-        return [(text, lambda: files.make(self.path, wanted["size"], self._mark(wanted), source))]
+        origin = source or self.asked["clone_of"] or self.asked["snapshot_of"]
+        text = f"make {self.path} with {wanted['size']} bytes" + (f" from {origin}" if origin else "")
+        return [(text, lambda: files.make(self.path, wanted["size"], self._mark(wanted), source, self.origin))]
 
     def _file_changes(self, before: Volume, wanted: Volume) -> list[Change]:
         changes: list[Change] = []

@@ -80,6 +80,52 @@ options:
         description: See O(state).
         type: str
         choices: [present, verified, absent]
+      from_snapshot:
+        description: See O(from_snapshot).
+        type: dict
+        suboptions: &from_snapshot
+          moment:
+            description:
+              - The moment of which the snapshots are, in UTC, as M(drover.kvm.vm_freeze) returns it
+                (V(20261122T030000Z)). The default is the beginning of the backup.
+            type: str
+          quiesced:
+            description: Whether the guest held its file systems still, for RV(backup.quiesced).
+            type: bool
+            default: false
+          disks:
+            description:
+              - Where the snapshot of each disk is. All disks that the machine writes to must be named. An option of the
+                login that is not given is that of the disk itself, where that is of type C(iscsi).
+            required: true
+            type: list
+            elements: dict
+            suboptions:
+              target:
+                description: The disk's name on the bus, such as V(vda).
+                required: true
+                type: str
+              path:
+                description: The snapshot as a device of this node, such as V(/dev/san/web1-snapshot), or a raw file.
+                type: path
+              iqn:
+                description: IQN of the snapshot's own iSCSI target. Give either O(from_snapshot.disks[].path) or this.
+                type: str
+              lun:
+                description: Its logical unit. The default is V(1).
+                type: int
+              portal:
+                description: Address and port of the target, such as V(10.231.5.10:3260).
+                type: str
+              initiator:
+                description: IQN with which C(qemu-img) logs in.
+                type: str
+              user:
+                description: CHAP user.
+                type: str
+              secret:
+                description: Usage name of the libvirt secret (of type C(iscsi)) with the CHAP password.
+                type: str
       older_than:
         description: See O(older_than).
         type: str
@@ -89,8 +135,10 @@ options:
   type:
     description:
       - V(incremental) copies what has changed since the last backup in this folder. Where that is not known it is a
-        full one, and RV(backup.reason) says why. That is so for disks that are not qcow2, a machine that is off, a
-        disk that was changed for another one or has grown, and after a power cut of the node.
+        full one, and RV(backup.reason) says why. That is so for a machine that is off, a disk that was changed for
+        another one or has grown, and after a power cut of the node.
+      - QEMU can note changes in qcow2 disks only. Of others all is copied each time, and RV(backup.reason) names them;
+        where the machine has no qcow2 disk, the backup is a full one.
       - Where all disks are images of RBD, and the node has C(python3-rbd) and settings and a key of the cluster in
         C(/etc/ceph), it copies what has changed since the last backup's snapshot of the images, whether the machine is
         off, has moved or lost its node. That snapshot stays until the next backup, and the pool keeps what is
@@ -162,6 +210,17 @@ options:
       - The default is V(present).
     type: str
     choices: [present, verified, absent]
+  from_snapshot:
+    description:
+      - Read the disks from snapshots that their storage has made, such as a SAN, in place of letting QEMU copy them.
+        Then the machine has nothing to do with the copy, and stands still only as long as the storage takes to make
+        them. M(drover.kvm.vm_freeze) sees to that, and playbook C(backup) does all of it
+        (C(drover_backup_from_snapshot)).
+      - The snapshots are only read. Who made them removes them.
+      - All of the disks is copied each time, as such snapshots don't tell what has changed. O(quiesce), and
+        O(mode=suspend), have no effect, and O(mode=stop) is refused.
+    type: dict
+    suboptions: *from_snapshot
   older_than:
     description:
       - How old the last backup of a machine that is gone must be for O(state=absent), such as V(365d). Required with
@@ -205,6 +264,22 @@ EXAMPLES = r"""
     newer_than: 20h
     bandwidth: 100MiB
 
+- name: One whose volumes the SAN made snapshots of, while vm_freeze held it still
+  drover.kvm.backup:
+    name: mail1
+    path: /mnt/backup
+    from_snapshot:
+      moment: "{{ frozen.moment }}"
+      quiesced: "{{ frozen.vm.frozen }}"
+      disks:
+        - {target: vda, iqn: iqn.2026-11.org.example:drover-mail1-0-backup}
+
+- name: One whose snapshot this node is logged in to
+  drover.kvm.backup:
+    name: db2
+    path: /mnt/backup
+    from_snapshot: {disks: [{target: vda, path: /dev/san/db2-snapshot}]}
+
 - name: One for which the guest is shut down and started again
   drover.kvm.backup:
     name: legacy1
@@ -245,7 +320,12 @@ backup:
     base: {description: What an incremental one is based on., type: str, returned: always}
     history: {description: The full backup of its history., type: str, returned: always}
     moment: {description: "The moment of which it is, UTC.", type: str, returned: always}
-    reason: {description: Why a full one was made where an incremental one was asked for., type: str, returned: always}
+    reason:
+      description:
+        - Why a full one was made where an incremental one was asked for, or of which disks all is in the incremental
+          one.
+      type: str
+      returned: always
     quiesced: {description: Whether the guest held its file systems still., type: bool, returned: always}
     size: {description: Bytes of its files., type: int, returned: always}
     good: {description: Whether nothing is known against it., type: bool, returned: always}
@@ -267,7 +347,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import store
+from ansible_collections.drover.kvm.plugins.module_utils._backup import origins, store
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._backup.taking import Order
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
@@ -289,6 +369,7 @@ FIELDS = (
     Field("compression", choices=("zstd", "zlib", "none"), default="zstd"),
     Field("timeout", type="int", default=86400, check=between(1)),
     Field("shutdown_timeout", type="int", default=180, check=between(1, 86400)),
+    Field("from_snapshot", type="dict", fields=origins.FIELDS),
     Field("older_than", check=parse_age),
     Field("state", choices=("present", "verified", "absent"), default="present"),
     URI,
@@ -304,6 +385,8 @@ class VmBackup(Resource):
             raise Invalid("name the VM (name), or several (vms)", option="name")
         if params["state"] == "absent" and params["older_than"] is None:
             raise Invalid("state: absent removes all backups: say older_than, such as 365d", option="older_than")
+        if params["from_snapshot"] is not None and params["mode"] == "stop":
+            raise Invalid("mode: stop has no effect on snapshots that are there (from_snapshot)", option="mode")
         root = store.check_root(params["path"])
         given = {name: params[name] for name in Order._fields if name in params}
         order = Order(**{**given, "root": root, "vm": self.name, "bandwidth": params["bandwidth"] or 0})

@@ -119,6 +119,8 @@ options:
     description:
       - The name of a volume in the same O(thin_pool), of which a new volume is a copy. It is made in a moment, shares
         the blocks that neither has changed, and is independent of it afterwards.
+      - With O(store=file) a volume whose file is on the same file system. That must be one on which files can share
+        blocks, such as XFS (by default) or Btrfs; others are refused.
       - The copy of a volume that is in use is what a guest finds after a power cut. Its serial and WWID are its own.
       - Used only when the volume is made.
     type: str

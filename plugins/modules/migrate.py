@@ -79,6 +79,12 @@ options:
     bandwidth: &bandwidth
       description: The most that one migration may take, in bytes per second, such as V(100MiB). Default is no limit.
       type: str
+    bandwidth_per_node:
+      description:
+        - The most that all migrations which leave the node take together, in bytes per second. Those that run share it
+          evenly, and what one no longer needs is the others' within a second. Default is no limit.
+        - Counted in MiB/s, of which each has at least one.
+      type: str
     timeout: &timeout
       description:
         - After how many seconds a migration is aborted; the VM then runs on where it was.
@@ -352,6 +358,7 @@ FIELDS = (
     Field("parallel_cluster", type="int", check=within(1, MOST, "VMs")),
     Field("parallel", type="int", default=2, check=within(1, MOST, "VMs")),
     *PACE,
+    Field("bandwidth_per_node", type="size"),
     Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),
     Field("storage", choices=("shared", "copy"), default="shared"),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),

@@ -51,7 +51,7 @@ def by_hand(machine: Machine, folder: Path) -> tuple[float, float]:
     folder.mkdir()
     copies = {target: str(folder / f"{target}.copy") for target in machine.formats}
     virsh = ["virsh", "-q", "-c", machine.uri]
-    (folder / "job.xml").write_text(job.backup_xml(copies, ["sda"], None))
+    (folder / "job.xml").write_text(job.backup_xml(copies, ["sda"], None, []))
     subprocess.run([*virsh, "backup-begin", "web1", str(folder / "job.xml")], check=True, capture_output=True)
     while subprocess.run([*virsh, "backup-dumpxml", "web1"], capture_output=True, check=False).returncode == 0:
         time.sleep(0.3)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -185,20 +185,25 @@ class Cluster:
             subprocess.run(["scp", "-C", "-q", "-F", config, *folder.glob("*.img"), f"san1:{IMAGES}"], check=True)
 
 
+def example_lab(name: str, example: Path) -> AbstractContextManager[Cluster]:
+    """The nodes of an example and its site, as `own_lab` has them."""
+    return own_lab(name, example / "topology.json", example / "inventory")
+
+
 @contextmanager
-def example_lab(name: str, example: Path) -> Iterator[Cluster]:
-    """The nodes of an example on a lab of its own, prepared and not set up yet; gone at the end.
+def own_lab(name: str, topology: Path, site: Path) -> Iterator[Cluster]:
+    """The nodes of a topology on a lab of its own, prepared and not set up as `site` yet; gone at the end.
 
     With DROVER_LAB_KEEP=1 it stays, and one that is there already is used as it is.
     """
     keep = os.environ.get("DROVER_LAB_KEEP", "0") == "1"
     if not keep:
         Lab(name).down()
-    lab = Lab(name, (example / "topology.json").read_text(encoding="utf-8"))
+    lab = Lab(name, topology.read_text(encoding="utf-8"))
     try:
         lab.up(prepared=True)
         lab.restore()
-        yield Cluster(lab, example / "inventory")
+        yield Cluster(lab, site)
     finally:
         if not keep:
             lab.down()

@@ -201,6 +201,27 @@ def test_a_guest_that_goes_off_too_late_is_started_again(saved: Saved) -> None:
         saved.ssh("systemctl stop 'drover-start-*'")
 
 
+@pytest.mark.parametrize("mode", ["suspend", "stop"])
+def test_each_mode_gives_a_backup_that_boots_on_another_node(saved: Saved, mode: str) -> None:
+    """With `stop` the guest hears the power button, goes off, and is started again as soon as the copy has begun."""
+    boot, before = saved.ssh(f"virsh domid {NAME}"), saved.record()
+    done = saved.backup(mode=mode)
+    assert not done["failed"] and done["backup"]["mode"] == mode and done["backup"]["type"] == "incremental", done
+    assert (saved.ssh(f"virsh domid {NAME}") == boot) is (mode == "suspend")
+    assert saved.ssh("systemctl list-units --all --plain -q 'drover-start-*' 'drover-resume-*'") == ""
+    wait_until(lambda: saved.record() != before or before, 240, "the guest counts")
+    image = f"{done['backup']['folder']}/vda.qcow2"
+    restored = saved.cluster.task(NODE, "restore", name=NAME, path=ROOT, disks=["vda"], directory=saved.look())
+    assert saved.digest(restored["restored"]["files"][0]) == saved.digest(image), restored
+    there = saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}")
+    shutil.copytree(saved.folder, there)
+    try:
+        variables = {"vm": NAME, "node": OTHER, "drover_backup_path": ROOT, "drover_drill_prompt": "drover: counting"}
+        assert f"{NAME} boots from its backup" in saved.cluster.play("restore_drill", **variables).good().output
+    finally:
+        shutil.rmtree(there)
+
+
 def test_it_boots_on_another_node_under_another_name(saved: Saved, inventory: str) -> None:
     assert not saved.backup()["failed"]
     shutil.copytree(saved.folder, saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}"))

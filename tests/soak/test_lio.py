@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, example_lab, tasks, wait_until
+from ansible_collections.drover.kvm.tests.soak.counting import counter, counts, write_guest
 
 PREFIX = "iqn.2026-11.org.example.lio"
 HOST = f"{PREFIX}:hv1"
 PORTALS = ["10.231.5.10:3260", "10.231.7.10:3260"]
 SECRETS = {"chap_password": "hidden-Canary1", "mutual_chap_password": "hidden-Canary2"}
 LATER = {"chap_password": "hidden-Canary3", "mutual_chap_password": "hidden-Canary4"}
-THIN = {"store": "lvm_thin", "vg": "lio0", "thin_pool": "pool0"}
+THIN: dict[str, Any] = {"store": "lvm_thin", "vg": "lio0", "thin_pool": "pool0"}
 VOLUMES = [{"name": "lf"}, {"name": "lt", "store": "lvm", "vg": "lio0"}, {"name": "ln", **THIN}]
 COMMON = {"backend": "lio", "iqn_prefix": PREFIX}
 MIB = 2**20
@@ -53,6 +54,13 @@ for disk in /dev/disk/by-path/*example.lio*; do
     echo $disk $(/usr/lib/udev/scsi_id -g -u $disk) $(blockdev --getsize64 $disk) $(dd if=$disk bs=16 count=1)
 done"""
 WRITE = "for disk in /dev/disk/by-path/*example.lio*; do echo canary | dd of=$disk bs=512 conv=sync oflag=direct; done"
+VM = f"""<domain type='qemu'><name>lio1</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+<os><type machine='pc'>hvm</type></os><devices><disk type='network' device='disk'>
+<driver name='qemu' type='raw' cache='none'/><source protocol='iscsi' name='{PREFIX}:ln/1'>
+<host name='10.231.5.10' port='3260'/><auth username='drover'><secret type='iscsi' usage='lio'/></auth>
+<initiator><iqn name='{HOST}'/></initiator></source><target dev='vda' bus='virtio'/></disk></devices></domain>"""
+# The backup, as a raw file, and what it was read from.
+SAME = {"hv1": "/srv/backup/raw", "san1": "/dev/lio0/lb"}
 LOGOUT = """iscsiadm -m node -I lio -u; iscsiadm -m node -I lio -o delete; iscsiadm -m iface -I lio -o delete; true"""
 
 
@@ -151,6 +159,54 @@ def test_copies_have_the_content_and_a_name_of_their_own(san: Cluster) -> None:
     assert [item["volume"]["readonly"] for item in made["results"]] == [False, True]
     content = san.ssh("san1", "head -c 6 /dev/lio0/lc; head -c 6 /dev/lio0/ls", timeout=300)
     assert content == "canarycanary"
+
+
+@pytest.fixture
+def guest(san: Cluster) -> Iterator[None]:
+    """A VM on hv1 that counts on the thin volume; QEMU logs in to it itself."""
+    write_guest(san, "san1", "/dev/lio0/ln")
+    secret: dict[str, Any] = {"usage": "lio", "value": LATER["chap_password"]}
+    assert not san.task("hv1", "secret", **secret)["failed"]
+    define = "install -d -m 0711 /srv/backup; cat >/srv/lio1.xml; virsh define /srv/lio1.xml"
+    san.ssh("hv1", define, stdin=VM, timeout=300)
+    try:
+        san.ssh("hv1", "virsh start lio1", timeout=300)
+        yield
+    finally:
+        gone = "virsh destroy lio1; virsh undefine lio1; rm -rf /srv/backup /srv/lio1.xml"
+        san.ssh("hv1", gone, check=False, timeout=300)
+        san.task("hv1", "secret", usage="lio", state="absent")
+        ask(san, {"state": "absent", "remove_data": True}, name="lb", **THIN)
+
+
+def test_a_backup_is_read_from_a_snapshot_in_the_pool(san: Cluster, guest: None) -> None:
+    counts(san, "san1", "/dev/lio0/ln")
+    chap = {**LATER, "chap_user": "drover", "mutual_chap_user": "san"}
+    copy = {**COMMON, **THIN, **chap, "name": "lb", "snapshot_of": "ln", "initiators": [HOST], "portals": PORTALS}
+    still = {"name": "lio1", "pause": True, "hold": 200}
+    place = {"target": "vda", "iqn": f"{PREFIX}:lb"}
+    told = {"moment": "{{ frozen.moment }}", "quiesced": False, "disks": [place]}
+    frozen, made, thawed, saved = tasks(
+        san,
+        "hv1",
+        [
+            {"drover.kvm.vm_freeze": still, "register": "frozen"},
+            {"drover.kvm.iscsi_volume": copy, "delegate_to": "san1"},
+            {"drover.kvm.vm_freeze": {"name": "lio1", "state": "thawed"}},
+            {"drover.kvm.backup": {"name": "lio1", "path": "/srv/backup", "from_snapshot": told}},
+        ],
+    )
+    print(f"still for {made['seconds']:.1f} + {thawed['seconds']:.1f} s at most, read in {saved['seconds']:.0f} s")
+    assert thawed["was"] == frozen["vm"] and frozen["vm"]["paused"] and made["volume"]["readonly"], (frozen, thawed)
+    convert = "qemu-img convert -f qcow2 -O raw {}/vda.qcow2 /srv/backup/raw"
+    san.ssh("hv1", convert.format(saved["backup"]["folder"]), timeout=300)
+    kept = counter(san, "hv1", "/srv/backup/raw")
+    # It is the snapshot, bit by bit, and the guest counted on meanwhile.
+    sums = [san.ssh(node, f"sha256sum <{path}", timeout=300) for node, path in SAME.items()]
+    assert sums[0] == sums[1] and kept == counter(san, "san1", "/dev/lio0/lb") >= 0
+    counts(san, "san1", "/dev/lio0/ln", beyond=kept)
+    assert not ask(san, {"state": "absent", "remove_data": True}, name="lb", **THIN)["failed"]
+    assert " lb " not in san.ssh("san1", "lvs lio0", timeout=300)
 
 
 def test_all_of_it_is_back_after_a_reboot_and_sessions_go_on(san: Cluster) -> None:

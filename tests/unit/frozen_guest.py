@@ -25,6 +25,7 @@ class Guest:
         self.asked: list[str] = []
         self.errors: list[DroverError] = []
         self.before_freeze: Callable[[], object] = lambda: None
+        self.resume: Callable[[], object] = lambda: None
 
     def _hear(self, what: str) -> None:
         for error in self.errors:
@@ -71,11 +72,11 @@ class Clock:
 
 
 class Systemd:
-    """`run` of systemd-run and systemctl; the timers (unit -> when, guest) try again until their guest is thawed."""
+    """`run` of systemd-run and systemctl; timers (unit -> when, verb, guest) try again until their guest is thawed."""
 
     def __init__(self, guests: Mapping[str, Guest]) -> None:
         self.guests = guests
-        self.timers: dict[str, tuple[float, Guest]] = {}
+        self.timers: dict[str, tuple[float, str, Guest]] = {}
         self.broken: list[DroverError] = []
         self.clock = Clock(self.fire)
 
@@ -87,17 +88,22 @@ class Systemd:
             unit = words["--unit"]
             if unit in self.timers:
                 raise Failed(f"systemd-run failed: Unit {unit}.timer was already loaded or has a fragment file.")
-            assert list(argv[-2:-1]) == ["domfsthaw"], argv
+            assert argv[-2] in ("domfsthaw", "resume"), argv
             seconds = float(words["--on-active"].rstrip("s"))
-            self.timers[unit] = self.clock.now + seconds, self.guests[argv[-1]]
+            self.timers[unit] = self.clock.now + seconds, argv[-2], self.guests[argv[-1]]
+        elif argv[1] == "is-active":
+            return "active\n" if argv[2].rpartition(".")[0] in self.timers else "inactive\n"
         else:
             assert list(argv[:2]) == ["systemctl", "stop"], argv
             self.timers.pop(argv[2].rpartition(".")[0], None)
         return ""
 
     def fire(self) -> None:
-        for unit, (moment, guest) in list(self.timers.items()):
+        for unit, (moment, verb, guest) in list(self.timers.items()):
             if moment > self.clock.now or guest.deaf or guest.liar:
                 continue
-            guest.frozen = False
+            if verb == "resume":
+                guest.resume()
+            else:
+                guest.frozen = False
             del self.timers[unit]

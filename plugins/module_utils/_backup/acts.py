@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .._domain import power
@@ -12,8 +13,8 @@ from .._domain.facts import domain_facts
 from .._errors import NotFound, Refused
 from .._libvirt import Domain, Node
 from .._node import cordon
-from . import job, rbd, store
-from .disks import disks_of
+from . import job, origins, rbd, store
+from .disks import Disk, disks_of
 from .moments import check_quiesce
 from .shelf import Shelf, age
 from .store import Backup
@@ -47,17 +48,26 @@ class Acts(Shelf):
                 f"{domain.name} has no disk that it writes to ({', '.join(spared) or 'none at all'}), so there is "
                 "nothing to back up; leave it out"
             )
+        if self.order.from_snapshot is None:
+            self._check_reading(domain, disks)
+        elif rbd.are_images(disks):
+            raise Refused(f"the disks of {domain.name} are images of RBD, which have snapshots of their own")
+        else:
+            origins.of_disks(self.node, domain, self.order.from_snapshot)
+        if domain.has_managed_save:
+            self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
+        self.base, self.reason = base_of(self.order, domain, disks, self.backups)
+        self.disks = disks
+        self.check_room(room_needed(self.node, self.order, disks, self.base))
+
+    def _check_reading(self, domain: Domain, disks: Sequence[Disk]) -> None:
+        """Raise Refused where the disks can't be read, or not as the guest shall leave them."""
         far = [disk.target for disk in disks if disk.path is None]
         if far and not domain.active and not rbd.are_images(disks):
             raise Refused(f"{domain.name} is off, and {', '.join(far)} can be read while it runs only; start it first")
         if self.order.mode == "stop" and cordon() is not None:
             raise Refused(f"this node is cordoned, so {domain.name} could not be started again; take another mode")
         check_quiesce(domain, self.order.quiesce if self.order.mode == "snapshot" else "auto")
-        if domain.has_managed_save:
-            self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
-        self.base, self.reason = base_of(self.order, domain, disks, self.backups)
-        self.disks = disks
-        self.check_room(room_needed(self.node, self.order, disks, self.base))
 
     def check_room(self, needed: int) -> None:
         """Raise Refused where so many bytes might not fit."""
@@ -79,7 +89,10 @@ class Acts(Shelf):
 
     def words(self) -> str:
         """What will be copied, for people."""
-        kind = f"full ({self.reason})" if self.base is None else f"what has changed since {self.base.id}"
+        if self.base is None:
+            kind = f"full ({self.reason})"
+        else:
+            kind = f"what has changed since {self.base.id}" + (f", {self.reason}" if self.reason else "")
         return f"{', '.join(disk.target for disk in self.disks)}; {kind}"
 
     def clear(self, folder: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
@@ -16,7 +17,10 @@ from . import files, job
 
 
 class Disk(NamedTuple):
-    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes."""
+    """A disk that is backed up. `path` is None where it is no file or device of this node; sizes in bytes.
+
+    Such a disk has the size 0 while its VM is off.
+    """
 
     target: str
     identity: str | None
@@ -24,6 +28,11 @@ class Disk(NamedTuple):
     path: str | None
     size: int
     allocation: int
+
+    @property
+    def noted(self) -> bool:
+        """Whether QEMU can note in it what changes between two backups."""
+        return self.format == "qcow2"
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
@@ -41,6 +50,8 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
         image_format = Property("driver/@type").get(element) or "raw"
         if identity and rbd.is_known(identity):
             size, used = _measured(identity)
+        elif path is None and not domain.active:
+            size = used = 0  # nobody here can tell
         else:
             sizes = node.block_sizes(domain.name, target)
             # Of a device libvirt knows no allocation, and of a chain only that of its top.
@@ -48,6 +59,12 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
             size, used = sizes["capacity"], sizes["allocation"] if alone else None
         found.append(Disk(target, identity, image_format, path, size, min(used or size, size)))
     return found, spared
+
+
+def whole(disks: Sequence[Disk]) -> str:
+    """Of which disks all is copied each time, in words; nothing where there is none such."""
+    found = [f"{disk.target} ({disk.format})" for disk in disks if not disk.noted]
+    return f"all of {', '.join(found)}, where QEMU can't note what changes" if found else ""
 
 
 def _has_base(disk: Element) -> bool:

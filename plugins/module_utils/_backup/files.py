@@ -13,7 +13,7 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._disks.template import sync
@@ -23,6 +23,8 @@ from .._xml import Property
 from . import store
 
 NVRAM, TPM = "nvram.fd", "tpm.tar"
+# What qemu-img is told that it reads from its standard input.
+LOGIN = "login"
 NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/libvirt/swtpm")
 README = """\
 Backup {id} of the virtual machine {vm}, made by drover.kvm. docs/backups.md of the collection says more.
@@ -70,10 +72,10 @@ def pack(copy: Path, image: Path, base: str | None, compression: str, seconds: f
         copy.rename(image)
         return
     options = [] if base is None else ["-B", f"../{base}/{image.name}", *below]
-    convert(copy, "qcow2", image, compression, seconds, options)
+    convert(Source(str(copy), "qcow2"), image, compression, seconds, options)
     # An incremental image is compared by itself: with all that it is based on it would be as long as a full one.
     alone = [_alone(one) for one in (copy, image)]
-    _compare(alone, "json", "json", seconds)
+    _compare([], alone, seconds)
     copy.unlink()
 
 
@@ -121,24 +123,40 @@ def lacking(places: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]]) 
     return found
 
 
-def convert(
-    source: Path | str, source_format: str, image: Path, compression: str, seconds: float, options: list[str]
-) -> None:
+class Source(NamedTuple):
+    """What is copied: a file, a device, or what else qemu-img takes. `secret` is its password, None without."""
+
+    address: str
+    format: str = "raw"
+    secret: str | None = None
+
+    def login(self) -> list[str]:
+        """What qemu-img is told of the password, which itself never is in its arguments."""
+        return [] if self.secret is None else ["--object", f"secret,id={LOGIN},file=/dev/stdin"]
+
+
+def limit(bandwidth: int) -> list[str]:
+    """What `convert` is told of the most bytes that it reads in a second (0: no limit)."""
+    return ["-r", str(bandwidth)] if bandwidth else []
+
+
+def convert(source: Source, image: Path, compression: str, seconds: float, options: list[str]) -> None:
     """Copy what a disk holds into a new image."""
     packed = ["-c", "-o", f"compression_type={compression}"] if compression != "none" else []
-    words = ["-m", "8", "-W", "-f", source_format, "-O", "qcow2", *packed, *options]
-    run(["qemu-img", "convert", "-q", *words, str(source), str(image)], timeout=seconds)
+    words = ["-q", "-m", "8", "-W", "-f", source.format, "-O", "qcow2", *packed, *options]
+    argv = ["qemu-img", "convert", *source.login(), *words, source.address, str(image)]
+    run(argv, source.secret, timeout=seconds, tied=True)
 
 
-def compare(source: Path | str, source_format: str, image: Path, seconds: float) -> None:
+def compare(source: Source, image: Path, seconds: float) -> None:
     """Raise Failed unless the image holds what the disk holds."""
-    _compare([str(source), str(image)], source_format, "qcow2", seconds)
+    words = [*source.login(), "-f", source.format, "-F", "qcow2"]
+    _compare(words, [source.address, str(image)], seconds, source.secret)
 
 
-def _compare(pair: list[str], one: str, other: str, seconds: float) -> None:
-    formats = [] if one == "json" else ["-f", one, "-F", other]
+def _compare(words: list[str], pair: list[str], seconds: float, secret: str | None = None) -> None:
     try:
-        run(["qemu-img", "compare", "-q", *formats, *pair], timeout=seconds)
+        run(["qemu-img", "compare", "-q", *words, *pair], secret, timeout=seconds, tied=True)
     except Failed as error:
         if error.details.get("rc") != 1:
             raise

@@ -11,7 +11,7 @@ guest writes from then on, and with it the next backup copies only that.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from xml.etree.ElementTree import Element, SubElement
 
@@ -28,14 +28,13 @@ def checkpoint_name(backup: str) -> str:
     return f"drover-{backup}"
 
 
-def backup_xml(files: Mapping[str, str], spared: Sequence[str], base: str | None) -> str:
-    """What libvirt is asked for: `files` by disk; only what has changed since checkpoint `base` where there is one."""
+def backup_xml(files: Mapping[str, str], spared: Sequence[str], base: str | None, noted: Collection[str]) -> str:
+    """What libvirt is asked for: `files` by disk; of the `noted` ones only what has changed since checkpoint `base`."""
     root = Element("domainbackup", {"mode": "push"})
-    if base:
-        SubElement(root, "incremental").text = base
     disks = SubElement(root, "disks")
     for target, path in files.items():
-        disk = SubElement(disks, "disk", {"name": target, "type": "file", "backup": "yes"})
+        since = {"backupmode": "incremental", "incremental": base} if base and target in noted else {}
+        disk = SubElement(disks, "disk", {"name": target, "type": "file", "backup": "yes", **since})
         SubElement(disk, "target", {"file": path})
         SubElement(disk, "driver", {"type": "qcow2"})
     for target in spared:

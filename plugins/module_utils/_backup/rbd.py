@@ -80,10 +80,9 @@ def forget(manifest: Mapping[str, Any]) -> None:
 
 def copy(disk: Disk, snapshot: str, image: Path, compression: str, seconds: float, bandwidth: int) -> None:
     """All of a disk as it is in a snapshot."""
-    source = rbd.address(str(disk.identity), snapshot)
-    limit = ["-r", str(bandwidth)] if bandwidth else []
-    files.convert(source, "raw", image, compression, seconds, limit)
-    files.compare(source, "raw", image, seconds)
+    source = files.Source(rbd.address(str(disk.identity), snapshot))
+    files.convert(source, image, compression, seconds, files.limit(bandwidth))
+    files.compare(source, image, seconds)
 
 
 def copy_changed(disk: Disk, pair: tuple[str, str], to: Path, seconds: float, bandwidth: int) -> None:

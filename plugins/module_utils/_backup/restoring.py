@@ -207,7 +207,7 @@ def bring(place: Place, timeout: float, whole: bool = False) -> None:
         else:
             words = ["-f", "qcow2", "-O", place.format, str(place.image), str(part)]
             run(["qemu-img", "convert", "-q", "-m", "8", "-W", *words], timeout=timeout)
-            files.compare(part, place.format, place.image, timeout)
+            files.compare(files.Source(str(part), place.format), place.image, timeout)
         part.chmod(0o600)
         sync([str(part)])
         if place.owner:

@@ -18,8 +18,7 @@ from .store import Backup
 
 def age(backup: Backup) -> float:
     """The seconds since a backup was begun."""
-    begun = datetime.strptime(backup.id, store.STAMP).replace(tzinfo=timezone.utc)
-    return (datetime.now(timezone.utc) - begun).total_seconds()
+    return (datetime.now(timezone.utc) - store.moment(backup.id)).total_seconds()
 
 
 class Shelf:

@@ -85,6 +85,11 @@ class Backup:
         }
 
 
+def moment(said: str) -> datetime:
+    """A moment as names of backups say it. Raises ValueError."""
+    return datetime.strptime(said, STAMP).replace(tzinfo=timezone.utc)
+
+
 def check_root(path: str) -> Path:
     """The folder of all backups. Raises Invalid where there is none."""
     root = Path(path)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import _later
 from .._disks.template import sync
@@ -21,8 +21,8 @@ from .._errors import DroverError, Failed, Refused
 from .._files import free_space, locked, replace_file
 from .._libvirt import Domain, Node
 from .._xml import parse
-from . import files, job, rbd, store
-from .disks import Disk, disks_of
+from . import files, job, origins, rbd, store
+from .disks import Disk, disks_of, whole
 from .moments import is_off, moment_of, start_unit, until
 from .store import Backup
 
@@ -36,6 +36,7 @@ class Order(NamedTuple):
     """What is asked for. `bandwidth` in bytes a second (0: no limit), the timeouts in seconds.
 
     `checkpoint`: later backups are to be based on it, so QEMU notes what the guest writes from then on.
+    `from_snapshot` says where snapshots of the disks are that the storage keeps, see `origins`.
     """
 
     root: Path
@@ -49,17 +50,18 @@ class Order(NamedTuple):
     timeout: float = 86400
     shutdown_timeout: float = 180
     checkpoint: bool = True
+    from_snapshot: Mapping[str, Any] | None = None
 
 
 def base_of(
     order: Order, domain: Domain, disks: Sequence[Disk], backups: Sequence[Backup]
 ) -> tuple[Backup | None, str]:
-    """What an incremental backup is based on; without it why it has to be a full one."""
+    """What an incremental backup is based on, and which disks it holds as a whole; or why it has to be a full one."""
     if order.type == "full":
         return None, "asked for"
     images = rbd.are_images(disks)
-    if not domain.active and not images:
-        return None, f"{order.vm} is off, and nothing notes what changed"
+    if not images and (reason := _unnoted(order, domain, disks)):
+        return None, reason
     own = [backup for backup in backups if backup.uuid == domain.uuid]
     if not own:
         return None, "there is none yet"
@@ -75,21 +77,30 @@ def base_of(
         return None, f"the history has {order.max_incrementals} incremental ones"
     if images and (image := rbd.lacks(disks, last.manifest["checkpoint"])):
         return None, f"{image} has the snapshot of the last one, {last.id}, no more"
-    return last, ""
+    return last, "" if images else whole(disks)
+
+
+def _unnoted(order: Order, domain: Domain, disks: Sequence[Disk]) -> str:
+    """Why QEMU notes in no disk what changes; empty where it does."""
+    if order.from_snapshot is not None:
+        return origins.NO_NOTES
+    if not domain.active:
+        return f"{order.vm} is off, and nothing notes what changed"
+    return "" if any(disk.noted for disk in disks) else whole(disks)
 
 
 def room_needed(node: Node, order: Order, disks: Sequence[Disk], base: Backup | None) -> int:
     """The bytes that a backup may take while it is made; what compression will save can't be known."""
-    sizes, images = [disk.allocation for disk in disks], rbd.are_images(disks)
-    known = None
+    images, known, copied = rbd.are_images(disks), None, list(disks)
     if base is not None:
         mark = base.manifest["checkpoint"]
         known = rbd.changed(disks, mark) if images else job.changed(node, order.vm, mark)
     if known is not None:
-        return 2 * known + SPARE
-    # What QEMU has copied is packed afterwards; a snapshot of RBD is packed as it is read.
-    twice = order.compression != "none" and not images
-    return sum(sizes) + (max(sizes, default=0) if twice else 0) + SPARE
+        copied = [disk for disk in disks if not images and not disk.noted]
+    sizes = [disk.allocation for disk in copied]
+    # What QEMU has copied is packed afterwards; a snapshot of the storage is packed as it is read.
+    twice = order.compression != "none" and not images and order.from_snapshot is None
+    return 2 * (known or 0) + sum(sizes) + (max(sizes, default=0) if twice else 0) + SPARE
 
 
 def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS) -> None:
@@ -176,6 +187,8 @@ class Taking:
         self.part.chmod(0o711)
 
     def _copy(self) -> datetime:
+        if self.order.from_snapshot is not None:
+            return self._copy_origins(self.order.from_snapshot)
         if self.snapshot is not None:
             return self._copy_images(self.snapshot)
         if not self.domain.active:
@@ -194,7 +207,7 @@ class Taking:
             held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
             until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
-            below = None if self.base is None else self.base.id
+            below = self.base.id if self.base is not None and disk.noted else None
             files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)
         return moment
 
@@ -221,17 +234,27 @@ class Taking:
             rbd.drop(rbd.identities(self.disks), [snapshot])
         return moment
 
+    def _copy_origins(self, asked: Mapping[str, Any]) -> datetime:
+        """The storage keeps the moment, and somebody else saw to it that the guest stood still."""
+        order, found = self.order, origins.of_disks(self.node, self.domain, asked)
+        self.quiesced, self.checkpoint = bool(asked["quiesced"]), None
+        limits = order.compression, order.timeout, order.bandwidth
+        for number, disk in enumerate(self.disks):
+            image = self.part / files.image_name(disk.target)
+            self.disks[number] = origins.copy(disk, found[disk.target], image, *limits)
+        return store.moment(asked["moment"] or self.id)
+
     def _start(self, copies: dict[str, str]) -> None:
         """Have QEMU begin; a full one where libvirt can't tell what has changed."""
-        name, targets = self.order.vm, list(copies)
-        noted = self.order.checkpoint and all(disk.format == "qcow2" for disk in self.disks)
-        self.checkpoint = job.checkpoint_name(self.id) if noted else None
-        mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, targets, self.spared)
+        name, noted = self.order.vm, [disk.target for disk in self.disks if disk.noted]
+        others = [*self.spared, *(target for target in copies if target not in noted)]
+        self.checkpoint = job.checkpoint_name(self.id) if self.order.checkpoint and noted else None
+        mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, noted, others)
         if self.base is not None:
             try:
                 self._adopt(self.base)
                 base = self.base.manifest["checkpoint"]
-                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base), mark)
+                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base, noted), mark)
             except DroverError as error:
                 if self.node.backup(name) is not None:
                     raise
@@ -240,7 +263,7 @@ class Taking:
                 check_room(self.order.root, room_needed(self.node, self.order, self.disks, None))
                 for path in copies.values():
                     Path(path).unlink(missing_ok=True)
-        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None), mark)
+        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None, noted), mark)
         return None
 
     def _adopt(self, base: Backup) -> None:
@@ -251,12 +274,11 @@ class Taking:
     def _copy_stopped(self) -> datetime:
         """QEMU's own locks keep the VM from being started meanwhile, where its disks are files of this node."""
         moment, self.checkpoint = datetime.now(timezone.utc), None
-        limit = ["-r", str(self.order.bandwidth)] if self.order.bandwidth else []
+        limit = files.limit(self.order.bandwidth)
         for disk in self.disks:
-            image = self.part / files.image_name(disk.target)
-            source = Path(str(disk.path))
-            files.convert(source, disk.format, image, self.order.compression, self.order.timeout, limit)
-            files.compare(source, disk.format, image, self.order.timeout)
+            image, source = self.part / files.image_name(disk.target), files.Source(str(disk.path), disk.format)
+            files.convert(source, image, self.order.compression, self.order.timeout, limit)
+            files.compare(source, image, self.order.timeout)
         if not is_off(self.node, self.order.vm):
             raise Failed(f"{self.order.vm} was started while its disks were copied; nothing is kept. Run this again")
         return moment
@@ -276,7 +298,7 @@ class Taking:
             "id": self.id,
             "vm": {"name": domain.name, "uuid": domain.uuid},
             "type": "full" if base is None else "incremental",
-            "reason": self.reason if base is None and self.order.type != "full" else None,
+            "reason": self.reason if self.reason and self.order.type != "full" else None,
             "base": None if base is None else base.id,
             "history": self.id if base is None else base.history,
             "moment": moment.strftime(store.STAMP),

@@ -190,5 +190,6 @@ def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:
     machine = not guest.machine or not node.machine_types or guest.machine in node.machine_types
     pinned = guest.name in cluster.rules.pins and name not in cluster.rules.pins[guest.name]
     firmware = node.firmware is None or guest.firmware <= node.firmware
-    ways = guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)
-    return machine and firmware and ways and not pinned
+    if not (machine and firmware) or pinned:
+        return False
+    return guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)

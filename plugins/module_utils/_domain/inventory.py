@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from .._errors import DroverError, Invalid
 from .._fields import Field, normalise, size_text
-from .._identity import initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
+from .._identity import disk_target, initiator_iqn, target_number, vm_mac, vm_uuid, volume_iqn, volume_name
 from . import nics
 from .adopt import FIELDS
 from .cpu import check_arrangement
@@ -124,6 +124,28 @@ def iscsi_volumes(
         for number, disk in numbered(sheet.get("disks") or [])
         if disk.get("type") == "iscsi"
     ]
+
+
+def san_snapshots(
+    sheets: Iterable[Mapping[str, Any]], variables: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """For each of these sheets the snapshots of its volumes that a backup reads: items of iscsi_volume, and where.
+
+    They have one name for ever, so that the next run finds what one that was killed has left.
+    """
+    return [_snapshots(sheet, variables) for sheet in sheets]
+
+
+def _snapshots(sheet: Mapping[str, Any], variables: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    volumes, disks = [], []
+    for number, disk in numbered(sheet.get("disks") or []):
+        if disk.get("type") == "iscsi" and not disk.get("readonly"):
+            volume = _volume(sheet, disk, number, variables)
+            kept = {key: value for key, value in volume.items() if key not in ("size", "source")}
+            names = {key: f"{volume[key]}-backup" for key in ("name", "iqn")}
+            volumes.append({**kept, **names, "snapshot_of": volume["name"]})
+            disks.append({"target": disk_target(disk, number), "iqn": names["iqn"], "lun": 1})
+    return {"name": sheet["name"], "volumes": volumes, "disks": disks}
 
 
 def _check_names(name: str, given: Mapping[str, Any]) -> None:

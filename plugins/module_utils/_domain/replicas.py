@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .._errors import Invalid
-from .._identity import initiator_iqn, iqn_part, target_name, vm_uuid
+from .._identity import disk_target, initiator_iqn, iqn_part, vm_uuid
 from .disks import COMMON
 from .inventory import numbered
 
@@ -84,7 +84,7 @@ def _pair(
         raise Invalid(f"{name}: vm_disks[{number}] has no size; without it no volume for its replica can be made")
     iqn = f"{settings['iqn_prefix']}:replica-{iqn_part(name)}-{number}-{slot}"
     place = {"iqn": iqn, "portal": settings["portal"], "user": settings.get("user"), "secret": settings.get("secret")}
-    target = disk.get("target") or target_name("vd" if disk.get("bus", "virtio") == "virtio" else "sd", number)
+    target = disk_target(disk, number)
     given = {key: value for key, value in place.items() if value}
     return {"target": target, **given}, {
         "name": f"replica-{name}-{number}-{slot}",

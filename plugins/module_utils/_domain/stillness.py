@@ -19,29 +19,40 @@ TRIES = 10
 VIRSH = ("virsh", "--quiet", "--connect", LOCAL)
 
 
+def resume_unit(uuid: str) -> str:
+    """The unit of systemd that resumes a VM which is paused for a moment."""
+    return f"drover-resume-{uuid}"
+
+
+def arm(name: str, uuid: str, seconds: float) -> None:
+    """From before it is paused on, a timer of systemd resumes the VM in so many seconds, whatever becomes of us."""
+    _later.arm(resume_unit(uuid), seconds, (*VIRSH, "resume", uuid), f"resume {name}", TRIES, every=2)
+
+
+def let_go(node: Node, name: str, uuid: str) -> None:
+    """The VM goes on, and the timer is not needed any more."""
+    domain = node.domain(name)
+    if domain is not None and domain.state == "paused":
+        node.resume(name)
+    _later.disarm(resume_unit(uuid))
+
+
 @contextmanager
 def still(node: Node, name: str, uuid: str, stop: Callable[[], object]) -> Iterator[None]:
     """`stop` pauses the VM, or starts it paused. A timer of systemd resumes it should this process be killed.
 
     Raises Failed when the timer came before the end: then the VM did not stand still for all of it.
     """
-    unit, until = f"drover-resume-{uuid}", time.monotonic() + STILL_SECONDS
-    _later.arm(unit, STILL_SECONDS, (*VIRSH, "resume", uuid), f"resume {name}", TRIES, every=2)
+    until = time.monotonic() + STILL_SECONDS
+    arm(name, uuid, STILL_SECONDS)
     try:
         stop()
         yield
         held = time.monotonic() < until
     finally:
-        _go_on(node, name)
-        _later.disarm(unit)
+        let_go(node, name, uuid)
     if not held:
         raise Failed(
             f"{name} ran again before all was done, as that took more than {STILL_SECONDS} s; the node is too busy: "
             "run this again"
         )
-
-
-def _go_on(node: Node, name: str) -> None:
-    domain = node.domain(name)
-    if domain is not None and domain.state == "paused":
-        node.resume(name)

@@ -17,7 +17,8 @@ from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
 from .._lvm import Lvm
 from . import firmware, locks, stream
-from .order import Order
+from .order import Order, under_way
+from .pace import speed
 from .volumes import Volumes
 
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
@@ -301,8 +302,8 @@ class End:
         if order.copies:
             flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
             params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [copy["target"] for copy in order.copies]
-        if order.bandwidth:
-            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, order.bandwidth >> 20)
+        if limit := speed(order, under_way()):
+            params[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = limit
         if order.auto_converge:
             flags |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
         if order.connections:
@@ -334,16 +335,18 @@ class End:
     def paths(self) -> dict[str, list[dict[str, Any]]]:
         """The node's disks by their WWID as udev tells it, those of multipath by their paths.
 
-        `place` is host, channel, target and logical unit in the kernel's words (`scsi_3_0_0_1`), `size` is in bytes.
+        `place` is host, channel, target and logical unit in the kernel's words (`scsi_3_0_0_1`), `size` is in bytes; 0
+        where it is not known: libvirt multiplies the kernel's sectors of 512 bytes by the size of the disk's own.
         """
         flag = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE
         with translated(f"listing the disks of {self.node}"):
             texts = [device.XMLDesc(0) for device in self.connection.listAllDevices(flag)]
         found: dict[str, list[dict[str, Any]]] = {}
         for root in map(xml.parse, texts):
-            words = {name: xml.Property(f"capability/{name}").get(root) for name in ("serial", "block", "size")}
-            path = {"name": words["block"], "place": xml.Property("parent").get(root), "size": int(words["size"] or 0)}
-            found.setdefault(words["serial"] or "", []).append(path)
+            names = ("serial", "block", "size", "logical_block_size")
+            serial, name, size, sector = (xml.Property(f"capability/{name}").get(root) or "" for name in names)
+            path = {"name": name, "place": xml.Property("parent").get(root) or ""}
+            found.setdefault(serial, []).append({**path, "size": int(size) if sector == "512" else 0})
         return found
 
     def progress(self, uuid: str) -> dict[str, Any]:
@@ -369,8 +372,15 @@ class End:
 
     def allow_downtime(self, uuid: str, milliseconds: int) -> bool:
         """Let the VM stand still for so long at the switch; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxDowntime(milliseconds, 0))
+
+    def limit(self, uuid: str, speed: int) -> bool:
+        """Let the migration take so many MiB/s; false when the job takes no such word now."""
+        return self._told(uuid, lambda domain: domain.migrateSetMaxSpeed(speed, 0))
+
+    def _told(self, uuid: str, word: Callable[[Any], Any]) -> bool:
         try:
-            self._domain(uuid).migrateSetMaxDowntime(milliseconds, 0)
+            word(self._domain(uuid))
         except (libvirt.libvirtError, DroverError):
             return False
         return True

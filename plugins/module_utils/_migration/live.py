@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from .._errors import DroverError, Failed, Refused
 from . import stream
-from .order import End, Journal, Order
-from .pace import Pace
+from .order import End, Journal, Order, under_way
+from .pace import Pace, speed
 from .volumes import remove_originals
 
 TICK = 1.0
@@ -41,6 +41,7 @@ class Source(End, Protocol):
     def progress(self, uuid: str) -> dict[str, Any]: ...
     def abort(self, uuid: str) -> None: ...
     def allow_downtime(self, uuid: str, milliseconds: int) -> bool: ...
+    def limit(self, uuid: str, speed: int) -> bool: ...
     def capacity(self, uuid: str, target: str) -> int: ...
     def uses(self, path: str) -> bool: ...
     def forget_variables(self, path: str) -> None: ...
@@ -222,7 +223,17 @@ class LiveMove:
             self.finished_at = time.monotonic()
             os.write(self._mouth, b"F")
 
+    def _share(self, pace: Pace) -> None:
+        """Take as much of the link as the others that leave this node leave over; more only when it is free twice."""
+        wanted = speed(self.order, under_way())
+        sure = wanted is not None and (pace.speed is None or wanted <= max(pace.speed, pace.free))
+        pace.free = wanted or 0
+        if wanted is not None and sure and wanted != pace.speed and self.source.limit(self.order.uuid, wanted):
+            pace.speed = wanted
+
     def _tick(self, pace: Pace) -> None:
+        if self.order.together:
+            self._share(pace)
         progress = self.source.progress(self.order.uuid)
         if progress:
             self.journal.update(progress=progress)

@@ -18,6 +18,7 @@ from .client import Client
 from .copies import Decision
 from .order import Order
 from .pace import chosen, seconds
+from .prechecks import at_work
 from .recovery import VERBS
 from .rules import decide
 from .site import Sight
@@ -128,7 +129,8 @@ class Moving:
             self.warnings = [f"{self.name} is {self.state} now, so it moves {kind}, not as the plan says"]
         if self.uuid not in self.client.needs or self.to not in self.client.answers:
             self.client.study({self.to: [self.uuid]})
-        found = self.client.blockers(self.uuid, self.to)
+        job = self.sight.said[self.client.site.here].get("job") or ""
+        found = at_work(job) + self.client.blockers(self.uuid, self.to)
         if found:
             texts = "; ".join(f"{blocker['text']} ({blocker['mend']})" for blocker in found)
             raise Refused(f"{self.name} can't go from {self.where} to {self.to}: {texts}", blockers=found)
@@ -232,6 +234,7 @@ class Moving:
             nodes=site.uris,
             stream=site.stream(self.to),
             bandwidth=options["bandwidth"],
+            together=params["bandwidth_per_node"],
             timeout=seconds(options, amount),
             stall_timeout=options["stall_timeout"],
             home=params["set_home"],

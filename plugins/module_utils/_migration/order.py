@@ -19,6 +19,8 @@ from .._files import replace_file
 
 DIRECTORY = Path("/run/drover")
 UNIT = "drover-migrate-{uuid}"
+# A helper whose migration goes on tells of it each second.
+SILENT = 30.0
 
 
 class End(Protocol):
@@ -36,6 +38,7 @@ class End(Protocol):
 class Order:
     """One helper's task. Times are in seconds, `bandwidth` is in bytes per second (None: no limit).
 
+    `together` is what all live migrations that leave the node may take at once, in the same unit.
     `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
     to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
@@ -57,6 +60,7 @@ class Order:
     nodes: dict[str, str] = field(default_factory=dict)
     stream: str = ""
     bandwidth: int | None = None
+    together: int | None = None
     timeout: float = 600
     stall_timeout: float = 60
     home: str = "keep"
@@ -120,6 +124,14 @@ def load(path: Path) -> Order:
         raise NotFound(f"there is no order in {path}")
     known = {option.name for option in fields(Order)}
     return Order(**{key: value for key, value in data.items() if key in known})
+
+
+def under_way(directory: Path = DIRECTORY) -> int:
+    """How many live migrations leave this node, by what their helpers told within the last seconds; at least one."""
+    states = [read(path) or {} for path in directory.glob("migrate-*.json")]
+    live = [state for state in states if state.get("kind") == "live" and state.get("result") is None]
+    # A helper that was killed told nothing of its end.
+    return max(1, len([state for state in live if time.time() - state.get("updated", 0) < SILENT]))
 
 
 def forget_others(path: Path, order: Order) -> None:

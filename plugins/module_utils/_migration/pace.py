@@ -53,6 +53,16 @@ def downtime(limit: int, passes: int) -> int:
     return min(limit, FIRST_DOWNTIME << min(max(0, passes - 2), 16))
 
 
+def speed(order: Order, number: int) -> int | None:
+    """What the migration may take while so many leave its node, in MiB/s, of which there is at least one.
+
+    None where nothing limits it.
+    """
+    limits = [order.bandwidth or 0, (order.together or 0) // number]
+    given = [limit for limit, said in zip(limits, (order.bandwidth, order.together)) if said]
+    return max(1, min(given) >> 20) if given else None
+
+
 class Pace:
     """Decides what a migration that runs needs. Times are monotonic seconds."""
 
@@ -64,6 +74,9 @@ class Pace:
         self.aborted = 0.0
         self.allowed = FIRST_DOWNTIME
         self.paused = False
+        # In MiB/s: what was set, and what was free at the last look.
+        self.speed: int | None = None
+        self.free = 0
 
     def judge(self, progress: Mapping[str, Any], now: float) -> str:
         """Why it must be aborted now, or nothing. Says it once."""

@@ -44,6 +44,13 @@ class Blocker:
         return {"reason": self.reason, "text": self.text, "mend": self.mend}
 
 
+def at_work(job: str) -> list[dict[str, str]]:
+    """What speaks against moving a VM that has this job; for the end of one that is no migration libvirt would wait."""
+    mend = "wait until it ends (virsh domjobinfo shows it)"
+    found = Blocker("job", "it has a job that runs: a backup, a snapshot or a dump", mend)
+    return [found.as_dict()] if job == "other" else []
+
+
 def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
     """The mount points of file systems that other nodes see too."""
     lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
@@ -223,13 +230,13 @@ def _same(name: str, wwid: str, size: int, target: str, paths: list[Mapping[str,
     Two logical units of one target are two volumes, whatever WWID the array says: a clone may keep that of its origin.
     """
     ends: dict[str, Mapping[str, Any]] = {}
-    for path in paths:
+    for path in (path for path in paths if path["place"].startswith("scsi_")):
         first = ends.setdefault(path["place"].rpartition("_")[0], path)
         if first["place"] != path["place"]:
             text = f"{name}: {target} has two volumes of the WWID {wwid}, {first['name']} and {path['name']}"
             mend = "is one a clone that kept the serial of the other? Give it one of its own on the SAN"
             return [Blocker("local_disk", text, mend)]
-    sizes = {path["size"] for path in paths}
+    sizes = {path["size"] for path in paths} - {0}
     if size and sizes and size not in sizes:
         text = f"{name} has {size_text(size)}, on {target} {' or '.join(map(size_text, sorted(sizes)))}"
         mend = "let that node see that the volume grew (role san_initiator); or is it another volume of the same WWID?"

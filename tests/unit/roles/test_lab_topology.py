@@ -159,6 +159,27 @@ def test_a_topology_without_software_has_the_defaults(data: dict[str, Any]) -> N
         parsed(own)
 
 
+def test_a_node_may_have_another_release(data: dict[str, Any]) -> None:
+    data["releases"] = {"bookworm": {"packages": ["tgt"]}}
+    data["nodes"]["hv3"]["suite"] = "bookworm"
+    made = parsed(data)
+    other = made.release(made.node("hv3").suite)
+    assert (other.suite, other.packages) == ("bookworm", ("tgt",))
+    assert (other.base_packages, other.more_packages) == (made.base_packages, made.more_packages)
+    assert made.release(made.node("hv1").suite) is made and made.suite == data["suite"]
+    assert parsed(json.loads(made.text)) == made
+
+
+def test_a_release_that_nobody_describes_or_that_a_vm_would_have_is_refused(data: dict[str, Any]) -> None:
+    data["nodes"]["hv3"]["suite"] = "bookworm"
+    with pytest.raises(topology.TopologyError, match="'bookworm' is not in releases"):
+        parsed(data)
+    data["releases"] = {"bookworm": {}}
+    data["nodes"]["hv3"]["kind"] = "vm"
+    with pytest.raises(topology.TopologyError, match="hv3"):
+        parsed(data)
+
+
 @pytest.fixture
 def quorum() -> dict[str, Any]:
     """The example with Ceph, its software that of the default topology."""

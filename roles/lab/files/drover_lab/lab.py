@@ -51,6 +51,8 @@ class Lab:
         self.topology: Topology = parse(topology, DEFAULT_TOPOLOGY.read_text(encoding="utf-8"))
         self.network = Network(name, self.topology, self.state)
         self.base = Base(self.topology, name)
+        others = {node.suite for node in self.topology.nodes.values()} - {""}
+        self.releases = {suite: Base(self.topology.release(suite), name) for suite in sorted(others)}
         self.machines = {
             node.name: KINDS[node.kind](name, self.topology, node, self.state) for node in self.topology.nodes.values()
         }
@@ -106,6 +108,8 @@ class Lab:
     def _parts(self, prepared: bool) -> Parts:
         """What the nodes are made of, made first if need be."""
         root, kvm = self.base.ensure(prepared), accelerator.known() == "kvm"
+        for base in self.releases.values():
+            base.ensure(prepared)
         image = VmImage(self.base, prepared)
         vms = [node for node in self.topology.nodes.values() if node.kind == "vm"]
         if vms:
@@ -129,7 +133,11 @@ class Lab:
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {self.name}", "-f", key])
         self._write("topology.json", self.topology.text)
         folders = {name: str(getattr(parts, name)) for name in ("root", "repo", "programs", "image")}
-        settings = {"prepared": prepared, **folders, "accel": "kvm" if parts.kvm else "tcg"}
+        settings: dict[str, Any] = {"prepared": prepared, **folders, "accel": "kvm" if parts.kvm else "tcg"}
+        # What nodes of another release have in place of that; `ensure` only says where it is, it is there.
+        settings["releases"] = {
+            suite: {"root": str(base.ensure(prepared)), "repo": str(base.repo)} for suite, base in self.releases.items()
+        }
         self._write("settings.json", json.dumps(settings, indent=2))
         return True
 
@@ -158,7 +166,8 @@ class Lab:
     def supervise(self, node: str) -> int:
         """The inside of a node's supervisor process; not for people."""
         settings = self.settings
-        folders = {name: Path(settings[name]) for name in ("root", "repo", "programs", "image")}
+        own = settings.get("releases", {}).get(self.topology.node(node).suite, {})
+        folders = {name: Path({**settings, **own}[name]) for name in ("root", "repo", "programs", "image")}
         return self.machine(node).supervise(Parts(kvm=settings["accel"] == "kvm", **folders))
 
     def ssh(self, node: str, *command: str, timeout: float = 60, check: bool = True) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -47,6 +47,7 @@ class Node:
     """One server; ``number`` is the last octet of its address in each of its networks.
 
     ``kind`` is ``container`` or ``vm``; only a VM has ``memory``, ``vcpus`` and ``disks`` (sizes of more disks).
+    ``suite`` is a Debian release that is not the one of the topology (or "").
     """
 
     name: str
@@ -59,6 +60,7 @@ class Node:
     memory: str = "512M"
     vcpus: int = 1
     disks: tuple[str, ...] = ()
+    suite: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Topology:
     shared: tuple[str, ...]
     ceph: CephCluster | None
     text: str
+    releases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def places(self) -> list[str]:
         """Every network namespace of the lab; the switches share the one called ``switch``."""
@@ -156,6 +159,10 @@ class Topology:
         if name not in self.nodes:
             raise TopologyError(f"no node {name!r}; the nodes are {', '.join(self.nodes)}")
         return self.nodes[name]
+
+    def release(self, suite: str) -> Topology:
+        """The topology as it would be if all nodes had this release ("": its own)."""
+        return replace(self, suite=suite, **self.releases[suite]) if suite else self
 
     def management(self, node: Node) -> str:
         """The address at which the controller reaches a node: that of its first NIC that has a network."""
@@ -176,7 +183,16 @@ def _node(name: str, data: dict[str, Any]) -> Node:
         memory=data.get("memory", Node.memory),
         vcpus=data.get("vcpus", Node.vcpus),
         disks=tuple(data.get("disks", ())),
+        suite=data.get("suite", Node.suite),
     )
+
+
+def _software(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "base_packages": tuple(data["base_packages"]),
+        "packages": (*data["packages"], *(CEPH_PACKAGES if "ceph" in data else ())),
+        "more_packages": tuple(tuple(group) for group in data.get("more_packages", [])),
+    }
 
 
 def _ceph(data: dict[str, Any]) -> CephCluster:
@@ -193,9 +209,7 @@ def parse(text: str, default: str = "{}") -> Topology:
         data = {**{key: known[key] for key in SOFTWARE if key in known}, **json.loads(text)}
         topology = Topology(
             suite=data["suite"],
-            base_packages=tuple(data["base_packages"]),
-            packages=(*data["packages"], *(CEPH_PACKAGES if "ceph" in data else ())),
-            more_packages=tuple(tuple(group) for group in data.get("more_packages", [])),
+            **_software(data),
             networks={name: Network(name=name, **options) for name, options in data["networks"].items()},
             switches={name: Switch(name=name, **options) for name, options in data["switches"].items()},
             clients={
@@ -206,6 +220,7 @@ def parse(text: str, default: str = "{}") -> Topology:
             shared=tuple(data.get("shared", [])),
             ceph=_ceph(data["ceph"]) if "ceph" in data else None,
             text=json.dumps(data, indent=2, sort_keys=True),
+            releases={suite: _software({**data, **own}) for suite, own in data.get("releases", {}).items()},
         )
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise TopologyError(f"topology: {type(error).__name__}: {error}") from error
@@ -241,6 +256,8 @@ def _check_node(topology: Topology, node: Node) -> None:
         raise TopologyError(f"node {node.name}: no NIC has a network, so nobody could reach it")
     if node.kind not in KINDS:
         raise TopologyError(f"node {node.name}: kind {node.kind!r} is none of {', '.join(KINDS)}")
+    if node.suite and (node.suite not in topology.releases or node.kind != "container"):
+        raise TopologyError(f"node {node.name}: release {node.suite!r} is not in releases, or the node is no container")
     if not isinstance(node.vcpus, int) or node.vcpus < 1:
         raise TopologyError(f"node {node.name}: vcpus {node.vcpus!r} is no number of processors")
     if not 0 < node.number < 1 << 16:

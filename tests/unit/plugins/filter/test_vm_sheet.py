@@ -17,7 +17,12 @@ import yaml
 from ansible_collections.drover.kvm.plugins.filter.iscsi_volumes import FilterModule as Volumes
 from ansible_collections.drover.kvm.plugins.filter.vm_sheet import FilterModule as Sheets
 from ansible_collections.drover.kvm.plugins.filter.vm_variables import FilterModule as Variables
-from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import iscsi_volumes, vm_sheet, vm_variables
+from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import (
+    iscsi_volumes,
+    san_snapshots,
+    vm_sheet,
+    vm_variables,
+)
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 
@@ -103,6 +108,26 @@ def test_volumes_belong_to_their_vm():
     assert second["name"] == "drover-web1-3"
     assert "chap_password" not in iscsi_volumes(sheets)[0]
     assert "a secret" not in json.dumps(sheets)
+
+
+def test_snapshots_for_a_backup_are_called_like_their_volumes():
+    disks = [{"type": "iscsi", "size": "1GiB"}, {"type": "iscsi", "bus": "scsi"}, {"type": "iscsi", "target": "vdx"}]
+    disks += [{"type": "iscsi", "readonly": True}, {"type": "file", "device": "cdrom", "path": "/srv/a.iso"}]
+    sheet = vm_sheet({**WEB, "vm_disks": disks, "vm_memory": "1GiB", "vm_vcpus": 1})
+    (found,) = san_snapshots([sheet], {"web1": WEB})
+    assert found["volumes"][0] == {
+        "name": "drover-web1-0-backup",
+        "iqn": "iqn.2026-11.org.example:drover-web1-0-backup",
+        "snapshot_of": "drover-web1-0",
+        "initiators": ["iqn.2026-01.org.drover:vm-web1"],
+        "chap_user": "drover",
+        "chap_password": SAN["vm_iscsi_chap_secret"],
+        "owner": "web1",
+        "vm_uuid": vm_uuid("web1"),
+    }
+    assert [one["target"] for one in found["disks"]] == ["vda", "sdb", "vdx"]
+    assert [one["iqn"] for one in found["disks"]] == [one["iqn"] for one in found["volumes"]]
+    assert "chap_password" not in san_snapshots([sheet])[0]["volumes"][0]
 
 
 def test_volumes_without_chap_are_said_to_be_so():

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +186,23 @@ def test_a_command_out_of_time_leaves_nothing_running(tmp_path):
     assert time.monotonic() - start < 1.5
     time.sleep(2)
     assert not (tmp_path / "late").exists()
+
+
+def test_a_tied_command_ends_with_who_started_it(tmp_path):
+    place = tmp_path / "number"
+    command = ["sh", "-c", f"echo $$ >{place}.new; mv {place}.new {place}; sleep 60"]
+    child = get_context("fork").Process(target=run, args=(command,), kwargs={"tied": True})
+    child.start()
+    end = time.monotonic() + 20
+    while not place.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    child.kill()
+    child.join()
+    started = Path("/proc", place.read_text().strip(), "cmdline")
+    while started.exists() and "sleep 60" in started.read_bytes().decode().replace("\0", " "):
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
 
 
 def test_engine_uses_the_module_of_ansible():

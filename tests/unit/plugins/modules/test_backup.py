@@ -375,6 +375,84 @@ def test_a_machine_that_is_off_and_one_whose_marks_are_lost(machine: Machine) ->
     assert third["type"] == "full" and "can't tell" in third["reason"], third
 
 
+def test_of_mixed_disks_those_are_incremental_that_can_be(machine: Machine) -> None:
+    machine.formats["vdb"] = "raw"
+    qemu_img("create", "-q", "-f", "raw", machine.disk("vdb"), "8M")
+    machine.define()
+    machine.vm.create()
+    machine.write(1, target="vdb")
+    first = machine.take(type="incremental")["backup"]
+    assert (first["type"], first["reason"]) == ("full", "there is none yet") and len(machine.checkpoints()) == 1
+    seen = {}
+    for number in (2, 3):
+        machine.write(number, f"{number}M")
+        machine.write(number, f"{number}M", target="vdb")
+        kept = [machine.content(target) for target in ("vda", "vdb")]
+        done = machine.take(type="incremental")
+        assert done["backup"]["type"] == "incremental" and done["actions"][-1].endswith(
+            ", all of vdb (raw), where QEMU can't note what changes"
+        )
+        assert done["backup"]["reason"] == "all of vdb (raw), where QEMU can't note what changes"
+        seen[done["backup"]["id"]] = kept
+    for backup_id, kept in seen.items():
+        assert [machine.restored(backup_id, target) for target in ("vda", "vdb")] == kept
+        place = machine.root / "web1" / backup_id
+        told = [qemu_img("info", "--output=json", place / f"{one}.qcow2") for one in machine.formats]
+        assert ["backing-filename" in one for one in told] == [True, False]
+    # A VM of such disks only: there is nothing that an incremental one could be based on.
+    machine.vm.destroy()
+    machine.formats["vda"] = "raw"
+    qemu_img("create", "-q", "-f", "raw", machine.disk("vda"), "8M")
+    machine.vm.checkpointLookupByName(machine.checkpoints()[0]).delete(
+        libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+    )
+    machine.define()
+    machine.vm.create()
+    last = machine.take(type="incremental")["backup"]
+    assert last["type"] == "full" and last["reason"].startswith("all of vda (raw), vdb (raw)"), last
+
+
+def test_snapshots_of_the_storage_are_read_in_place_of_the_disks(running: Machine) -> None:
+    running.write(1)
+    snapshots = {target: running.folder / f"{target}.snapshot" for target in running.formats}
+    kept = {target: running.content(target) for target in running.formats}
+    for target, path in snapshots.items():
+        path.write_bytes(kept[target])
+    running.write(2)
+    disks = [{"target": target, "path": str(path)} for target, path in snapshots.items()]
+    told = {"disks": disks, "moment": "20261122T030000Z", "quiesced": True}
+
+    def refused(words: str, **args: Any) -> None:
+        done = running.run(**args)
+        assert done["failed"] and words in done["msg"] and running.there() == [], done
+
+    refused("name each once", from_snapshot={"disks": disks[:1]})
+    refused("name each once", from_snapshot={"disks": [*disks, disks[0]]})
+    for words, one in {
+        "is vda of web1 itself": {"path": str(running.disk("vda"))},
+        "give either path or iqn": {},
+        "needs a portal": {"iqn": "iqn.2026-11.org.example:a"},
+    }.items():
+        refused(words, from_snapshot={"disks": [{"target": "vda", **one}, disks[1]]})
+    refused("mode: stop has no effect", from_snapshot=told, mode="stop")
+    refused("not a", from_snapshot={"disks": disks, "moment": "yesterday"})
+    made = running.take(from_snapshot=told, type="incremental")["backup"]
+    assert (made["type"], made["moment"], made["quiesced"]) == ("full", "20261122T030000Z", True)
+    assert "don't tell what has changed" in made["reason"] and running.checkpoints() == [] and running.timers == []
+    assert {target: running.restored(made["id"], target) for target in kept} == kept
+    assert running.restored(made["id"]) != running.content()
+    # One of another size is of another disk; nothing of the backup is left, and the snapshot is not touched.
+    snapshots["vdb"].write_bytes(bytes(4 * MIB))
+    done = running.run(from_snapshot=told)
+    assert done["failed"] and "has 4194304 bytes and the disk 8388608" in done["msg"], done
+    assert running.there() == [made["id"]] and all(path.exists() for path in snapshots.values())
+    # What a killed run leaves is cleared, and it works for a VM that is off.
+    running.vm.destroy()
+    snapshots["vdb"].write_bytes(kept["vdb"])
+    off = running.take(from_snapshot=told)["backup"]
+    assert off["state"] == "stopped" and running.restored(off["id"]) == kept["vda"]
+
+
 def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> None:
     def refused(words: str, **args: Any) -> None:
         done = running.run(**args)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _resource
+from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as files
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
@@ -107,7 +109,7 @@ ROWS = {
 }
 
 
-# What tgtd can't do is refused, see below; what follows from LVM has no meaning.
+# What tgtd can't do is refused, see below; what follows from LVM has no meaning; copies need a file system for it.
 LIO_ONLY = {"store", "vg", "thin_pool", "wipe", "clone_of", "snapshot_of"}
 
 
@@ -343,11 +345,47 @@ def test_bad_values_are_refused_with_the_rule(san, option, value, word):
 def test_what_tgt_cannot_do_is_refused(san):
     before = san.state()
     common = {"name": "a", "iqn_prefix": PREFIX, "size": "16MiB", "chap_user": ""}
-    for option, value in (("store", "lvm"), ("vg", "vg0"), ("thin_pool", "p"), ("clone_of", "b"), ("snapshot_of", "b")):
+    for option, value in (("store", "lvm"), ("vg", "vg0"), ("thin_pool", "p")):
         refused(san(**common, **{option: value}), option, "backend tgt")
     refused(san(**common, portals=["127.0.0.9:3260"]), f"tgtd listens on 127.0.0.1:{san.port}", "san_target")
     assert san.state() == before
     assert not done(san(check=True, **common, portals=[f"127.0.0.1:{san.port}"])).get("failed")
+
+
+def share(target: int, request: int, origin: int) -> int:
+    """FICLONE of XFS and Btrfs."""
+    assert request == files.FICLONE
+    os.pwrite(target, os.pread(origin, os.fstat(origin).st_size, 0), 0)
+    return 0
+
+
+def cannot(*_args: Any) -> int:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_copies_begin_as_the_file_of_their_origin(san, monkeypatch):
+    san.make("a")
+    (san.data / "a.img").write_bytes(b"guest" + bytes(16 * MIB - 5))
+    new: dict[str, Any] = {"name": "b", "iqn_prefix": PREFIX, "chap_user": ""}
+    before = san.state()
+    monkeypatch.setattr(files.fcntl, "ioctl", cannot)
+    refused(san(**new, clone_of="a"), "makes no copies that share blocks")
+    monkeypatch.setattr(files.fcntl, "ioctl", share)
+    refused(san(**new, clone_of="c"), "no volume c of ours")
+    refused(san(**new, clone_of="a", size="1MiB"), "does not fit")
+    refused(san(**new, clone_of="a", snapshot_of="a"), "give one of")
+    assert san.state() == before
+    predicted = done(san(check=True, **new, snapshot_of="a"))
+    kept = done(san(**new, snapshot_of="a"))
+    assert predicted["actions"] == kept["actions"] and predicted["volume"] == kept["volume"]
+    assert kept["volume"]["readonly"] and kept["volume"]["size"] == 16 * MIB
+    clone = done(san(**{**new, "name": "c"}, clone_of="a", size="32MiB"))["volume"]
+    assert not clone["readonly"] and clone["size"] == 32 * MIB and clone["wwid"] != kept["volume"]["wwid"]
+    (san.data / "a.img").write_bytes(b"later" + bytes(16 * MIB - 5))
+    assert {(san.data / f"{name}.img").read_bytes()[:5] for name in "bc"} == {b"guest"}
+    assert not done(san(**new, snapshot_of="a"))["changed"]
+    assert done(san(name="b", state="absent", remove_data=True))["changed"]
+    assert not (san.data / "b.img").exists() and (san.data / "a.img").exists()
 
 
 def test_the_targets_own_secret_is_shared_changed_and_given_up(san):

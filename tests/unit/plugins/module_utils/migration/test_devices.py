@@ -74,18 +74,24 @@ def test_a_node_without_the_group_says_so(node, monkeypatch):
     assert "no volume group vmsan" in read("/dev/vmsan/web1")["fault"]
 
 
-STORAGE = """<device><name>block_{0}</name>{1}<capability type='storage'><block>/dev/{0}</block>{2}<size>4096</size>
-</capability></device>"""
+STORAGE = """<device><name>block_{0}</name>{1}<capability type='storage'><block>/dev/{0}</block>{2}<size>{3}</size>
+<logical_block_size>{4}</logical_block_size></capability></device>"""
 
 
 def test_the_paths_of_a_node_are_known_by_the_wwid():
     serial = f"<serial>{WWID}</serial>"
-    parts = [("sdb", "<parent>scsi_3_0_0_1</parent>", serial), ("sdc", "<parent>scsi_4_0_0_1</parent>", serial)]
-    texts = [STORAGE.format(*words) for words in [*parts, ("vda", "<parent>pci_0</parent>", "")]]
+    parts = [
+        ("sdb", "<parent>scsi_3_0_0_1</parent>", serial, 4096, 512),
+        # libvirt says eight times what it has.
+        ("sdc", "<parent>scsi_4_0_0_1</parent>", serial, 8 * 4096, 4096),
+        ("vda", "<parent>pci_0</parent>", "", 4096, 512),
+    ]
+    texts = [STORAGE.format(*words) for words in parts]
     found = [SimpleNamespace(XMLDesc=lambda _flags, text=text: text) for text in texts]
     node = SimpleNamespace(name="hv2", connection=SimpleNamespace(listAllDevices=lambda _flag: found))
     sdb, sdc = ends.End(node).paths()[WWID]
-    assert sdb == {"name": "/dev/sdb", "place": "scsi_3_0_0_1", "size": 4096} and sdc["place"] == "scsi_4_0_0_1"
+    assert sdb == {"name": "/dev/sdb", "place": "scsi_3_0_0_1", "size": 4096}
+    assert sdc == {"name": "/dev/sdc", "place": "scsi_4_0_0_1", "size": 0}
 
 
 def test_the_hook_shares_the_volumes_and_its_words_say_why_it_can_t(tmp_path, monkeypatch):

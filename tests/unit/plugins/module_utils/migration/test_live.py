@@ -97,6 +97,10 @@ class Node:
         self.note(f"allow {milliseconds} ms")
         return True
 
+    def limit(self, uuid, speed):
+        self.note(f"limit {speed} MiB/s")
+        return True
+
     def totals(self, uuid):
         return {"sent": 9, "passes": self.world.passes}
 
@@ -307,6 +311,24 @@ def test_a_vm_that_does_not_converge_may_stand_still_for_longer(tmp_path, monkey
     world.call_seconds, world.passes = 0.5, 4
     move(world, tmp_path, max_downtime=2000)
     assert world.log.count("allow 1200 ms on hv1") == 1 and "resume on hv2" in world.log
+
+
+def test_what_others_leave_of_the_link_is_taken_when_it_is_free_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 0.02)
+    others, world = iter([3, 3, 1, 3, 3, 2, 2, 1, 1]), World()
+
+    def under_way():
+        number = next(others, 0)
+        if not number:
+            world.hold.set()
+        return number or 1
+
+    monkeypatch.setattr(live, "under_way", under_way)
+    world.call_seconds = 30
+    move(world, tmp_path, together=300 * 2**20)
+    assert [words for words in world.log if "limit" in words] == [
+        f"limit {speed} MiB/s on hv1" for speed in (100, 150, 300)
+    ]
 
 
 def test_a_migration_that_takes_too_long_is_aborted(tmp_path, monkeypatch):

@@ -381,6 +381,16 @@ def test_a_running_helper_is_adopted(world, run):
     assert world.log == []
 
 
+def test_a_vm_with_a_job_of_another_kind_stays_until_that_is_done(world, run):
+    """libvirt would wait for half a minute with the marker set, and then fail."""
+    world.add("web1", "hv1", job="other")
+    result = run(name="web1", to="hv2")
+    assert [one["reason"] for one in result["details"]["blockers"]] == ["job"] and "backup" in result["msg"]
+    assert world.log == []
+    world.nodes["hv1"]["web1"]["job"] = ""
+    assert run(name="web1", to="hv2")["changed"]
+
+
 def test_an_interrupted_migration_is_finished_first(world, run):
     world.add("web1", "hv1", marker=MARKER)
     result = run(name="web1", to="hv2")

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._migration import pace
-from ansible_collections.drover.kvm.plugins.module_utils._migration.order import Order
+from ansible_collections.drover.kvm.plugins.module_utils._migration.order import Order, under_way
 from ansible_collections.drover.kvm.plugins.module_utils._migration.pace import Pace, chosen, seconds
 
 GIB, MIB = 2**30, 2**20
@@ -48,6 +51,36 @@ def test_the_time_limit():
 def test_the_downtime_grows_with_the_passes_up_to_its_limit():
     assert [pace.downtime(1000, passes) for passes in (1, 2, 3, 4, 5, 99)] == [300, 300, 600, 1000, 1000, 1000]
     assert [pace.downtime(100, passes) for passes in (1, 9)] == [100, 100]
+
+
+@pytest.mark.parametrize(
+    "limits, number, expected",
+    [
+        ({}, 3, None),
+        ({"bandwidth": 50 * MIB}, 3, 50),
+        ({"bandwidth": 50 * MIB, "together": 300 * MIB}, 3, 50),
+        ({"bandwidth": 200 * MIB, "together": 300 * MIB}, 3, 100),
+        ({"together": 300 * MIB}, 1, 300),
+        ({"together": 2 * MIB}, 3, 1),
+    ],
+)
+def test_what_leaves_a_node_shares_its_link(limits, number, expected):
+    assert pace.speed(ordered(**limits), number) == expected
+
+
+def test_who_leaves_the_node_is_told_by_the_helpers_that_work(tmp_path):
+    def tell(name, **said):
+        data = {"kind": "live", "result": None, "updated": time.time(), **said}
+        (tmp_path / f"migrate-{name}.json").write_text(json.dumps(data), encoding="utf-8")
+
+    assert under_way(tmp_path) == 1
+    tell("a")
+    tell("b")
+    tell("done", result={"ok": True})
+    tell("off", kind="offline")
+    tell("killed", updated=time.time() - 60)
+    (tmp_path / "migrate-half.json").write_text("{", encoding="utf-8")
+    assert under_way(tmp_path) == 2
 
 
 def test_a_step_is_asked_for_until_it_was_taken():

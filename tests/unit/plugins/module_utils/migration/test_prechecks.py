@@ -193,6 +193,7 @@ PATHS = [
         ({"disks": [("3600a", GIB), ("3600b", GIB)]}, "(3600b)"),
         ({"disks": [(None, 0)]}, "(no WWID)"),
         ({"disks": [("3600a", 2 * GIB)]}, "web1 has 2GiB, on hv2 1GiB"),
+        ({"disks": [("3600c", 2 * GIB)]}, None),
         # A part of a disk.
         ({"disks": [("3600a", 0)]}, None),
         ({"fault": "volume group vg0 is not shared between nodes"}, "not shared"),
@@ -201,7 +202,7 @@ PATHS = [
 )
 def test_a_device_is_known_there_by_its_wwid(device, words):
     disk = {**DISK, "identity": "block:/dev/san/web1"}
-    said = {**SAID, "paths": {"3600a": PATHS}}
+    said = {**SAID, "paths": {"3600a": PATHS, "3600c": [{**PATHS[0], "size": 0}]}}
     found = blockers({**NEED, "disks": [disk], "devices": [{**LUN, **device}]}, "hv2", said, None, {})
     assert [one.reason for one in found] == (["local_disk"] if words else [])
     assert words is None or words in found[0].text
@@ -213,6 +214,7 @@ def test_a_device_is_known_there_by_its_wwid(device, words):
         # A path that is down has the size from before.
         ({"size": GIB // 2}, None),
         ({"place": "scsi_4_0_0_2"}, None),
+        ({"place": "pci_0000_00_07_0"}, None),
         ({"place": "scsi_3_0_0_2"}, "hv2 has two volumes of the WWID 3600a, /dev/sdb and /dev/sdc"),
     ],
 )
