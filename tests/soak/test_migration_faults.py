@@ -25,73 +25,15 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 # As the rules of tests.lab.migration: gone with mend_stream().
 CUT_SSH = "table ip cut {\n chain arriving {\n type filter hook input priority 0; tcp dport 22 drop;\n }\n}\n"
-# Of the destination's libvirt, called before it starts QEMU; waits while it is told to.
-HOOK, HOLD = "/etc/libvirt/hooks/qemu.d/zz-story", "/run/drover-story-hold"
-HOLDS = f'#!/bin/sh\n[ "$2" = prepare ] && while [ -e {HOLD} ]; do sleep 0.2; done\nexit 0\n'
-PULLED = """<domainbackup mode='pull'><server transport='unix' socket='/var/tmp/drover-story.sock'/><disks>
-<disk name='vda' backup='yes' type='file'><scratch file='/var/tmp/drover-story.scratch'/></disk></disks></domainbackup>
-"""
 BUSY = "busy1"
 CONTROL = 16514
 ROUNDS = int(os.environ.get("DROVER_PINGPONG", "50"))
-
-
-class Powered:
-    """The plugs of the nodes; the VMs of one that comes back are started by hand."""
-
-    def __init__(self, mover: Mover) -> None:
-        self.mover = mover
-        # Later a frozen libvirt would not say it.
-        self.homes = mover.cluster.where()
-        self.had: dict[str, list[str]] = {}
-
-    def off(self, node: str) -> None:
-        """Pull it."""
-        self.had[node] = [name for name, home in self.homes.items() if home == node]
-        self.mover.lab.power_off(node)
-
-    def on(self, node: str, but: str = "") -> None:
-        """Put it in, and wait until all that ran there counts again, `but` one."""
-        names = [name for name in self.had.pop(node) if name != but]
-        self.mover.lab.power_on(node)
-        said = self.mover.cluster.domains
-        wait_until(lambda: set(names) <= set(seen := said(node)) or str(seen), 120, f"libvirt of {node}")
-        for name in names:
-            self.mover.virsh(node, "start", name, check=False)
-        for name in names:
-            self.mover.watch.wait_word(name, after=time.monotonic(), seconds=240)
-
-
-@pytest.fixture
-def powered(mover: Mover) -> Iterator[Powered]:
-    """The nodes as machines with a plug; all are on again at the end."""
-    found = Powered(mover)
-    yield found
-    for node in list(found.had):
-        found.on(node)
 
 
 def test_e5_the_destinations_qemu_dies_in_perform(mover: Mover) -> None:
     process = mover.start_slowly()
     mover.kill_qemu(mover.target)
     result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
-
-
-def test_f05_the_destinations_libvirtd_dies_in_prepare(mover: Mover) -> None:
-    mover.inside(mover.target, "sh", "-c", f"cat >{HOOK}; chmod 755 {HOOK}; touch {HOLD}", feed=HOLDS)
-    try:
-        process = mover.start(mover.source, name=mover.vm, to=mover.target)
-        mover.hits("Prepare", lambda: mover.phase(mover.source) == "begin3" or mover.stage())
-        held = mover.inside(mover.target, "pgrep", "-f", HOOK, check=False)
-        assert held, "not exercised: the destination does not prepare"
-        mover.kill_daemon(mover.target)
-        result = mover.end(process)
-    finally:
-        mover.inside(mover.target, "rm", "-f", HOOK, HOLD)
     assert result["failed"] and result["details"]["where"] == mover.source, result
     mover.rests_on(mover.source)
     mover.moved()
@@ -105,60 +47,6 @@ def test_e8b_the_destinations_libvirtd_dies_before_finish(mover: Mover) -> None:
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source, result
     mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
-
-
-def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_libvirtd(
-    mover: Mover, powered: Powered
-) -> None:
-    """Nobody runs then, and nobody can ask the destination: the source may go on, as the copy has never run."""
-    process = mover.start_slowly(stall_timeout=300)
-    mover.freeze_before_finish()
-    mover.kill_daemon(mover.source)
-    mover.hits("the new libvirtd", lambda: "paused (migrating)" in (seen := mover.reason(mover.source)) or seen)
-    powered.off(mover.target)
-    result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.counts()
-    powered.on(mover.target)
-    assert not mover.migrate(mover.third, state="recovered")["failed"]
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
-
-
-def test_f42_the_destination_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
-    process = mover.start_slowly()
-    powered.off(mover.target)
-    result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
-    assert f"no answer from {mover.target}" in result["msg"], result["msg"]
-    mover.counts()
-    powered.on(mover.target)
-    assert not mover.migrate(mover.third, state="recovered")["failed"]
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
-
-
-def test_f42_the_source_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
-    process = mover.start_slowly()
-    powered.off(mover.source)
-    lost = mover.end(process)
-    assert lost.get("unreachable") or lost["failed"], lost
-    # What had come over is not the VM, and nobody makes it one.
-    wait_until(lambda: not mover.says() or str(mover.says()), 90, "the end of the incomplete copy")
-    refused = mover.migrate(mover.third, state="recovered")
-    assert not refused.get("changed") and mover.says() == {}, refused
-    powered.on(mover.source, but=mover.vm)
-    assert mover.says() == {mover.source: ("shut off", "yes")}, mover.says()
-    recovered = mover.migrate(mover.source, state="recovered")
-    assert not recovered["failed"], recovered
-    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
-    assert mover.autostart(mover.source)
-    mover.virsh(mover.source, "start", mover.vm)
-    mover.counts(240)
     mover.moved()
     mover.rests_on(mover.target)
 
@@ -202,39 +90,6 @@ def test_f03_the_controller_loses_the_source_in_perform(mover: Mover) -> None:
     result = mover.end(process)
     assert result.get("verified") and result["actions"] == predicted["actions"], result
     mover.rests_on(mover.target)
-
-
-def test_f25_one_vm_has_one_work_at_a_time(mover: Mover) -> None:
-    """What would meet a move is refused, and so is a move that would meet a backup."""
-    process = mover.start_slowly()
-    meanwhile: dict[str, dict[str, Any]] = {
-        "snapshot": {"snapshot": "meanwhile", "memory": True},
-        "backup": {"path": "/srv"},
-        "vm": {"state": "stopped"},
-    }
-    for module, task in meanwhile.items():
-        refused = mover.end(mover.start(mover.source, module=module, name=mover.vm, **task))
-        assert refused["failed"] and not refused["changed"], (module, refused)
-        assert "carries the marker of a migration" in refused["msg"], (module, refused)
-    mover.in_phase("perform3")
-    mover.speed_up()
-    result = mover.end(process)
-    assert result.get("verified"), result
-    mover.rests_on(mover.target)
-    # Of another tool, and for as long as the story wants.
-    mover.inside(mover.target, "tee", "/run/drover-story.xml", feed=PULLED)
-    mover.virsh(mover.target, "backup-begin", mover.vm, "/run/drover-story.xml")
-    try:
-        for check in (True, False):
-            refused = mover.migrate(mover.target, check=check, name=mover.vm, to=mover.source)
-            assert refused["failed"] and not refused["changed"], refused
-            assert [blocker["reason"] for blocker in refused["details"]["blockers"]] == ["job"], refused
-    finally:
-        mover.virsh(mover.target, "domjobabort", mover.vm)
-        mover.inside(mover.target, "rm", "-f", "/run/drover-story.xml", "/var/tmp/drover-story.scratch")
-    mover.rests_on(mover.target)
-    back = mover.migrate(mover.target, name=mover.vm, to=mover.source)
-    assert back.get("verified"), back
 
 
 def test_f17_a_destination_that_can_write_nothing_down(mover: Mover) -> None:

@@ -141,7 +141,8 @@ def _files(need: Mapping[str, Any]) -> list[str]:
 
 def _against(end: End, need: Mapping[str, Any]) -> dict[str, str]:
     words = end.refuses_machine(need)
-    if need["running"] and need["cpu"] and not need["passthrough"]:
+    # Its CPU is compared for its machine type, so without that the answer would be the same words once more.
+    if need["running"] and need["cpu"] and not need["passthrough"] and "machine" not in words:
         words["cpu"] = end.refuses_cpu(need)
     if need["passthrough"]:
         words["cpu"] = end.refuses_host_cpu(need["host_cpu"])

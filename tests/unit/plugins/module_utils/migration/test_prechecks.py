@@ -222,3 +222,18 @@ def test_two_volumes_of_one_wwid_are_not_taken_for_two_paths(change, words):
     said = {**SAID, "paths": {"3600a": [PATHS[0], {**PATHS[1], **change}]}}
     found = blockers({**NEED, "devices": [LUN]}, "hv2", said, None, {})
     assert [words in one.text for one in found] == ([True] if words else [])
+
+
+class Older:
+    """A node whose QEMU does not know the machine type; of the CPU it can say no more than that."""
+
+    def refuses_machine(self, need):
+        return {"machine": "the machine 'pc-q35-10.0' is not supported"}
+
+    def refuses_cpu(self, need):
+        return "the machine 'pc-q35-10.0' is not supported"
+
+
+def test_a_machine_type_that_is_not_there_is_one_reason_and_not_two():
+    need = {"running": True, "cpu": "<cpu/>", "passthrough": False, "secrets": []}
+    assert list(prechecks._against(Older(), need)) == ["machine"]
