@@ -78,7 +78,8 @@ options:
         several images is paused until all have it, for about a second. It holds no memory, and neither the
         machine's definition nor its UEFI and TPM state. What was made of the images by others is listed and left alone.
       - V(external) lets the machine write to new files, one for each disk, from then on. It works for all disks, takes
-        no time, and the way back needs libvirt 9.10 (Debian 13).
+        no time, and the way back needs libvirt 9.10 (Debian 13). Over disks that are no files libvirt knows no way
+        back; the module warns, and refuses O(state=reverted) for them.
       - V(auto) takes the kind that the machine has already; otherwise the first of V(internal), V(rbd) (not where a
         O(directory) is given) and V(external) that is possible. A machine never has two of them, as libvirt could
         delete neither.

@@ -74,8 +74,8 @@ def plan(machine: Machine, name: str, note: Note, options: Mapping[str, Any]) ->
     warnings = _room(machine, name, memory, folder) if kind == choose.EXTERNAL else []
     if kind == choose.EXTERNAL and (disks := [str(one["target"]) for one in choose.on_volumes(facts)]):
         warnings.append(
-            f"libvirt can't set {machine.name} back to it, as {', '.join(disks)} is no file; docs/snapshots.md says "
-            "how that is done by hand"
+            f"libvirt can't set {machine.name} back to it, as {', '.join(disks)} is no file; for a way back make "
+            "a backup"
         )
     freeze = machine.active and not memory and quiesce != NEVER and reason is None
     if machine.active and not memory and quiesce == AUTO and reason:

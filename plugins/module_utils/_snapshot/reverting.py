@@ -138,8 +138,7 @@ class Revert:
         if target.kind == choose.EXTERNAL and (disks := facts.volumes(target)):
             raise Refused(
                 f"libvirt sets {machine.name} back to external snapshots of files only; {', '.join(disks)} is none. "
-                f"The volume below is as it was at {target.name}; docs/snapshots.md, By hand, says how the VM goes on "
-                "from it"
+                f"What came after {target.name} is merged by state=absent; to go back, restore a backup"
             )
         if target.kind == choose.EXTERNAL and machine.node.version() < EXTERNAL_SINCE:
             raise Refused(
