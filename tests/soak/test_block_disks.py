@@ -8,10 +8,12 @@ Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,16 @@ PATIENT: dict[str, Any] = {"stall_timeout": 300}
 DEAD_SECONDS = 240
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 MIB = 2**20
+# Of the topology; the memory goes there too.
+MANAGEMENT = {"hv1": "10.231.0.11", "hv2": "10.231.0.12"}
+BAD = ("loss 5%", "loss 20%", "delay 200ms", "corrupt 1%", "delay 20ms reorder 75% 50%")
+BAD_WAY = """set -e
+tc qdisc add dev mgmt0 root handle 1: prio bands 4
+tc qdisc add dev mgmt0 parent 1:4 handle 40: netem {fault}
+tc filter add dev mgmt0 parent 1: protocol ip u32 match ip dst {other}/32 flowid 1:4
+"""
+# Bytes of a guest's memory that are sent at least.
+LEAST = 200_000
 WEB: dict[str, Any] = {
     "name": "web1",
     "memory": "32MiB",
@@ -83,7 +95,7 @@ def attempt(nodes: Cluster, node: str, how: str) -> str:
 
 def alone(nodes: Cluster, node: str) -> bool | str:
     """Whether a node holds the volume, and the other one can't have it even as a shared one."""
-    other = next(name for name in NODES if name != node)
+    other = other_than(node)
     said = attempt(nodes, other, "sy")
     if not said:
         attempt(nodes, other, "n")
@@ -94,6 +106,11 @@ def home_of(nodes: Cluster, vm: str) -> str:
     """The one node on which it runs."""
     (home,) = [node for node in NODES if nodes.domains(node).get(vm) == "running"]
     return home
+
+
+def other_than(node: str) -> str:
+    """The second hypervisor."""
+    return next(name for name in NODES if name != node)
 
 
 def move(nodes: Cluster, source: str, target: str, vm: str, device: str) -> None:
@@ -154,21 +171,57 @@ def test_another_disk_of_the_same_name_is_refused_at_the_destination(nodes: Clus
     assert home_of(nodes, "web1") == "hv1" and "web1" not in nodes.domains("hv2")
 
 
+@contextmanager
+def bad_way(nodes: Cluster, fault: str) -> Iterator[None]:
+    """All that the nodes say to each other with a fault, on its way out of each; our ssh is not in it."""
+    try:
+        for node, other in (NODES, NODES[::-1]):
+            nodes.ssh(node, BAD_WAY.format(fault=fault, other=MANAGEMENT[other]), timeout=120)
+        yield
+    finally:
+        for node in NODES:
+            nodes.ssh(node, "tc qdisc del dev mgmt0 root", check=False, timeout=120)
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_f14_over_a_bad_way_a_vm_moves_or_stays(nodes: Cluster, fault: str) -> None:
+    source = home_of(nodes, "web1")
+    target = other_than(source)
+    before = counts(nodes, source, "/dev/san/web1")
+    with bad_way(nodes, fault):
+        begin = time.monotonic()
+        moved = nodes.task(source, "migrate", name="web1", to=target, timeout=200, **PATIENT)
+        print(f"{fault}: {time.monotonic() - begin:.0f} s, {moved}")
+        figures = nodes.ssh(source, "tc -j -s qdisc show dev mgmt0", timeout=120)
+    (bad,) = [one for one in json.loads(figures) if one["kind"] == "netem"]
+    print(bad)
+    # The guest's memory went that way.
+    assert bad["bytes"] > LEAST and (not fault.startswith("loss") or bad["drops"]), bad
+    home = source if moved["failed"] else target
+    assert home_of(nodes, "web1") == home
+    wait_until(lambda: [node for node in NODES if "web1" in nodes.domains(node)] == [home], 60, f"only {home} has it")
+    assert counts(nodes, home, "/dev/san/web1", before) > before
+    if moved["failed"]:
+        move(nodes, source, target, "web1", "/dev/san/web1")
+
+
 def test_a_volume_that_grew_is_bigger_for_its_running_vm(nodes: Cluster) -> None:
+    home = home_of(nodes, "web1")
+    other = other_than(home)
     disks = [{**WEB["disks"][0], "size": "96MiB"}]
-    early = nodes.task("hv1", "vm", name="web1", disks=disks)
+    early = nodes.task(home, "vm", name="web1", disks=disks)
     assert early["failed"] and "grow the volume on the SAN first" in early["msg"], early
     prefix = "iqn.2026-11.org.example"
     do(nodes, "san1", "iscsi_volume", backend="lio", iqn_prefix=prefix, name="web1", size="96MiB")
-    do(nodes, "hv1", "iscsi_session", target=f"{prefix}:web1")
-    assert do(nodes, "hv1", "vm", name="web1", disks=disks)["actions"] == ["grow vda as it runs to 96MiB"]
-    assert str(96 * MIB) in nodes.ssh("hv1", "virsh -q domblkinfo web1 vda", timeout=120)
+    do(nodes, home, "iscsi_session", target=f"{prefix}:web1")
+    assert do(nodes, home, "vm", name="web1", disks=disks)["actions"] == ["grow vda as it runs to 96MiB"]
+    assert str(96 * MIB) in nodes.ssh(home, "virsh -q domblkinfo web1 vda", timeout=120)
     # The other node did not ask the SAN since then: the VM would find the end of its disk missing there.
-    early = nodes.task("hv1", "migrate", name="web1", to="hv2")
-    assert early["failed"] and "web1 has 96MiB, on hv2 64MiB" in early["msg"], early
-    do(nodes, "hv2", "iscsi_session", target=f"{prefix}:web1")
-    move(nodes, "hv1", "hv2", "web1", "/dev/san/web1")
-    do(nodes, "hv2", "vm", name="web1", state="absent", force=True)
+    early = nodes.task(home, "migrate", name="web1", to=other)
+    assert early["failed"] and f"web1 has 96MiB, on {other} 64MiB" in early["msg"], early
+    do(nodes, other, "iscsi_session", target=f"{prefix}:web1")
+    move(nodes, home, other, "web1", "/dev/san/web1")
+    do(nodes, other, "vm", name="web1", state="absent", force=True)
 
 
 def test_a_logical_volume_is_free_until_its_vm_starts(nodes: Cluster) -> None:
@@ -236,7 +289,7 @@ def test_a_node_that_reboots_has_its_vm_and_its_lock_again(nodes: Cluster) -> No
 
 def test_a_node_that_dies_gives_its_lock_free_in_time(nodes: Cluster) -> None:
     home = home_of(nodes, "db1")
-    other = next(name for name in NODES if name != home)
+    other = other_than(home)
     before = counts(nodes, home, f"/dev/{VOLUME}")
     nodes.lab.power_off(home)
     begin = time.monotonic()
@@ -270,7 +323,7 @@ def test_a_vm_that_ends_by_itself_gives_it_back(nodes: Cluster) -> None:
     home = home_of(nodes, "db1")
     nodes.ssh(home, "virsh qemu-monitor-command db1 --hmp quit; true", timeout=120)
     wait_until(lambda: not look(nodes, home).startswith("active"), 60, "the volume is free")
-    other = next(name for name in NODES if name != home)
+    other = other_than(home)
     assert attempt(nodes, other, "ey") == "" and attempt(nodes, other, "n") == ""
 
 
