@@ -178,12 +178,15 @@ def cpu_definition(domain_capabilities: Element) -> Element | None:
 
 def _firmware(domain_capabilities: str | None) -> list[str] | None:
     """What VMs can have of efi and tpm (an emulated one); None where libvirt does not say."""
-    if domain_capabilities is None:
-        return None
-    root = fromstring(domain_capabilities)
+    return None if domain_capabilities is None else offered_firmware(fromstring(domain_capabilities))
+
+
+def offered_firmware(capabilities: Element) -> list[str]:
+    """What domain capabilities have of efi and tpm (https://libvirt.org/formatdomaincaps.html)."""
     listed = {"efi": "os/enum[@name='firmware']/value", "tpm": "devices/tpm/enum[@name='backendModel']/value"}
     words = {"efi": "efi", "tpm": "emulator"}
-    return [name for name, path in listed.items() if words[name] in {value.text for value in root.iterfind(path)}]
+    said = {name: {value.text for value in capabilities.iterfind(path)} for name, path in listed.items()}
+    return [name for name, word in words.items() if word in said[name]]
 
 
 def _hugepages(capabilities: Element) -> dict[str, int]:

@@ -211,10 +211,10 @@ def devices(root: Element, kind: str) -> list[Element]:
     return [] if parent is None else [child for child in parent if child.tag == kind]
 
 
-def target_of(disk: Element) -> str | None:
+def target_of(disk: Element) -> str:
     """The name of a disk in the VM, such as vda."""
     target = find(disk, "target")
-    return None if target is None else target.get("dev")
+    return "" if target is None else target.get("dev", "")
 
 
 def add_device(root: Element, device: Element) -> None:

@@ -91,8 +91,8 @@ options:
   vms:
     description:
       - Sheets of the VMs to place. Of each, C(name), C(memory) (a size), C(vcpus) (V(1) if left out), C(tags), C(nics)
-        (of each its C(bridge)), C(uuid), C(machine), C(virt_type), C(firmware), C(tpm), C(hugepages) and C(state) are
-        read, the rest is left alone.
+        (of each its C(bridge), C(vlan) and C(trunks)), C(uuid), C(machine), C(virt_type), C(firmware), C(tpm),
+        C(hugepages) and C(state) are read, the rest is left alone.
       - C(memory) may be left out for a VM that exists. With C(max_memory) the VM counts with that.
     type: list
     elements: dict
@@ -444,7 +444,8 @@ blockers:
           the node has its UEFI variables or TPM keys), C(job), C(interrupted), C(state) and C(defined_twice) keep a VM
           where it is, whatever the destination.
         - C(memory), C(hugepages), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(firmware), C(bridge),
-          C(lease), C(anti_affinity) and C(pinned) are why no node can take it; to mend one of those of a VM is enough.
+          C(vlan), C(lease), C(anti_affinity) and C(pinned) are why no node can take it; to mend one of those of a VM
+          is enough.
         - C(on_maintenance) is a VM that is not to be moved, or would be left running, by its own word
           (O(drover.kvm.vm#module:on_maintenance)).
         - C(reserved_vlan) is a NIC of a VM that asks for a VLAN of the hosts.

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from .._disks import rbd
 from .._domain.facts import disk_identity
 from .._libvirt import Domain, Node
-from .._xml import Property, parse
+from .._xml import Property, parse, target_of
 from . import files, job
 
 
@@ -45,7 +45,7 @@ def disks_of(node: Node, domain: Domain) -> tuple[list[Disk], list[str]]:
     elements, spared = job.copied_disks(parse(domain.live_xml or domain.xml))
     found = []
     for element in elements:
-        target, identity = job.target_of(element), disk_identity(element)[1]
+        target, identity = target_of(element), disk_identity(element)[1]
         path = Property("source/@file").get(element) or Property("source/@dev").get(element)
         image_format = Property("driver/@type").get(element) or "raw"
         if identity and rbd.is_known(identity):

@@ -135,9 +135,10 @@ class Source(NamedTuple):
         return [] if self.secret is None else ["--object", f"secret,id={LOGIN},file=/dev/stdin"]
 
 
-def limit(bandwidth: int) -> list[str]:
-    """What `convert` is told of the most bytes that it reads in a second (0: no limit)."""
-    return ["-r", str(bandwidth)] if bandwidth else []
+def copy(source: Source, image: Path, compression: str, seconds: float, bandwidth: int) -> None:
+    """All that a disk holds in a new image, compared; read at so many bytes a second at most (0: no limit)."""
+    convert(source, image, compression, seconds, ["-r", str(bandwidth)] if bandwidth else [])
+    compare(source, image, seconds)
 
 
 def convert(source: Source, image: Path, compression: str, seconds: float, options: list[str]) -> None:

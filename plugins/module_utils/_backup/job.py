@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import DroverError, Failed, TimedOut
 from .._libvirt import Node
-from .._xml import devices, find, parse, text_of
+from .._xml import devices, find, parse, target_of, text_of
 
 BACKUP, COMPLETED = 9, 3  # VIR_DOMAIN_JOB_OPERATION_BACKUP, VIR_DOMAIN_JOB_COMPLETED
 POLL = 0.3
@@ -115,9 +115,3 @@ def copied_disks(root: Element) -> tuple[list[Element], list[str]]:
         else:
             spared.append(target_of(disk))
     return kept, spared
-
-
-def target_of(disk: Element) -> str:
-    """Its name on the bus, such as vda."""
-    target = find(disk, "target")
-    return "" if target is None else target.get("dev", "")

@@ -23,7 +23,7 @@ from .._fields import Field
 from .._identity import initiator_iqn
 from .._libvirt import Domain, Node
 from .._run import run_json
-from .._xml import Property, parse
+from .._xml import Property, parse, target_of
 from . import files, job, store
 from .disks import Disk
 from .files import Source
@@ -59,7 +59,7 @@ FIELDS = (
 
 def of_disks(node: Node, domain: Domain, asked: Mapping[str, Any]) -> dict[str, Source]:
     """Where each disk of the VM is read, by its target. Raises Invalid, Refused, and NotFound for a lacking secret."""
-    elements = {job.target_of(one): one for one in job.copied_disks(parse(domain.live_xml or domain.xml))[0]}
+    elements = {target_of(one): one for one in job.copied_disks(parse(domain.live_xml or domain.xml))[0]}
     given = [one["target"] for one in asked["disks"]]
     if sorted(given) != sorted(elements):
         raise Refused(
@@ -112,6 +112,5 @@ def copy(disk: Disk, origin: Source, image: Path, compression: str, seconds: flo
             f"the snapshot of {disk.target} has {size} bytes and the disk {disk.size}: it is of another disk, or that "
             "one has grown since"
         )
-    files.convert(origin, image, compression, seconds, files.limit(bandwidth))
-    files.compare(origin, image, seconds)
+    files.copy(origin, image, compression, seconds, bandwidth)
     return disk._replace(size=size)

@@ -80,9 +80,7 @@ def forget(manifest: Mapping[str, Any]) -> None:
 
 def copy(disk: Disk, snapshot: str, image: Path, compression: str, seconds: float, bandwidth: int) -> None:
     """All of a disk as it is in a snapshot."""
-    source = files.Source(rbd.address(str(disk.identity), snapshot))
-    files.convert(source, image, compression, seconds, files.limit(bandwidth))
-    files.compare(source, image, seconds)
+    files.copy(files.Source(rbd.address(str(disk.identity), snapshot)), image, compression, seconds, bandwidth)
 
 
 def copy_changed(disk: Disk, pair: tuple[str, str], to: Path, seconds: float, bandwidth: int) -> None:

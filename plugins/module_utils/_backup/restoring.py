@@ -21,8 +21,8 @@ from .._domain import metadata
 from .._errors import Failed, Refused
 from .._identity import disk_name, vm_mac, vm_uuid
 from .._run import run, run_json
-from .._xml import Property, add, devices, drop, make, parse
-from . import files, job
+from .._xml import Property, add, devices, drop, make, parse, target_of
+from . import files
 from .store import Backup
 
 MARK = "user.drover.restore"
@@ -124,7 +124,7 @@ def _rename(root: Element, name: str, uuid: str) -> None:
 def _put_disks(root: Element, disks: Mapping[str, Place], seed: str) -> None:
     """Write the new places; what is not there, or is the seed of another VM, is taken out of its drive."""
     for disk in devices(root, "disk"):
-        place = disks.get(job.target_of(disk))
+        place = disks.get(target_of(disk))
         path = Property("source/@file").get(disk)
         gone = path is not None and (path == seed or not Path(path).exists())
         lost = gone and disk.get("device") in ("cdrom", "floppy")

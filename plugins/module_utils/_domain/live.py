@@ -187,7 +187,7 @@ def _disk_limits(live: Element, definition: Element) -> list[Change]:
                 parameters.update({f"{way}_{place.unit}_sec": after.get(way, 0) for way in tuning.WAYS})
         if texts:
             words = f"limit disk {target} at once: {', '.join(texts)}"
-            changes.append(Change(words, partial(_limit_disk, str(target), parameters)))
+            changes.append(Change(words, partial(_limit_disk, target, parameters)))
     return changes
 
 

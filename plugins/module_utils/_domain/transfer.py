@@ -48,7 +48,7 @@ def disks(live: Element, definition: Element) -> dict[str, Disk]:
     defined = {target_of(disk): disk_identity(disk)[1] for disk in devices(definition, "disk")}
     found = {}
     for disk in devices(live, "disk"):
-        target, mirror = str(target_of(disk)), find(disk, "mirror")
+        target, mirror = target_of(disk), find(disk, "mirror")
         copy = None if mirror is None else _as_disk(mirror)
         found[target] = Disk(
             target,

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._hypervisor import offered_firmware
 from .._xml import Property, devices, find
 
 FOLDER = PurePosixPath("/var/lib/libvirt/qemu/nvram")
@@ -43,9 +44,7 @@ def lacking(need: Mapping[str, Any], capabilities: Element) -> dict[str, str]:
     found = {}
     if need["loader"] and need["loader"] not in loaders(capabilities):
         found["firmware"] = f"it has no UEFI {need['loader']}"
-    tpm = find(capabilities, "devices/tpm")
-    backends = [] if tpm is None else [one for one in tpm if one.get("name") == "backendModel"]
-    if need["tpm"] and "emulator" not in [value.text for backend in backends for value in backend]:
+    if need["tpm"] and "tpm" not in offered_firmware(capabilities):
         found["tpm"] = "it has no emulated TPM (swtpm)"
     return found
 

@@ -95,7 +95,7 @@ class Volumes:
         self.storage = known[0] if known else None
         self.kind = self.storage.kind if self.storage else ""
         ours = [disk for disk in disks if self.storage and self.storage.recognises(disk)]
-        self.disks = {str(target_of(disk)): disk for disk in ours}
+        self.disks = {target_of(disk): disk for disk in ours}
         self.names: dict[str, str] = {}
         self.looks: dict[str, Look] = {}
         self.snapshots: dict[str, Snapshot] = {}
