@@ -347,7 +347,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import origins, store
+from ansible_collections.drover.kvm.plugins.module_utils._backup import origins, secrecy, store
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._backup.taking import Order
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
@@ -366,7 +366,9 @@ FIELDS = (
     Field("mode", choices=("snapshot", "suspend", "stop"), default="snapshot"),
     Field("quiesce", choices=("auto", "required", "never"), default="auto"),
     Field("bandwidth", type="size"),
-    Field("compression", choices=("zstd", "zlib", "none"), default="zstd"),
+    Field("compression", choices=("zstd", "zlib", "none")),
+    Field("encryption", choices=("none", "luks"), default="none"),
+    Field("passphrase", no_log=True, check=secrecy.check_passphrase),
     Field("timeout", type="int", default=86400, check=between(1)),
     Field("shutdown_timeout", type="int", default=180, check=between(1, 86400)),
     Field("from_snapshot", type="dict", fields=origins.FIELDS),
@@ -387,10 +389,21 @@ class VmBackup(Resource):
             raise Invalid("state: absent removes all backups: say older_than, such as 365d", option="older_than")
         if params["from_snapshot"] is not None and params["mode"] == "stop":
             raise Invalid("mode: stop has no effect on snapshots that are there (from_snapshot)", option="mode")
+        self._check_encryption()
         root = store.check_root(params["path"])
         given = {name: params[name] for name in Order._fields if name in params}
+        given["compression"] = params["compression"] or ("zstd" if params["passphrase"] is None else "none")
         order = Order(**{**given, "root": root, "vm": self.name, "bandwidth": params["bandwidth"] or 0})
         self.acts = Acts(client, order, params["keep"], params["newer_than"])
+
+    def _check_encryption(self) -> None:
+        """Raise Invalid where the options of it don't fit each other."""
+        encrypted = self.params["encryption"] == "luks"
+        if encrypted != (self.params["passphrase"] is not None):
+            words = ("passphrase", "encryption: luks") if encrypted else ("encryption: luks", "passphrase")
+            raise Invalid("{} is missing, without which {} has no effect".format(*words), option=words[0].split(":")[0])
+        if encrypted and self.params["compression"] not in (None, "none"):
+            raise Invalid("QEMU can't compress what it encrypts: leave compression out", option="compression")
 
     @classmethod
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Node]:

@@ -128,7 +128,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import restoring, store
+from ansible_collections.drover.kvm.plugins.module_utils._backup import files, restoring, store
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
@@ -147,6 +147,7 @@ FIELDS = (
     Field("new_name", check=check_name),
     Field("directory", type="path", check=check_path),
     Field("disks", type="list", elements="str"),
+    Field("passphrase", no_log=True),
     Field("nics", choices=("keep", "none"), default="keep"),
     Field("fenced", type="list", elements="str", default=[]),
     Field("timeout", type="int", default=86400, check=between(1)),
@@ -165,8 +166,10 @@ class Restore(Resource):
         self.backups = store.read(root, self.name)
         self.backup = self._choose()
         self.chain = store.chain(self.backups, self.backup)
-        self.places = restoring.places(self.backup, self.target, params["directory"], params["disks"])
-        self.definition = restoring.definition(self.backup, self.target, self.places, params["nics"])
+        self.kept = files.kept(self.backup, params["passphrase"])
+        key = files.key_of(self.kept)
+        self.places = restoring.places(self.backup, self.target, params["directory"], params["disks"], key)
+        self.definition = restoring.definition(self.backup, self.kept, self.target, self.places, params["nics"])
         self.uuid = restoring.uuid_of(self.backup, self.target)
 
     def _choose(self) -> store.Backup:
@@ -214,7 +217,7 @@ class Restore(Resource):
         admission = Admission(self.client, self.target, self.params["fenced"])
         admission.arrival(claims_of(self.definition), self.uuid, "restored")
         restoring.check_new(self.places)
-        self.state = restoring.check_state(self.backup, self.target, self.uuid)
+        self.state = restoring.check_state(self.kept, self.target, self.uuid)
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Prove the backup, bring its disks, and define the VM."""
@@ -232,7 +235,7 @@ class Restore(Resource):
                 steps.append(Step(words, bring))
         if self.whole:
             for part in self.state:
-                call = partial(restoring.put_back, part, self.backup, self.target, self.uuid)
+                call = partial(restoring.put_back, part, self.kept, self.target, self.uuid)
                 steps.append(Step(f"put back {part} of {self.target}", call))
             steps.append(Step(f"define {self.target}", self.define))
         return steps
@@ -250,8 +253,8 @@ class Restore(Resource):
 
     def result(self, state: State) -> dict[str, Any]:
         """What was restored."""
-        files = [place.path for place in self.places]
-        return {"restored": {"name": self.target, "backup": self.backup.id, "files": files}}
+        made = [place.path for place in self.places]
+        return {"restored": {"name": self.target, "backup": self.backup.id, "files": made}}
 
 
 def main() -> None:

@@ -117,10 +117,10 @@ class Machine:
         """A backup, as check mode said."""
         before = self.there()
         predicted = self.run(**args, _ansible_check_mode=True)
-        assert not predicted.get("failed"), predicted
+        assert not predicted.get("failed"), predicted["msg"]
         assert self.there() == before
         done = self.run(**args)
-        assert not done.get("failed"), done
+        assert not done.get("failed"), done["msg"]
         assert predicted["actions"] == done["actions"] and done["changed"]
         return done
 
