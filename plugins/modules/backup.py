@@ -70,6 +70,13 @@ options:
         description: See O(compression).
         type: str
         choices: [zstd, zlib, none]
+      encryption:
+        description: See O(encryption).
+        type: str
+        choices: [none, luks]
+      passphrase:
+        description: See O(passphrase).
+        type: str
       timeout:
         description: See O(timeout).
         type: int
@@ -185,9 +192,31 @@ options:
     description:
       - How the images are compressed. They stay qcow2, which QEMU 5.1 and later can read with V(zstd), all with
         V(zlib). It takes room for the largest disk once more while it works.
-      - The default is V(zstd).
+      - The default is V(zstd), and V(none) with O(encryption=luks), as QEMU can't compress what it encrypts.
     type: str
     choices: [zstd, zlib, none]
+  encryption:
+    description:
+      - With V(luks) only O(passphrase) opens the backup. The images are qcow2 with LUKS inside, with a random key that
+        is the same for all of a history; that key, the definition, the variables of UEFI and the keys of the TPM are in
+        a container, which the passphrase opens. Nothing of it is ever in the folder in clear. C(qemu-img) alone reads
+        all of it, page docs/backups.md says how.
+      - What the backup is of can be seen still, such as the name of the machine, the moment, and the names and sizes of
+        the disks.
+      - A disk of a running machine is written once, in its last form. Each disk costs some two seconds of one
+        processor, and the container four.
+      - An incremental backup is made of the history's passphrase only. Where the last backup is encrypted and this one
+        shall not be, or the other way round, it is a full one.
+      - The default is V(none).
+    type: str
+    choices: [none, luks]
+  passphrase:
+    description:
+      - What opens an encrypted backup, as one line of text. Required with O(encryption=luks).
+      - With another one than that of the last backup, O(type=incremental) is refused. Make a full backup with the new
+        one, from which on it is needed; the older histories need the old one as long as they are there.
+      - It is lost when you lose it. Keep it also where the building is gone.
+    type: str
   timeout:
     description:
       - How long copying may take, in seconds; after it the copy is ended.
@@ -241,8 +270,8 @@ requirements:
   - C(qemu-img); for images of RBD C(qemu-io), C(python3-rbd) and QEMU's driver of RBD (package qemu-block-extra) too
   - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
-  - The disks are written in clear; page docs/backups.md says why, and how to encrypt the folder. Files are 0600, and
-    belong to root.
+  - Files are 0600, and belong to root. What they hold is in clear without O(encryption).
+  - O(state=verified) compares checksums, which needs no passphrase. That it opens a backup is proved by a restore.
   - Media and disks that the machine only reads are left out.
   - Where the target is slow, so are the guest's first writes to what is not copied yet.
 seealso:
@@ -279,6 +308,14 @@ EXAMPLES = r"""
     name: db2
     path: /mnt/backup
     from_snapshot: {disks: [{target: vda, path: /dev/san/db2-snapshot}]}
+
+- name: One that nobody reads without the passphrase
+  drover.kvm.backup:
+    name: payroll1
+    path: /mnt/backup
+    type: incremental
+    encryption: luks
+    passphrase: "{{ vault_backup_passphrase }}"
 
 - name: One for which the guest is shut down and started again
   drover.kvm.backup:
@@ -327,6 +364,7 @@ backup:
       type: str
       returned: always
     quiesced: {description: Whether the guest held its file systems still., type: bool, returned: always}
+    encryption: {description: V(luks) or V(none)., type: str, returned: always}
     size: {description: Bytes of its files., type: int, returned: always}
     good: {description: Whether nothing is known against it., type: bool, returned: always}
     complaint: {description: What is known against it., type: str, returned: always}

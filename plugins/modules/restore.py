@@ -49,6 +49,11 @@ options:
         takes them along when it is removed. A file that was restored so is left as it is by the next run.
     type: list
     elements: str
+  passphrase:
+    description:
+      - What opens the backup, where it is encrypted. A wrong one is refused before anything is done. Of one that is not
+        encrypted it has no effect. The disks are in clear when they are back.
+    type: str
   nics:
     description: With V(none) the machine has no network, such as for a trial.
     type: str
@@ -93,6 +98,12 @@ EXAMPLES = r"""
     id: 20261115T030000Z
     new_name: web1-look
     nics: none
+
+- name: One from an encrypted backup
+  drover.kvm.restore:
+    path: /mnt/backup
+    name: payroll1
+    passphrase: "{{ vault_backup_passphrase }}"
 
 - name: One disk as a file
   drover.kvm.restore:
