@@ -334,6 +334,16 @@ def test_another_tools_of_the_name_of_one_that_was_ours_is_left_alone(run, vms):
     assert vms.snapshots("web1") == ["s1"]
 
 
+def test_one_of_a_name_whose_note_was_left_is_ours(run, vms):
+    """It was removed by hand, or the run that removed it was killed before it took its note away."""
+    vms.define("web1")
+    run(name="web1", snapshot="s1", memory=True, tags=["old"])
+    vms.node.delete_snapshot("web1", "s1")
+    made = only(run(name="web1", snapshot="s1", memory=True))
+    assert made["managed"] and made["tags"] == []
+    assert run(name="web1", snapshot="s1", state="absent")["changed"] and vms.snapshots("web1") == []
+
+
 def test_an_internal_one_is_not_gone_back_to_while_a_backup_is_noted(run, vms, monkeypatch):
     vms.define("web1")
     run(name="web1", snapshot="s1", memory=True)
