@@ -555,9 +555,13 @@ class Node:
 
     # ---- backups
 
-    def begin_backup(self, name: str, xml: str, checkpoint: str | None) -> None:
-        """Have QEMU copy disks as they are at this moment, and note from here on what changes (the checkpoint)."""
-        self._do("back up", name, lambda vm: vm.backupBegin(xml, checkpoint, 0))
+    def begin_backup(self, name: str, xml: str, checkpoint: str | None, made: bool = False) -> None:
+        """Have QEMU copy disks as they are at this moment, and note from here on what changes (the checkpoint).
+
+        `made`: the files are there already, empty.
+        """
+        flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL if made else 0
+        self._do("back up", name, lambda vm: vm.backupBegin(xml, checkpoint, flags))
 
     def backup(self, name: str) -> str | None:
         """The description of the backup that QEMU makes now, or None."""

@@ -70,6 +70,13 @@ options:
         description: See O(compression).
         type: str
         choices: [zstd, zlib, none]
+      encryption:
+        description: See O(encryption).
+        type: str
+        choices: [none, luks]
+      passphrase:
+        description: See O(passphrase).
+        type: str
       timeout:
         description: See O(timeout).
         type: int
@@ -185,9 +192,31 @@ options:
     description:
       - How the images are compressed. They stay qcow2, which QEMU 5.1 and later can read with V(zstd), all with
         V(zlib). It takes room for the largest disk once more while it works.
-      - The default is V(zstd).
+      - The default is V(zstd), and V(none) with O(encryption=luks), as QEMU can't compress what it encrypts.
     type: str
     choices: [zstd, zlib, none]
+  encryption:
+    description:
+      - With V(luks) only O(passphrase) opens the backup. The images are qcow2 with LUKS inside, with a random key that
+        is the same for all of a history; that key, the definition, the variables of UEFI and the keys of the TPM are in
+        a container, which the passphrase opens. Nothing of it is ever in the folder in clear. C(qemu-img) alone reads
+        all of it, page docs/backups.md says how.
+      - What the backup is of can be seen still, such as the name of the machine, the moment, and the names and sizes of
+        the disks.
+      - A disk of a running machine is written once, in its last form. Each disk costs some two seconds of one
+        processor, and the container four.
+      - An incremental backup is made of the history's passphrase only. Where the last backup is encrypted and this one
+        shall not be, or the other way round, it is a full one.
+      - The default is V(none).
+    type: str
+    choices: [none, luks]
+  passphrase:
+    description:
+      - What opens an encrypted backup, as one line of text. Required with O(encryption=luks).
+      - With another one than that of the last backup, O(type=incremental) is refused. Make a full backup with the new
+        one, from which on it is needed; the older histories need the old one as long as they are there.
+      - It is lost when you lose it. Keep it also where the building is gone.
+    type: str
   timeout:
     description:
       - How long copying may take, in seconds; after it the copy is ended.
@@ -241,8 +270,8 @@ requirements:
   - C(qemu-img); for images of RBD C(qemu-io), C(python3-rbd) and QEMU's driver of RBD (package qemu-block-extra) too
   - C(systemd-run), to thaw, resume or start a guest should the module be killed
 notes:
-  - The disks are written in clear; page docs/backups.md says why, and how to encrypt the folder. Files are 0600, and
-    belong to root.
+  - Files are 0600, and belong to root. What they hold is in clear without O(encryption).
+  - O(state=verified) compares checksums, which needs no passphrase. That it opens a backup is proved by a restore.
   - Media and disks that the machine only reads are left out.
   - Where the target is slow, so are the guest's first writes to what is not copied yet.
 seealso:
@@ -279,6 +308,14 @@ EXAMPLES = r"""
     name: db2
     path: /mnt/backup
     from_snapshot: {disks: [{target: vda, path: /dev/san/db2-snapshot}]}
+
+- name: One that nobody reads without the passphrase
+  drover.kvm.backup:
+    name: payroll1
+    path: /mnt/backup
+    type: incremental
+    encryption: luks
+    passphrase: "{{ vault_backup_passphrase }}"
 
 - name: One for which the guest is shut down and started again
   drover.kvm.backup:
@@ -327,6 +364,7 @@ backup:
       type: str
       returned: always
     quiesced: {description: Whether the guest held its file systems still., type: bool, returned: always}
+    encryption: {description: V(luks) or V(none)., type: str, returned: always}
     size: {description: Bytes of its files., type: int, returned: always}
     good: {description: Whether nothing is known against it., type: bool, returned: always}
     complaint: {description: What is known against it., type: str, returned: always}
@@ -347,7 +385,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import origins, store
+from ansible_collections.drover.kvm.plugins.module_utils._backup import origins, secrecy, store
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._backup.taking import Order
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
@@ -366,7 +404,9 @@ FIELDS = (
     Field("mode", choices=("snapshot", "suspend", "stop"), default="snapshot"),
     Field("quiesce", choices=("auto", "required", "never"), default="auto"),
     Field("bandwidth", type="size"),
-    Field("compression", choices=("zstd", "zlib", "none"), default="zstd"),
+    Field("compression", choices=("zstd", "zlib", "none")),
+    Field("encryption", choices=("none", "luks"), default="none"),
+    Field("passphrase", no_log=True, check=secrecy.check_passphrase),
     Field("timeout", type="int", default=86400, check=between(1)),
     Field("shutdown_timeout", type="int", default=180, check=between(1, 86400)),
     Field("from_snapshot", type="dict", fields=origins.FIELDS),
@@ -387,10 +427,21 @@ class VmBackup(Resource):
             raise Invalid("state: absent removes all backups: say older_than, such as 365d", option="older_than")
         if params["from_snapshot"] is not None and params["mode"] == "stop":
             raise Invalid("mode: stop has no effect on snapshots that are there (from_snapshot)", option="mode")
+        self._check_encryption()
         root = store.check_root(params["path"])
         given = {name: params[name] for name in Order._fields if name in params}
+        given["compression"] = params["compression"] or ("zstd" if params["passphrase"] is None else "none")
         order = Order(**{**given, "root": root, "vm": self.name, "bandwidth": params["bandwidth"] or 0})
         self.acts = Acts(client, order, params["keep"], params["newer_than"])
+
+    def _check_encryption(self) -> None:
+        """Raise Invalid where the options of it don't fit each other."""
+        encrypted = self.params["encryption"] == "luks"
+        if encrypted != (self.params["passphrase"] is not None):
+            words = ("passphrase", "encryption: luks") if encrypted else ("encryption: luks", "passphrase")
+            raise Invalid("{} is missing, without which {} has no effect".format(*words), option=words[0].split(":")[0])
+        if encrypted and self.params["compression"] not in (None, "none"):
+            raise Invalid("QEMU can't compress what it encrypts: leave compression out", option="compression")
 
     @classmethod
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Node]:

@@ -49,6 +49,11 @@ options:
         takes them along when it is removed. A file that was restored so is left as it is by the next run.
     type: list
     elements: str
+  passphrase:
+    description:
+      - What opens the backup, where it is encrypted. A wrong one is refused before anything is done. Of one that is not
+        encrypted it has no effect. The disks are in clear when they are back.
+    type: str
   nics:
     description: With V(none) the machine has no network, such as for a trial.
     type: str
@@ -94,6 +99,12 @@ EXAMPLES = r"""
     new_name: web1-look
     nics: none
 
+- name: One from an encrypted backup
+  drover.kvm.restore:
+    path: /mnt/backup
+    name: payroll1
+    passphrase: "{{ vault_backup_passphrase }}"
+
 - name: One disk as a file
   drover.kvm.restore:
     path: /mnt/backup
@@ -128,7 +139,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._backup import restoring, store
+from ansible_collections.drover.kvm.plugins.module_utils._backup import files, restoring, store
 from ansible_collections.drover.kvm.plugins.module_utils._disks.file import check_path
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
@@ -147,6 +158,7 @@ FIELDS = (
     Field("new_name", check=check_name),
     Field("directory", type="path", check=check_path),
     Field("disks", type="list", elements="str"),
+    Field("passphrase", no_log=True),
     Field("nics", choices=("keep", "none"), default="keep"),
     Field("fenced", type="list", elements="str", default=[]),
     Field("timeout", type="int", default=86400, check=between(1)),
@@ -165,8 +177,10 @@ class Restore(Resource):
         self.backups = store.read(root, self.name)
         self.backup = self._choose()
         self.chain = store.chain(self.backups, self.backup)
-        self.places = restoring.places(self.backup, self.target, params["directory"], params["disks"])
-        self.definition = restoring.definition(self.backup, self.target, self.places, params["nics"])
+        self.kept = files.kept(self.backup, params["passphrase"])
+        key = files.key_of(self.kept)
+        self.places = restoring.places(self.backup, self.target, params["directory"], params["disks"], key)
+        self.definition = restoring.definition(self.backup, self.kept, self.target, self.places, params["nics"])
         self.uuid = restoring.uuid_of(self.backup, self.target)
 
     def _choose(self) -> store.Backup:
@@ -214,7 +228,7 @@ class Restore(Resource):
         admission = Admission(self.client, self.target, self.params["fenced"])
         admission.arrival(claims_of(self.definition), self.uuid, "restored")
         restoring.check_new(self.places)
-        self.state = restoring.check_state(self.backup, self.target, self.uuid)
+        self.state = restoring.check_state(self.kept, self.target, self.uuid)
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Prove the backup, bring its disks, and define the VM."""
@@ -232,7 +246,7 @@ class Restore(Resource):
                 steps.append(Step(words, bring))
         if self.whole:
             for part in self.state:
-                call = partial(restoring.put_back, part, self.backup, self.target, self.uuid)
+                call = partial(restoring.put_back, part, self.kept, self.target, self.uuid)
                 steps.append(Step(f"put back {part} of {self.target}", call))
             steps.append(Step(f"define {self.target}", self.define))
         return steps
@@ -250,8 +264,8 @@ class Restore(Resource):
 
     def result(self, state: State) -> dict[str, Any]:
         """What was restored."""
-        files = [place.path for place in self.places]
-        return {"restored": {"name": self.target, "backup": self.backup.id, "files": files}}
+        made = [place.path for place in self.places]
+        return {"restored": {"name": self.target, "backup": self.backup.id, "files": made}}
 
 
 def main() -> None:

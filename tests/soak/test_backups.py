@@ -23,6 +23,8 @@ from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 SECOND = "/srv/backup2"
+PHRASE = "correct horse battery staple"
+LOCKED = {"encryption": "luks", "passphrase": PHRASE}
 ROOT = "/srv/backup"
 DISK = f"/var/lib/libvirt/images/drover-{NAME}-0.qcow2"
 
@@ -244,6 +246,59 @@ def test_it_boots_on_another_node_under_another_name(saved: Saved, inventory: st
     assert saved.cluster.play("snapshot_vms", "-i", inventory, **both, state="absent").good().changed == 2
     gone = saved.cluster.task(OTHER, "vm", name="saved2", state="absent", remove_disks=True)
     assert not gone["failed"] and "drover-saved2-0.qcow2" in gone["actions"][-1], gone
+    checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT)
+    assert "All backups are as they were written" in checked.good().output
+
+
+def locked_chain(saved: Saved) -> dict[str, str]:
+    """Three encrypted backups after one in clear; the digest of what the guest saw at each."""
+    kept: dict[str, str] = {}
+    assert not saved.backup()["failed"]
+    for kind in ("full", "incremental", "incremental"):
+        last = saved.record()
+        wait_until(lambda last=last: saved.record() != last or last, 60, "the guest goes on counting")
+        saved.ssh(f"virsh suspend {NAME}")
+        try:
+            seen, done = saved.digest(DISK), saved.backup(**LOCKED)
+        finally:
+            saved.ssh(f"virsh resume {NAME}")
+        assert not done["failed"] and (done["backup"]["type"], done["backup"]["encryption"]) == (kind, "luks"), done
+        kept[done["backup"]["id"]] = seen
+    return kept
+
+
+def killed_in_secret(saved: Saved, whole: list[str]) -> bool:
+    """Whether nothing is in clear, neither in these backups nor in one that is killed while QEMU copies."""
+    slow = {"name": NAME, "path": ROOT, "type": "incremental", "bandwidth": "1MiB", **LOCKED}
+    running = threading.Thread(target=saved.cluster.task, args=(NODE, "backup"), kwargs=slow)
+    running.start()
+    killed_at(saved, "vda.copy")
+    running.join(60)
+    assert len(saved.left()) == 1
+    folders = " ".join(f"{ROOT}/{NAME}/{one}" for one in (*whole, *saved.left()))
+    # The disk itself shows that what is looked for can be found.
+    return saved.ssh(f"grep -rlaE '<domain|DROVER1' {DISK} {folders}") == DISK
+
+
+def test_an_encrypted_chain_boots_on_another_node_and_nobody_reads_it(saved: Saved) -> None:
+    secrets, kept = saved.ssh("virsh -q secret-list"), locked_chain(saved)
+    assert killed_in_secret(saved, list(kept))
+    again = saved.backup(**LOCKED)
+    assert not again["failed"] and again["backup"]["base"] == max(kept) and saved.left() == [], again
+    assert saved.ssh("virsh -q secret-list") == secrets
+    for backup_id, seen in kept.items():
+        one = {"name": NAME, "path": ROOT, "id": backup_id, "disks": ["vda"], "directory": saved.look()}
+        refused = saved.cluster.task(NODE, "restore", **one, passphrase="wrong")
+        assert refused["failed"] and "another passphrase" in refused["msg"], refused
+        restored = saved.cluster.task(NODE, "restore", **one, passphrase=PHRASE)
+        assert not restored["failed"] and saved.digest(restored["restored"]["files"][0]) == seen, restored
+    there = saved.cluster.lab.machine(OTHER).path(f"{ROOT}/{NAME}")
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(saved.folder, there)
+    variables = {"vm": NAME, "node": OTHER, "drover_backup_path": ROOT, "drover_drill_prompt": "drover: counting"}
+    saved.cluster.play("restore_drill", **variables).refused("is encrypted; say the passphrase")
+    trial = saved.cluster.play("restore_drill", **variables, drover_backup_passphrase=PHRASE).good()
+    assert f"{NAME} boots from its backup {again['backup']['id']}" in trial.output and PHRASE not in trial.output
     checked = saved.cluster.play("verify_backups", node=OTHER, drover_backup_path=ROOT)
     assert "All backups are as they were written" in checked.good().output
 

@@ -13,7 +13,7 @@ from .._domain.facts import domain_facts
 from .._errors import NotFound, Refused
 from .._libvirt import Domain, Node
 from .._node import cordon
-from . import job, origins, rbd, store
+from . import files, job, origins, rbd, store
 from .disks import Disk, disks_of
 from .moments import check_quiesce
 from .shelf import Shelf, age
@@ -29,6 +29,7 @@ class Acts(Shelf):
         self.node, self.order, self.newer_than = node, order, newer_than
         self.made: Backup | None = None
         self.base: Backup | None = None
+        self.kept: dict[str, bytes] = {}
         self.reason = ""
         self.warnings: list[str] = []
 
@@ -57,6 +58,7 @@ class Acts(Shelf):
         if domain.has_managed_save:
             self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
         self.base, self.reason = base_of(self.order, domain, disks, self.backups)
+        self.kept = files.kept(self.base, self.order.passphrase) if self.base else {}
         self.disks = disks
         self.check_room(room_needed(self.node, self.order, disks, self.base))
 
@@ -103,7 +105,7 @@ class Acts(Shelf):
 
     def take(self) -> None:
         """Make the backup."""
-        self.made = Taking(self.node, self.order, self._domain()).run(self.base, self.reason)
+        self.made = Taking(self.node, self.order, self._domain()).run(self.base, self.reason, self.kept)
         self.proven.add(self.made.id)
 
     def surplus(self) -> list[list[Backup]]:

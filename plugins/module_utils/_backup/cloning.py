@@ -21,7 +21,7 @@ from .._fields import size_text
 from .._libvirt import Node
 from .._resource import Step
 from .._xml import parse, text_of
-from . import restoring, store
+from . import files, restoring, store
 from .acts import Acts
 from .restoring import Place
 from .store import Backup
@@ -104,7 +104,7 @@ class Cloning:
         if domain is not None:
             root = parse(domain.xml)
         else:
-            root = parse((self.whole().folder / "domain.xml").read_text(encoding="utf-8"))
+            root = parse(files.kept(self.whole(), None)[files.DEFINITION].decode())
         restoring.adapt(root, self.wish.name, self.places, self.wish.nics)
         metadata.edit(root, {CLONE_OF: self.wish.source, restoring.RESTORED: None})
         return root
@@ -147,10 +147,10 @@ class Cloning:
 
     def define(self) -> None:
         """The new VM, with what the source keeps beside its disks."""
-        copy = self.whole()
+        kept = files.kept(self.whole(), None)
         root = self._definition()
-        for part in restoring.check_state(copy, self.wish.name, self.uuid):
-            restoring.put_back(part, copy, self.wish.name, self.uuid)
+        for part in restoring.check_state(kept, self.wish.name, self.uuid):
+            restoring.put_back(part, kept, self.wish.name, self.uuid)
         self.node.define(text_of(root))
 
     def clear(self) -> None:

@@ -8,6 +8,7 @@ All of it can be used without this collection: qemu-img follows from an incremen
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from bisect import bisect_right
@@ -20,28 +21,23 @@ from .._disks.template import sync
 from .._errors import Failed
 from .._run import run, run_json
 from .._xml import Property
-from . import store
+from . import secrecy, store
+from .store import Backup
 
+DEFINITION, CHECKPOINT = "domain.xml", "checkpoint.xml"
 NVRAM, TPM = "nvram.fd", "tpm.tar"
+NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/libvirt/swtpm")
 # What qemu-img is told that it reads from its standard input.
 LOGIN = "login"
-NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/libvirt/swtpm")
-README = """\
-Backup {id} of the virtual machine {vm}, made by drover.kvm. docs/backups.md of the collection says more.
 
-  qemu-img info --backing-chain {disk}    what it is based on (keep those folders beside this one)
-  sha256sum -c SHA256SUMS                 here and in each of those folders: is everything as it was written?
 
-Without the collection: make each disk anew, and define the machine from domain.xml, in which the paths must fit.
+class Style(NamedTuple):
+    """How images are made: with which compression, or encrypted with which key; at so many bytes a second (0: all)."""
 
-{commands}
-  virsh define domain.xml
-"""
-COMMAND = "  qemu-img convert -p -O qcow2 {file} /var/lib/libvirt/images/{vm}-{target}.qcow2"
-EXTRAS = {
-    NVRAM: f"\n  cp {NVRAM} {NVRAM_FOLDER}/{{vm}}_VARS.fd",
-    TPM: f"\n  mkdir -p {TPM_FOLDER}/{{uuid}}; tar -xpf {TPM} -C {TPM_FOLDER}/{{uuid}}",
-}
+    compression: str
+    seconds: float
+    bandwidth: int
+    key: str | None = None
 
 
 def image_name(target: str) -> str:
@@ -60,47 +56,50 @@ def is_free(image: Path) -> bool:
     return True
 
 
-def pack(copy: Path, image: Path, base: str | None, compression: str, seconds: float) -> None:
+def create(copy: Path, size: int, key: str | None, options: Sequence[str] = ()) -> None:
+    """An image of so many bytes with nothing in it."""
+    made = [] if key is None else ["-o", secrecy.ENCRYPT]
+    with secrecy.told(key) as told:
+        secrecy.making(["qemu-img", "create", "-q", "-f", "qcow2", *told, *made, *options, str(copy), str(size)])
+
+
+def pack(copy: Path, image: Path, base: str | None, style: Style) -> None:
     """Make the image of what QEMU has copied. `base` is the folder, beside that of the image, of what it is based on.
 
     Raises Failed when what was packed is not what was copied.
     """
     below = [] if base is None else ["-F", "qcow2"]
     if base is not None:
-        run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", f"../{base}/{image.name}", *below, str(copy)])
-    if compression == "none":
+        link = ["-u", "-f", "qcow2", "-b", f"../{base}/{image.name}", *below]
+        with secrecy.told(style.key) as words:
+            run(["qemu-img", "rebase", "-q", *words, *link, secrecy.alone(copy, style.key)])
+    if style.compression == "none":
         copy.rename(image)
         return
     options = [] if base is None else ["-B", f"../{base}/{image.name}", *below]
-    convert(Source(str(copy), "qcow2"), image, compression, seconds, options)
+    convert(Source(str(copy), "qcow2"), image, style, options)
     # An incremental image is compared by itself: with all that it is based on it would be as long as a full one.
-    alone = [_alone(one) for one in (copy, image)]
-    _compare([], alone, seconds)
+    alone = [secrecy.alone(one, None) for one in (copy, image)]
+    _compare([], alone, style.seconds)
     copy.unlink()
 
 
-def _alone(path: Path) -> str:
-    inner = {"driver": "file", "filename": str(path)}
-    return "json:" + json.dumps({"driver": "qcow2", "file": inner, "backing": None})
-
-
-def copy_places(
-    source: str, copy: Path, size: int, places: Sequence[tuple[int, int]], bandwidth: int, seconds: float
-) -> None:
+def copy_places(source: str, copy: Path, size: int, places: Sequence[tuple[int, int]], style: Style) -> None:
     """Make a qcow2 image that holds of `source` (raw, of `size` bytes) only these places, rounded up to clusters.
 
-    Places are offsets and lengths in bytes; `bandwidth` in bytes per second. QEMU copies what is read through an empty
-    image above the source, see https://qemu.org/docs/master/interop/live-block-operations.html. Raises Failed.
+    Places are offsets and lengths in bytes. QEMU copies what is read through an empty image above the source, see
+    https://qemu.org/docs/master/interop/live-block-operations.html. Raises Failed.
     """
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", source, "-F", "raw", str(copy), str(size)])
-    image: dict[str, Any] = {"driver": "qcow2", "file": {"driver": "file", "filename": str(copy)}}
-    image, limit = {"driver": "copy-on-read", "file": image}, []
-    if bandwidth:
+    image, limit = {"driver": "copy-on-read", "file": secrecy.node(str(copy), style.key)}, []
+    if style.bandwidth:
         image = {"driver": "throttle", "throttle-group": "limit", "file": image}
-        limit = ["--object", f"throttle-group,id=limit,x-bps-read={bandwidth}"]
+        limit = ["--object", f"throttle-group,id=limit,x-bps-read={style.bandwidth}"]
     asked = "".join(f"read -q {offset} {length}\n" for offset, length in places)
-    run(["qemu-io", *limit, f"json:{json.dumps(image)}"], stdin=asked, timeout=seconds)
-    mapped = run_json(["qemu-img", "map", "--output=json", _alone(copy)], timeout=seconds)
+    with secrecy.told(style.key) as told:
+        create(copy, size, style.key, ["-b", source, "-F", "raw"])
+        run(["qemu-io", *told, *limit, f"json:{json.dumps(image)}"], stdin=asked, timeout=style.seconds)
+        look = ["qemu-img", "map", "--output=json", *told, secrecy.alone(copy, style.key)]
+        mapped = run_json(look, timeout=style.seconds)
     held = [(one["start"], one["start"] + one["length"]) for one in mapped if one["present"]]
     if lost := lacking(places, held):
         raise Failed(f"{copy} lacks what has changed at byte {lost[0]} of {source}; run this again", lacking=len(lost))
@@ -135,24 +134,27 @@ class Source(NamedTuple):
         return [] if self.secret is None else ["--object", f"secret,id={LOGIN},file=/dev/stdin"]
 
 
-def copy(source: Source, image: Path, compression: str, seconds: float, bandwidth: int) -> None:
-    """All that a disk holds in a new image, compared; read at so many bytes a second at most (0: no limit)."""
-    convert(source, image, compression, seconds, ["-r", str(bandwidth)] if bandwidth else [])
-    compare(source, image, seconds)
+def copy(source: Source, image: Path, style: Style) -> None:
+    """All that a disk holds in a new image, compared."""
+    convert(source, image, style, ["-r", str(style.bandwidth)] if style.bandwidth else [])
+    compare(source, image, style.seconds, style.key)
 
 
-def convert(source: Source, image: Path, compression: str, seconds: float, options: list[str]) -> None:
+def convert(source: Source, image: Path, style: Style, options: list[str]) -> None:
     """Copy what a disk holds into a new image."""
-    packed = ["-c", "-o", f"compression_type={compression}"] if compression != "none" else []
-    words = ["-q", "-m", "8", "-W", "-f", source.format, "-O", "qcow2", *packed, *options]
-    argv = ["qemu-img", "convert", *source.login(), *words, source.address, str(image)]
-    run(argv, source.secret, timeout=seconds, tied=True)
+    packed = ["-c", "-o", f"compression_type={style.compression}"] if style.compression != "none" else []
+    made = packed if style.key is None else ["-o", secrecy.ENCRYPT]
+    words = ["-q", "-m", "8", "-W", "-f", source.format, "-O", "qcow2", *made, *options]
+    with secrecy.told(style.key) as told:
+        argv = ["qemu-img", "convert", *source.login(), *told, *words, source.address, str(image)]
+        secrecy.making(argv, source.secret, timeout=style.seconds, tied=True)
 
 
-def compare(source: Source, image: Path, seconds: float) -> None:
-    """Raise Failed unless the image holds what the disk holds."""
-    words = [*source.login(), "-f", source.format, "-F", "qcow2"]
-    _compare(words, [source.address, str(image)], seconds, source.secret)
+def compare(source: Source, image: Path, seconds: float, key: str | None) -> None:
+    """Raise Failed unless the image, which `key` opens, holds what the disk holds."""
+    with secrecy.told(key) as told:
+        words = [*source.login(), *told, "-f", source.format, "-F", "qcow2"]
+        _compare(words, [source.address, secrecy.address(image, key)], seconds, source.secret)
 
 
 def _compare(words: list[str], pair: list[str], seconds: float, secret: str | None = None) -> None:
@@ -168,32 +170,47 @@ def _compare(words: list[str], pair: list[str], seconds: float, secret: str | No
         ) from None
 
 
-def keep_state(root: Element, vm: str, uuid: str, folder: Path) -> None:
-    """Copy the variables of UEFI and the keys of a TPM, if it has any."""
+def state_of(root: Element, vm: str, uuid: str) -> dict[str, bytes]:
+    """The variables of UEFI and the keys of a TPM, if it has any, as files of a backup."""
+    found: dict[str, bytes] = {}
     named = Property("os/nvram").get(root)
     variables = Path(named) if named else NVRAM_FOLDER / f"{vm}_VARS.fd"
     if variables.is_file() and (named or Property("os/@firmware").get(root) == "efi"):
-        (folder / NVRAM).write_bytes(variables.read_bytes())
+        found[NVRAM] = variables.read_bytes()
     if (TPM_FOLDER / uuid).is_dir():
-        with tarfile.open(folder / TPM, "w") as archive:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(TPM_FOLDER / uuid, arcname=".")
+        found[TPM] = packed.getvalue()
+    return found
 
 
-def readme(manifest: Mapping[str, Any]) -> str:
-    """How to come back without the collection."""
-    vm, disks = manifest["vm"], manifest["disks"]
-    lines = [COMMAND.format(vm=vm["name"], **disk) for disk in disks]
-    lines += [
-        words.strip("\n").format(**vm, vm=vm["name"]) for name, words in EXTRAS.items() if name in manifest["files"]
-    ]
-    return README.format(id=manifest["id"], vm=vm["name"], disk=disks[0]["file"], commands="\n".join(lines))
+def keep(parts: Mapping[str, bytes], folder: Path, passphrase: str | None, key: str | None) -> None:
+    """Write what is beside the disks into a backup; of an encrypted one the key of its images too."""
+    if passphrase is None or key is None:
+        for name, data in parts.items():
+            (folder / name).write_bytes(data)
+    else:
+        secrecy.lock({secrecy.KEY: key.encode(), **parts}, folder / secrecy.STATE, passphrase)
 
 
-def seal(folder: Path, manifest: dict[str, Any]) -> None:
+def kept(backup: Backup, passphrase: str | None) -> dict[str, bytes]:
+    """What is beside the disks in a backup, by its name. Raises Refused where the passphrase does not open it."""
+    if backup.encrypted:
+        return secrecy.unlock(backup.folder / secrecy.STATE, passphrase)
+    names = [name for name in (DEFINITION, CHECKPOINT, NVRAM, TPM) if name in backup.manifest["files"]]
+    return {name: (backup.folder / name).read_bytes() for name in names}
+
+
+def key_of(parts: Mapping[str, bytes]) -> str | None:
+    """What opens the images of a backup, of what is beside them; None where they are in clear."""
+    return parts[secrecy.KEY].decode() if secrecy.KEY in parts else None
+
+
+def seal(folder: Path, manifest: dict[str, Any], readme: str) -> None:
     """Write manifest and checksums, when all else is there; then nobody but root can look into it."""
-    manifest["files"] = dict.fromkeys(one.name for one in folder.iterdir() if one.name != store.BEGUN)
-    (folder / "README.txt").write_text(readme(manifest), encoding="utf-8")
-    names = sorted({*manifest["files"], "README.txt"})
+    (folder / "README.txt").write_text(readme, encoding="utf-8")
+    names = sorted(one.name for one in folder.iterdir() if one.name != store.BEGUN)
     sync(str(folder / name) for name in names)
     manifest["files"] = {name: (folder / name).stat().st_size for name in names}
     text = json.dumps({"format": store.FORMAT, "version": store.VERSION, **manifest}, indent=2) + "\n"

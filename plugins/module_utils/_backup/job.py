@@ -11,8 +11,8 @@ guest writes from then on, and with it the next backup copies only that.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import DroverError, Failed, TimedOut
@@ -28,18 +28,43 @@ def checkpoint_name(backup: str) -> str:
     return f"drover-{backup}"
 
 
-def backup_xml(files: Mapping[str, str], spared: Sequence[str], base: str | None, noted: Collection[str]) -> str:
-    """What libvirt is asked for: `files` by disk; of the `noted` ones only what has changed since checkpoint `base`."""
+def backup_xml(
+    files: Mapping[str, str], spared: Sequence[str], base: str | None, noted: Collection[str], secret: str | None = None
+) -> str:
+    """What libvirt is asked for: `files` by disk; of the `noted` ones only what has changed since checkpoint `base`.
+
+    `secret` is the UUID of the secret that opens the files, where they are encrypted.
+    """
     root = Element("domainbackup", {"mode": "push"})
     disks = SubElement(root, "disks")
-    for target, path in files.items():
-        since = {"backupmode": "incremental", "incremental": base} if base and target in noted else {}
-        disk = SubElement(disks, "disk", {"name": target, "type": "file", "backup": "yes", **since})
-        SubElement(disk, "target", {"file": path})
+    for name, path in files.items():
+        since = {"backupmode": "incremental", "incremental": base} if base and name in noted else {}
+        disk = SubElement(disks, "disk", {"name": name, "type": "file", "backup": "yes", **since})
+        target = SubElement(disk, "target", {"file": path})
+        if secret is not None:
+            encryption = SubElement(target, "encryption", {"format": "luks"})
+            SubElement(encryption, "secret", {"type": "passphrase", "uuid": secret})
         SubElement(disk, "driver", {"type": "qcow2"})
-    for target in spared:
-        SubElement(disks, "disk", {"name": target, "backup": "no"})
+    for name in spared:
+        SubElement(disks, "disk", {"name": name, "backup": "no"})
     return text_of(root)
+
+
+@contextmanager
+def known_key(node: Node, uuid: str, key: str | None) -> Iterator[str | None]:
+    """libvirt knows the key of the files while it lets QEMU begin: in its memory only, and nobody can read it back."""
+    if key is None:
+        yield None
+        return
+    root = Element("secret", {"ephemeral": "yes", "private": "yes"})
+    SubElement(root, "uuid").text = uuid
+    SubElement(root, "description").text = "drover.kvm: the key of a backup that begins"
+    node.define_secret(text_of(root))
+    try:
+        node.set_secret_value(uuid, key.encode())
+        yield uuid
+    finally:
+        node.undefine_secret(uuid)
 
 
 def checkpoint_xml(name: str, targets: Sequence[str], spared: Sequence[str]) -> str:

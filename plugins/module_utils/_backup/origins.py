@@ -103,7 +103,7 @@ def _address(unit: Mapping[str, Any]) -> str:
     return "json:" + json.dumps({"driver": "raw", "file": unit})
 
 
-def copy(disk: Disk, origin: Source, image: Path, compression: str, seconds: float, bandwidth: int) -> Disk:
+def copy(disk: Disk, origin: Source, image: Path, style: files.Style) -> Disk:
     """All of a disk as its snapshot has it; its size is known then. Raises Failed, Refused for one of another size."""
     words = ["qemu-img", "info", *origin.login(), "--output=json", "-f", origin.format, origin.address]
     size = run_json(words, origin.secret)["virtual-size"]
@@ -112,5 +112,5 @@ def copy(disk: Disk, origin: Source, image: Path, compression: str, seconds: flo
             f"the snapshot of {disk.target} has {size} bytes and the disk {disk.size}: it is of another disk, or that "
             "one has grown since"
         )
-    files.copy(origin, image, compression, seconds, bandwidth)
+    files.copy(origin, image, style)
     return disk._replace(size=size)

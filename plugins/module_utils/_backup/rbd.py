@@ -78,13 +78,13 @@ def forget(manifest: Mapping[str, Any]) -> None:
         drop(found, [manifest["checkpoint"]])
 
 
-def copy(disk: Disk, snapshot: str, image: Path, compression: str, seconds: float, bandwidth: int) -> None:
+def copy(disk: Disk, snapshot: str, image: Path, style: files.Style) -> None:
     """All of a disk as it is in a snapshot."""
-    files.copy(files.Source(rbd.address(str(disk.identity), snapshot)), image, compression, seconds, bandwidth)
+    files.copy(files.Source(rbd.address(str(disk.identity), snapshot)), image, style)
 
 
-def copy_changed(disk: Disk, pair: tuple[str, str], to: Path, seconds: float, bandwidth: int) -> None:
+def copy_changed(disk: Disk, pair: tuple[str, str], to: Path, style: files.Style) -> None:
     """What has changed between two snapshots, as a qcow2 image that holds nothing else."""
     with rbd.named(str(disk.identity)) as (images, image):
         places = [(offset, length) for offset, length, _there in images.written(image, *pair)]
-    files.copy_places(rbd.address(str(disk.identity), pair[1]), to, disk.size, places, bandwidth, seconds)
+    files.copy_places(rbd.address(str(disk.identity), pair[1]), to, disk.size, places, style)

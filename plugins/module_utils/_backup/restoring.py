@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tarfile
@@ -22,7 +23,7 @@ from .._errors import Failed, Refused
 from .._identity import disk_name, vm_mac, vm_uuid
 from .._run import run, run_json
 from .._xml import Property, add, devices, drop, make, parse, target_of
-from . import files
+from . import files, secrecy
 from .store import Backup
 
 MARK = "user.drover.restore"
@@ -33,7 +34,7 @@ VARIABLES = Property("os/nvram")
 
 
 class Place(NamedTuple):
-    """Where a disk goes. `image` is what it is made from, `backup` its backup.
+    """Where a disk goes. `image` is what it is made from, which `key` opens, `backup` its backup.
 
     `owner` is the UUID of the VM whose disk it becomes. A disk that is restored by itself is nobody's: no VM takes it
     along when it is removed, and no restore of the VM takes it for a disk that is finished.
@@ -46,6 +47,7 @@ class Place(NamedTuple):
     size: int
     backup: str
     owner: str | None
+    key: str | None = None
 
     @property
     def mark(self) -> str:
@@ -53,10 +55,12 @@ class Place(NamedTuple):
         return "/".join([self.backup, self.target, *([self.owner] if self.owner else [])])
 
 
-def places(backup: Backup, name: str, directory: str | None, only: list[str] | None) -> list[Place]:
+def places(
+    backup: Backup, name: str, directory: str | None, only: list[str] | None, key: str | None = None
+) -> list[Place]:
     """Where each disk goes: its own path where it was a file and nothing else is said, else a qcow2 file.
 
-    Raises Refused for a disk that the backup does not have.
+    `key` opens the images, where they are encrypted. Raises Refused for a disk that the backup does not have.
     """
     disks = {disk["target"]: disk for disk in backup.manifest["disks"]}
     if lost := sorted(set(only or ()) - set(disks)):
@@ -70,7 +74,7 @@ def places(backup: Backup, name: str, directory: str | None, only: list[str] | N
             path = f"{directory or file.DIRECTORY}/{disk_name(name, target)}.{image_format}"
         if only is None or target in only:
             image = backup.folder / disk["file"]
-            found.append(Place(target, image, path, image_format, disk["size"], backup.id, owner))
+            found.append(Place(target, image, path, image_format, disk["size"], backup.id, owner, key))
     return found
 
 
@@ -79,11 +83,11 @@ def uuid_of(backup: Backup, name: str) -> str:
     return backup.uuid if name == backup.manifest["vm"]["name"] else vm_uuid(name)
 
 
-def definition(backup: Backup, name: str, disks: list[Place], nics: str) -> Element:
-    """The definition of the VM at its new place."""
-    root = parse((backup.folder / "domain.xml").read_text(encoding="utf-8"))
+def definition(backup: Backup, kept: Mapping[str, bytes], name: str, disks: list[Place], nics: str) -> Element:
+    """The definition of the VM at its new place; `kept` is what is beside the disks in the backup."""
+    root = parse(kept[files.DEFINITION].decode())
     adapt(root, name, disks, nics)
-    if files.NVRAM in backup.manifest["files"]:
+    if files.NVRAM in kept:
         VARIABLES.put(root, str(variables(name)))
     metadata.edit(root, {RESTORED: backup.id})
     return root
@@ -165,10 +169,11 @@ def check_new(disks: list[Place]) -> None:
     check_names(disks)
     needed: dict[str, int] = {}
     for disk in disks:
-        words = ["--output=json", "-f", "qcow2", "-O", disk.format, str(disk.image)]
         if not is_done(disk):
             folder = str(Path(disk.path).parent)
-            measured = run_json(["qemu-img", "measure", *words], timeout=600)
+            with secrecy.told(disk.key) as told:
+                words = [*told, "-f", "qcow2", "-O", disk.format, secrecy.address(disk.image, disk.key)]
+                measured = run_json(["qemu-img", "measure", "--output=json", *words], timeout=600)
             needed[folder] = needed.get(folder, 0) + int(measured["required"])
     for folder, size in needed.items():
         check_marks(folder)
@@ -205,9 +210,11 @@ def bring(place: Place, timeout: float, whole: bool = False) -> None:
         if whole and place.format == "qcow2":
             os.link(place.image, part)
         else:
-            words = ["-f", "qcow2", "-O", place.format, str(place.image), str(part)]
-            run(["qemu-img", "convert", "-q", "-m", "8", "-W", *words], timeout=timeout)
-            files.compare(files.Source(str(part), place.format), place.image, timeout)
+            with secrecy.told(place.key) as told:
+                pair = [secrecy.address(place.image, place.key), str(part)]
+                words = [*told, "-q", "-m", "8", "-W", "-f", "qcow2", "-O", place.format]
+                run(["qemu-img", "convert", *words, *pair], timeout=timeout)
+            files.compare(files.Source(str(part), place.format), place.image, timeout, place.key)
         part.chmod(0o600)
         sync([str(part)])
         if place.owner:
@@ -232,12 +239,12 @@ def finish(disks: list[Place]) -> None:
             os.removexattr(disk.path, MARK)
 
 
-def check_state(backup: Backup, name: str, uuid: str) -> list[str]:
+def check_state(kept: Mapping[str, bytes], name: str, uuid: str) -> list[str]:
     """What of the VM's state is still to be put back. Raises Refused where something else is in its place."""
     wanted = []
     here = {files.NVRAM: variables(name), files.TPM: files.TPM_FOLDER / uuid}
     for part, place in here.items():
-        if part not in backup.manifest["files"] or _same(backup.folder / part, place):
+        if part not in kept or _same(kept[part], place):
             continue
         if place.exists():
             raise Refused(f"{place} exists; it may be another machine's. Move it away")
@@ -245,13 +252,13 @@ def check_state(backup: Backup, name: str, uuid: str) -> list[str]:
     return wanted
 
 
-def _same(kept: Path, place: Path) -> bool:
+def _same(data: bytes, place: Path) -> bool:
     """Whether it was put back already; a TPM's folder gets its name when all of it is there."""
     if place.is_dir():
-        with tarfile.open(kept) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             members = [one for one in archive if one.isfile()]
             return all(_holds(place / one.name, archive, one) for one in members)
-    return place.is_file() and place.read_bytes() == kept.read_bytes()
+    return place.is_file() and place.read_bytes() == data
 
 
 def _holds(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
@@ -259,16 +266,18 @@ def _holds(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> boo
     return path.is_file() and stream is not None and path.read_bytes() == stream.read()
 
 
-def put_back(part: str, backup: Backup, name: str, uuid: str) -> None:
+def put_back(part: str, kept: Mapping[str, bytes], name: str, uuid: str) -> None:
     """Put back the variables of UEFI, or the keys of the TPM."""
     place = variables(name) if part == files.NVRAM else files.TPM_FOLDER / uuid
     place.parent.mkdir(parents=True, exist_ok=True)
     new = place.with_name(f".{place.name}.drover-part")
     if part == files.NVRAM:
-        shutil.copyfile(backup.folder / part, new)
-        new.chmod(0o600)
+        new.unlink(missing_ok=True)
+        new.touch(0o600)
+        new.write_bytes(kept[part])
     else:
         shutil.rmtree(new, ignore_errors=True)
         run(["mkdir", "-m", "0711", str(new)])
-        run(["tar", "-x", "-p", "-f", str(backup.folder / part), "-C", str(new)])
+        with secrecy.in_memory(kept[part]) as packed:
+            run(["tar", "-x", "-p", "-f", packed, "-C", str(new)])
     new.rename(place)

@@ -26,6 +26,7 @@ from typing import Any
 from .._errors import DroverError, Failed, Invalid
 from .._files import replace_file
 from .._run import run
+from . import secrecy
 
 FORMAT, VERSION = "drover.kvm backup", 1
 MANIFEST, SUMS, DAMAGED, BEGUN = "manifest.json", "SHA256SUMS", "damaged.json", "begun.json"
@@ -62,6 +63,11 @@ class Backup:
         return str(self.manifest["vm"]["uuid"])
 
     @property
+    def encrypted(self) -> bool:
+        """Whether a passphrase opens it, see `secrecy`."""
+        return bool(self.manifest.get("encryption"))
+
+    @property
     def size(self) -> int:
         """Bytes of its files."""
         return sum(self.manifest["files"].values())
@@ -78,6 +84,7 @@ class Backup:
             "vm": self.manifest["vm"]["name"],
             "uuid": uuid,
             **said,
+            "encryption": self.manifest.get("encryption") or "none",
             "disks": disks,
             "size": self.size,
             "good": good,
@@ -180,7 +187,10 @@ def histories(backups: Iterable[Backup]) -> list[list[Backup]]:
 
 
 def verify(backup: Backup) -> str | None:
-    """Read all of a backup; what is wrong with it, or None. What it is based on is not read."""
+    """Read all of a backup; what is wrong with it, or None. What it is based on is not read.
+
+    The tables of encrypted images were looked at when they were made, and only the passphrase opens them again.
+    """
     try:
         lines = (backup.folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -194,8 +204,8 @@ def verify(backup: Backup) -> str | None:
         if seen != sums.get(name):
             return f"{name} does not have the checksum that {SUMS} says"
     try:
-        for disk in backup.manifest["disks"]:
-            check_image(backup.folder / disk["file"])
+        for disk in [] if backup.encrypted else backup.manifest["disks"]:
+            check_image(backup.folder / disk["file"], None)
     except DroverError as error:
         return error.message
     return None
@@ -232,10 +242,11 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_image(path: Path) -> None:
-    """Raise Failed where the tables of a qcow2 file are not in order."""
+def check_image(path: Path, key: str | None) -> None:
+    """Raise Failed where the tables of a qcow2 file, which `key` opens, are not in order."""
     seconds = 60 + CHECK_SECONDS_PER_GIB * path.stat().st_size // 2**30
-    run(["qemu-img", "check", "-q", "-f", "qcow2", str(path)], timeout=seconds)
+    with secrecy.told(key) as told:
+        run(["qemu-img", "check", "-q", *told, "-f", "qcow2", secrecy.address(path, key)], timeout=seconds)
 
 
 def left(root: Path, vm: str) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
@@ -21,9 +22,10 @@ from .._errors import DroverError, Failed, Refused
 from .._files import free_space, locked, replace_file
 from .._libvirt import Domain, Node
 from .._xml import parse
-from . import files, job, origins, rbd, store
+from . import files, job, origins, rbd, secrecy, store
 from .disks import Disk, disks_of, whole
 from .moments import is_off, moment_of, start_unit, until
+from .readme import readme
 from .store import Backup
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -36,7 +38,8 @@ class Order(NamedTuple):
     """What is asked for. `bandwidth` in bytes a second (0: no limit), the timeouts in seconds.
 
     `checkpoint`: later backups are to be based on it, so QEMU notes what the guest writes from then on.
-    `from_snapshot` says where snapshots of the disks are that the storage keeps, see `origins`.
+    `from_snapshot` says where snapshots of the disks are that the storage keeps, see `origins`; with a `passphrase` it
+    is encrypted, see `secrecy`.
     """
 
     root: Path
@@ -51,6 +54,7 @@ class Order(NamedTuple):
     shutdown_timeout: float = 180
     checkpoint: bool = True
     from_snapshot: Mapping[str, Any] | None = None
+    passphrase: str | None = None
 
 
 def base_of(
@@ -68,6 +72,8 @@ def base_of(
     last = own[-1]
     if last.complaint:
         return None, f"the last one, {last.id}, is not good: {last.complaint}"
+    if last.encrypted != (order.passphrase is not None):
+        return None, f"the last one, {last.id}, is {'' if last.encrypted else 'not '}encrypted"
     if not last.manifest["checkpoint"]:
         return None, f"with the last one, {last.id}, no checkpoint was made"
     now = [(disk.target, disk.identity, disk.size) for disk in disks]
@@ -120,6 +126,8 @@ def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS
 def recover(node: Node, vm: str, folder: Path) -> None:
     """Undo what a run that was cut off has begun: its job, its checkpoint, its pause, its folder."""
     begun = store.begun(folder) or {}
+    if begun.get("secret") and node.has_secret(begun["secret"]):
+        node.undefine_secret(begun["secret"])
     rbd.drop(begun.get("images", []), [str(begun.get("snapshot"))])
     domain = node.domain(vm)
     if domain is not None:
@@ -148,9 +156,11 @@ class Taking:
         self.place = order.root / order.vm
         self.quiesced = False
 
-    def run(self, base: Backup | None, reason: str) -> Backup:
-        """Make it. Raises what went wrong; nothing of it is left then."""
-        self.base, self.reason = base, reason
+    def run(self, base: Backup | None, reason: str, kept: Mapping[str, bytes]) -> Backup:
+        """Make it. `kept` is what is beside the disks in its base. Raises what went wrong; nothing is left then."""
+        self.base, self.reason, self.kept, order = base, reason, kept, self.order
+        self.key = None if order.passphrase is None else files.key_of(kept) or secrecy.new_key()
+        self.style = files.Style(order.compression, order.timeout, order.bandwidth, self.key)
         self.disks, self.spared = disks_of(self.node, self.domain)
         if not self.place.is_dir():
             self.place.mkdir()
@@ -182,7 +192,9 @@ class Taking:
         state = {"was": self.domain.state, "boot": BOOT_ID.read_text(encoding="ascii").strip()}
         self.snapshot = rbd.snapshot_name(self.id) if rbd.are_images(self.disks) else None
         images = {"images": rbd.identities(self.disks), "snapshot": self.snapshot} if self.snapshot else {}
-        replace_file(self.part / store.BEGUN, json.dumps({**said, **state, **images}).encode())
+        self.secret = str(uuid.uuid4())  # by which libvirt knows the key
+        opened = {"secret": self.secret} if self.key else {}
+        replace_file(self.part / store.BEGUN, json.dumps({**said, **state, **images, **opened}).encode())
         # QEMU, which is another user, opens the files that libvirt makes for it.
         self.part.chmod(0o711)
 
@@ -194,6 +206,8 @@ class Taking:
         if not self.domain.active:
             return self._copy_stopped()
         copies = {disk.target: self.part / f"{disk.target}.copy" for disk in self.disks}
+        for disk in self.disks if self.key else ():  # QEMU would take seconds for it, in which the guest stands still
+            files.create(copies[disk.target], disk.size, self.key)
         limit = self.order.shutdown_timeout
         with moment_of(self.node, self.domain, self.order.mode, self.order.quiesce, limit) as seen:
             self._start({target: str(path) for target, path in copies.items()})
@@ -208,7 +222,7 @@ class Taking:
             until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
             image = self.part / files.image_name(disk.target)
             below = self.base.id if self.base is not None and disk.noted else None
-            files.pack(copies[disk.target], image, below, self.order.compression, self.order.timeout)
+            files.pack(copies[disk.target], image, below, self.style)
         return moment
 
     def _copy_images(self, snapshot: str) -> datetime:
@@ -224,11 +238,11 @@ class Taking:
         for disk in self.disks:
             image = self.part / files.image_name(disk.target)
             if self.base is None:
-                rbd.copy(disk, snapshot, image, order.compression, order.timeout, order.bandwidth)
+                rbd.copy(disk, snapshot, image, self.style)
                 continue
             copy, pair = self.part / f"{disk.target}.copy", (self.base.manifest["checkpoint"], snapshot)
-            rbd.copy_changed(disk, pair, copy, order.timeout, order.bandwidth)
-            files.pack(copy, image, self.base.id, order.compression, order.timeout)
+            rbd.copy_changed(disk, pair, copy, self.style)
+            files.pack(copy, image, self.base.id, self.style)
         self.checkpoint = snapshot if order.checkpoint and order.type == "incremental" else None
         if self.checkpoint is None:
             rbd.drop(rbd.identities(self.disks), [snapshot])
@@ -236,12 +250,11 @@ class Taking:
 
     def _copy_origins(self, asked: Mapping[str, Any]) -> datetime:
         """The storage keeps the moment, and somebody else saw to it that the guest stood still."""
-        order, found = self.order, origins.of_disks(self.node, self.domain, asked)
+        found = origins.of_disks(self.node, self.domain, asked)
         self.quiesced, self.checkpoint = bool(asked["quiesced"]), None
-        limits = order.compression, order.timeout, order.bandwidth
         for number, disk in enumerate(self.disks):
             image = self.part / files.image_name(disk.target)
-            self.disks[number] = origins.copy(disk, found[disk.target], image, *limits)
+            self.disks[number] = origins.copy(disk, found[disk.target], image, self.style)
         return store.moment(asked["moment"] or self.id)
 
     def _start(self, copies: dict[str, str]) -> None:
@@ -250,34 +263,35 @@ class Taking:
         others = [*self.spared, *(target for target in copies if target not in noted)]
         self.checkpoint = job.checkpoint_name(self.id) if self.order.checkpoint and noted else None
         mark = self.checkpoint and job.checkpoint_xml(self.checkpoint, noted, others)
-        if self.base is not None:
-            try:
-                self._adopt(self.base)
-                base = self.base.manifest["checkpoint"]
-                return self.node.begin_backup(name, job.backup_xml(copies, self.spared, base, noted), mark)
-            except DroverError as error:
-                if self.node.backup(name) is not None:
-                    raise
-                self.reason = f"libvirt can't tell what has changed since {self.base.id}: {error.message}"
-                self.base = None
-                check_room(self.order.root, room_needed(self.node, self.order, self.disks, None))
-                for path in copies.values():
-                    Path(path).unlink(missing_ok=True)
-        self.node.begin_backup(name, job.backup_xml(copies, self.spared, None, noted), mark)
-        return None
+        with job.known_key(self.node, self.secret, self.key) as secret:
+            if self.base is not None:
+                try:
+                    self._adopt(self.base)
+                    base = self.base.manifest["checkpoint"]
+                    xml = job.backup_xml(copies, self.spared, base, noted, secret)
+                    return self.node.begin_backup(name, xml, mark, made=secret is not None)
+                except DroverError as error:
+                    if self.node.backup(name) is not None:
+                        raise
+                    self.reason = f"libvirt can't tell what has changed since {self.base.id}: {error.message}"
+                    self.base = None
+                    check_room(self.order.root, room_needed(self.node, self.order, self.disks, None))
+                    for path in copies.values() if secret is None else ():
+                        Path(path).unlink(missing_ok=True)
+            xml = job.backup_xml(copies, self.spared, None, noted, secret)
+            return self.node.begin_backup(name, xml, mark, made=secret is not None)
 
     def _adopt(self, base: Backup) -> None:
         """A VM that came from another node has the marks in its disks, and libvirt here has to be told."""
         if base.manifest["checkpoint"] not in self.node.checkpoints(self.order.vm):
-            self.node.adopt_checkpoint(self.order.vm, (base.folder / "checkpoint.xml").read_text(encoding="utf-8"))
+            self.node.adopt_checkpoint(self.order.vm, self.kept[files.CHECKPOINT].decode())
 
     def _copy_stopped(self) -> datetime:
         """QEMU's own locks keep the VM from being started meanwhile, where its disks are files of this node."""
         moment, self.checkpoint = datetime.now(timezone.utc), None
-        limits = self.order.compression, self.order.timeout, self.order.bandwidth
         for disk in self.disks:
             image, source = self.part / files.image_name(disk.target), files.Source(str(disk.path), disk.format)
-            files.copy(source, image, *limits)
+            files.copy(source, image, self.style)
         if not is_off(self.node, self.order.vm):
             raise Failed(f"{self.order.vm} was started while its disks were copied; nothing is kept. Run this again")
         return moment
@@ -286,13 +300,13 @@ class Taking:
         """All that is not an image; then it gets its name."""
         domain, part, base = self.domain, self.part, self.base
         now = self.node.domain(self.order.vm) or domain
-        (part / "domain.xml").write_text(now.xml, encoding="utf-8")
-        files.keep_state(parse(now.live_xml or now.xml), domain.name, domain.uuid, part)
+        parts = files.state_of(parse(now.live_xml or now.xml), domain.name, domain.uuid)
+        parts[files.DEFINITION] = now.xml.encode()
         if self.checkpoint and not self.snapshot:
-            said = self.node.checkpoint(self.order.vm, self.checkpoint)
-            (part / "checkpoint.xml").write_text(said, encoding="utf-8")
+            parts[files.CHECKPOINT] = self.node.checkpoint(self.order.vm, self.checkpoint).encode()
+        files.keep(parts, part, self.order.passphrase, self.key)
         for disk in self.disks:
-            store.check_image(part / files.image_name(disk.target))
+            store.check_image(part / files.image_name(disk.target), self.key)
         manifest = {
             "id": self.id,
             "vm": {"name": domain.name, "uuid": domain.uuid},
@@ -307,10 +321,11 @@ class Taking:
             "quiesced": self.quiesced,
             "state": domain.state,
             "checkpoint": self.checkpoint,
+            "encryption": None if self.key is None else "luks",
             "disks": [disk.facts() for disk in self.disks],
             "not_included": self.spared,
         }
-        files.seal(part, manifest)
+        files.seal(part, manifest, readme(manifest, parts, part))
         (part / store.BEGUN).unlink()
         folder = part.rename(self.place / self.id)
         sync([str(self.place)])

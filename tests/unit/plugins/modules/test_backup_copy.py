@@ -36,7 +36,8 @@ class Rooms:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(place / "vda.qcow2"), f"{day}M"], check=True)
         (place / "domain.xml").write_text("<domain/>")
         manifest = {"id": name, "vm": {"name": "web1", "uuid": uuid}, "base": below, "history": below or name}
-        files.seal(place, {**manifest, "disks": [{"target": "vda", "file": "vda.qcow2", "size": day << 20}]})
+        disks = [{"target": "vda", "file": "vda.qcow2", "size": day << 20}]
+        files.seal(place, {**manifest, "disks": disks}, "How to come back")
         return name
 
     def there(self, root: Path | None = None) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _rbd
-from ansible_collections.drover.kvm.plugins.module_utils._backup import files, store, taking
+from ansible_collections.drover.kvm.plugins.module_utils._backup import files, secrecy, store, taking
 from ansible_collections.drover.kvm.plugins.module_utils._disks import rbd
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, libvirt
@@ -118,6 +118,26 @@ def test_each_point_of_a_chain_comes_back_as_it_was(saved):
     assert snapshots[0] == snapshots[1] and len(snapshots[0]) == 1
     assert snapshots[0][0].startswith(f"drover-backup-{seen[-1][0]['id']}-")
     assert saved.left() == [] and not saved.take(state="verified")["changed"]
+
+
+def test_an_encrypted_chain_comes_back_with_the_key_of_its_history(saved, monkeypatch):
+    monkeypatch.setattr(secrecy, "SLOW", 10)
+    for number, kind in enumerate(("full", "incremental")):
+        saved.write("web1-0", number * 3 * MIB + 512, f"round {number}")
+        kept = [saved.bytes(one) for one in IMAGES]
+        made = saved.good(encryption="luks", passphrase="it is a secret")
+        assert (made["type"], made["encryption"]) == (kind, "luks"), made
+    folder = saved.root / "web1" / made["id"]
+    assert not [one for one in saved.root.rglob("*.*") if one.is_file() and b"round" in one.read_bytes()]
+    key = secrecy.unlock(folder / secrecy.STATE, "it is a secret")[secrecy.KEY].decode()
+    out = saved.folder / "restored"
+    for target, content in zip(("vda", "vdb"), kept):
+        with secrecy.told(key) as told:
+            image = secrecy.address(folder / f"{target}.qcow2", key)
+            subprocess.run(["qemu-img", "convert", *told, "-O", "raw", image, str(out)], check=True)
+        assert out.read_bytes() == content
+    wrong = saved.take(encryption="luks", passphrase="it is another")
+    assert wrong["failed"] and "another passphrase" in wrong["msg"], wrong
 
 
 def test_all_images_are_of_one_moment(saved):

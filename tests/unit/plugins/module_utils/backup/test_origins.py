@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _run
-from ansible_collections.drover.kvm.plugins.module_utils._backup import files, origins
+from ansible_collections.drover.kvm.plugins.module_utils._backup import files, origins, secrecy
 from ansible_collections.drover.kvm.plugins.module_utils._backup.disks import Disk
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
@@ -71,18 +71,19 @@ def test_it_is_read_with_the_login_of_the_disk_itself(san: Any, tmp_path: Path, 
         asked.append(argv)
         return _run.run(argv, *args, **named)
 
-    monkeypatch.setattr(files, "run", seen)
+    for module in (files, secrecy):
+        monkeypatch.setattr(module, "run", seen)
     disk = Disk("vda", "iscsi:x", "raw", None, 2 * MIB, 2 * MIB)
-    image = tmp_path / "vda.qcow2"
-    assert origins.copy(disk, origin(san), image, "zstd", 60, 0) == disk
+    image, plain = tmp_path / "vda.qcow2", files.Style("none", 60, 0)
+    assert origins.copy(disk, origin(san), image, files.Style("zstd", 60, 0)) == disk
     assert images.content(image, tmp_path / "raw", "qcow2") == (san.data / "snapshot.img").read_bytes()
     assert len(asked) == 2 and "hidden" not in str(asked) and "hidden" not in origin(san).address
     # The size of one whose VM is off is not known before.
-    assert origins.copy(disk._replace(size=0), origin(san), tmp_path / "again", "none", 60, 0).size == 2 * MIB
+    assert origins.copy(disk._replace(size=0), origin(san), tmp_path / "again", plain).size == 2 * MIB
     with pytest.raises(Refused, match="it is of another disk"):
-        origins.copy(disk._replace(size=MIB), origin(san), tmp_path / "third", "none", 60, 0)
+        origins.copy(disk._replace(size=MIB), origin(san), tmp_path / "third", plain)
     with pytest.raises(Failed):
-        origins.copy(disk, origin(san, initiator="iqn.2026-11.test.vm:other"), tmp_path / "third", "none", 60, 0)
+        origins.copy(disk, origin(san, initiator="iqn.2026-11.test.vm:other"), tmp_path / "third", plain)
     assert not (tmp_path / "third").exists()
 
 
