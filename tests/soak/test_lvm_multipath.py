@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -160,6 +161,26 @@ def test_a_path_may_be_cut_under_its_vm(nodes: Cluster, silent: bool) -> None:
     assert 2 < longest <= PATH_TIMEOUT + SLACK, said
     assert home_of(nodes, "db1") == home and alone(nodes, home) is True
     assert nodes.ssh(home, BOOT_ID, timeout=120) == boot, "the watchdog reset the node"
+
+
+def test_two_nodes_may_make_volumes_at_once(nodes: Cluster) -> None:
+    def make(node: str) -> list[str]:
+        # One after the other: the other node's come in between.
+        names = [f"{node}-{number}" for number in range(4)]
+        for name in names:
+            do(nodes, node, "vm", **{**DB, "name": name, "disks": [{**DB["disks"][0], "size": "8MiB"}]})
+        return names
+
+    with ThreadPoolExecutor() as pool:
+        made = dict(zip(NODES, pool.map(make, NODES)))
+    expected = {f"drover-{name}-0" for names in made.values() for name in names}
+    lists = [nodes.ssh(node, "lvs --noheadings -o lv_name,lv_uuid,lv_size vmsan", timeout=120) for node in NODES]
+    assert lists[0] == lists[1] and expected <= set(lists[0].split()), lists
+    for node, names in made.items():
+        for name in names:
+            do(nodes, node, "vm", name=name, state="absent", remove_disks=True)
+    left = nodes.ssh("hv1", "lvs --noheadings -o lv_name vmsan", timeout=120).split()
+    assert not expected & set(left), left
 
 
 def test_what_the_volume_of_the_san_grew_by_is_the_groups_and_its_vms(nodes: Cluster) -> None:
