@@ -55,8 +55,8 @@ GROWN_DB = {**DB, "disks": [{**DB["disks"][0], "size": "96MiB"}], "autostart": T
 VOLUME = "vmsan/drover-db1-0"
 # Active and open, and its size.
 LOOK = f"lvs --noheadings -o lv_active,lv_device_open,lv_size --units b --nosuffix {VOLUME}"
-# All devices that LVM looks into; asked for their names alone it tells those of groups. One without a group is there.
-LVM_SEES = "readlink -f $(pvs --noheadings -a -o pv_name,dev_size --separator ' ' | awk '{print $1}')"
+# All devices that LVM looks into: asked for what is of groups too, it names those without one, of which one is there.
+LVM_SEES = "readlink -f $(pvs --noheadings -a -o pv_name,vg_name | awk '{print $1}')"
 NO_GROUP = "/dev/vda"
 # A domain that another tool defined, on the same volume.
 THIEF = f"""<domain type='qemu'><name>thief</name><memory unit='MiB'>32</memory><os><type>hvm</type></os><devices>
