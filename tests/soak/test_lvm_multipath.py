@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from ansible_collections.drover.kvm.tests.soak.test_block_disks import (
     BOOT_ID,
     DB,
     DEAD_SECONDS,
+    LVM_SEES,
+    NO_GROUP,
     NODES,
     VOLUME,
     alone,
@@ -55,8 +58,8 @@ GROUP: dict[str, Any] = {"san_initiator_lvm_groups": [{"name": "vmsan", "devices
 BIGGER = [{**DB["disks"][0], "size": "320MiB"}]
 MIB = 2**20
 # The devices of the group, all that LVM looks at, and the maps.
-DEVICES = """pvs --noheadings -o pv_name -S vg_name=vmsan
-echo; readlink -f $(pvs --noheadings -a -o pv_name); echo; readlink -f /dev/san/vms1 /dev/san/web1"""
+DEVICES = f"""readlink -f $(pvs --noheadings -o pv_name -S vg_name=vmsan)
+echo; {LVM_SEES}; echo; readlink -f /dev/mapper/vms1 /dev/mapper/web1"""
 # How often the guest's own word stands on the device.
 LEFT = "dd if=/dev/san/vms1 bs=4M iflag=direct status=none | grep -ac DRVT || true"
 # Reads the guest's counter until told to stop; prints how often it changed, and the longest time without a change.
@@ -111,9 +114,10 @@ def test_the_group_is_set_up_and_a_second_run_changes_nothing(nodes: Cluster) ->
 def test_it_lies_on_the_map_and_lvm_sees_no_path_and_no_disk_of_a_vm(nodes: Cluster) -> None:
     for node in NODES:
         own, seen, maps = (part.split() for part in nodes.ssh(node, DEVICES, timeout=120).split("\n\n"))
-        assert own == ["/dev/mapper/vms1"], own
         vms1, web1 = maps
-        assert vms1 in seen and web1 not in seen and not [path for path in seen if path.startswith("/dev/sd")], seen
+        assert own == [vms1], (own, maps)
+        assert {vms1, NO_GROUP} <= set(seen) and web1 not in seen, seen
+        assert not [path for path in seen if path.startswith("/dev/sd")], seen
         wait_until(partial(has_active, nodes, "vms1", 2, node), 60, "two paths")
 
 
@@ -160,6 +164,26 @@ def test_a_path_may_be_cut_under_its_vm(nodes: Cluster, silent: bool) -> None:
     assert 2 < longest <= PATH_TIMEOUT + SLACK, said
     assert home_of(nodes, "db1") == home and alone(nodes, home) is True
     assert nodes.ssh(home, BOOT_ID, timeout=120) == boot, "the watchdog reset the node"
+
+
+def test_two_nodes_may_make_volumes_at_once(nodes: Cluster) -> None:
+    def make(node: str) -> list[str]:
+        # One after the other: the other node's come in between.
+        names = [f"{node}-{number}" for number in range(4)]
+        for name in names:
+            do(nodes, node, "vm", **{**DB, "name": name, "disks": [{**DB["disks"][0], "size": "8MiB"}]})
+        return names
+
+    with ThreadPoolExecutor() as pool:
+        made = dict(zip(NODES, pool.map(make, NODES)))
+    expected = {f"drover-{name}-0" for names in made.values() for name in names}
+    lists = [nodes.ssh(node, "lvs --noheadings -o lv_name,lv_uuid,lv_size vmsan", timeout=120) for node in NODES]
+    assert lists[0] == lists[1] and expected <= set(lists[0].split()), lists
+    for node, names in made.items():
+        for name in names:
+            do(nodes, node, "vm", name=name, state="absent", remove_disks=True)
+    left = nodes.ssh("hv1", "lvs --noheadings -o lv_name vmsan", timeout=120).split()
+    assert not expected & set(left), left
 
 
 def test_what_the_volume_of_the_san_grew_by_is_the_groups_and_its_vms(nodes: Cluster) -> None:
