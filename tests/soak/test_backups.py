@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.vm import Vm
 from ansible_collections.drover.kvm.tests.soak.counting import build_guest
-from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 SECOND = "/srv/backup2"
