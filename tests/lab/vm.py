@@ -33,6 +33,7 @@ DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}' di
 KILL = """
 pid=
 until [ -n "$pid" ]; do
+    sleep 0.05
     for one in $(pgrep -f AnsiballZ_{module}); do
         grep -q libvirtmod /proc/$one/maps 2>/dev/null && pid=$one && break
     done
