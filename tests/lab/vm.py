@@ -29,6 +29,8 @@ XML = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>{memory}</mem
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/>
 <source file='{folder}/{name}-{target}.{format}'/><target dev='{target}' bus='virtio'/></disk>"""
 
+SECOND = "/machine/peripheral/virtio-disk1/virtio-backend"
+
 # The module's own process, told from the programs that start it by who has the library of libvirt open.
 KILL = """
 pid=
@@ -83,6 +85,12 @@ def kill_in(site: Cluster, node: str, vm: str, moment: str, **options: Any) -> N
     assert fate.killed, f"not exercised, it was done: {fate.output}"
 
 
+def on_second(vm: str, words: Sequence[str]) -> str:
+    """The shell script that lets QEMU do these things of qemu-io(1) to a VM's second disk, as the guest would."""
+    ask = f"virsh -q qemu-monitor-command {vm} --hmp 'qemu-io -d {SECOND} \"{{}}\"'"
+    return "; ".join(ask.format(one) for one in words)
+
+
 class Vm:
     """A VM whose boot sector counts; `disks` by their names on the bus, each with its format."""
 
@@ -130,9 +138,7 @@ class Vm:
         self._on_second([f"discard 32M {mib}M"])
 
     def _on_second(self, words: Sequence[str]) -> None:
-        disk = "/machine/peripheral/virtio-disk1/virtio-backend"
-        ask = f"virsh -q qemu-monitor-command {self.name} --hmp 'qemu-io -d {disk} \"{{}}\"'"
-        self.site.ssh(NODE, "; ".join(ask.format(one) for one in words), timeout=240)
+        self.site.ssh(NODE, on_second(self.name, words), timeout=240)
 
     def said(self) -> list[int]:
         """All that it has counted aloud; a line that is not whole is left out."""

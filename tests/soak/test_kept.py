@@ -141,7 +141,12 @@ def test_one_that_must_not_go_back(vm: Vm) -> None:
     said = vm.site.task(NODE, "vm", name=NAME, rollback_safe=False)
     assert not said["failed"], said
     vm.good(snapshot="s1", memory=True)
-    act: dict[str, Any] = {"snapshot": "s1", "state": "reverted", "discard_changes_since": "s1", "safety_snapshot": False}
+    act: dict[str, Any] = {
+        "snapshot": "s1",
+        "state": "reverted",
+        "discard_changes_since": "s1",
+        "safety_snapshot": False,
+    }
     count = vm.counts()
     refused = vm.task(**act)
     assert refused["failed"] and "rollback_safe" in refused["msg"] and vm.counts() > count, refused

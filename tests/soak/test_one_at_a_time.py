@@ -8,6 +8,8 @@ What comes second is refused as another operation is at work, or comes after the
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +19,12 @@ from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Gues
 from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster
 from ansible_collections.drover.kvm.tests.lab.migration import MIB, Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
+from ansible_collections.drover.kvm.tests.lab.vm import on_second
 
 NAME, HOME = "single1", "hv1"
 FOLDER, ROOT, ISO = "/var/lib/libvirt/images", "/srv/backup", "/srv/single1.iso"
 WORDS = "another operation"
+JSON = "--output=json"
 # What says the one that began when the other had ended: a snapshot of what is elsewhere, a move of what has one.
 AFTERWARDS = ("there is no VM", "which libvirt leaves behind")
 
@@ -35,7 +39,7 @@ def disks(size: int) -> list[dict[str, Any]]:
 class Single(Mover):
     """The VM: it counts on its first disk, has 48 MiB of data on the second, and an empty CD drive."""
 
-    size = 64
+    size = 320
 
     def act(self, name: str) -> tuple[str, dict[str, Any]]:
         """The module of an act, and its options."""
@@ -47,12 +51,17 @@ class Single(Mover):
         }
         return acts[name]
 
-    def refused(self, name: str) -> None:
-        """The act says that another one is at work, in check mode and without, and has changed nothing."""
+    def refused(self, *names: str) -> None:
+        """These acts, begun together, say that another one is at work, and change nothing."""
+        begun = {name: self.begin(name) for name in names}
+        for name, process in begun.items():
+            said = self.end(process)
+            assert said["failed"] and not said["changed"] and WORDS in said["msg"], (name, said)
+
+    def begin(self, name: str) -> subprocess.Popen[str]:
+        """Start an act."""
         module, options = self.act(name)
-        for check in (True, False):
-            said = self.end(self.start(self.source, check, module, name=self.vm, **options))
-            assert said["failed"] and not said["changed"] and WORDS in said["msg"], (name, check, said)
+        return self.start(self.source, False, module, name=self.vm, **options)
 
     def capacity(self) -> int:
         """What QEMU takes the second disk for, in MiB."""
@@ -77,13 +86,27 @@ class Single(Mover):
         """It is on the other node now."""
         self.source, self.target = self.target, self.source
 
-    def is_sound(self) -> None:
-        """It is on one node, counts, is in one file for each disk, and QEMU finds nothing wrong with these."""
+    def files(self) -> list[str]:
+        """The files of its disks, all of each chain."""
+        lines = [line.split() for line in self.virsh(self.source, "domblklist", self.vm).splitlines()]
+        return [
+            one["filename"]
+            for target, path in lines
+            if target != "sda"
+            for one in json.loads(self.inside(self.source, "qemu-img", "info", "-U", "--backing-chain", JSON, path))
+        ]
+
+    def rests(self) -> None:
+        """It is on one node, counts, and each of its disks is in one file, its own."""
         self.rests_on(self.source)
-        paths = [line.split()[1] for line in self.virsh(self.source, "domblklist", self.vm).splitlines()][:2]
-        assert all(path.startswith(f"{FOLDER}/drover-{NAME}-") for path in paths), paths
+        assert self.files() == [f"{FOLDER}/drover-{NAME}-{number}.qcow2" for number in (0, 1)]
+
+    def is_sound(self) -> None:
+        """The same, and QEMU finds nothing wrong with the files once it is off."""
+        self.rests()
+        files = self.files()
         self.virsh(self.source, "destroy", self.vm)
-        for path in paths:
+        for path in files:
             self.inside(self.source, "qemu-img", "check", "-q", "-f", "qcow2", path)
         self.virsh(self.source, "start", self.vm)
         self.counts(240)
@@ -105,7 +128,7 @@ def single(site: Cluster) -> Iterator[Single]:
     data = f"head -c 48M /dev/urandom >{FOLDER}/data"
     copies = [write.format(FOLDER, "image", NAME, 0), data, write.format(FOLDER, "data", NAME, 1)]
     site.ssh(HOME, f"{' && '.join(copies)}; rm {FOLDER}/image {FOLDER}/data", timeout=120)
-    site.ssh(HOME, f"install -d -m 0711 {ROOT}; head -c 1M /dev/zero >{ISO}")
+    site.ssh(HOME, f"install -d -m 0711 {ROOT}")
     with Observer(site.lab) as watch:
         started = site.task(HOME, "vm", name=NAME, state="running")
         assert not started["failed"], started
@@ -116,48 +139,50 @@ def single(site: Cluster) -> Iterator[Single]:
         finally:
             found.heal()
             (node,) = found.says()
-            found.inside(node, "sh", "-c", f"rm -rf {ROOT} {ISO}")
+            for one in (found.source, found.target):
+                found.inside(one, "rm", "-rf", ROOT, ISO)
             site.task(node, "snapshot", name=NAME, state="retained", keep=0)
             gone = site.task(node, "vm", name=NAME, state="absent", force=True, remove_disks=True)
             assert not gone["failed"], gone
 
 
 def test_nothing_begins_while_it_moves(single: Single) -> None:
-    process = single.start_slowly(storage="copy")
-    for name in ("snapshot", "backup", "growth"):
-        single.refused(name)
+    process = single.start(single.source, name=single.vm, to=single.target, storage="copy", bandwidth="2MiB")
+    single.hits("Perform", lambda: single.phase(single.source) == "perform3" or single.stage())
+    single.refused("snapshot", "backup", "growth")
     single.in_phase("perform3")
     single.speed_up()
     result = single.end(process)
     assert result.get("verified"), result
     single.turned()
     assert single.snapshots() == [] and single.capacity() == single.size
-    single.is_sound()
+    single.rests()
     back = single.move(storage="copy")
     assert back.get("verified"), back
     single.turned()
 
 
 def test_nothing_begins_while_it_is_backed_up(single: Single) -> None:
+    places = [f"{place}M 32M" for place in range(64, 320, 32)]
+    write = on_second(single.vm, [f"write -P 5 {place}" for place in places])
+    single.inside(single.source, "sh", "-c", write)
     process = single.start(single.source, False, "backup", name=single.vm, path=ROOT, bandwidth="2MiB")
     single.hits("the copy", lambda: "Backup" in (seen := single.job()) or seen)
-    for name in ("snapshot", "growth", "migration"):
-        single.refused(name)
+    single.refused("snapshot", "growth", "migration")
     assert "Backup" in single.job(), "not exercised: it has ended before"
+    for target in ("vda", "vdb"):
+        single.virsh(single.source, "blockjob", single.vm, target, "--bandwidth", "0", check=False)
     made = single.end(process)
     assert not made["failed"] and made["backup"]["good"], made
     assert single.snapshots() == [] and single.capacity() == single.size
-    single.is_sound()
+    single.inside(single.source, "sh", "-c", on_second(single.vm, ["discard 64M 256M"]))
+    single.rests()
 
 
 @pytest.mark.parametrize("other", ["growth", "backup", "migration"])
 def test_a_snapshot_and_another_act_begin_together(single: Single, other: str) -> None:
     """Whichever is first: the second one comes after it, or says why not."""
-    acts = {name: single.act(name) for name in ("snapshot", other)}
-    begun = {
-        name: single.start(single.source, False, module, name=single.vm, **options)
-        for name, (module, options) in acts.items()
-    }
+    begun = {name: single.begin(name) for name in ("snapshot", other)}
     said = {name: single.end(process) for name, process in begun.items()}
     print({name: one["msg"] if one["failed"] else one["actions"] for name, one in said.items()})
     assert not all(one["failed"] for one in said.values()), said
@@ -171,12 +196,13 @@ def test_a_snapshot_and_another_act_begin_together(single: Single, other: str) -
     assert single.snapshots() == ([] if said["snapshot"]["failed"] else ["meanwhile"])
     gone = single.end(single.start(single.source, False, "snapshot", name=single.vm, state="retained", keep=0))
     assert not gone["failed"] and single.snapshots() == [], gone
-    single.is_sound()
+    single.rests()
 
 
 def test_a_vm_with_snapshots_stays_until_they_are_gone(single: Single) -> None:
     """One of them was made with an ISO of the node in the drive, which is empty now."""
     drive = ("change-media", single.vm, "sda", "--live", "--config")
+    single.inside(single.source, "truncate", "-s", "1M", ISO)
     single.virsh(single.source, *drive, "--insert", ISO)
     given: dict[str, Any] = {"name": single.vm, "snapshot": "iso"}
     # With QEMU's notes for the next backup there is no way back to it.
@@ -191,8 +217,6 @@ def test_a_vm_with_snapshots_stays_until_they_are_gone(single: Single) -> None:
     single.cluster.play("drain_node", "--check", **drain).refused(f"{single.vm} has snapshots, which libvirt would")
     single.virsh(single.source, "destroy", single.vm)
     assert "snapshots" in single.blockers(False)
-    single.virsh(single.source, "start", single.vm)
-    single.counts(240)
     # It is whole: the way back to it leads to the ISO, too.
     assert ISO in single.virsh(single.source, "snapshot-dumpxml", single.vm, "iso")
     act: dict[str, Any] = {"state": "reverted", "discard_changes_since": "iso", "safety_snapshot": False}
