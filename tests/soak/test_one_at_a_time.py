@@ -25,8 +25,8 @@ NAME, HOME = "single1", "hv1"
 FOLDER, ROOT, ISO = "/var/lib/libvirt/images", "/srv/backup", "/srv/single1.iso"
 WORDS = "another operation"
 JSON = "--output=json"
-# What says the one that began when the other had ended: a snapshot of what is elsewhere, a move of what has one.
-AFTERWARDS = ("there is no VM", "which libvirt leaves behind")
+# What the one says that began when the other had ended: a snapshot of what is elsewhere, a move of what has one.
+AFTERWARDS = ("there is no VM", "which libvirt leaves behind", "cannot migrate domain with")
 
 
 def disks(size: int) -> list[dict[str, Any]]:
