@@ -138,7 +138,7 @@ def single(site: Cluster) -> Iterator[Single]:
             yield found
         finally:
             found.heal()
-            (node,) = found.says()
+            node = found.home()
             for one in (found.source, found.target):
                 found.inside(one, "rm", "-rf", ROOT, ISO)
             site.task(node, "snapshot", name=NAME, state="retained", keep=0)
