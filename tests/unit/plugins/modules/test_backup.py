@@ -16,7 +16,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _files, _later
+from ansible_collections.drover.kvm.plugins.module_utils import _files, _later, _libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._backup import acts, files, job, moments, store, taking
 from ansible_collections.drover.kvm.plugins.module_utils._backup.acts import Acts
 from ansible_collections.drover.kvm.plugins.module_utils._domain import site, stillness
@@ -117,10 +117,10 @@ class Machine:
         """A backup, as check mode said."""
         before = self.there()
         predicted = self.run(**args, _ansible_check_mode=True)
-        assert not predicted.get("failed"), predicted
+        assert not predicted.get("failed"), predicted["msg"]
         assert self.there() == before
         done = self.run(**args)
-        assert not done.get("failed"), done
+        assert not done.get("failed"), done["msg"]
         assert predicted["actions"] == done["actions"] and done["changed"]
         return done
 
@@ -143,6 +143,9 @@ class Machine:
 def machine(tmp_path: Path, daemon: libvirt_server.Daemon, capsys: Any, monkeypatch: Any) -> Iterator[Machine]:
     found = Machine(tmp_path, daemon.uri(), capsys)
     monkeypatch.setattr(_later, "run", found.systemd)
+    # A machine that computes much else beside the tests is no node that hangs.
+    monkeypatch.setattr(_libvirt, "OPEN_SECONDS", 60.0)
+    monkeypatch.setattr(stillness, "STILL_SECONDS", 60)
     yield found
     with suppress(libvirt.libvirtError):
         found.vm.destroy()
