@@ -82,6 +82,11 @@ class Single(Mover):
         assert said["failed"] and not said["changed"], said
         return [one["reason"] for one in said["details"]["blockers"]]
 
+    def forget(self) -> None:
+        """QEMU notes no more what the next backup needs."""
+        for note in self.virsh(self.source, "checkpoint-list", self.vm, "--name").split():
+            self.virsh(self.source, "checkpoint-delete", self.vm, note)
+
     def turned(self) -> None:
         """It is on the other node now."""
         self.source, self.target = self.target, self.source
@@ -182,6 +187,7 @@ def test_nothing_begins_while_it_is_backed_up(single: Single) -> None:
 @pytest.mark.parametrize("other", ["growth", "backup", "migration"])
 def test_a_snapshot_and_another_act_begin_together(single: Single, other: str) -> None:
     """Whichever is first: the second one comes after it, or says why not."""
+    single.forget()
     begun = {name: single.begin(name) for name in ("snapshot", other)}
     said = {name: single.end(process) for name, process in begun.items()}
     print({name: one["msg"] if one["failed"] else one["actions"] for name, one in said.items()})
@@ -206,8 +212,7 @@ def test_a_vm_with_snapshots_stays_until_they_are_gone(single: Single) -> None:
     single.virsh(single.source, *drive, "--insert", ISO)
     given: dict[str, Any] = {"name": single.vm, "snapshot": "iso"}
     # With QEMU's notes for the next backup there is no way back to it.
-    for note in single.virsh(single.source, "checkpoint-list", single.vm, "--name").split():
-        single.virsh(single.source, "checkpoint-delete", single.vm, note)
+    single.forget()
     made = single.cluster.task(single.source, "snapshot", memory=True, **given)
     assert not made["failed"], made
     single.virsh(single.source, *drive, "--eject", "--force")
