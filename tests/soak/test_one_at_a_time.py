@@ -174,6 +174,9 @@ def test_nothing_begins_while_it_is_backed_up(single: Single) -> None:
     process = single.start(single.source, False, "backup", name=single.vm, path=ROOT, bandwidth="2MiB")
     single.hits("the copy", lambda: "Backup" in (seen := single.job()) or seen)
     single.refused("snapshot", "growth", "migration")
+    # To look is not to be at work.
+    listed = single.end(single.start(single.source, False, "snapshot_info", name=[single.vm]))
+    assert [(one["name"], one["snapshots"]) for one in listed["vms"]] == [(single.vm, [])], listed
     assert "Backup" in single.job(), "not exercised: it has ended before"
     for target in ("vda", "vdb"):
         single.virsh(single.source, "blockjob", single.vm, target, "--bandwidth", "0", check=False)
