@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.vm import Vm
 from ansible_collections.drover.kvm.tests.soak.counting import build_guest
-from ansible_collections.drover.kvm.tests.soak.test_snapshots import Vm
 
 NODE, OTHER, NAME = "hv1", "hv2", "saved1"
 SECOND = "/srv/backup2"
@@ -206,6 +206,8 @@ def test_a_guest_that_goes_off_too_late_is_started_again(saved: Saved) -> None:
 @pytest.mark.parametrize("mode", ["suspend", "stop"])
 def test_each_mode_gives_a_backup_that_boots_on_another_node(saved: Saved, mode: str) -> None:
     """With `stop` the guest hears the power button, goes off, and is started again as soon as the copy has begun."""
+    base = saved.cluster.task(NODE, "backup", name=NAME, path=ROOT)
+    assert not base["failed"], base
     boot, before = saved.ssh(f"virsh domid {NAME}"), saved.record()
     done = saved.backup(mode=mode)
     assert not done["failed"] and done["backup"]["mode"] == mode and done["backup"]["type"] == "incremental", done

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
-from ansible_collections.drover.kvm.tests.soak.test_snapshots import DISK, FOLDER, NODE, XML, Vm
+from ansible_collections.drover.kvm.tests.lab.vm import DISK, FOLDER, NODE, XML, Vm
 
 ROOT = "/srv/backup"
 WRITE = """mkdir -p /mnt && mount -t ext4 /dev/vdb /mnt || exit 1

@@ -18,8 +18,8 @@ import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
+from ansible_collections.drover.kvm.tests.lab.vm import kill_in
 from ansible_collections.drover.kvm.tests.soak.test_ceph import number, on_disk, the_site, watchers
-from ansible_collections.drover.kvm.tests.soak.test_snapshots import kill_in
 
 __all__ = ["the_site"]
 NAME = "web1"

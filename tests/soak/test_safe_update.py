@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, Played
-from ansible_collections.drover.kvm.tests.soak.test_snapshots import NODE, Vm
+from ansible_collections.drover.kvm.tests.lab.vm import NODE, Vm
 
 NAME = "safe1"
 ASK = f"virsh -q qemu-monitor-command {NAME} --hmp 'qemu-io -d /machine/peripheral/virtio-disk1/virtio-backend"
