@@ -181,7 +181,8 @@ options:
       type: dict
     heartbeat:
       description:
-        - A file that the controller touches; the next VM of the queue begins only while it is younger than 20 s.
+        - A file that the controller touches; the next VM of the queue begins only while it is younger than 20 s, and
+          while the controller's connection is open.
         - The action plugin sets it.
       type: path
   moves:

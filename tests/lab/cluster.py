@@ -28,7 +28,8 @@ COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collection
 SINK = "10.231.100.1:9000"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 IMAGES = "/srv/drover/images"
-PLAY_SECONDS = 600
+# No limit for how quick one is, but the end of one that hangs: bare servers beside three other labs took over 600 s.
+PLAY_SECONDS = 900
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.nodes import command_name
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
@@ -41,6 +42,7 @@ CUT = """table ip cut {
 }
 """
 STREAM = "49152-49215"
+CONTROL = "16514"
 # Only who comes anew: the disks of VMs that run here go on.
 CUT_STORAGE = """table ip cut {
   chain leaving { type filter hook output priority 0; tcp dport 3260 tcp flags & (syn | ack) == syn drop; }
@@ -54,6 +56,11 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def modules(lab: Lab, node: str) -> list[int]:
+    """The processes of modules on a node; one comes by standard input, so its command line is bare."""
+    return [pid for pid in lab.machine(node).pids() if command_line(pid) == b"/usr/bin/python3\0"]
 
 
 class Missed(AssertionError):
@@ -254,8 +261,8 @@ class Mover:
                 os.kill(pid, signal.SIGKILL)
 
     def modules(self) -> list[int]:
-        """The processes of modules on the source; one comes by standard input, so its command line is bare."""
-        return [pid for pid in self.lab.machine(self.source).pids() if command_line(pid) == b"/usr/bin/python3\0"]
+        """The processes of modules on the source."""
+        return modules(self.lab, self.source)
 
     def kill_module(self) -> None:
         """kill -9 what runs of our module on the source; Missed when there is nothing.

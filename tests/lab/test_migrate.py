@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stories of migrations and their faults (the numbers E2 to E8 are those of the acceptance).
+"""Stories of migrations and their faults (letters and numbers are those of the acceptance).
 
 Each sees that its fault fell into its phase, else it fails as not exercised. A witness watches each to its end: no
 moment with two running copies, no counter that goes back, one definition.
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from ansible_collections.drover.kvm.tests.lab.cluster import wait_until
 from ansible_collections.drover.kvm.tests.lab.conftest import CANARY
-from ansible_collections.drover.kvm.tests.lab.migration import MIB, Mover
+from ansible_collections.drover.kvm.tests.lab.migration import CONTROL, MIB, STREAM, WELL, Mover
 from ansible_collections.drover.kvm.tests.lab.wire import Capture, in_memory
 
 
@@ -59,6 +61,7 @@ def test_a_vm_that_its_user_paused_stays_paused(mover: Mover) -> None:
 
 
 def test_all_blockers_come_at_once_and_nothing_is_changed(mover: Mover) -> None:
+    """F-19."""
     image = f"/var/lib/libvirt/images/{mover.vm}-local.img"
     mover.inside(mover.source, "truncate", "--size=1M", image)
     mover.virsh(mover.source, "attach-disk", mover.vm, image, "vdb", "--live", "--targetbus", "virtio")
@@ -133,6 +136,16 @@ def test_e4_the_sources_libvirtd_dies_in_perform(mover: Mover) -> None:
     mover.rests_on(mover.target)
 
 
+def test_e5_the_destinations_qemu_dies_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.kill_qemu(mover.target)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    mover.rests_on(mover.source)
+    mover.moved()
+    mover.rests_on(mover.target)
+
+
 def test_e7_the_destinations_libvirtd_freezes_before_finish(mover: Mover) -> None:
     process = mover.start_slowly()
     mover.freeze_before_finish()
@@ -165,6 +178,35 @@ def test_e8_the_sources_libvirtd_dies_when_all_is_sent(mover: Mover) -> None:
     mover.rests_on(mover.target)
 
 
+def test_e8b_the_destinations_libvirtd_dies_before_finish(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.freeze_before_finish()
+    mover.kill_daemon(mover.target)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    mover.rests_on(mover.source)
+    mover.moved()
+    mover.rests_on(mover.target)
+
+
+def test_e11_a_vm_that_runs_twice_is_moved_by_nobody(mover: Mover) -> None:
+    """Made by hand, as a tool without our look at the peers would: paused, so that no data is at stake."""
+    text = mover.virsh(mover.source, "dumpxml", mover.vm, "--security-info", "--migratable")
+    mover.inside(mover.third, "tee", "/run/drover-twice.xml", feed=text)
+    mover.virsh(mover.third, "create", "/run/drover-twice.xml", "--paused")
+    try:
+        assert sorted(mover.says()) == sorted((mover.source, mover.third)), "not exercised: it is there once"
+        for to in (mover.target, mover.third):
+            result = mover.migrate(mover.source, name=mover.vm, to=to)
+            assert result["failed"] and not result["changed"], result
+            assert mover.third in result["msg"], result["msg"]
+        assert mover.says()[mover.source] == WELL
+    finally:
+        mover.virsh(mover.third, "destroy", mover.vm)
+        mover.inside(mover.third, "rm", "/run/drover-twice.xml")
+    mover.rests_on(mover.source)
+
+
 def test_the_helper_is_killed_and_the_module_sees_to_it(mover: Mover) -> None:
     process = mover.start_slowly()
     mover.kill_helper()
@@ -187,6 +229,7 @@ def test_the_helper_and_the_controller_are_killed_in_perform(mover: Mover) -> No
 
 
 def test_a_second_run_beside_the_first_waits_for_it(mover: Mover) -> None:
+    """F-04."""
     first = mover.start_slowly()
     second = mover.start(mover.source, name=mover.vm, to=mover.target)
     mover.hits("the second run", lambda: len(mover.modules()) == 2 or mover.modules())
@@ -202,7 +245,7 @@ def test_a_second_run_beside_the_first_waits_for_it(mover: Mover) -> None:
 
 
 def test_a_stall_ends_on_the_source(mover: Mover) -> None:
-    """The memory stream is cut, the control path stays: nothing but our own timer ends that."""
+    """E6: the memory stream is cut, the control path stays: nothing but our own timer ends that."""
     process = mover.start_slowly(stall_timeout=5)
     mover.cut_stream()
     result = mover.end(process)
@@ -210,4 +253,34 @@ def test_a_stall_ends_on_the_source(mover: Mover) -> None:
     mover.mend_stream()
     mover.rests_on(mover.source)
     mover.moved()
+    mover.rests_on(mover.target)
+
+
+def test_f11_the_sources_qemu_dies_in_perform(mover: Mover) -> None:
+    process = mover.start_slowly()
+    mover.kill_qemu(mover.source)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    assert f"shutoff on {mover.source}" in result["msg"]
+    # Nobody starts it by himself.
+    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
+    mover.virsh(mover.source, "start", mover.vm)
+    mover.counts(240)
+    mover.rests_on(mover.source)
+
+
+@pytest.mark.parametrize("path", ["stream", "control", "both"])
+def test_f13_a_cut_of_ten_seconds_delays_it(mover: Mover, path: str) -> None:
+    process = mover.start_slowly()
+    before = mover.processed(mover.source)
+    mover.cut_ports({"stream": [STREAM], "control": [CONTROL], "both": [STREAM, CONTROL]}[path])
+    # The length of the cut is the story itself.
+    time.sleep(10)
+    mover.in_phase("perform3")
+    if path != "control":
+        assert mover.processed(mover.source) - before < 5 * MIB, "not exercised: the memory went on"
+    mover.mend_stream()
+    mover.speed_up()
+    result = mover.end(process)
+    assert result.get("verified") and result["where"] == mover.target, result
     mover.rests_on(mover.target)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,15 @@ HEARTBEAT_SECONDS = 20.0
 # What a helper may take beyond its time for the migration and its time for the recovery.
 HELPER_SECONDS = 600.0
 LOOK_AGAIN = 1.0
+STDOUT = 1
+
+
+def unheard(descriptor: int = STDOUT) -> bool:
+    """Whether nobody reads any more what is written there: ssh closes it as soon as the controller's side has ended."""
+    poll = select.poll()
+    # No event is asked for: errors and hang-ups are told all the same (poll(2)).
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _descriptor, events in poll.poll(0))
 
 
 @dataclass
@@ -118,9 +128,10 @@ class Client:
         if self.heartbeat is None:
             return True
         try:
-            return time.time() - self.heartbeat.stat().st_mtime < HEARTBEAT_SECONDS
+            fresh = time.time() - self.heartbeat.stat().st_mtime < HEARTBEAT_SECONDS
         except OSError:
             return False
+        return fresh and not unheard()
 
     def carry_out(self, order: Order) -> dict[str, Any]:
         """Start a helper when a place is free, and wait for its end. Raises Failed when the controller is gone."""

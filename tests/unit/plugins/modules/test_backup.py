@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Callable
 
@@ -488,6 +489,24 @@ def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> 
     monkeypatch.setattr(files, "pack", failing("No space left on device"))
     refused("No space left")
     assert running.checkpoints() == [] and running.vm.info()[0] == 1
+
+
+def test_a_clock_that_was_set_back_removes_and_makes_nothing(running: Machine, monkeypatch: Any) -> None:
+    """F-26: by its name the new backup would be the oldest, and the next to go."""
+
+    class Slow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Slow:
+            return super().now(tz) - timedelta(hours=1)
+
+    running.take()
+    before = running.there()
+    monkeypatch.setattr(taking, "datetime", Slow)
+    done = running.run(type="full", keep=1)
+    assert done.get("failed") and "before the last backup" in done["msg"], done
+    assert running.there() == before
+    monkeypatch.setattr(taking, "datetime", datetime)
+    running.take()
 
 
 def test_suspend_and_stop_go_on(running: Machine, monkeypatch: Any) -> None:
