@@ -160,6 +160,15 @@ options:
       type: str
       choices: [shared, copy]
       version_added: "0.1.0"
+    eject_cdrom:
+      description:
+        - Whether a medium in a drive of the VM that only the source has is ejected before the move, as it runs and for
+          its next start. The image itself stays where it is, and so does the drive, empty, also when the move fails.
+        - A guest may lock the tray; then the VM stays where it is.
+        - Otherwise such a medium is a reason against the move, but for one without which libvirt starts the VM
+          (C(startupPolicy)). Default is V(false).
+      type: bool
+      version_added: "0.1.0"
     set_home:
       description:
         - What is remembered as the VM's home, the node that it goes back to.
@@ -212,6 +221,12 @@ EXAMPLES = r"""
     name: build7
     to: hv3
     storage: copy
+
+- name: Move a VM although the image of a CD of its node is in its drive
+  drover.kvm.migrate:
+    name: new1
+    to: hv2
+    eject_cdrom: true
 
 - name: Move VMs, and let those with the tag db stand still for up to 30 s rather than stay
   drover.kvm.migrate:
@@ -361,6 +376,7 @@ FIELDS = (
     Field("bandwidth_per_node", type="size"),
     Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),
     Field("storage", choices=("shared", "copy"), default="shared"),
+    Field("eject_cdrom", type="bool", default=False),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),
     Field("early_resume", type="bool", default=True),
     Field("keep"),
