@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
+from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import offered_firmware
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import COMMAND_LINE, Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 from ansible_collections.drover.kvm.tests.soak.equipped import BOOT, SOURCES, Equipped
 
@@ -30,6 +32,9 @@ SHARED = "/srv/shared-with-a-guest"
 VARIABLES, KEYS = "/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/swtpm"
 NIC = {"bridge": "br0", "vlan": 100}
 VARIABLE = "/sys/firmware/efi/efivars/Drover-5f0b1c66-2b0f-4d6a-9d0e-6f1f0f2c7d11"
+MOUNT = f"busybox insmod /modules/efivarfs.ko; mount -t efivarfs efivarfs {Path(VARIABLE).parent}"
+SEEN = f"dd if={VARIABLE} bs=1 skip=4 2>/dev/null"
+MEASURED = "PATH=/bin; cat /sys/class/tpm/tpm0/pcr-sha256/0 /sys/class/tpm/tpm0/pcr-sha256/4"
 # All of it: libvirt finds a name that somebody else has used.
 LEFT = f"find {VARIABLES} {KEYS} -type f -not -name .lock 2>/dev/null"
 
@@ -40,19 +45,17 @@ def digests(cluster: Cluster, node: str) -> dict[str, str]:
     return {path: digest for digest, path in (line.split() for line in lines)}
 
 
-def has_tpm(cluster: Cluster, node: str) -> bool:
-    """Whether the libvirt of a node has found a TPM to give; it looks once."""
+def offers(cluster: Cluster, node: str) -> list[str]:
+    """What of UEFI and TPM the libvirt of a node has found to give; it looks once."""
     said = cluster.ssh(node, "virsh", "domcapabilities", "--machine", "q35", "--virttype", "qemu")
-    found = ET.fromstring(said).find("devices/tpm")
-    assert found is not None
-    return found.get("supported") == "yes"
+    return offered_firmware(ET.fromstring(said))
 
 
 @pytest.fixture(scope="module")
 def equipped(site: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """The site with UEFI and TPM on two of its nodes, whose libvirt has told before that it has neither."""
     for node in NODES:
-        has_tpm(site, node)
+        offers(site, node)
     hosts = {node: {"hypervisor_firmware": FIRMWARE} for node in (HOME, OTHER)}
     inventory = tmp_path_factory.mktemp("inventory") / "firmware.yml"
     inventory.write_text(yaml.safe_dump({"hypervisors": {"hosts": hosts}}), encoding="utf-8")
@@ -60,7 +63,7 @@ def equipped(site: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster
     site.ssh(HOME, "apt-get -y --no-install-recommends install virtiofsd", timeout=300)
     assert site.play("site", "-i", str(inventory), "--tags", "hypervisor").good().changed == 0
     # The daemon that had looked before they came was restarted (but in a lab that was kept).
-    assert [node for node in NODES if has_tpm(site, node)] == [HOME, OTHER]
+    assert [offers(site, node) for node in NODES] == [FIRMWARE, FIRMWARE, []]
     return site
 
 
@@ -104,12 +107,9 @@ def test_a_node_without_them_is_named_before_anything_moves(secured: Equipped) -
 def test_variables_and_keys_go_along_and_are_nowhere_else(secured: Equipped) -> None:
     cluster = secured.cluster
     # A variable of the guest's own, four bytes of flags (kept, for the boot and for the system) before its value.
-    mounted = f"busybox insmod /modules/efivarfs.ko; mount -t efivarfs efivarfs {Path(VARIABLE).parent}"
-    secured.guest(HOME, f"PATH=/bin; {mounted}; printf '\\007\\0\\0\\0drover' >{VARIABLE}")
-    measured = "PATH=/bin; cat /sys/class/tpm/tpm0/pcr-sha256/0 /sys/class/tpm/tpm0/pcr-sha256/4"
-    seen = f"PATH=/bin; dd if={VARIABLE} bs=1 skip=4 2>/dev/null"
-    registers = secured.guest(HOME, measured)
-    assert secured.guest(HOME, seen) == "drover" and set(registers) - set("0\n"), registers
+    secured.guest(HOME, f"PATH=/bin; {MOUNT}; printf '\\007\\0\\0\\0drover' >{VARIABLE}")
+    registers = secured.guest(HOME, MEASURED)
+    assert secured.guest(HOME, f"PATH=/bin; {SEEN}") == "drover" and set(registers) - set("0\n"), registers
     with Observer(cluster.lab) as watch:
         for source, target in ((HOME, OTHER), (OTHER, HOME)):
             watch.wait_word(secured.name)
@@ -126,29 +126,99 @@ def test_variables_and_keys_go_along_and_are_nowhere_else(secured: Equipped) -> 
             assert [there[path] for path in there if path.startswith(VARIABLES)] == [
                 before[path] for path in before if path.startswith(VARIABLES)
             ]
-            assert secured.guest(target, seen) == "drover" and secured.guest(target, measured) == registers
+            assert secured.guest(target, f"PATH=/bin; {SEEN}") == "drover"
+            assert secured.guest(target, MEASURED) == registers
         watch.wait_word(secured.name)
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
 
 
-def test_they_are_there_at_the_next_start_and_gone_with_the_disks(secured: Equipped) -> None:
+def test_a_move_that_is_cut_off_after_its_end_leaves_nothing_behind(secured: Equipped) -> None:
+    cluster = secured.cluster
+    with Observer(cluster.lab) as watch:
+        watch.wait_word(secured.name)
+        mover = Mover(cluster, secured.name, watch)
+        mover.kill_controller(mover.start_slowly(storage="copy"))
+        mover.kill_module()
+        mover.kill_helper()
+        mover.speed_up()
+        wait_until(lambda: secured.name not in cluster.domains(HOME) or "it is there", 300, "the end of the migration")
+        # What libvirt leaves.
+        assert [path.startswith(VARIABLES) for path in digests(cluster, HOME)] == [True]
+        result = mover.migrate(HOME, state="recovered", name=secured.name)
+        assert result["changed"] and result["places"] == {secured.name: OTHER}, result
+        assert digests(cluster, HOME) == {} and len(digests(cluster, OTHER)) == 2 and mover.marked() == []
+        mover.counts()
+        assert secured.move(OTHER, HOME, storage="copy").get("verified")
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+
+
+def test_off_it_takes_them_along_and_has_them_at_its_next_start(secured: Equipped) -> None:
     cluster = secured.cluster
     assert not secured.task(state="stopped", force=True)["failed"]
     kept = digests(cluster, HOME)
     assert len(kept) == 2
-    # Off, it would leave them behind.
+    # A disk of the node does not move without its VM running. The lab brings it over.
+    path = secured.ssh(f"virsh -q domblklist {secured.name}").split()[-1]
+    disk = {"type": "file", "target": "vda", "format": "raw", "path": path}
+    secured.vm(disks=[])
+    cluster.lab.machine(OTHER).path(path).write_bytes(cluster.lab.machine(HOME).path(path).read_bytes())
+    # What is there already is somebody's.
+    strange = next(one for one in kept if one.startswith(KEYS))
+    cluster.ssh(OTHER, f"mkdir -p {Path(strange).parent} && echo other >{strange}")
     refused = secured.move(HOME, OTHER)
-    assert refused["failed"] and "state_file" in str(refused["details"]), refused
+    assert [one["reason"] for one in refused["details"]["blockers"]] == ["file_exists"] and strange in refused["msg"]
+    cluster.ssh(OTHER, f"rm -r {Path(strange).parent.parent}")
+    moved = secured.move(HOME, OTHER)
+    assert moved.get("verified"), moved
+    assert digests(cluster, OTHER) == kept and digests(cluster, HOME) == {}
+    assert cluster.ssh(HOME, "ls", KEYS) == "" and not secured.task(OTHER, disks=[disk])["failed"]
     with Observer(cluster.lab) as watch:
-        assert not secured.task(state="running")["failed"]
+        assert not secured.task(OTHER, state="running")["failed"]
         watch.wait_word(secured.name, seconds=300)
-    secured.wait_agent(HOME)
-    mounted = f"busybox insmod /modules/efivarfs.ko; mount -t efivarfs efivarfs {Path(VARIABLE).parent}"
-    assert secured.guest(HOME, f"PATH=/bin; {mounted}; dd if={VARIABLE} bs=1 skip=4 2>/dev/null") == "drover"
-    gone = secured.task(state="absent", force=True, remove_disks=True)
+    secured.wait_agent(OTHER)
+    assert secured.guest(OTHER, f"PATH=/bin; {MOUNT}; {SEEN}") == "drover"
+    assert set(secured.guest(OTHER, MEASURED)) - set("0\n")
+    gone = secured.task(OTHER, state="absent", force=True, remove_disks=True)
     assert not gone["failed"], gone
+    cluster.ssh(HOME, "rm", path)
     assert [digests(cluster, node) for node in NODES] == [{}, {}, {}]
+
+
+ISO = f"{SOURCES}/of-the-node.iso"
+
+
+@pytest.fixture
+def installed(site: Cluster) -> Iterator[Equipped]:
+    """A VM that runs, whose installation has left the image of a CD of its node in the drive."""
+    found = Equipped(site, "iso1", HOME)
+    found.ssh(f"mkdir -p {SOURCES}; head -c 64K /dev/zero >{ISO}")
+    drive = {"type": "file", "device": "cdrom", "target": "sda", "path": ISO}
+    found.vm(state="running", memory="64MiB", vcpus=1, disks=[drive], nics=[])
+    yield found
+    for node in (HOME, OTHER):
+        if found.name in site.domains(node):
+            assert not found.task(node, state="absent", force=True)["failed"]
+    found.ssh(f"rm -rf {SOURCES}")
+
+
+def test_a_medium_of_the_node_is_named_and_ejected_when_it_may_be(installed: Equipped) -> None:
+    before = installed.ssh(f"virsh dumpxml {installed.name}")
+    refused = installed.move(HOME, OTHER)
+    assert [one["reason"] for one in refused["details"]["blockers"]] == ["local_medium"], refused
+    assert ISO in refused["msg"]
+    assert installed.ssh(f"virsh dumpxml {installed.name}") == before
+    drained = installed.cluster.play("drain_node", "--check", node=HOME)
+    drained.refused(f"{installed.name} has file:{ISO} of its node in drive sda")
+    words = [f"eject file:{ISO} from sda of {installed.name}", f"migrate {installed.name} from {HOME} to {OTHER}"]
+    predicted = installed.cluster.task(HOME, "migrate", check=True, name=installed.name, to=OTHER, eject_cdrom=True)
+    assert predicted["actions"] == words and installed.ssh(f"virsh dumpxml {installed.name}") == before
+    moved = installed.move(HOME, OTHER, eject_cdrom=True)
+    assert moved["actions"] == words and moved.get("verified"), moved
+    for flag in ("", "--inactive"):
+        assert ISO not in installed.cluster.ssh(OTHER, f"virsh dumpxml {flag} {installed.name}")
+    assert installed.ssh(f"ls {ISO}") == ISO
 
 
 # All that module vm has for a machine and that the lab's nodes can give. They are containers without a cgroup of the
