@@ -15,7 +15,10 @@ description:
     there already, nothing is changed.
   - A running VM is migrated live, peer to peer over TLS. It stays paused on the destination until it is proven that
     the source can never run it again, so no fault of a network, a daemon or a controller makes two running copies.
-    A VM that is shut off moves as a definition.
+    A VM that is shut off moves as a definition, with the files of its UEFI and its TPM, which are written at the
+    destination and read again before it is defined there.
+  - Nothing of UEFI and TPM stays on the source. A file of them that O(to) has already is never written over while the
+    VM is shut off, but a reason against the move.
   - The work is done by a helper, the transient unit C(drover-migrate-UUID) on the source. It is the VM's lock on that
     node and goes on when the controller is lost; a second run adopts it, waits for its end and looks where the VM is.
     Its log is in the journal.

@@ -5,10 +5,17 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Refused
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._migration import ends as real_ends
 from ansible_collections.drover.kvm.plugins.module_utils._migration import offline, order
+from ansible_collections.drover.kvm.tests.unit import libvirt_server
 
 UUID = "7d4da458-de51-4138-9921-aae15234a969"
 VARIABLES, KEYS = "/var/lib/libvirt/qemu/nvram/web1_VARS.fd", f"/var/lib/libvirt/swtpm/{UUID}/tpm2/tpm2-00.permall"
@@ -168,3 +175,49 @@ def test_cut_off_at_any_moment_one_end_has_all_of_it(ends, moment):
         move(source, target)
     holders = [node for node in ends if node.defined and node.files == before]
     assert holders and (source.mark or target.mark or not source.defined)
+
+
+MACHINE = f"""<domain type='qemu'><name>web1</name><uuid>{UUID}</uuid><memory unit='MiB'>64</memory>
+<os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>
+<devices><tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"""
+
+
+@pytest.fixture
+def daemons():
+    """Two libvirts, each with folders of its own, and the ends of a move between them."""
+    lacking = "libvirt's Python library" if libvirt is None else libvirt_server.missing()
+    if lacking or not (shutil.which("swtpm_setup") and Path("/usr/share/OVMF").is_dir()):
+        pytest.skip(lacking or "not installed: swtpm, UEFI")
+    with ExitStack() as stack:
+        found = []
+        for name in ("hv1", "hv2"):
+            daemon = stack.enter_context(libvirt_server.private_libvirtd())
+            end = real_ends.End(stack.enter_context(connect(daemon.uri(), name=name)))
+            end.kept = lambda uuid, daemon=daemon: files(daemon)
+            found.append((daemon, end))
+        yield found
+
+
+def files(daemon):
+    """What the node has of it, as its own libvirt sees the paths."""
+    root = daemon.path("")
+    there = [path for kind in (VARIABLES, KEYS) for path in daemon.path(kind).parent.glob("[!.]*")]
+    return sorted(f"/{path.relative_to(root)}" for path in there)
+
+
+def test_a_real_machine_has_its_variables_and_keys_where_it_came(daemons):
+    (here, source), (there, target) = daemons
+    domain = source.connection.defineXML(MACHINE)
+    domain.create()
+    domain.destroy()
+    before = {path: here.path(path).read_bytes() for path in files(here)}
+    assert set(before) == {VARIABLES, KEYS}
+    task = {"id": "1", "kind": "offline", "vm": "web1", "uuid": UUID, "source": "hv1", "target": "hv2", "here": "hv1"}
+    offline.move_definition(order.Order(**task, state=sorted(before)), source, target, Silent())
+    assert files(here) == [] and source.state(UUID) is None and target.marker(UUID) is None
+    assert {path: there.path(path).read_bytes() for path in files(there)} == before
+    # libvirt gives them to whom it runs QEMU and swtpm as, and takes them for the machine's.
+    moved = target.connection.lookupByUUIDString(UUID)
+    moved.create()
+    moved.destroy()
+    assert {path: there.path(path).read_bytes() for path in files(there)} == before
