@@ -13,7 +13,8 @@ from typing import Any
 from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory import PROFILES
 
 GIB = 2**30
-# What is used may grow by a quarter, and a CPU may be busy for two thirds of the time.
+# What is used may grow by a quarter, and a CPU may be busy for two thirds of the time. A load beyond its CPUs says that
+# they are too few, and not how many would do.
 ROOM, BUSY = 1.25, 1.5
 # Of /proc/diskstats and /proc/stat, https://docs.kernel.org/admin-guide/iostats.html and proc_stat(5).
 SECTOR, IDLE = 512, (3, 4)
@@ -37,7 +38,7 @@ def physical_audit(before: str, after: str, mounts: Iterable[Mapping[str, Any]] 
     busy = (new["work"] - old["work"]) / max(1, new["ticks"] - old["ticks"]) * new["cpus"]
     disk = sum({one["device"]: one["size_total"] - one["size_available"] for one in mounts if _is_own(one)}.values())
     needs = {
-        "vcpus": max(1, math.ceil(BUSY * max(busy, new["load"]))),
+        "vcpus": max(1, math.ceil(BUSY * max(busy, min(new["load"], new["cpus"])))),
         "memory": math.ceil(ROOM * new["memory_used"] / GIB) * GIB,
         "disk": math.ceil(ROOM * disk / GIB) * GIB,
     }

@@ -60,7 +60,7 @@ def test_what_it_carries_is_what_changed_between_the_looks():
     [
         ({"load": "3.10"}, [], "large"),
         ({"free": 33554432 - 8 * 2**20}, [], "large"),
-        ({"load": "9.00"}, [], None),
+        ({"load": "99.00"}, [], "large"),
         ({"free": 2**20}, [], None),
         ({}, [ROOT, {**ROOT, "device": "/dev/sdb1"}], None),
         ({}, [ROOT, {**ROOT, "device": "san:/vms"}, {**ROOT, "device": "/dev/loop0"}], "standard"),
