@@ -160,8 +160,8 @@ class Volumes:
             if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
                 raise
             # That of a TPM comes with it, and only root can enter it.
-            build = libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if own(folder) and build else 0
-            pool = self.connection.storagePoolCreateXML(pool_xml(folder), build)
+            flags = libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if own(folder) and build else 0
+            pool = self.connection.storagePoolCreateXML(pool_xml(folder), flags)
         try:
             return call(pool)
         finally:
