@@ -114,22 +114,11 @@ class Volumes:
             raise Failed(f"{path} on {self.node} does not hold what was written to it")
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Delete files of UEFI and of a TPM, and the folders of the TPM that are empty then."""
+        """Delete files of UEFI and of a TPM; an empty folder of the TPM is as good as none, and stays."""
         for path in map(PurePosixPath, paths):
             self._delete(path)
             if own(str(path.parent)):
                 self._delete(path.with_name(state_files.LOCK))
-                self._leave(path.parent)
-
-    def _leave(self, folder: PurePosixPath) -> None:
-        for place in (folder, folder.parent):
-            # Another file in it, of which nobody told, keeps it there.
-            with suppress(DroverError), translated(f"{place} on {self.node}"):
-                pool = self.connection.storagePoolDefineXML(pool_xml(str(place)), 0)
-                try:
-                    pool.delete(0)
-                finally:
-                    pool.undefine()
 
     def release(self, paths: Iterable[str]) -> None:
         """Delete the claims: the files are a VM's now."""
