@@ -217,6 +217,12 @@ def target_of(disk: Element) -> str:
     return "" if target is None else target.get("dev", "")
 
 
+def empty(drive: Element) -> None:
+    """Take the medium out of a drive."""
+    for child in [child for child in drive if child.tag in ("source", "backingStore")]:
+        drop(drive, child)
+
+
 def add_device(root: Element, device: Element) -> None:
     """Put a device after the last of its kind, else at the end of the devices."""
     parent = make(root, "devices")

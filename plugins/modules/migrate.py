@@ -15,7 +15,10 @@ description:
     there already, nothing is changed.
   - A running VM is migrated live, peer to peer over TLS. It stays paused on the destination until it is proven that
     the source can never run it again, so no fault of a network, a daemon or a controller makes two running copies.
-    A VM that is shut off moves as a definition.
+    A VM that is shut off moves as a definition, with the files of its UEFI and its TPM, which are written at the
+    destination and read again before it is defined there.
+  - Nothing of UEFI and TPM stays on the source. A file of them that O(to) has already is never written over while the
+    VM is shut off, but a reason against the move.
   - The work is done by a helper, the transient unit C(drover-migrate-UUID) on the source. It is the VM's lock on that
     node and goes on when the controller is lost; a second run adopts it, waits for its end and looks where the VM is.
     Its log is in the journal.
@@ -160,6 +163,15 @@ options:
       type: str
       choices: [shared, copy]
       version_added: "0.1.0"
+    eject_cdrom:
+      description:
+        - Whether a medium in a drive of the VM that only the source has is ejected before the move, as it runs and for
+          its next start. The image itself stays where it is, and so does the drive, empty, also when the move fails.
+        - A guest may lock the tray; then the VM stays where it is.
+        - Otherwise such a medium is a reason against the move, but for one without which libvirt starts the VM
+          (C(startupPolicy)). Default is V(false).
+      type: bool
+      version_added: "0.1.0"
     set_home:
       description:
         - What is remembered as the VM's home, the node that it goes back to.
@@ -213,6 +225,12 @@ EXAMPLES = r"""
     name: build7
     to: hv3
     storage: copy
+
+- name: Move a VM although the image of a CD of its node is in its drive
+  drover.kvm.migrate:
+    name: new1
+    to: hv2
+    eject_cdrom: true
 
 - name: Move VMs, and let those with the tag db stand still for up to 30 s rather than stay
   drover.kvm.migrate:
@@ -362,6 +380,7 @@ FIELDS = (
     Field("bandwidth_per_node", type="size"),
     Field("policies", type="list", elements="dict", fields=(Field("tag", required=True), *PACE)),
     Field("storage", choices=("shared", "copy"), default="shared"),
+    Field("eject_cdrom", type="bool", default=False),
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),
     Field("early_resume", type="bool", default=True),
     Field("keep"),

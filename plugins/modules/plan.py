@@ -167,6 +167,14 @@ options:
     type: bool
     default: false
     version_added: "0.1.0"
+  eject_cdrom:
+    description:
+      - Whether a VM may move that has a medium of its node in its drive. Its moves then say so to
+        M(drover.kvm.migrate) (O(drover.kvm.migrate#module:eject_cdrom)), which ejects it.
+      - Otherwise it is a blocker.
+    type: bool
+    default: false
+    version_added: "0.1.0"
   make_room:
     description: Whether VMs of other nodes may move when a VM of an emptied node fits nowhere.
     type: bool
@@ -449,9 +457,9 @@ blockers:
       type: str
     reason:
       description:
-        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(state_file) (it is off, and a file of
-          the node has its UEFI variables or TPM keys), C(job), C(interrupted), C(state) and C(defined_twice) keep a VM
-          where it is, whatever the destination.
+        - A keyword. C(host_device), C(filesystem), C(local_disk), C(local_iso), C(state_file) (it is off, and its UEFI
+          variables or TPM keys are not in libvirt's own folders), C(job), C(interrupted), C(state) and C(defined_twice)
+          keep a VM where it is, whatever the destination.
         - C(memory), C(hugepages), C(cpu), C(cpu_return), C(machine_type), C(virt_type), C(firmware), C(bridge),
           C(vlan), C(lease), C(anti_affinity) and C(pinned) are why no node can take it; to mend one of those of a VM
           is enough.
@@ -473,7 +481,7 @@ blockers:
       node: hv1
       reason: local_iso
       text: "inst has file:/root/d.iso of its node in drive sda"
-      mend: "eject it (virsh change-media inst sda --eject), or put the image on shared storage"
+      mend: "let it be ejected (eject_cdrom), or put the image on shared storage"
 shutdowns:
   description:
     - The VMs that are shut down where they are until the node returns, with C(vm), C(uuid), C(node) and C(running),

@@ -188,9 +188,9 @@ options:
     description:
       - V(bios), or V(efi) for UEFI, whose file libvirt finds on the node (C(ovmf) on Debian, option
         O(drover.kvm.hypervisor#role:main:hypervisor_firmware)). It can't be changed later.
-      - The variables of UEFI are in a file of the node, C(/var/lib/libvirt/qemu/nvram/NAME_VARS.fd). A running machine
-        takes them along when it moves; one that is off is refused to move. With O(state=absent) they stay like the
-        disks, so that the machine can be built again, and go with O(remove_disks=true).
+      - The variables of UEFI are in a file of the node, C(/var/lib/libvirt/qemu/nvram/NAME_VARS.fd). They go along when
+        the machine moves (M(drover.kvm.migrate)). With O(state=absent) they stay like the disks, so that the machine
+        can be built again, and go with O(remove_disks=true).
       - The default is V(bios).
     type: str
     choices: [bios, efi]

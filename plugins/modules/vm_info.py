@@ -181,7 +181,14 @@ vms:
       type: bool
       sample: false
     state_files:
-      description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it moves when it runs.
+      description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it goes along.
+      type: list
+      elements: str
+      sample: []
+    state_elsewhere:
+      description:
+        - Those of them that are not in libvirt's own folders, or whose reading takes a secret of the node. While it is
+          shut off, they would not go along.
       type: list
       elements: str
       sample: []

@@ -1,13 +1,14 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A VM whose kernel somebody has written into its definition by hand, and whose guest is asked by its agent."""
+"""A VM of a story: what module vm makes of it, what libvirt says of its devices, and what its guest's agent does."""
 
 from __future__ import annotations
 
 import base64
 import json
 import shlex
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ class Equipped:
     def __init__(self, cluster: Cluster, name: str, node: str) -> None:
         self.cluster, self.name, self.node = cluster, name, node
         self.source = f"{SOURCES}/{name}.raw"
+
+    def ssh(self, command: str, check: bool = True) -> str:
+        """What a command says on the node where it was made."""
+        return self.cluster.ssh(self.node, command, check=check).strip()
 
     def task(self, node: str = "", check: bool = False, **options: Any) -> dict[str, Any]:
         """Module vm."""
@@ -40,6 +45,21 @@ class Equipped:
     def move(self, node: str, to: str, **options: Any) -> dict[str, Any]:
         """Module migrate."""
         return self.cluster.task(node, "migrate", name=self.name, to=to, **options)
+
+    def places(self, *options: str) -> dict[str, dict[str, str]]:
+        """The address of each disk and NIC on its bus, as it runs, or with --inactive as it is defined."""
+        found: dict[str, dict[str, str]] = {}
+        for device in ET.fromstring(self.ssh(f"virsh dumpxml {' '.join(options)} {self.name}")).iterfind("devices/*"):
+            if device.tag in ("disk", "interface"):
+                at, key = device.find("address"), device.find("target" if device.tag == "disk" else "mac")
+                assert at is not None and key is not None
+                found[key.get("dev", key.get("address", ""))] = dict(at.attrib)
+        return found
+
+    def tap(self, mac: str) -> str:
+        """The tap of one of its NICs."""
+        lines = [line.split() for line in self.ssh(f"virsh -q domiflist {self.name}").splitlines()]
+        return next(line[0] for line in lines if line[-1] == mac)
 
     def disk(self, address: str) -> dict[str, str]:
         """Its disk, which is to be a copy of an image with the guest's settings."""

@@ -11,15 +11,14 @@ one that has drivers, so there the lab's Linux counts.
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import SINK, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
+from ansible_collections.drover.kvm.tests.soak.equipped import Equipped
 
 NODE, NAME, BRIDGES = "hv3", "plugged1", ("br-one", "br-two")
 FILES = "/var/lib/libvirt/images"
@@ -33,48 +32,9 @@ WATCH = f"virsh qemu-monitor-event {NAME} --event POWERDOWN --timeout 100 && vir
 OBEDIENT = f"nohup sh -c '{WATCH}' </dev/null >/dev/null 2>&1 &"
 
 
-class Plugged:
-    """The VM and what is done with it."""
-
-    def __init__(self, cluster: Cluster, name: str = NAME) -> None:
-        self.cluster, self.name = cluster, name
-
-    def ssh(self, command: str, check: bool = True) -> str:
-        """What a command on its node says."""
-        return self.cluster.ssh(NODE, command, check=check).strip()
-
-    def task(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        """Module vm."""
-        return self.cluster.task(NODE, "vm", check=check, name=self.name, **options)
-
-    def vm(self, **options: Any) -> dict[str, Any]:
-        """Module vm: as check mode said, and a second run changes nothing."""
-        predicted, done = self.task(check=True, **options), self.task(**options)
-        assert not done["failed"], done
-        assert [predicted[key] for key in ("actions", "pending_restart")] == [done["actions"], done["pending_restart"]]
-        again = self.task(**options)
-        assert again["actions"] == [] and again["pending_restart"] == done["pending_restart"], again
-        return done
-
-    def places(self, *options: str) -> dict[str, dict[str, str]]:
-        """The address of each disk and NIC on its bus, as it runs, or with --inactive as it is defined."""
-        found: dict[str, dict[str, str]] = {}
-        for device in ET.fromstring(self.ssh(f"virsh dumpxml {' '.join(options)} {self.name}")).iterfind("devices/*"):
-            if device.tag in ("disk", "interface"):
-                at, key = device.find("address"), device.find("target" if device.tag == "disk" else "mac")
-                assert at is not None and key is not None
-                found[key.get("dev", key.get("address", ""))] = dict(at.attrib)
-        return found
-
-    def tap(self, mac: str) -> str:
-        """The tap of one of its NICs."""
-        lines = [line.split() for line in self.ssh(f"virsh -q domiflist {self.name}").splitlines()]
-        return next(line[0] for line in lines if line[-1] == mac)
-
-
 @pytest.fixture
-def plugged(site: Cluster) -> Iterator[Plugged]:
-    found = Plugged(site)
+def plugged(site: Cluster) -> Iterator[Equipped]:
+    found = Equipped(site, NAME, NODE)
     for bridge in BRIDGES:
         found.ssh(f"ip link add {bridge} up type bridge; head -c 64K /dev/zero >{ISO}")
     yield found
@@ -85,7 +45,7 @@ def plugged(site: Cluster) -> Iterator[Plugged]:
     assert not gone["failed"] and left == "", (gone, left)
 
 
-def test_devices_come_and_go_while_the_vm_runs_and_the_rest_takes_a_restart(plugged: Plugged) -> None:
+def test_devices_come_and_go_while_the_vm_runs_and_the_rest_takes_a_restart(plugged: Equipped) -> None:
     sheet = {"memory": "64MiB", "vcpus": 1, "disks": [FIRST, SCSI, DRIVE], "nics": [NIC]}
     plugged.vm(state="running", **sheet)
     before = plugged.places()
@@ -120,7 +80,7 @@ def test_devices_come_and_go_while_the_vm_runs_and_the_rest_takes_a_restart(plug
     brought_about_by_a_restart(plugged)
 
 
-def brought_about_by_a_restart(plugged: Plugged) -> None:
+def brought_about_by_a_restart(plugged: Equipped) -> None:
     """What waits, among it the disk that the guest keeps."""
     # A guest that does not shut down goes on as it was.
     assert plugged.vm(memory="96MiB")["pending_restart"][0] == "memory 64MiB -> 96MiB"
@@ -142,9 +102,9 @@ GROWING, DISK, MIB = "grown1", f"{FILES}/drover-grown1-0.raw", 1 << 20
 
 
 @pytest.fixture
-def growing(site: Cluster) -> Iterator[Plugged]:
+def growing(site: Cluster) -> Iterator[Equipped]:
     """A guest that counts, with 96 MiB and one vCPU, and room for more of both."""
-    found = Plugged(site, GROWING)
+    found = Equipped(site, GROWING, NODE)
     guests = Guests(site.lab.base)
     guests.ensure()
     settings = {"name": GROWING, "ip": "10.231.100.46/24", "sink": SINK}
@@ -160,7 +120,7 @@ def growing(site: Cluster) -> Iterator[Plugged]:
     assert not gone["failed"], gone
 
 
-def test_memory_and_vcpus_grow_in_a_guest_that_counts_on(growing: Plugged) -> None:
+def test_memory_and_vcpus_grow_in_a_guest_that_counts_on(growing: Equipped) -> None:
     def memory() -> int:
         """The MiB that its balloon leaves it."""
         words = growing.ssh(f"virsh dommemstat {GROWING}").split()

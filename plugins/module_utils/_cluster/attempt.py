@@ -47,4 +47,5 @@ class Attempt:
 
 def move(guest: Guest, target: str, why: str) -> Move:
     """The move of a guest from where the facts say it is."""
-    return Move(guest.name, guest.uuid, guest.node, target, guest.mode, guest.memory, why, guest.copies)
+    along = (guest.copies, guest.ejects)
+    return Move(guest.name, guest.uuid, guest.node, target, guest.mode, guest.memory, why, *along)

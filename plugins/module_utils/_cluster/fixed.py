@@ -22,10 +22,13 @@ FAULTY = ("I/O error", "watchdog", "crashed", "post-copy", "post-copy failed", "
 INTERRUPTED = ("migrating", "migration")
 
 
-def obstacles(domain: Mapping[str, Any], copies: bool = False) -> tuple[Obstacle, ...]:
-    """All reasons why the domain (as node_info describes it) can't be moved; `copies`: its local files may be."""
+def obstacles(domain: Mapping[str, Any], copies: bool = False, ejects: bool = False) -> tuple[Obstacle, ...]:
+    """All reasons why the domain (as node_info describes it) can't be moved.
+
+    With `copies` its local files may be moved, with `ejects` its local media may be ejected.
+    """
     own = maintenance.obstacles(domain)
-    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies), *own)
+    return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies, ejects), *own)
 
 
 def copied(domain: Mapping[str, Any]) -> bool:
@@ -83,8 +86,8 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
         mend = "unmount it in the guest and detach it; share the files over the network instead (NFS, CephFS)"
         text = f"{name} shares a folder with its node: {_label(share, number)}"
         found.append(Obstacle("filesystem", text, mend))
-    if files := domain.get("state_files") if off else None:
-        text = f"{name} is shut off and has {' and '.join(files)} state in a file of its node, which would stay behind"
+    if files := domain.get("state_elsewhere") if off else None:
+        text = f"{name} is shut off and has {' and '.join(files)} state in a place of its own, which would stay behind"
         found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
     if domain.get("has_snapshots"):
         mend = "remove them first (module snapshot)"
@@ -92,19 +95,23 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     return found
 
 
-def _disks(domain: Mapping[str, Any], copies: bool) -> list[Obstacle]:
+def holds_medium(disk: Mapping[str, Any]) -> bool:
+    """Whether it is a drive with a medium of its node, without which libvirt would not let it move."""
+    return disk.get("device") in ("cdrom", "floppy") and _is_local(disk) and not disk.get("optional")
+
+
+def _disks(domain: Mapping[str, Any], copies: bool, ejects: bool) -> list[Obstacle]:
     name, found = domain["name"], []
     for disk in domain.get("disks") or []:
         identity, target = disk.get("identity"), disk.get("target")
         can = _can_be_copied(domain, disk)
         if not _is_local(disk) or (copies and can):
             continue
-        if disk.get("device") in ("cdrom", "floppy"):
-            if disk.get("optional"):
-                continue
-            mend = f"eject it (virsh change-media {name} {target} --eject), or put the image on shared storage"
-            found.append(Obstacle("local_iso", f"{name} has {identity} of its node in drive {target}", mend))
-        else:
+        if holds_medium(disk):
+            mend = "let it be ejected (eject_cdrom), or put the image on shared storage"
+            text = f"{name} has {identity} of its node in drive {target}"
+            found += [] if ejects else [Obstacle("local_iso", text, mend)]
+        elif disk.get("device") not in ("cdrom", "floppy"):
             mend = "copy it to shared storage (iSCSI, Ceph, NFS)"
             mend += ", or allow it to be copied along (copy_storage)" if can else ""
             mend += ", or flatten the linked clone (clone: full)" if disk.get("backing") else ""

@@ -40,8 +40,8 @@ def obstacles(domain: Mapping[str, Any]) -> list[Obstacle]:
     if said in (RESTART, SHUTDOWN) and state == "paused":
         text = f"{name} is paused and can't shut down, which it is to do (on_maintenance: {said})"
         found.append(Obstacle("state", text, "resume it first"))
-    if said == RESTART and (files := domain.get("state_files")):
-        text = f"{name} has {' and '.join(files)} state in a file of its node, which a restart elsewhere leaves behind"
+    if said == RESTART and (files := domain.get("state_elsewhere")):
+        text = f"{name} has {' and '.join(files)} state in a place of its own, which a restart elsewhere leaves behind"
         found.append(Obstacle("state_file", text, "set its on_maintenance to migrate or shutdown (module vm)"))
     return found
 

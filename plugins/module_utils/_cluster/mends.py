@@ -129,8 +129,8 @@ def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:
         text = f"{guest.name}: mount {guest.lease} on the other nodes, and apply role hypervisor there"
         mends.append(Mend(text, _changed(guest, lease="")))
     if guest.active and reasons & {"memory", "hugepages", "anti_affinity"}:
-        # One with files of UEFI or TPM on its node has to run to move.
-        off = "" if guest.state_files else "shut it down meanwhile, or "
+        # One with UEFI or TPM in places of its own has to run to move.
+        off = "" if guest.state_elsewhere else "shut it down meanwhile, or "
         text = f"{guest.name}: {off}find {size_text(cluster.size(guest))} on one other node"
         mends.append(Mend(text, _changed(guest, active=False)))
     return mends

@@ -57,7 +57,8 @@ class Guest:
     """A VM on the node that named it; `node` is empty for one that is still to be placed.
 
     `memory` is the most that it may take (the balloon may grow). `fixed` says why it can't be moved at all,
-    `copies` that its disks are files which move with it, `state_files` that it could not move while it is shut off.
+    `copies` that its disks are files which move with it, `ejects` that a medium of its node is taken out of its drive
+    before, `state_elsewhere` that it could not move while it is shut off.
     `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
     that is `fresh` came to its node a short while ago. `verb` is what becomes of it when its node is emptied; one that
     `waits` was shut down for that and is to be started again, so it counts as active; `recorded` is the mark of that,
@@ -79,7 +80,8 @@ class Guest:
     fixed: tuple[Obstacle, ...] = ()
     nics: tuple[Mapping[str, Any], ...] = ()
     copies: bool = False
-    state_files: bool = False
+    ejects: bool = False
+    state_elsewhere: bool = False
     page: int = 0
     lease: str = ""
     fresh: bool = False
@@ -106,9 +108,10 @@ class Rules:
     """What the site asks for.
 
     `reserve` is kept for the node itself, `overhead` is added to each running guest. With `copy_storage` files of a
-    node may be copied to another. Guests that run on their node for less than `hold_off` seconds are left there when
-    loads are evened out. Wishes, which no guest stays behind for: guests that share a tag of `affinity` go
-    together, those of `anti_affinity` to nodes of different `failure_domains` (domain by node).
+    node may be copied to another, with `eject_cdrom` media of a node ejected. Guests that run on their node for less
+    than `hold_off` seconds are left there when loads are evened out. Wishes, which no guest stays behind for: guests
+    that share a tag of `affinity` go together, those of `anti_affinity` to nodes of different `failure_domains` (domain
+    by node).
     """
 
     reserve: int = 2 * GIB
@@ -120,6 +123,7 @@ class Rules:
     cpu: CpuMatrix = field(default_factory=dict)
     check_return: bool = True
     copy_storage: bool = False
+    eject_cdrom: bool = False
     hold_off: int = 0
 
 
@@ -177,12 +181,14 @@ class Move:
     memory: int
     why: str = ""
     copies: bool = False
+    ejects: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As the module migrate takes it."""
         names = {"vm": self.vm, "uuid": self.uuid, "from": self.source, "to": self.target}
         storage = {"storage": "copy"} if self.copies else {}
-        return {**names, "mode": self.mode, "memory": self.memory, **storage}
+        drive = {"eject_cdrom": True} if self.ejects else {}
+        return {**names, "mode": self.mode, "memory": self.memory, **storage, **drive}
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ FIELDS = (
     Field("cpu_matrix", type="list", elements="dict", default=[], fields=CPU_FIELDS),
     Field("check_return", type="bool", default=True),
     Field("copy_storage", type="bool", default=False),
+    Field("eject_cdrom", type="bool", default=False),
     Field("make_room", type="bool", default=True),
     Field("come_home", type="bool"),
     Field("weights", type="dict", check=_weights),

@@ -80,6 +80,7 @@ def _rules(params: Mapping[str, Any]) -> Rules:
         cpu=cpu,
         check_return=params["check_return"],
         copy_storage=params["copy_storage"],
+        eject_cdrom=params["eject_cdrom"],
         hold_off=params["hold_off"] or 0,
     )
 

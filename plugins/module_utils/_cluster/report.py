@@ -74,7 +74,8 @@ def move_lines(stages: Sequence[Sequence[Move]]) -> list[str]:
     lines = []
     for number, stage in enumerate(stages, 1):
         for move in stage:
-            why = [*([] if move.why == "drain" else [move.why]), *(["with its disks"] if move.copies else [])]
+            said = {move.why: move.why != "drain", "with its disks": move.copies, "its medium is ejected": move.ejects}
+            why = [words for words, applies in said.items() if applies]
             reason = f"  ({', '.join(why)})" if why else ""
             size = size_text(move.memory)
             lines.append(f"{number}  {move.vm}  {move.source} -> {move.target}  {move.mode}  {size}{reason}")

@@ -77,4 +77,5 @@ def _move(each: Mapping[str, Any]) -> Move:
         memory=int(each["memory"]),
         why="as saved",
         copies=each.get("storage") == "copy",
+        ejects=bool(each.get("eject_cdrom")),
     )

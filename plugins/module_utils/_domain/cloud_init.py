@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 from .._disks.file import seed_path
 from .._fields import Field, check_name
-from .._xml import Property, add, add_device, devices, drop, find, target_of
+from .._xml import Property, add, add_device, devices, empty, find, target_of
 from . import addresses, disks, metadata, nics
 
 RECORD = "seed"
@@ -115,8 +115,7 @@ def eject(root: Element) -> Element | None:
     # libvirt leaves a source without a file in the drive of a VM that runs.
     if found is None or not Property("source/@file").get(found):
         return None
-    for child in [child for child in found if child.tag in ("source", "backingStore")]:
-        drop(found, child)
+    empty(found)
     return found
 
 

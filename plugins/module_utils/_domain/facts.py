@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from .._ceph_conf import identity as identity_of_image
 from .._identity import logical_of
 from .._xml import devices, find, parse, text_of
-from . import leases, metadata
+from . import leases, metadata, state_files
 
 if TYPE_CHECKING:
     from .._libvirt import Domain
@@ -62,7 +62,8 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "nics": [nic_facts(nic) for nic in devices(root, "interface")],
         "hostdevs": [hostdev_facts(device) for device in devices(root, "hostdev")],
         "filesystems": shares(root),
-        "state_files": state_files(root),
+        "state_files": state_files.kinds(root),
+        "state_elsewhere": state_files.elsewhere(root),
         "has_snapshots": domain.has_snapshots,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
@@ -72,16 +73,6 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
 def _attribute(element: Element, path: str, name: str) -> str | None:
     found = find(element, path)
     return None if found is None else found.get(name)
-
-
-def state_files(root: Element) -> list[str]:
-    """What the VM keeps in files of its node beside disks: the variables of UEFI (nvram), the keys of its TPM.
-
-    libvirt 9.0 names the file of the variables in the XML of a running VM only.
-    """
-    nvram = find(root, "os/nvram") is not None or _attribute(root, "os", "firmware") == "efi"
-    tpm = any(_attribute(device, "backend", "type") == "emulator" for device in devices(root, "tpm"))
-    return [name for name, there in (("nvram", nvram), ("tpm", tpm)) if there]
 
 
 def shares(root: Element) -> list[str | None]:

@@ -5,8 +5,9 @@
 
 The record: `<drover:vm xmlns:drover="urn:drover:kvm:1" version="1">` with `tags/tag` and one child per other value.
 The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`,
-with a child `<copy path=/>` for each file that is copied to the other node, and `<device path= identity= size=/>` for
-each block device, so that the other node can tell whether its own is the same.
+with a child `<copy path=/>` for each file that is copied to the other node, `<state path=/>` for each file of UEFI and
+a TPM that the node would keep when the VM has left, and `<device path= identity= size=/>` for each block device, so
+that the other node can tell whether its own is the same.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def marker_xml(values: dict[str, Any]) -> str:
     element = Element("migration", {name: str(texts[name]) for name in names if texts.get(name) is not None})
     for path in values.get("copies") or ():
         add(element, "copy", {"path": path})
+    for path in values.get("state") or ():
+        add(element, "state", {"path": path})
     for device in values.get("devices") or ():
         add(element, "device", {name: str(device[name]) for name in ("path", "identity", "size")})
     return text_of(element)
@@ -136,8 +139,10 @@ def _marker(element: Element) -> dict[str, Any]:
     started = element.get("started") or ""
     values["autostart"] = element.get("autostart") == "yes"
     values["started"] = int(started) if started.isdecimal() else None
-    copies = [child.get("path", "") for child in element if _local(child) == "copy"]
-    return {**values, "copies": copies} if copies else values
+    for name, child in (("copies", "copy"), ("state", "state")):
+        if paths := [one.get("path", "") for one in element if _local(one) == child]:
+            values[name] = paths
+    return values
 
 
 def _local(element: Element) -> str:

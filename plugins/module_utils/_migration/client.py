@@ -57,6 +57,7 @@ class Client:
     begun: dict[str, str] = field(default_factory=dict)
     gate: threading.Lock = field(default_factory=threading.Lock)
     copying: set[str] = field(default_factory=set)
+    ejecting: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,7 +97,8 @@ class Client:
                 raise own
             for uuid, need in own.items():
                 copying = uuid in self.copying
-                self.needs[uuid] = {**need, "copying": copying, "copies": need["copies"] if copying else []}
+                files = {"copying": copying, "copies": need["copies"] if copying else []}
+                self.needs[uuid] = {**need, **files, "ejecting": uuid in self.ejecting}
         questions = {
             target: partial(
                 prechecks.answer, needs=[self.needs[uuid] for uuid in wanted], address=self.site.address(target)

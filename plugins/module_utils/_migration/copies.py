@@ -38,6 +38,7 @@ class Marker:
     was: str
     autostart: bool
     copies: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _marker(said: Mapping[str, Any] | None) -> Marker | None:
         return None
     autostart = str(said.get("autostart")).lower() in [str(word).lower() for word in YES]
     names = (str(said["id"]), str(said["from"]), str(said["to"]), str(said.get("was") or ""))
-    return Marker(*names, autostart, tuple(said.get("copies") or ()))
+    return Marker(*names, autostart, tuple(said.get("copies") or ()), tuple(said.get("state") or ()))
 
 
 def report(rule: str, copies: Mapping[str, Copy], text: str, where: str = "unknown") -> Decision:

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import _xml as xml
-from .._domain import metadata
+from .._domain import metadata, state_files
 from .._errors import DroverError, NotFound
 from .._hypervisor import JOBS, state_words
 from .._libvirt import Node, libvirt, translated
@@ -24,7 +24,6 @@ from .volumes import Volumes
 # libvirt: VIR_DOMAIN_EVENT_SUSPENDED and its details.
 SUSPENDED = 3
 STATUS = "/run/libvirt/qemu/{}.xml"
-MOUNTS = Path("/proc/self/mounts")
 DETAILS = {0: "paused", 1: "migrated"}
 
 
@@ -188,14 +187,32 @@ class End:
         files = {xml.Property("source/@file").get(disk) for disk in disks}
         return Path(path).resolve() in {Path(name).resolve() for name in files if name}
 
-    def forget_variables(self, path: str) -> None:
-        """Delete the variables of UEFI of a VM that has left this machine, unless a domain of it has them."""
-        if path not in {firmware.variables(root) for root in self._roots()}:
-            firmware.remove_variables(path, MOUNTS)
+    def kept(self, uuid: str) -> list[str]:
+        """The files of UEFI and of a TPM that stay on this machine when the VM leaves it."""
+        running = (self.state(uuid) or ("stopped",))[0] != "stopped"
+        return firmware.kept(xml.parse(self._xml(uuid)), running)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Delete files of UEFI and of a TPM of a VM that has left the node, unless a domain of it has them."""
+        roots = self._roots() if paths else []
+        used = {place for root in roots for place in (state_files.variables(root), state_files.keys(root)) if place}
+        self.volumes.forget(path for path in paths if not used & {path, str(PurePosixPath(path).parent)})
 
     def _roots(self) -> list[Any]:
         with translated(f"listing the VMs of {self.node}"):
             return [xml.parse(domain.XMLDesc(0)) for domain in self.connection.listAllDomains()]
+
+    def eject(self, uuid: str, target: str) -> None:
+        """Empty a drive, as the VM runs and in its definition. Raises Failed."""
+        domain = self._domain(uuid)
+        scopes = [(libvirt.VIR_DOMAIN_AFFECT_LIVE, 0)] if domain.isActive() else []
+        scopes += [(libvirt.VIR_DOMAIN_AFFECT_CONFIG, libvirt.VIR_DOMAIN_XML_INACTIVE)] if domain.isPersistent() else []
+        for scope, text in scopes:
+            root = xml.parse(self._xml(uuid, text | libvirt.VIR_DOMAIN_XML_SECURE))
+            for drive in (disk for disk in xml.devices(root, "disk") if xml.target_of(disk) == target):
+                xml.empty(drive)
+                with translated(f"ejecting {target} on {self.node}"):
+                    domain.updateDeviceFlags(xml.text_of(drive), scope)
 
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its memory was saved to this node's disk."""

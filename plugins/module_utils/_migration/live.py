@@ -44,7 +44,7 @@ class Source(End, Protocol):
     def limit(self, uuid: str, speed: int) -> bool: ...
     def capacity(self, uuid: str, target: str) -> int: ...
     def uses(self, path: str) -> bool: ...
-    def forget_variables(self, path: str) -> None: ...
+    def forget(self, paths: Iterable[str]) -> None: ...
 
 
 class Files(Protocol):
@@ -120,6 +120,7 @@ class LiveMove:
             "started": int(time.time()),
             "copies": self.paths,
             "devices": order.devices,
+            "state": order.state,
         }
         self.journal.phase("marking")
         self.source.set_marker(uuid, self.marker)
@@ -177,8 +178,7 @@ class LiveMove:
             self.target.set_autostart(uuid, True)
         if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
             self.target.set_home(uuid, order.target)
-        if order.variables:
-            self.source.forget_variables(order.variables)
+        self.source.forget(order.state)
         left = self.settle() if order.copies else []
         self.target.set_marker(uuid, None)
         return left

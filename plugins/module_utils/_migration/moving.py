@@ -8,22 +8,25 @@ from __future__ import annotations
 import time
 import uuid as uuids
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .. import _seed
 from .._disks import file
-from .._errors import DroverError, Failed, NotFound, Refused
+from .._errors import DroverError, Failed, NotFound, Refused, Unreachable
 from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
 from .pace import chosen, seconds
-from .prechecks import at_work
+from .prechecks import at_work, media
 from .recovery import VERBS
 from .rules import decide
 from .site import Sight
 from .unit import Unit
 
+# libvirt asks the guest for the tray, and asks again.
+EJECT_SECONDS = 60.0
 # What a helper measures: see RETURN of module migrate.
 MEASURED = ("downtime_ms", "proof_ms", "sent", "passes")
 
@@ -60,9 +63,11 @@ class Moving:
         client.study(moves)
 
     def choose(self, sight: Sight) -> None:
-        """Remember whether the VM's local disks may be copied."""
+        """Remember whether the VM's local disks may be copied, and its local media ejected."""
         if self.params["storage"] == "copy":
             self.client.copying.add(str(sight.uuid))
+        if self.params["eject_cdrom"]:
+            self.client.ejecting.add(str(sight.uuid))
 
     def look(self, fresh: bool) -> None:
         """See what all nodes say now, and what the rules make of it. Raises NotFound, Refused, Unreachable."""
@@ -153,6 +158,9 @@ class Moving:
         elif self.unfinished:
             found.append(Step(f"finish the interrupted migration of {self.name}: {self.decision.text}", self.mend))
         if place != self.to:
+            for drive in media(self.client.needs.get(self.uuid, {"disks": []})):
+                words = f"eject {drive['identity']} from {drive['target']} of {self.name}"
+                found.append(Step(words, partial(self.eject, drive["target"])))
             found.append(Step(f"migrate {self.name} from {place} to {self.to}", self.move))
         return found
 
@@ -166,6 +174,13 @@ class Moving:
         result = self.client.carry_out(self.order("recover"))
         if not result["complete"]:
             raise Failed(f"{self.name} is not recovered: {result.get('text') or result['error']}", **self.truth())
+
+    def eject(self, target: str) -> None:
+        """Empty a drive. Raises Failed with the words of libvirt, as when the guest has locked the tray."""
+        here = self.client.site.here
+        said = self.client.site.ask(lambda end: end.eject(self.uuid, target), [here], EJECT_SECONDS)[here]
+        if isinstance(said, Unreachable):
+            raise Failed(f"{target} of {self.name} was not ejected, and {self.name} stays on {here}: {said}")
 
     def move(self) -> None:
         """Migrate. A helper that was killed is followed by a recovery. Raises Failed with the truth."""
@@ -245,7 +260,7 @@ class Moving:
             connections=options["parallel_connections"],
             copies=copies,
             devices=need.get("devices", []),
-            variables=need.get("variables") if kind == "live" else None,
+            state=need.get("kept", []),
         )
 
     def result(self, state: State) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Order:
     format, size. `auto_converge` slows a VM down that changes its memory too fast, `max_downtime` (ms) is what the
     downtime may grow to, `max_pause` how long it may stand still when its time is over (0: abort). `connections` is
     the number of connections that the memory is sent over (None: one). `devices` are its block devices: path,
-    identity, and the `lock` (VG/LV) of one in a shared group. `variables` is the file of UEFI's variables that the
-    source keeps for itself (None: none).
+    identity, and the `lock` (VG/LV) of one in a shared group. `state` are the files of UEFI and of a TPM that the
+    source would keep when the VM has left; one that is off takes them along.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Order:
     keep: str | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)
-    variables: str | None = None
+    state: list[str] = field(default_factory=list)
 
     @property
     def uri(self) -> str:

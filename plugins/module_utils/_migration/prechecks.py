@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from .._cluster.fixed import holds_medium
 from .._domain import leases, metadata
-from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of, state_files
+from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of
 from .._fields import UNITS, size_text
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
@@ -83,13 +84,15 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "disks": disks,
         "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
         "copying": False,
+        "ejecting": False,
         "devices": block_devices.read(devices(root, "disk"), end.lvm),
         "lease": leases.read(root),
         "secrets": _secrets(root),
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
         "hostdevs": [hostdev_facts(device)["name"] for device in devices(root, "hostdev")],
         "filesystems": [name or "without a name" for name in shares(root)],
-        "state_files": state_files(root),
+        "kept": end.kept(uuid),
+        "unmoved": firmware.unmoved(root),
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
     }
@@ -129,6 +132,7 @@ def answer(end: End, needs: list[dict[str, Any]], address: str) -> dict[str, Any
         "domains": end.names(),
         "free": end.free_memory(),
         "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
+        "taken": end.volumes.taken(path for need in needs if not need["running"] for path in need["kept"]),
         "paths": end.paths() if any(need["devices"] for need in needs) else {},
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
@@ -163,7 +167,8 @@ def blockers(
     if not isinstance(said, Mapping):
         return [*found, Blocker("unreachable", f"{target} gives no answer: {said}", "bring the node or its TLS back")]
     found += (
-        _devices(need, target, said)
+        _state(need, target, said)
+        + _devices(need, target, said)
         + _there(need, target, said)
         + _room(need, target, said)
         + _lease(need, target, said, leases)
@@ -184,9 +189,9 @@ def _own(need: Mapping[str, Any]) -> list[Blocker]:
         found.append(Blocker("snapshots", text, "remove them first (drover.kvm.snapshot)"))
     if need["managed_save"]:
         found.append(Blocker("managed_save", "its memory is saved on the node", "start it here first"))
-    if not need["running"] and need["state_files"]:
-        what = " and ".join(need["state_files"])
-        text = f"it is shut off and has {what} state in a file of the node, which would stay behind"
+    if not need["running"] and need["unmoved"]:
+        what = " and ".join(need["unmoved"])
+        text = f"it is shut off and has {what} state in a place of its own, which only a VM that runs takes along"
         found.append(Blocker("state_file", text, "start it and move it while it runs"))
     return found
 
@@ -196,15 +201,27 @@ def _storage(need: Mapping[str, Any]) -> list[Blocker]:
     for disk in need["disks"]:
         if disk["identity"] is None or disk["shared_storage"]:
             continue
-        if disk["device"] in ("cdrom", "floppy"):
-            if disk.get("optional"):
-                continue
+        if holds_medium(disk):
             text = f"{disk['target']} holds a medium that only this node has ({disk['identity']})"
-            found.append(Blocker("local_medium", text, "eject it first"))
+            found += [] if need["ejecting"] else [Blocker("local_medium", text, "let it be ejected (eject_cdrom)")]
+        elif disk["device"] in ("cdrom", "floppy"):
+            continue
         elif disk["target"] not in {one["target"] for one in (*need["copies"], *need["devices"])}:
             text = f"disk {disk['target']} is on storage of this node alone ({disk['identity']})"
             found.append(Blocker("local_disk", text, _mend(need)))
     return found
+
+
+def _state(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
+    """What the destination has of UEFI and TPM of such a VM already: somebody's, and nobody can tell whose."""
+    taken = sorted({*need["kept"]} & {*said["taken"]}) if not need["running"] else []
+    mend = "look whose it is, and move it out of the way"
+    return [Blocker("file_exists", f"{target} has a file {path} already", mend) for path in taken]
+
+
+def media(need: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The drives of a VM with media that only its node has."""
+    return [disk for disk in need["disks"] if holds_medium(disk)]
 
 
 def _devices(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:

@@ -28,7 +28,7 @@ SILENCE = 15.0
 # That takes as long as the kernel tries to connect (131 s on Linux 6.5 and later).
 ABORTED = 150.0
 VERBS = {"destroy", "undefine", "resume", "set_autostart", "clear_marker", "abort_job"}
-VERBS |= {"remove_copies", "remove_originals", "release_copies"}  # disks that were copied
+VERBS |= {"remove_copies", "remove_originals", "release_copies", "forget"}  # files that were copied
 
 
 class Nodes:
@@ -73,6 +73,7 @@ class Nodes:
             verbs: dict[str, Callable[[], Any]] = {
                 "remove_copies": lambda: end.volumes.remove(paths),
                 "release_copies": lambda: end.volumes.release(paths),
+                "forget": lambda: end.forget(paths),
                 "remove_originals": lambda: self.remove_originals(name, end, uuid, paths),
                 "destroy": lambda: end.destroy(uuid),
                 "undefine": lambda: end.undefine(uuid),

@@ -266,7 +266,7 @@ class Case:
         Where it is not `certain` by itself which copy is the VM, no file is deleted.
         """
         certain = certain and copy.persistent is not False
-        actions = self.files(copy) if certain and self.marker.copies else []
+        actions = self.files(copy) if certain else []
         if self.marker.autostart and copy.persistent is not False:
             actions.append(Action(copy.node, "set_autostart", f"switch autostart on again on {copy.node}", True))
         if copy.marker:
@@ -274,11 +274,15 @@ class Case:
         return actions
 
     def files(self, kept: Copy) -> list[Action]:
-        """What becomes of disks that were copied: those of the copy that is not the VM go, if we made them."""
-        source, target, paths = self.marker.source, self.marker.target, self.marker.copies
+        """What becomes of files that were copied: those of the copy that is not the VM go, if we made them."""
+        source, target, copies = self.marker.source, self.marker.target, self.marker.copies
         if kept.node == source:
-            return [Action(target, "remove_copies", f"delete what was copied of its disks to {target}", paths)]
-        return [
-            Action(source, "remove_originals", f"delete the files of its disks that {source} has no use for", paths),
-            Action(target, "release_copies", f"the files on {target} are its disks now", paths),
+            found = [Action(target, "remove_copies", f"delete what was copied of its files to {target}", copies)]
+            return found if copies else []
+        left, state = tuple(path for path in copies if path not in self.marker.state), self.marker.state
+        found = [
+            Action(source, "remove_originals", f"delete the files of its disks that {source} has no use for", left),
+            Action(source, "forget", f"delete the files of its UEFI and TPM that {source} has no use for", state),
+            Action(target, "release_copies", f"the files on {target} are its own now", copies),
         ]
+        return [action for action in found if action.value]

@@ -27,7 +27,7 @@ from .. import (
     _xml,
 )
 from .._disks import file, imported, kind, template
-from .._domain import metadata
+from .._domain import metadata, state_files
 from .._errors import TimedOut
 from . import (
     copies,
@@ -64,7 +64,7 @@ PARTS = {
         "_xml": _xml,
     },
     "_disks/": {"file": file, "imported": imported, "kind": kind, "template": template},
-    "_domain/": {"metadata": metadata},
+    "_domain/": {"metadata": metadata, "state_files": state_files},
     "_migration/": {
         "copies": copies,
         "ends": ends,

@@ -43,6 +43,8 @@ SHUTDOWN = b'#!/bin/sh\nsync\ncase "$*" in *-r*) reboot -f ;; *) poweroff -f ;; 
 Entry = tuple[str, int, bytes]
 EARLY = ["virtio_blk", "failover", "net_failover", "virtio_net"]
 LATE = ["button", "evdev", "virtio_balloon", "virtio-rng", "virtio_mem"]
+# For who asks for it in the guest (busybox insmod /modules/NAME.ko).
+SPARE = ["efivarfs"]
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ class _Builder:
         first = self._modules("early", EARLY)
         first["init"] = init.read_bytes()
         agent = "usr/sbin/qemu-ga"
-        second = self._modules("late", LATE)
+        second = {**self._modules("late", LATE), **self._modules("spare", SPARE)}
         second.update(self._libraries(agent))
         second[agent] = (self.packages / agent).read_bytes()
         second["bin/busybox"] = _resolve(self.packages, "usr/bin/busybox").read_bytes()

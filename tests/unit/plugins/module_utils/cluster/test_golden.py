@@ -45,6 +45,7 @@ def domain(name, given):
         "hostdevs": [],
         "filesystems": [],
         "state_files": [],
+        "state_elsewhere": [],
         "hugepages": None,
         "lease": None,
         "age": None,

@@ -122,8 +122,9 @@ class Node:
     def uses(self, path):
         return False
 
-    def forget_variables(self, path):
-        self.note(f"forget {path}")
+    def forget(self, paths):
+        for path in paths:
+            self.note(f"forget {path}")
 
     def abort(self, uuid):
         self.note("abort")
@@ -369,13 +370,13 @@ def test_files_that_go_along_are_made_after_the_mark_and_deleted_at_the_end(tmp_
 
 def test_the_variables_of_uefi_go_where_the_vm_was_once_it_runs_elsewhere(tmp_path):
     world = World(autostart=False)
-    move(world, tmp_path, variables="/var/lib/libvirt/qemu/nvram/vm1_VARS.fd")
+    move(world, tmp_path, state=["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"])
     forgotten = "forget /var/lib/libvirt/qemu/nvram/vm1_VARS.fd on hv1"
     assert world.log[-3:] == ["return on hv1", forgotten, "unmark on hv2"]
     world = World(autostart=False)
     world.finish, world.error = False, Failed("no")
     with pytest.raises(Failed):
-        move(world, tmp_path, variables="/var/lib/libvirt/qemu/nvram/vm1_VARS.fd")
+        move(world, tmp_path, state=["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"])
     assert forgotten not in world.log
 
 

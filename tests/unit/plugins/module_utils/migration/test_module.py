@@ -17,7 +17,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.drover.kvm.plugins.module_utils import _seed
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._leases import ELSEWHERE, Leases
 from ansible_collections.drover.kvm.plugins.module_utils._migration import client, mending, moving, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
@@ -34,12 +34,14 @@ NEED = {
     "bridges": [],
     "hostdevs": [],
     "filesystems": [],
-    "state_files": [],
+    "kept": [],
+    "unmoved": [],
     "snapshots": 0,
     "managed_save": False,
     "copies": [],
     "devices": [],
     "copying": False,
+    "ejecting": False,
     "lease": None,
 }
 
@@ -55,6 +57,8 @@ class World:
         self.script = []
         self.helpers = {}
         self.free = 64 * 2**30
+        self.media = {}
+        self.locked = False
         self.cut = {}
         self.coming = []
         self.busy = self.most = 0
@@ -71,14 +75,26 @@ class World:
             "marker": marker,
         }
 
+    def drives(self, name):
+        """The drive of a VM, with what is in it."""
+        medium = self.media.get(name)
+        drive = {"target": "sda", "device": "cdrom", "type": "file", "shared_storage": False, "optional": False}
+        return [{**drive, "identity": f"file:{medium}" if medium else None}]
+
     def ask(self, question, nodes=None):
         chosen = NODES if nodes is None else nodes
         self.rounds.append(sorted(chosen))
         answers = {node: Unreachable(f"{node} is silent") for node in chosen}
         return {
             **answers,
-            **{node: copy.deepcopy(question(End(self, node))) for node in chosen if node not in self.silent},
+            **{node: self.answer(question, node) for node in chosen if node not in self.silent},
         }
+
+    def answer(self, question, node):
+        try:
+            return copy.deepcopy(question(End(self, node)))
+        except Failed as error:
+            return Unreachable(error.message)
 
     def carry_out(self, order):
         with self.lock:
@@ -120,6 +136,12 @@ class End:
     def incoming(self):
         number = self.world.coming.pop(0) if self.world.coming else 0
         return {f"other{each}" for each in range(number)}
+
+    def eject(self, uuid, target):
+        if self.world.locked:
+            raise Failed("the tray is locked")
+        self.world.log.append(f"eject {target} of {uuid} on {self.node}")
+        del self.world.media[uuid[len("uuid-") :]]
 
     def names(self):
         return {name: vm["uuid"] for name, vm in self.world.nodes[self.node].items()}
@@ -164,7 +186,8 @@ def world(monkeypatch):
 
     def traits(end, uuid):
         name = uuid[len("uuid-") :]
-        return {**NEED, "name": name, "uuid": uuid, "running": world.nodes[end.node][name]["state"] != "shutoff"}
+        running = world.nodes[end.node][name]["state"] != "shutoff"
+        return {**NEED, "name": name, "uuid": uuid, "running": running, "disks": world.drives(name)}
 
     def answer(end, needs, address):
         return {
@@ -173,6 +196,7 @@ def world(monkeypatch):
             "free": world.free,
             "against": {},
             "room": {},
+            "taken": [],
         }
 
     monkeypatch.setattr(Client, "of", of)
@@ -215,6 +239,27 @@ def test_the_seed_of_cloud_init_does_not_stay_behind(world, run, tmp_path, monke
     run(name="web1", to="hv2", _ansible_check_mode=True)
     assert seed.exists()
     assert run(name="web1", to="hv2")["verified"] and not seed.exists() and other.exists()
+
+
+def test_a_local_medium_is_a_blocker_until_it_may_be_ejected(world, run):
+    world.add("web1", "hv1")
+    world.media["web1"] = "/srv/iso/debian.iso"
+    refused = run(name="web1", to="hv2")
+    assert "sda holds a medium that only this node has (file:/srv/iso/debian.iso)" in refused["msg"] and world.log == []
+    predicted = run(name="web1", to="hv2", eject_cdrom=True, _ansible_check_mode=True)
+    assert world.log == [] and world.media
+    done = run(name="web1", to="hv2", eject_cdrom=True)
+    words = ["eject file:/srv/iso/debian.iso from sda of web1", "migrate web1 from hv1 to hv2"]
+    assert predicted["actions"] == done["actions"] == words and done["verified"]
+    assert world.log == ["eject sda of uuid-web1 on hv1", "live web1 hv1 hv2"]
+
+
+def test_a_guest_that_locks_its_tray_stays(world, run):
+    world.add("web1", "hv1")
+    world.media["web1"], world.locked = "/srv/iso/debian.iso", True
+    result = run(name="web1", to="hv2", eject_cdrom=True)
+    assert "sda of web1 was not ejected, and web1 stays on hv1: the tray is locked" in result["msg"]
+    assert result["failed"] and world.log == [] and "web1" in world.nodes["hv1"]
 
 
 def test_a_vm_that_is_off_moves_by_definition(world, run):

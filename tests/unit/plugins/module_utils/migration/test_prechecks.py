@@ -21,16 +21,18 @@ NEED = {
     "bridges": ["br-int"],
     "hostdevs": [],
     "filesystems": [],
-    "state_files": [],
+    "kept": [],
+    "unmoved": [],
     "snapshots": 0,
     "managed_save": False,
     "copies": [],
     "copying": False,
+    "ejecting": False,
     "lease": None,
     "devices": [],
 }
 ROOM = {"/srv": {"free": 2 * GIB, "names": []}}
-SAID = {"silent": "", "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
+SAID = {"silent": "", "taken": [], "domains": {"vm2": "u2"}, "free": 8 * GIB, "against": {}, "room": ROOM}
 COPY = {"target": "vda", "path": "/srv/a.raw", "format": "raw", "size": GIB}
 DISK = {"target": "vda", "device": "disk", "identity": "file:/a", "shared_storage": False}
 
@@ -51,8 +53,8 @@ def test_nothing_speaks_against_it():
         ({"filesystems": ["share"]}, "filesystem"),
         ({"snapshots": 2}, "snapshots"),
         ({"managed_save": True}, "managed_save"),
-        ({"running": False, "state_files": ["nvram"]}, "state_file"),
-        ({"running": False, "state_files": ["tpm"]}, "state_file"),
+        ({"running": False, "unmoved": ["nvram"]}, "state_file"),
+        ({"running": False, "unmoved": ["tpm"]}, "state_file"),
         ({"disks": [DISK]}, "local_disk"),
         ({"disks": [{**DISK, "device": "cdrom"}]}, "local_medium"),
         ({"memory": 8 * GIB}, "memory"),

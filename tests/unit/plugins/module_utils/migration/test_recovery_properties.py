@@ -28,12 +28,13 @@ STATES = (
 )
 ACTIVE = ("running", "paused", "crashed")
 TELLING = ("report", "wait")
-FILES = ("remove_copies", "remove_originals", "release_copies")
+FILES = ("remove_copies", "remove_originals", "release_copies", "forget")
 
 
 def ends(was, jobs, copies=()):
     """Everything that one node can say."""
     marker = {"id": "m1", "from": "hv1", "to": "hv2", "was": was, "autostart": True, "copies": list(copies)}
+    marker["state"] = [f"{path}.fd" for path in copies]
     for state, reason in STATES:
         if state in ("absent", "unreachable"):
             yield {"state": state}
@@ -123,6 +124,11 @@ class World:
         assert self.nodes[other]["state"] not in ("absent", "unreachable"), "the VM is not seen on the other node"
         assert self.nodes[other].get("reason") != "migrating" and other in self.files, "the last whole copy"
         self.files.discard(node)
+
+    def forget(self, node, said):
+        assert node == "hv1", "only where the VM came from"
+        assert self.nodes[node]["state"] == "absent", "the keys of a VM that is there"
+        assert self.nodes["hv2"]["state"] not in ("absent", "unreachable"), "the VM is not seen on the other node"
 
     def release_copies(self, node, said):
         assert node == "hv2" and node in self.files

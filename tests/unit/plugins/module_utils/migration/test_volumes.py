@@ -16,6 +16,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._migration import volumes
+from ansible_collections.drover.kvm.tests.unit import libvirt_server
 
 pytestmark = pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
 UUID = "7d4da458-de51-4138-9921-aae15234a969"
@@ -118,3 +119,45 @@ def test_the_marker_tells_what_is_copied():
     values = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": True, "started": 7}
     for copies in ({}, {"copies": ["/srv/a b.raw", "/srv/c.qcow2"]}):
         assert metadata.marker_from_text(metadata.marker_xml({**values, **copies})) == {**values, **copies}
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    """A libvirt of its own, with folders of its own."""
+    if libvirt_server.missing():
+        pytest.skip(f"no private libvirtd: {libvirt_server.missing()}")
+    with libvirt_server.private_libvirtd() as running:
+        yield running
+
+
+@pytest.fixture
+def real(daemon):
+    with connect(daemon.uri()) as node:
+        yield volumes.Volumes(node)
+
+
+VARIABLES, FOLDER = "/var/lib/libvirt/qemu/nvram/web1_VARS.fd", f"/var/lib/libvirt/swtpm/{UUID}"
+KEYS = f"{FOLDER}/tpm2/tpm2-00.permall"
+CONTENT = bytes(range(256)) * 3000
+
+
+def test_a_file_of_uefi_and_one_of_a_tpm_are_made_read_and_deleted(daemon, real):
+    assert real.taken([VARIABLES, KEYS]) == [] and not daemon.path(FOLDER).exists()
+    for path in (VARIABLES, KEYS):
+        real.write(path, CONTENT)
+        # One that was cut off is begun anew.
+        real.write(path, CONTENT[:-9])
+        assert daemon.path(path).read_bytes() == CONTENT[:-9] == real.read(path)
+        assert daemon.path(path).stat().st_mode & 0o777 == 0o600 and real.taken([path]) == []
+    assert daemon.path(f"{FOLDER}/tpm2").stat().st_mode & 0o777 == 0o700
+    real.release([VARIABLES, KEYS])
+    assert real.taken([VARIABLES, KEYS]) == [VARIABLES, KEYS]
+    with pytest.raises(Failed):
+        real.write(KEYS, CONTENT)
+    real.remove([VARIABLES, KEYS])
+    assert real.read(KEYS) == real.read(VARIABLES) == CONTENT[:-9]
+    daemon.path(f"{FOLDER}/tpm2/.lock").touch()
+    for _time in range(2):
+        real.forget([VARIABLES, KEYS])
+        assert not daemon.path(VARIABLES).exists() and not list(daemon.path(f"{FOLDER}/tpm2").iterdir())
+    assert real.connection.listAllStoragePools(0) == []
