@@ -15,6 +15,8 @@ from .machine import Machine
 
 SECONDS_PER_GIB = 150
 LEAST_SECONDS = 120
+# libvirt 11.3 compares all disks before it deletes an internal snapshot, also the media that are not in it.
+OTHER_MEDIUM = "is not the same as disk image currently used by VM"
 
 
 def order(machine: Machine, names: Collection[str]) -> list[str]:
@@ -63,6 +65,15 @@ def step(machine: Machine, name: str, seconds: int | None) -> Step:
     return Step(words, merge.start, merge.done, limit)
 
 
+def _mend(words: str) -> str:
+    if OTHER_MEDIUM in words:
+        return (
+            "put that back into the drive (virsh snapshot-dumpxml names it, virsh change-media inserts it), run this "
+            "again, and take it out"
+        )
+    return "the snapshot is there, and the VM has all its data: run this again"
+
+
 class Removal:
     """One that is under way in a thread, as libvirt answers only at its end."""
 
@@ -88,7 +99,7 @@ class Removal:
             self.thread.join(0.2)
             return self._progress()
         if self.error:
-            raise Failed(f"{self.error.message}; the snapshot is there, and the VM has all its data: run this again")
+            raise Failed(f"{self.error.message}; {_mend(self.error.message)}")
         self.machine.read()
         if self.name in self.machine.snapshots and self.name in self.machine.notes:
             return "it is still listed"

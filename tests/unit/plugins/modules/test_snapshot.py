@@ -365,6 +365,20 @@ def test_one_of_a_name_whose_note_was_left_is_ours(run, vms):
     assert run(name="web1", snapshot="s1", state="absent")["changed"] and vms.snapshots("web1") == []
 
 
+def test_a_drive_with_another_medium_says_what_to_do(run, vms, monkeypatch):
+    """As libvirt 11.3 says it."""
+    words = "disk image 'sda' for internal snapshot 's1' is not the same as disk image currently used by VM"
+    vms.define("web1")
+    run(name="web1", snapshot="s1", memory=True)
+
+    def refuse(*_args):
+        raise Failed(words)
+
+    monkeypatch.setattr(Node, "delete_snapshot", refuse)
+    kept = run(name="web1", snapshot="s1", state="absent")
+    assert kept["failed"] and "put that back into the drive" in kept["msg"] and vms.snapshots("web1") == ["s1"]
+
+
 def test_an_internal_one_is_not_gone_back_to_while_a_backup_is_noted(run, vms, monkeypatch):
     vms.define("web1")
     run(name="web1", snapshot="s1", memory=True)
