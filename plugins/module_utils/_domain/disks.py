@@ -193,7 +193,11 @@ def _mend(now: str | None, options: Mapping[str, Any]) -> str:
             "that is where it writes since an external snapshot: remove the snapshots of this VM first "
             "(drover.kvm.snapshot), and leave the disk as it is"
         )
-    return "take it off first, then add this one"
+    return (
+        "where that is right, say so in the sheet, or bring it there with drover.kvm.vm_storage; where it writes since "
+        "an external snapshot, remove the snapshots of this VM first (drover.kvm.snapshot). If you take it off the list "
+        "and then add this one, the guest loses what it holds"
+    )
 
 
 def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
@@ -235,7 +239,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
     after = {**before, **{name: value for name, value in named.items() if name in before}}
     target = before["target"]
     if given["type"] != before["type"]:
-        raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
+        raise Refused(f"{where}: {target} is of type {before['type']}; {_mend(identity(before), after)}")
     for name in [field.name for field in COMMON if field.fixed]:
         if after[name] != before[name]:
             raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")
