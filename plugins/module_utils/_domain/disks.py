@@ -129,6 +129,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
     pairs = _with_drives(present, pairs)
     _check_once(pairs)
+    _check_apart(pairs)
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
     gone: dict[str, str | None] = {}
@@ -183,6 +184,19 @@ def _check_once(pairs: Sequence[Pair]) -> None:
         if found is not None and any(found is other for other in seen):
             raise Refused(f"disks[{place}]: {target_of(found)} is in the list twice")
         seen += [] if found is None else [found]
+
+
+def _check_apart(pairs: Sequence[Pair]) -> None:
+    """Refuse a new disk on what another disk of the VM lies on: both would write to it."""
+    seen: dict[str, tuple[str, bool]] = {}
+    for place, (_given, options, found) in enumerate(pairs):
+        name = identity((read(found) if found is not None else None) or options)
+        if not name or options["device"] != "disk":
+            continue
+        other, new = seen.get(name, ("", False))
+        if other and (new or found is None):
+            raise Refused(f"disks[{place}]: {name} is {other} of this VM already; name another volume for one of them")
+        seen[name] = (target_of(found) if found is not None else f"disks[{place}]", found is None)
 
 
 def _mend(now: str | None, options: Mapping[str, Any]) -> str:
