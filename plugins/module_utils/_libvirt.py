@@ -626,6 +626,16 @@ class Node:
                     return None
                 raise
 
+    def pool_kinds(self) -> str | None:
+        """XML of the kinds of pools that libvirt has a driver for, or lacks one; None where it does not say."""
+        with translated(f"read the kinds of pools of {self.name}"):
+            try:
+                return str(self.connection.getStoragePoolCapabilities(0))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    return None
+                raise
+
     def _pool(self, text: str, name: str, call: Callable[[Any], Any]) -> Any:
         with translated(f"{text} pool {name} on {self.name}"):
             return call(self.connection.storagePoolLookupByName(name))

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -246,6 +248,20 @@ def test_one_that_is_removed_while_all_are_read_is_not_damaged(running: Machine,
     said = running.run(state="verified")
     assert not said["changed"] and not said.get("failed") and said["damaged"] == {}, said
     assert running.there() == [second]
+
+
+def test_a_folder_without_links_and_attributes_will_do(running: Machine, monkeypatch: Any) -> None:
+    """As NFS before 4.2 and much else."""
+
+    def lacking(*_args: object, **_more: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    for verb in ("link", "symlink", "setxattr", "getxattr"):
+        monkeypatch.setattr(os, verb, lacking)
+    for kind in ("full", "incremental"):
+        running.write(3)
+        assert running.take(type=kind)["backup"]["good"]
+    assert not running.run(state="verified")["damaged"]
 
 
 def test_nothing_else_is_done_while_another_run_has_the_lock(running: Machine, monkeypatch: Any) -> None:
