@@ -209,8 +209,8 @@ def _mend(now: str | None, options: Mapping[str, Any]) -> str:
         )
     return (
         "where that is right, say so in the sheet, or bring it there with drover.kvm.vm_storage; where it writes since "
-        "an external snapshot, remove the snapshots of this VM first (drover.kvm.snapshot). If you take it off the list "
-        "and then add this one, the guest loses what it holds"
+        "an external snapshot, remove the snapshots of this VM first (drover.kvm.snapshot). If you take it off the "
+        "list and then add this one, the guest loses what it holds"
     )
 
 
