@@ -120,7 +120,14 @@ options:
     default: {}
     version_added: "0.1.0"
   pins:
-    description: For each VM named, the node or the list of nodes it may run on.
+    description:
+      - For each VM named, or each tag of VMs, the node or the list of nodes where they may run.
+      - What this and O(avoid) say of a VM by its name and by all of its tags holds at once. A VM that runs elsewhere is
+        left there, unless it has to move anyway.
+    type: dict
+    default: {}
+  avoid:
+    description: For each VM named, or each tag of VMs, the node or the list of nodes where they may not run.
     type: dict
     default: {}
   cpu_matrix:
@@ -316,6 +323,8 @@ EXAMPLES = r"""
     anti_affinity: [ldap]
     pins:
       ldap1: [hv1, hv2]
+    avoid:
+      ldap: [hv4] # a tag
     memory_reserve: 8GiB
 
 - name: Is there a way to reboot all nodes, one after the other?

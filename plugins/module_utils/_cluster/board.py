@@ -135,8 +135,9 @@ class Board:
     def _misfit(self, guest: Guest, name: str) -> Obstacle | None:
         node, rules = self.cluster.nodes[name], self.cluster.rules
         if name not in rules.pins.get(guest.name, (name,)):
-            pins = ", ".join(sorted(rules.pins[guest.name]))
-            return Obstacle("pinned", f"is not among the nodes it is pinned to ({pins})", "widen its entry in pins")
+            pins = ", ".join(sorted(rules.pins[guest.name])) or "none"
+            words = f"is not among the nodes it is pinned to ({pins})"
+            return Obstacle("pinned", words, "change what pins and avoid say of it")
         missing = sorted(guest.bridges - node.bridges)
         if missing:
             text = f"has no bridge {', '.join(missing)}"

@@ -156,7 +156,7 @@ def _unpinned(vm: str) -> Mend:
         pins = {name: nodes for name, nodes in cluster.rules.pins.items() if name != vm}
         return replace(cluster, rules=replace(cluster.rules, pins=pins))
 
-    return Mend(f"{vm}: widen its entry in pins", apply)
+    return Mend(f"{vm}: change what pins and avoid say of it", apply)
 
 
 def _any_cpu(vm: str) -> Callable[[Cluster], Cluster]:

@@ -21,15 +21,15 @@ def _number(value: Any) -> int:
     return number
 
 
-def _pins(value: dict[str, Any]) -> dict[str, frozenset[str]]:
-    """One node, or a list of nodes, for each VM."""
-    pins = {}
-    for vm, nodes in value.items():
+def _nodes(value: dict[str, Any]) -> dict[str, frozenset[str]]:
+    """One node, or a list of nodes, for each VM or tag."""
+    found = {}
+    for word, nodes in value.items():
         names = [nodes] if isinstance(nodes, str) else nodes
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{vm}: write one node or a list of nodes")
-        pins[str(vm)] = frozenset(names)
-    return pins
+            raise ValueError(f"{word}: write one node or a list of nodes")
+        found[str(word)] = frozenset(names)
+    return found
 
 
 def _domains(value: dict[str, Any]) -> dict[str, str]:
@@ -121,7 +121,8 @@ FIELDS = (
     Field("anti_affinity", type="list", elements="str", default=[]),
     Field("affinity", type="list", elements="str", default=[]),
     Field("failure_domains", type="dict", default={}, check=_domains),
-    Field("pins", type="dict", default={}, check=_pins),
+    Field("pins", type="dict", default={}, check=_nodes),
+    Field("avoid", type="dict", default={}, check=_nodes),
     Field("cpu_matrix", type="list", elements="dict", default=[], fields=CPU_FIELDS),
     Field("check_return", type="bool", default=True),
     Field("copy_storage", type="bool", default=False),

@@ -31,7 +31,7 @@ def _broken(board: Board, guest: Guest) -> list[Blocker]:
     found = choose.blockers(guest, (obstacle for obstacle in guest.fixed if obstacle.reason in DOUBTFUL))
     pins = board.cluster.rules.pins.get(guest.name, (guest.node,))
     if guest.node not in pins:
-        text = f"{guest.name} is pinned to {', '.join(sorted(pins))}"
+        text = f"{guest.name} is pinned to {', '.join(sorted(pins)) or 'none'}"
         found.append(Blocker(guest.name, guest.node, "pinned", text, "move it there (module migrate)"))
     rivals = [rival for rival in board.rivals(guest, guest.node) if rival.key < guest.key]
     if rivals:

@@ -17,6 +17,7 @@ from .consolidate import consolidate, spread
 from .drain import drain
 from .model import Blocker, Cluster, Guest, Move, Plan, Rules, size_text
 from .options import ONLY, SHEET_FIELDS
+from .pins import bind
 from .place import place
 from .placement import lines, placement
 from .rebalance import Limits, rebalance
@@ -39,11 +40,13 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
         now = facts.cluster(params["nodes"], params["unreachable"], _rules(params))
     except ValueError as error:
         raise Invalid(f"nodes: {error}", option="nodes") from None
+    sheets = _sheets(now, params["vms"])
+    now = bind(now, sheets, params["pins"], params["avoid"])
     if operation == "rolling":
         return _cycle(now, params)
     if operation == "report":
         return _report(now)
-    cluster, made = _make(now, params)
+    cluster, made = _make(now, params, sheets)
     marks = saved.marks(now, params["node"])
     if params["saved"] is not None:
         made = saved.restore(params["saved"], operation, marks, made)
@@ -74,7 +77,6 @@ def _rules(params: Mapping[str, Any]) -> Rules:
         anti_affinity=frozenset(params["anti_affinity"]),
         affinity=frozenset(params["affinity"]),
         failure_domains=params["failure_domains"],
-        pins=params["pins"],
         cpu=cpu,
         check_return=params["check_return"],
         copy_storage=params["copy_storage"],
@@ -82,10 +84,10 @@ def _rules(params: Mapping[str, Any]) -> Rules:
     )
 
 
-def _make(now: Cluster, params: Mapping[str, Any]) -> tuple[Cluster, Plan]:
+def _make(now: Cluster, params: Mapping[str, Any], sheets: Sequence[Guest]) -> tuple[Cluster, Plan]:
     operation, nodes = params["operation"], params["node"]
     if operation == "place":
-        return place(now, _sheets(now, params["vms"]), params["fenced"])
+        return place(now, sheets, params["fenced"])
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
