@@ -48,6 +48,15 @@ READERS = 10
 AGENT_SECONDS = 5  # an agent that hangs answers no more; libvirt would wait for it for ever
 KEYS_SECONDS, CONSOLE_PAUSE = 5.0, 0.05
 
+# What libvirt and QEMU say of a VM that does something else already.
+BUSY = (
+    "cannot acquire state change lock",
+    "has active block job",
+    "already in active block job",
+    "in use by block job",
+    "job is already running",
+)
+
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
@@ -74,6 +83,8 @@ def _ours(error: Any, what: str, vm: str | None) -> DroverError:
     words = error.get_error_message() or str(error)
     details = {"code": code, "domain": vm, "libvirt": words}
     text = f"{what}: {words}" if what else words
+    if any(busy in words for busy in BUSY):
+        text += "; another operation is at work on it, so wait until that is done, and run this again"
     if code.startswith("NO_") and code not in {"NO_SUPPORT", "NO_CONNECT", "NO_MEMORY"}:
         return NotFound(text, **details)
     if code == "OPERATION_TIMEOUT":
@@ -608,6 +619,16 @@ class Node:
                 return _pool_of(self.connection.storagePoolLookupByName(name))
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    return None
+                raise
+
+    def pool_kinds(self) -> str | None:
+        """XML of the kinds of pools that libvirt has a driver for, or lacks one; None where it does not say."""
+        with translated(f"read the kinds of pools of {self.name}"):
+            try:
+                return str(self.connection.getStoragePoolCapabilities(0))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
                     return None
                 raise
 

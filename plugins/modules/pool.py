@@ -63,13 +63,18 @@ options:
     description: Whether it is activated with the node. Without it, a new pool is, and one that is there stays as it is.
     type: bool
   state:
-    description: V(absent) means that libvirt forgets the pool.
+    description:
+      - V(absent) means that libvirt forgets the pool.
+      - When a pool of O(type=logical) is deactivated or forgotten, libvirt deactivates the volumes of its group too.
+        What is in them stays.
     type: str
     choices: [active, inactive, absent]
     default: active
 requirements:
-  - for O(type=iscsi-direct) and O(type=rbd) libvirt's drivers, on Debian C(libvirt-daemon-driver-storage-iscsi-direct)
-    and C(libvirt-daemon-driver-storage-rbd); libvirtd loads them when it starts, and VMs run on meanwhile
+  - for O(type=iscsi-direct), O(type=rbd) and, from Debian 13 on, O(type=logical) libvirt's drivers, on Debian
+    C(libvirt-daemon-driver-storage-iscsi-direct) and so on; libvirtd loads them when it starts, and VMs run on
+    meanwhile
+  - for O(type=netfs) the tools of NFS, on Debian C(nfs-common)
 extends_documentation_fragment:
   - drover.kvm.attributes
   - drover.kvm.attributes.kvm
@@ -270,6 +275,7 @@ class PoolResource(Resource):
         if before is None:
             made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}"))}
             made.update(type=self.params["type"], **filled(self.params["type"], self.params))
+            self._refuse_without_driver(made["type"])
             self._refuse_double(made["path"])
             return {**made, "autostart": autostart is not False, "persistent": True, "state": state}
         for name in ("path", "source"):
@@ -282,6 +288,16 @@ class PoolResource(Resource):
         state = before["state"] if state == "active" and before["state"] == "degraded" else state
         after = {**before, "state": state, "persistent": True}
         return after if autostart is None else {**after, "autostart": autostart}
+
+    def _refuse_without_driver(self, kind: str) -> None:
+        """Raises Refused where libvirt says that it has no driver for such pools."""
+        kinds = self.client.pool_kinds()
+        if kinds and parse(kinds).find(f"pool[@type='{kind}'][@supported='no']") is not None:
+            raise Refused(
+                f"libvirt of this node has no driver for pools of type {kind}: install it (on Debian "
+                f"libvirt-daemon-driver-storage-{kind}) and restart libvirtd; VMs run on meanwhile",
+                type=kind,
+            )
 
     def _refuse_double(self, path: str | None) -> None:
         """Raises Refused when there is another pool at this place; libvirt takes one only."""

@@ -158,6 +158,7 @@ requirements:
   - C(python3-rados) and C(python3-rbd), and the files of role P(drover.kvm.ceph_client#role), for machines with images
     of Ceph
 seealso:
+  - module: drover.kvm.snapshot_info
   - module: drover.kvm.vm
   - module: drover.kvm.migrate
   - module: drover.kvm.vm_storage

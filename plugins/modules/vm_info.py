@@ -176,7 +176,8 @@ vms:
       type: str
       sample: /srv/leases/0a1b2c3d-0000-4000-8000-000000000001
     has_snapshots:
-      description: Whether libvirt has snapshots of it, so that it can't be moved. M(drover.kvm.snapshot) lists them.
+      description:
+        - Whether libvirt has snapshots of it, so that it can't be moved. M(drover.kvm.snapshot_info) lists them.
       type: bool
       sample: false
     state_files:

@@ -116,7 +116,8 @@ def private_libvirtd() -> Iterator[Daemon]:
         with (folder / "log").open("wb") as log:
             # It dies with the tests, also when those are killed.
             argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "sh", "-ec", script]
-            process = subprocess.Popen(argv, stdout=log, stderr=log)
+            # A session of its own: the kernel lets a stopped process go on when its group loses its shell.
+            process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         try:
             end = time.monotonic() + 30
             while not _listens(folder / "libvirt-sock"):

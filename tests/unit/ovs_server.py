@@ -100,8 +100,9 @@ class Server:
         # setpriv makes the daemon die with the tests, also when those are killed.
         argv = ["setpriv", "--pdeathsig", "KILL", *argv]
         with (self.folder / f"{name}.log").open("wb") as log:
+            # A session of its own: the kernel lets a stopped process go on when its group loses its shell.
             self.daemons[name] = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
         control = self.folder / f"{name}.{self.daemons[name].pid}.ctl"
         self._until(control.exists, f"{name} (see {log.name})")

@@ -24,14 +24,16 @@ def guard(facts: dict[str, Any]) -> None:
     name, marker = facts["name"], facts["marker"]
     if marker is not None:
         raise Refused(
-            f"{name} carries the marker of a migration from {marker['from']} to {marker['to']}; {RECOVER}",
+            f"{name} carries the marker of a migration from {marker['from']} to {marker['to']}, another operation that "
+            f"runs or was cut off; {RECOVER}",
             marker=marker,
         )
     if facts["state"] == "paused" and "migrat" in str(facts["reason"]):
         raise Refused(f"{name} is paused by a migration ({facts['reason']}); {RECOVER}")
     if facts["job"] is not None:
         raise Refused(
-            f"{name} has a job that runs ({facts['job'].get('type')}); wait until it is done", job=facts["job"]
+            f"{name} has a job that runs ({facts['job'].get('type')}), of another operation; wait until it is done",
+            job=facts["job"],
         )
 
 

@@ -47,7 +47,7 @@ class Blocker:
 def at_work(job: str) -> list[dict[str, str]]:
     """What speaks against moving a VM that has this job; for the end of one that is no migration libvirt would wait."""
     mend = "wait until it ends (virsh domjobinfo shows it)"
-    found = Blocker("job", "it has a job that runs: a backup, a snapshot or a dump", mend)
+    found = Blocker("job", "it has a job that runs, of another operation: a backup, a snapshot or a dump", mend)
     return [found.as_dict()] if job == "other" else []
 
 

@@ -66,7 +66,9 @@ class Item:
 
     def _note(self) -> Note:
         """The note that the snapshot shall have."""
-        old = self.machine.notes.get(self.snapshot, Note())
+        # The note of one that is gone (by hand, or by a run that was killed) says nothing of the one to come.
+        there = self.snapshot in self.machine.snapshots
+        old = self.machine.notes.get(self.snapshot, Note()) if there else Note()
         tags, words = self.params["tags"], self.params["description"]
         new = replace(old, tags=old.tags if tags is None else tuple(tags))
         return new if words is None else replace(new, description=words)

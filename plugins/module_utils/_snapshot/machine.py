@@ -35,14 +35,25 @@ class Machine:
 
     def read(self) -> Machine:
         """Raises NotFound when there is no such VM, and Refused for one that somebody else is at work on."""
+        domain = self._find()
+        power.guard(self.facts)
+        if not domain.persistent:
+            raise Refused(f"{self.name} has no definition: when it stops it would be gone with them; define it first")
+        return self._read(domain)
+
+    def look(self) -> Machine:
+        """The same, whoever is at work on it. Raises NotFound."""
+        return self._read(self._find())
+
+    def _find(self) -> Domain:
         domain = self.node.domain(self.name)
         if domain is None:
             raise NotFound(f"there is no VM {self.name} on this node; run this where it is (see playbook snapshot_vms)")
         self.facts = domain_facts(domain)
-        power.guard(self.facts)
-        if not domain.persistent:
-            raise Refused(f"{self.name} has no definition: when it stops it would be gone with them; define it first")
-        self.domain: Domain = domain
+        return domain
+
+    def _read(self, domain: Domain) -> Machine:
+        self.domain = domain
         self.definition = parse(domain.xml)
         self.running = parse(domain.live_xml) if domain.live_xml else None
         root = self.definition if self.running is None else self.running

@@ -254,7 +254,7 @@ def test_a_daemon_that_freezes_later_does_not_hold_the_program(daemon, tmp_path)
             words, _nothing = process.communicate("go\n", timeout=60)
         finally:
             daemon.thaw()
-    assert words.startswith("Unreachable ") and time.monotonic() - start < 30
+    assert words.startswith("Unreachable ") and time.monotonic() - start < 30, (words, process.returncode)
 
 
 @pytest.mark.parametrize(("age", "asked"), [(10, 3), (500, 1), (None, 1)])
@@ -280,3 +280,30 @@ def test_a_daemon_that_was_only_just_started_is_waited_for(monkeypatch, age, ask
     seen.clear()
     with pytest.raises(Unreachable, match="was silent"), connect("qemu+ssh://hv2/system", name="hv2"):
         pass
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainSave)",
+        "Requested operation is not valid: domain has active block job",
+        "unable to execute QEMU command 'block_resize': Node 'd' is busy: block device is in use by block job: backup",
+    ],
+)
+def test_a_vm_that_does_something_else_is_no_riddle(words):
+    class Busy(libvirt.libvirtError):
+        def __init__(self):
+            Exception.__init__(self, words)
+
+        def get_error_code(self):
+            return libvirt.VIR_ERR_OPERATION_INVALID
+
+        def get_error_message(self):
+            return words
+
+        def get_error_domain(self):
+            return libvirt.VIR_FROM_QEMU
+
+    with pytest.raises(Failed, match="another operation is at work on it") as caught, _libvirt.translated("grow it"):
+        raise Busy
+    assert caught.value.message.startswith(f"grow it: {words}") and caught.value.details["libvirt"] == words

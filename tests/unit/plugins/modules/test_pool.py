@@ -158,6 +158,26 @@ def test_pools_of_other_kinds(run, node, monitors, kind):
     assert both(run, name="more", state="absent")["pool"] is None
 
 
+# As virsh pool-capabilities of libvirt 11.3 on Debian 13 has them.
+CAPABILITIES = """<storagepoolCapabilities>
+  <pool type='netfs' supported='yes'><poolOptions/></pool><pool type='logical' supported='no'></pool>
+</storagepoolCapabilities>"""
+
+
+def test_a_kind_that_libvirt_has_no_driver_for(run, node, monkeypatch):
+    def asked(_connection, _flags):
+        return CAPABILITIES
+
+    monkeypatch.setattr(type(node.connection), "getStoragePoolCapabilities", asked)
+    options = {"name": "more", "type": "logical", "source": "vg0", "state": "inactive"}
+    for check in (True, False):
+        refused = run(**options, _ansible_check_mode=check)
+        assert refused["failed"] and "libvirt-daemon-driver-storage-logical" in refused["msg"]
+    assert node.pool("more") is None
+    for kind in ("netfs", "rbd"):
+        assert not run(name=kind, type=kind, **{**KINDS[kind][0], "hosts": ["nas1"]}, state="inactive").get("failed")
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

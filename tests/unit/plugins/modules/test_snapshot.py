@@ -18,7 +18,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import Node, connect, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._snapshot import reverting
 from ansible_collections.drover.kvm.plugins.module_utils._xml import Property, add, devices, find, parse, text_of
-from ansible_collections.drover.kvm.plugins.modules import snapshot
+from ansible_collections.drover.kvm.plugins.modules import snapshot, snapshot_info
 from ansible_collections.drover.kvm.tests.unit.frozen_guest import Guest, Systemd
 
 pytestmark = [
@@ -108,6 +108,7 @@ def vms(tmp_path, monkeypatch):
             yield node
 
         monkeypatch.setattr(snapshot, "connect", same)
+        monkeypatch.setattr(snapshot_info, "connect", same)
         found = Nodes(node, guests, tmp_path)
         found.systemd = systemd
 
@@ -194,6 +195,26 @@ def test_several_machines_are_frozen_together(both, vms, monkeypatch):
     assert sorted(frozen) == [("db1", ["db1", "web1"]), ("web1", ["db1", "web1"])]
     assert [one["name"] for one in made["vms"]] == ["web1", "db1"]
     assert [only(made, number)["quiesced"] for number in (0, 1)] == [True, True]
+
+
+def test_they_are_listed_whoever_is_at_work(run, vms, capsys, monkeypatch):
+    for name in ("web1", "db1"):
+        vms.define(name)
+    made = run(name="web1", snapshot="s1", memory=True, description="before all", tags=["story"])
+    monkeypatch.setattr(Node, "_job", staticmethod(lambda _found: {"type": "other"}))
+
+    def listed(**args):
+        with patch_module_args(args), pytest.raises(SystemExit):
+            snapshot_info.main()
+        return json.loads(capsys.readouterr().out)
+
+    found = listed()
+    assert [one["name"] for one in found["vms"]] == ["db1", "web1"] and not found["changed"]
+    assert {**only(found, 1), "age": 0} == {**only(made), "age": 0} and found["vms"][0]["snapshots"] == []
+    refused = run(name="web1", snapshot="s2", memory=True)
+    assert refused["error"] == "Refused" and "another operation" in refused["msg"]
+    assert [one["name"] for one in listed(name=["db1"])["vms"]] == ["db1"]
+    assert "there is no VM web9" in listed(names=["web9"])["msg"]
 
 
 def test_one_that_fails_leaves_none(run, vms, monkeypatch):
@@ -332,6 +353,16 @@ def test_another_tools_of_the_name_of_one_that_was_ours_is_left_alone(run, vms):
     assert run(name="web1", snapshot="s1", state="absent")["error"] == "Refused"
     assert not run(name="web1", state="retained", keep=0)["changed"]
     assert vms.snapshots("web1") == ["s1"]
+
+
+def test_one_of_a_name_whose_note_was_left_is_ours(run, vms):
+    """It was removed by hand, or the run that removed it was killed before it took its note away."""
+    vms.define("web1")
+    run(name="web1", snapshot="s1", memory=True, tags=["old"])
+    vms.node.delete_snapshot("web1", "s1")
+    made = only(run(name="web1", snapshot="s1", memory=True))
+    assert made["managed"] and made["tags"] == []
+    assert run(name="web1", snapshot="s1", state="absent")["changed"] and vms.snapshots("web1") == []
 
 
 def test_an_internal_one_is_not_gone_back_to_while_a_backup_is_noted(run, vms, monkeypatch):
