@@ -616,7 +616,7 @@ BAD += [
         "is not the path of a file",
     ),
     ({"disks": [{"type": "file", "format": "raw", "size": 7}]}, "whole mebibytes"),
-    ({"memory": "16TiB"}, "more than this node has"),
+    ({"memory": "16TiB"}, r"memory=16TiB of web1 is more than \S+ has \(\d+MiB\); write less, or choose"),
     ({"memory": None}, "memory is missing"),
     ({"shutdown_timeout": 0}, "is not a waiting time"),
 ]
