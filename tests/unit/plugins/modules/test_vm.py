@@ -336,7 +336,8 @@ def test_files_are_made_grown_and_removed_only_when_asked(lab, tmp_path, kind):
     disks[0]["size"] = "4MiB"
     assert lab.both(name="web1", disks=disks)["actions"] == [f"grow {image} ({kind}, 4MiB)"]
     disks[0]["size"] = "1MiB"
-    assert "cut off what is in it" in lab.run(name="web1", disks=disks)["msg"]
+    words = f"{image} has 4MiB; to make it smaller (1MiB) would cut off what is in it: write size: 4MiB"
+    assert words in lab.run(name="web1", disks=disks)["msg"]
     lab.both(name="web1", disks=[])
     assert image.exists()
     lab.both(name="web1", state="absent")
@@ -629,7 +630,7 @@ BAD += [
         "is not the path of a file",
     ),
     ({"disks": [{"type": "file", "format": "raw", "size": 7}]}, "whole mebibytes"),
-    ({"memory": "16TiB"}, "more than this node has"),
+    ({"memory": "16TiB"}, r"memory=16TiB of web1 is more than \S+ has \(\d+MiB\); write less, or choose"),
     ({"memory": None}, "memory is missing"),
     ({"shutdown_timeout": 0}, "is not a waiting time"),
 ]
