@@ -227,7 +227,7 @@ def test_a_snapshot_of_volumes_lies_in_files(story: Story) -> None:
         return story.cluster.task(NODE, "snapshot", name=VM, **options)
 
     refused = run(snapshot="e1")
-    assert refused["failed"] and "say in which directory its changes shall go" in refused["msg"], refused
+    assert refused["failed"] and "say directory (in playbooks drover_snapshot_directory)" in refused["msg"], refused
     with Observer(story.cluster.lab) as watch:
         watch.wait_word(VM, after=time.monotonic(), seconds=240)
         made = run(snapshot="e1", memory=True, directory=folder)

@@ -18,7 +18,8 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, n
 from ansible_collections.drover.kvm.plugins.modules import image, vm, vm_storage, volume_group
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/vm.md", "docs/storage.md")}
+NAMES = ("README.md", "docs/vm.md", "docs/storage.md", "docs/backups.md")
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in NAMES}
 MODULES = {"vm": vm, "vm_storage": vm_storage, "image": image, "volume_group": volume_group}
 BLOCK = re.compile(r"^( *)```yaml\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 

@@ -99,7 +99,8 @@ def _against_external(facts: Mapping[str, Any], folder: str | None) -> str:
         if facts["state"] == "stopped":
             return f"{what}, and only QEMU puts one over it: start it first{other}"
         if folder is None:
-            return f"{what}; say in which directory its changes shall go{other}"
+            where = "say directory (in playbooks drover_snapshot_directory), a folder of the node for its changes"
+            return f"{what}; {where}{other}"
     return "" if written(facts) else "it has no disk"
 
 

@@ -22,6 +22,13 @@ def test_where_both_kinds_are_no_more_is_made(asked: str) -> None:
         choose.choose(FACTS, True, asked, {"internal", "external"}, None)
 
 
+def test_what_a_volume_of_a_san_lacks_is_named_as_module_and_playbook_call_it() -> None:
+    facts = {**FACTS, "disks": [{**DISK, "type": "iscsi", "format": "raw", "identity": "iscsi:iqn.2026-01.org:web1/1"}]}
+    with pytest.raises(Refused, match=r"say directory \(in playbooks drover_snapshot_directory\)"):
+        choose.choose(facts, False, "auto", set(), None)
+    assert choose.choose(facts, False, "auto", set(), "/var/lib/libvirt/snapshots") == "external"
+
+
 def machine(current: str, kind: str = "external", **parents: Any) -> Any:
     """A VM with snapshots, the oldest first, each with its parent."""
     there = {
