@@ -215,8 +215,8 @@ class Draft:
                 have, where = ", ".join(sorted(bridges)) or "none", f"nics[{place}]"
                 raise Invalid(
                     f"{where} of {self.params['name']}: {self.site.node.name} has no bridge {nic['bridge']} (it has: "
-                    f"{have}); name one that it has, or make this one first (linux_bridge_bridges or open_vswitch_bridges of "
-                    "the node, and playbook drover.kvm.site)",
+                    f"{have}); name one that it has, or make this one first (linux_bridge_bridges or "
+                    "open_vswitch_bridges of the node, and playbook drover.kvm.site)",
                     option=where,
                 )
 
