@@ -172,6 +172,7 @@ class Draft:
             self.after = deepcopy(self.before)
         bridges = self.site.bridges if self.params["nics"] else {}
         declared = sheet.edit(self.after, self.params, bridges)
+        self._check_bridges(bridges)
         present = {disk["target"] for disk in ([] if self.before is None else disks.read_all(self.before))}
         chains.write(self.after, declared, present)
         leases.write(self.after, self.site.leases.path(self.uuid))
@@ -204,6 +205,20 @@ class Draft:
     def _may_restart(self) -> bool:
         wanted = self.params["restart"] == "allowed" and self.params["state"] == "running"
         return wanted and self.facts is not None and self.facts["state"] == "running"
+
+    def _check_bridges(self, bridges: Mapping[str, str]) -> None:
+        """Refuse those of new NICs, and of NICs that are plugged in otherwise, that this node does not have."""
+        before = {} if self.before is None else {nic["mac"]: nic for nic in nic_options(self.before)}
+        for place, nic in enumerate(nic_options(self.after) if self.params["nics"] else ()):
+            same = all(nic[key] == before.get(nic["mac"], {}).get(key) for key in ("bridge", "vlan", "trunks"))
+            if nic["bridge"] and nic["bridge"] not in bridges and not same:
+                have, where = ", ".join(sorted(bridges)) or "none", f"nics[{place}]"
+                raise Invalid(
+                    f"{where} of {self.params['name']}: {self.site.node.name} has no bridge {nic['bridge']} (it has: "
+                    f"{have}); name one that it has, or make this one first (linux_bridge_bridges or "
+                    "open_vswitch_bridges of the node, and playbook drover.kvm.site)",
+                    option=where,
+                )
 
     def _check_networks(self, nics: Sequence[Mapping[str, Any]]) -> None:
         """Refuse new ones that are not there, or that lead around the guard of the hosts' VLANs."""

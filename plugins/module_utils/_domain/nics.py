@@ -275,9 +275,6 @@ def _plug(nic: Element, bridges: Mapping[str, str], where: str) -> None:
     port = find(nic, "virtualport")
     if network and find(nic, "vlan") is not None:
         raise Invalid(f"{where}: a network has no vlan and no trunks; give bridge instead", option=where)
-    if kind is None and not network:
-        have = ", ".join(sorted(bridges)) or "none"
-        raise Invalid(f"{where}: this node has no bridge {bridge} (it has: {have})", option=where)
     if kind == "ovs":
         if port is None:
             add(nic, "virtualport", {"type": "openvswitch"})

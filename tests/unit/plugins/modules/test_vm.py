@@ -613,6 +613,10 @@ BAD += [
     ({"tags": ["a b"]}, "is not a tag"),
     ({"tags": {"set": ["a"], "sub": ["b"]}}, "a list .exactly these"),
     ({"colour": "red"}, "[Uu]nsupported parameters"),
+    (
+        {"nics": [{"bridge": "br-none"}]},
+        r"nics\[0\] of web1: \S+ has no bridge br-none \(it has: .*\); name one that it has, or make this one first",
+    ),
     ({"nics": [{"bridge": "br 0"}]}, "is not the name of a bridge"),
     ({"nics": [{"bridge": "br-int", "speed": 3}]}, "[Uu]nsupported parameters"),
     ({"nics": {"bridge": "br-int"}}, "list|dict"),

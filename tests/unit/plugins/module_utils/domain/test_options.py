@@ -500,7 +500,6 @@ REFUSED = [
     ({"graphics": {"type": "vnc", "listen": "all"}}, "is not an IP address"),
     ({"cpu_shares": 1}, "out of range"),
     ({"cpu_quota": 101}, "write a number from 0 to 100"),
-    ({"nics": [{"bridge": "br-none"}]}, "no bridge br-none"),
     ({"nics": [{}, {}, {}]}, "nics.2.: bridge is missing"),
     ({"disks": [{"type": "iscsi"}]}, "disks.0.: iqn is missing"),
     ({"disks": [{**SAN, "format": "qcow2"}]}, "has the format raw"),
