@@ -251,10 +251,16 @@ def _plans(resources: list[Resource], resource_class: type[Resource]) -> list[Pl
         raise errors[0][1]
     if errors:
         raise type(errors[0][1])(
-            "; ".join(f"{name}: {error.message}" for name, error in errors),
+            "; ".join(_named(name, error) for name, error in errors),
             items={name: error.details for name, error in errors},
         )
     return plans
+
+
+def _named(name: str, error: DroverError) -> str:
+    """The message with the name of its item before it, unless it begins with that."""
+    first = error.message.split(maxsplit=1)[:1]
+    return error.message if first in ([name], [f"{name}:"]) else f"{name}: {error.message}"
 
 
 def _finish(module: AnsibleModule, plans: list[Plan], outcomes: list[dict[str, Any]], bulk: bool) -> None:
@@ -268,7 +274,7 @@ def _finish(module: AnsibleModule, plans: list[Plan], outcomes: list[dict[str, A
         "results": [{"name": plan.resource.name, **outcome} for plan, outcome in zip(plans, outcomes)],
     }
     result["diff"] = [diff for diff in result["diff"] if diff["before"] != diff["after"]]
-    failed = [f"{plan.resource.name}: {plan.error.message}" for plan in plans if plan.error is not None]
+    failed = [_named(plan.resource.name, plan.error) for plan in plans if plan.error is not None]
     if failed:
         done = [plan.resource.name for plan in plans if plan.error is None]
         module.fail_json(msg="; ".join(failed), completed=done, **result)

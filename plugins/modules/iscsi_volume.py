@@ -396,7 +396,7 @@ from typing import Any
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as files
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_rules as rules
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid, Refused
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name, names_after
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name, names_after, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._lvm import check_lvm_name
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._target_lio import LUN
@@ -515,7 +515,11 @@ class IscsiVolume(Resource):
             size = files.new_size(self.name, self.params)
         new: int = self.volume.size(have.get("size") or 0, size)
         if new < (have.get("size") or 0):
-            raise Refused(f"{self.name} has {have['size']} bytes; it is not made smaller ({new} asked)")
+            has = size_text(have["size"])
+            raise Refused(
+                f"{self.name} has {has}; it is not made smaller ({size_text(new)} asked): write size: {has} (for a VM of "
+                "the inventory, as the size of its disk)"
+            )
         return new
 
     def _warn_of_uninvited(self, wanted: Mapping[str, Any]) -> None:

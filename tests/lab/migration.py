@@ -311,6 +311,12 @@ class Mover:
         if state == "running":
             self.counts()
 
+    def goes_next_time(self) -> None:
+        """It rests where it was, and the next try moves it."""
+        self.rests_on(self.source)
+        self.moved()
+        self.rests_on(self.target)
+
     def heal(self) -> None:
         """Whatever the story did or failed to do: daemons go on, one complete copy runs. AssertionError if not."""
         for process in self.started:

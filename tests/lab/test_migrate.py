@@ -121,9 +121,7 @@ def test_e3_the_destinations_libvirtd_dies_in_perform(mover: Mover) -> None:
     assert time.monotonic() - begin < 60
     assert result["failed"] and result["details"]["where"] == mover.source
     assert f"running on {mover.source}" in result["msg"]
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_e4_the_sources_libvirtd_dies_in_perform(mover: Mover) -> None:
@@ -131,9 +129,7 @@ def test_e4_the_sources_libvirtd_dies_in_perform(mover: Mover) -> None:
     mover.kill_daemon(mover.source)
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_e5_the_destinations_qemu_dies_in_perform(mover: Mover) -> None:
@@ -141,9 +137,7 @@ def test_e5_the_destinations_qemu_dies_in_perform(mover: Mover) -> None:
     mover.kill_qemu(mover.target)
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_e7_the_destinations_libvirtd_freezes_before_finish(mover: Mover) -> None:
@@ -159,9 +153,7 @@ def test_e7_the_destinations_libvirtd_freezes_before_finish(mover: Mover) -> Non
     mover.counts()
     recovered = mover.migrate(mover.source, state="recovered")
     assert recovered["changed"] and recovered["places"] == {mover.vm: mover.source}
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_e8_the_sources_libvirtd_dies_when_all_is_sent(mover: Mover) -> None:
@@ -184,9 +176,7 @@ def test_e8b_the_destinations_libvirtd_dies_before_finish(mover: Mover) -> None:
     mover.kill_daemon(mover.target)
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_e11_a_vm_that_runs_twice_is_moved_by_nobody(mover: Mover) -> None:
@@ -251,9 +241,7 @@ def test_a_stall_ends_on_the_source(mover: Mover) -> None:
     result = mover.end(process)
     assert result["failed"] and result["details"]["where"] == mover.source
     mover.mend_stream()
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_f11_the_sources_qemu_dies_in_perform(mover: Mover) -> None:

@@ -289,7 +289,7 @@ def test_an_encrypted_chain_boots_on_another_node_and_nobody_reads_it(saved: Sav
     assert not again["failed"] and again["backup"]["base"] == max(kept) and saved.left() == [], again
     assert saved.ssh("virsh -q secret-list") == secrets
     for backup_id, seen in kept.items():
-        one = {"name": NAME, "path": ROOT, "id": backup_id, "disks": ["vda"], "directory": saved.look()}
+        one: dict[str, Any] = {"name": NAME, "path": ROOT, "id": backup_id, "disks": ["vda"], "directory": saved.look()}
         refused = saved.cluster.task(NODE, "restore", **one, passphrase="wrong")
         assert refused["failed"] and "another passphrase" in refused["msg"], refused
         restored = saved.cluster.task(NODE, "restore", **one, passphrase=PHRASE)

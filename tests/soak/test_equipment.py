@@ -294,8 +294,8 @@ LIVE: dict[str, Any] = {
         SCSI,
         SATA,
         {**DRIVE, "path": MEDIUM},
-        {**SCSI, "target": "sdd"},
-        {**ROOT, "target": "vdb", "serial": "all1-more"},
+        {**SCSI, "target": "sde"},
+        {**ROOT, "target": "vdc", "serial": "all1-more"},
     ],
     "nics": [{**FIRST, "vlan": 200, "ips": [], "anti_spoof": False, "link": "down"}, TRUNK, OLD, NIC],
 }
@@ -321,7 +321,7 @@ LATER: dict[str, Any] = {
         {**ROOT, "size": "16MiB", "cache": "writeback", "io": "threads", "discard": "ignore", "detect_zeroes": "off"},
         SCSI,
         {**DRIVE, "path": ""},
-        {**ROOT, "target": "vdb", "serial": "all1-late"},
+        {**ROOT, "target": "vdc", "serial": "all1-late"},
     ],
     "nics": [{**FIRST, "mtu": 1500, "queues": 1}, TRUNK],
 }

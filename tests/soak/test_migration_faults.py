@@ -114,9 +114,7 @@ def test_f05_the_destinations_libvirtd_dies_in_prepare(mover: Mover) -> None:
     finally:
         mover.inside(mover.target, "rm", "-f", HOOK, HOLD, HELD)
     assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_libvirtd(
@@ -133,9 +131,7 @@ def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_li
     mover.counts()
     powered.on(mover.target)
     assert not mover.migrate(mover.third, state="recovered")["failed"]
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 def test_f12_the_vm_is_powered_off_in_perform(mover: Mover) -> None:
@@ -196,9 +192,7 @@ def test_f18_a_destination_without_memory_is_refused_with_the_figures(mover: Mov
             assert re.search(rf"{mover.target} has \d\d MiB of memory free, the VM takes \d+", result["msg"]), result
     finally:
         mover.inside(mover.target, "umount", "/proc/meminfo")
-    mover.rests_on(mover.source)
-    mover.moved()
-    mover.rests_on(mover.target)
+    mover.goes_next_time()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ ENCRYPT = f"encrypt.format=luks,encrypt.key-secret={NAME},encrypt.iter-time=10"
 SLOW = 2000
 PATIENCE = 900  # seconds until then, on a node that has much else to do
 WRONG = "Invalid password"
-# QEMU measures how fast the node is when it makes LUKS, and before 10.0 could fail at that on a fast one.
+# QEMU measures how fast the node is when it makes LUKS, and 7.2.22 fails at that now and then on a fast one.
 UNMEASURED, TRIES = "Unable to get accurate CPU usage", 20
 
 

@@ -107,7 +107,8 @@ def _told(kind: Kind, disk: Options, wanted: int | None, seen: int | None) -> li
 
 
 def _cut(name: str, size: int, wanted: int) -> str:
-    return f"{name} has {size} bytes; to make it smaller ({wanted}) would cut off what is in it"
+    has = size_text(size)
+    return f"{name} has {has}; to make it smaller ({size_text(wanted)}) would cut off what is in it: write size: {has}"
 
 
 def _backing(volume: Volume | None, source: Options) -> str | None:

@@ -129,6 +129,7 @@ def write(root: Element, wanted: Sequence[Mapping[str, Any]], vm: str) -> dict[s
     pairs = [(given, options, _match(present, given, options)) for given, options in zip(wanted, filled(wanted, vm))]
     pairs = _with_drives(present, pairs)
     _check_once(pairs)
+    _check_apart(pairs)
     kept = [disk for _given, _options, disk in pairs if disk is not None]
     parent = find(root, "devices")
     gone: dict[str, str | None] = {}
@@ -185,6 +186,19 @@ def _check_once(pairs: Sequence[Pair]) -> None:
         seen += [] if found is None else [found]
 
 
+def _check_apart(pairs: Sequence[Pair]) -> None:
+    """Refuse a new disk on what another disk of the VM lies on: both would write to it."""
+    seen: dict[str, tuple[str, bool]] = {}
+    for place, (_given, options, found) in enumerate(pairs):
+        name = identity((read(found) if found is not None else None) or options)
+        if not name or options["device"] != "disk":
+            continue
+        other, new = seen.get(name, ("", False))
+        if other and (new or found is None):
+            raise Refused(f"disks[{place}]: {name} is {other} of this VM already; name another volume for one of them")
+        seen[name] = (target_of(found) if found is not None else f"disks[{place}]", found is None)
+
+
 def _mend(now: str | None, options: Mapping[str, Any]) -> str:
     """What to do about a disk that is not the one of the sheet. What it wrote since a snapshot must not be cut off."""
     kind, _colon, path = str(now).partition(":")
@@ -193,7 +207,11 @@ def _mend(now: str | None, options: Mapping[str, Any]) -> str:
             "that is where it writes since an external snapshot: remove the snapshots of this VM first "
             "(drover.kvm.snapshot), and leave the disk as it is"
         )
-    return "take it off first, then add this one"
+    return (
+        "where that is right, say so in the sheet, or bring it there with drover.kvm.vm_storage; where it writes since "
+        "an external snapshot, remove the snapshots of this VM first (drover.kvm.snapshot). If you take it off the "
+        "list and then add this one, the guest loses what it holds"
+    )
 
 
 def _check_not_swapped(options: Mapping[str, Any], gone: Mapping[str, str | None], where: str) -> None:
@@ -235,7 +253,7 @@ def _change(disk: Element, given: Mapping[str, Any], where: str) -> None:
     after = {**before, **{name: value for name, value in named.items() if name in before}}
     target = before["target"]
     if given["type"] != before["type"]:
-        raise Refused(f"{where}: {target} is of type {before['type']}; take it off first, then add the other one")
+        raise Refused(f"{where}: {target} is of type {before['type']}; {_mend(identity(before), after)}")
     for name in [field.name for field in COMMON if field.fixed]:
         if after[name] != before[name]:
             raise Refused(f"{where}: {name} of {target} is {before[name]} and can't become {after[name]}")

@@ -14,6 +14,7 @@ from .._disks import booting
 from .._disks import plan as storage
 from .._disks.kind import Store, Volume
 from .._errors import Invalid, Refused
+from .._fields import size_text
 from .._identity import vm_uuid
 from .._libvirt import Domain
 from .._reserved import of_bridge, trespass
@@ -236,7 +237,11 @@ class Draft:
             if field.type != "size" or size in (None, None if self.before is None else field.place.get(self.before)):
                 continue
             if size > (has := self.site.offer["memory"]["total"]):
-                raise Invalid(f"{name}={size} is more than this node has ({has} bytes)", option=name)
+                raise Invalid(
+                    f"{name}={size_text(size)} of {self.params['name']} is more than {self.site.node.name} has "
+                    f"({has // 2**20}MiB); write less, or choose a node that has more",
+                    option=name,
+                )
 
     def _power_after(self) -> str:
         if self.act is None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
@@ -80,3 +81,28 @@ def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch)
     assert san.ask("tgt-admin", "-e", "-c", main).returncode == 0
     words = noted.read_text()
     assert SECRET not in words and MUTUAL not in words and Tgt().targets()[iqn].accounts == ["u"]
+
+
+def test_check_mode_asks_the_daemon_of_a_server_that_lacks_the_program(san, tmp_path):
+    tasks = yaml.safe_load((PROGRAM.parents[1] / "tasks/run_tgt.yml").read_text(encoding="utf-8"))
+    as_is = {"changed": False}
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {
+            "san_target_portals": [f"127.0.0.2:{san.port}"],
+            "san_target_installed": as_is,
+            "san_target_started": as_is,
+            "ansible_python_interpreter": sys.executable,
+        },
+        "tasks": [tasks[-1]],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    (tmp_path / "files").symlink_to(PROGRAM.parent)
+    words = [sys.executable, "-m", "ansible", "playbook", "--check", "-v", str(tmp_path / "play.yml")]
+    environment = {**os.environ, "ANSIBLE_LOCAL_TEMP": str(tmp_path), "ANSIBLE_REMOTE_TEMP": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert "changed=1" in done.stdout and f"listen on 127.0.0.2:{san.port}" in done.stdout
+    assert Tgt().portals() == [f"127.0.0.1:{san.port}"]

@@ -79,7 +79,8 @@ def by_readme(machine: Machine, folder: Path) -> bytes:
     text = (folder / "README.txt").read_text(encoding="utf-8")
     for place, own in (("/var/lib/libvirt/images", out), ("/dev/shm/web1", out / "beside")):
         text = text.replace(place, str(own))
-    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    # What a command is for stands behind some of them.
+    lines = [line.strip().split("    ")[0] for line in text.splitlines() if line.startswith("  ")]
     script = "\n".join(["set -e", *(line for line in lines if line.split()[0] not in ("virsh", "rm"))])
     subprocess.run(["bash", "-c", script], cwd=folder, input=f"{PHRASE}\n", text=True, check=True)
     assert "<name>web1</name>" in (out / "beside" / "domain.xml").read_text(encoding="utf-8")
@@ -106,7 +107,7 @@ def test_each_point_of_a_chain_comes_back_by_the_commands_of_its_readme(small: M
         assert by_readme(small, place / backup_id) == kept
     # A history goes on with its passphrase only.
     for check in (True, False):
-        wrong = small.run(encryption="luks", passphrase="another", type="incremental", _ansible_check_mode=check)
+        wrong = small.run(encryption="luks", passphrase="wrong", type="incremental", _ansible_check_mode=check)
         assert wrong["failed"] and f"{last.name} was made with another passphrase" in wrong["msg"], wrong
         assert small.there() == sorted(seen)
     clear = small.take(type="incremental")["backup"]

@@ -452,7 +452,9 @@ def test_links_and_directories_are_not_followed(san):
 def test_shrinking_is_refused(san):
     san.make()
     before = san.state()
-    refused(san(name="a", size="8MiB"), "not made smaller")
+    refused(san(name="a", size="8MiB"), "a has 16MiB; it is not made smaller (8MiB asked): write size: 16MiB")
+    many = san(volumes=[{"name": "a", "size": "8MiB"}, {"name": "b"}], iqn_prefix=PREFIX, size="16MiB", chap_user="")
+    assert many["msg"].startswith("a has 16MiB; it is not made smaller")
     assert san.state() == before
 
 

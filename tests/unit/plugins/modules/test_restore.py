@@ -221,3 +221,38 @@ def test_the_readme_of_a_backup_is_enough(place: Site) -> None:
     place.machine.connection.lookupByName("web2").create()
     assert place.machine.raw(place.new / "web1-vda.qcow2") == kept
     vm.create()
+
+
+def test_with_its_memory_it_goes_on_at_that_moment(place: Site) -> None:
+    """The commands of docs/backups.md: the memory is saved beside a backup, both while the VM is paused."""
+    machine, memory = place.machine, place.machine.folder / "web1.memory"
+
+    def virsh(*words: str) -> None:
+        subprocess.run(["virsh", "-q", "-c", machine.uri, *words], check=True, capture_output=True)
+
+    def seen(name: str) -> tuple[bytes, bytes]:
+        """What is in the guest's first memory, and on its disk."""
+        path = machine.folder / name
+        flags = test_backup.libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        test_backup.libvirt_qemu.qemuMonitorCommand(machine.vm, f'pmemsave 0 0x9f000 "{path}"', flags)
+        return path.read_bytes(), machine.raw(machine.disk("vda"))
+
+    machine.write(8)
+    virsh("suspend", "web1")
+    kept = seen("before")
+    spared = [word for target in machine.formats for word in ("--diskspec", f"{target},snapshot=no")]
+    spec = ["--no-metadata", "--memspec", f"file={memory},snapshot=external"]
+    virsh("snapshot-create-as", "web1", "memory", *spec, *spared)
+    made = machine.run()["backup"]
+    virsh("resume", "web1")
+    machine.write(9)
+    machine.vm.destroy()
+    machine.vm.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    for target in machine.formats:
+        machine.disk(target).unlink()
+    done = place.run(id=made["id"])
+    assert not done.get("failed"), done["msg"]
+    virsh("restore", str(memory), "--paused")
+    assert seen("after") == kept and any(kept[0])
+    virsh("resume", "web1")
+    assert machine.vm.isPersistent() and machine.vm.state()[0] == libvirt.VIR_DOMAIN_RUNNING

@@ -336,7 +336,8 @@ def test_files_are_made_grown_and_removed_only_when_asked(lab, tmp_path, kind):
     disks[0]["size"] = "4MiB"
     assert lab.both(name="web1", disks=disks)["actions"] == [f"grow {image} ({kind}, 4MiB)"]
     disks[0]["size"] = "1MiB"
-    assert "cut off what is in it" in lab.run(name="web1", disks=disks)["msg"]
+    words = f"{image} has 4MiB; to make it smaller (1MiB) would cut off what is in it: write size: 4MiB"
+    assert words in lab.run(name="web1", disks=disks)["msg"]
     lab.both(name="web1", disks=[])
     assert image.exists()
     lab.both(name="web1", state="absent")
@@ -561,6 +562,19 @@ def test_an_image_of_another_vm_is_refused_also_through_another_monitor(lab, cep
         assert f"disk rbd:{FSID}/vms/drover-web1-0 of db1 belongs to web1" in result["msg"]
 
 
+@NEEDS_QEMU_IMG
+def test_two_disks_of_a_machine_never_share_a_file(lab, tmp_path):
+    """Both would be drover-web1-1.qcow2, by their place in the names of their buses."""
+    first, second = ({"type": "file", "format": "qcow2", "size": "1MiB", "target": name} for name in ("sdb", "vdb"))
+    refused = lab.run(**{**WEB, "disks": [first, second]})
+    assert refused["failed"] and "is disks[0] of this VM already" in refused["msg"], refused
+    assert not list(tmp_path.glob("drover-*"))
+    lab.both(**{**WEB, "disks": [first]})
+    refused = lab.run(name="web1", disks=[first, second])
+    assert refused["failed"] and "is sdb of this VM already" in refused["msg"], refused
+    lab.both(name="web1", disks=[first, {**second, "path": str(tmp_path / "other.qcow2")}])
+
+
 @pytest.mark.parametrize("path", ["/dev/sda", "/etc/shadow", "/proc/kcore", "{tmp}/link", "/dev/mem"])
 def test_the_machines_own_files_are_no_disks(lab, tmp_path, path):
     (tmp_path / "link").symlink_to("/etc/shadow")
@@ -616,7 +630,7 @@ BAD += [
         "is not the path of a file",
     ),
     ({"disks": [{"type": "file", "format": "raw", "size": 7}]}, "whole mebibytes"),
-    ({"memory": "16TiB"}, "more than this node has"),
+    ({"memory": "16TiB"}, r"memory=16TiB of web1 is more than \S+ has \(\d+MiB\); write less, or choose"),
     ({"memory": None}, "memory is missing"),
     ({"shutdown_timeout": 0}, "is not a waiting time"),
 ]

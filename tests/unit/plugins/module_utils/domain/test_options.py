@@ -566,7 +566,7 @@ def test_host_model_is_not_pending_for_ever():
 @pytest.mark.parametrize("disk", [{**SAN, "iqn": f"{IQN}.other"}, FILE])
 def test_a_disk_that_lies_elsewhere_than_its_sheet_says_is_not_swapped(disk):
     root, _params = build(disks=[SAN])
-    with pytest.raises(Refused, match=r"disks\[0\]: vda is iscsi:.*, not .*; take it off first"):
+    with pytest.raises(Refused, match=r"disks\[0\]: vda is iscsi:.*, not .*; where that is right, say so"):
         sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": []}), BRIDGES)
     sheet.edit(root, normalise(FIELDS, {**BASE, "disks": [disk]}), BRIDGES)

@@ -1,0 +1,48 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What playbooks say to a call that they don't take, through ansible-playbook; no host is asked before that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECTIONS = ROOT.parents[2]
+HOSTS = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
+
+
+def call(folder: Path, playbook: str, *words: str) -> tuple[int, str]:
+    """Run a playbook on an inventory of names; its exit status and output as one line."""
+    inventory = folder / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"children": HOSTS}}))
+    code = "import sys; from ansible.cli.playbook import main; main()"
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder)}
+    environment["ANSIBLE_NOCOLOR"] = "1"
+    command = [sys.executable, "-c", code, "-i", str(inventory), str(ROOT / "playbooks" / playbook), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    "playbook, words",
+    [
+        ("build_vms.yml", "no variable vm; to narrow the VMs where it takes some of them, say vms=www1."),
+        ("restore_vm.yml", "Say which node with -e node=NAME."),
+    ],
+)
+def test_vm_is_refused_where_the_variable_is_vms(tmp_path, playbook, words):
+    code, said = call(tmp_path, playbook, "-e", "vm=www1")
+    assert code != 0 and words in said, said
+
+
+def test_playbooks_of_one_vm_say_so():
+    playbooks = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml")}
+    one = {name for name, text in playbooks.items() if "# Variables: vm," in text}
+    assert one and one == {name for name, text in playbooks.items() if "drover_one_vm: true" in text}
