@@ -439,7 +439,9 @@ class VmBackup(Resource):
         encrypted = self.params["encryption"] == "luks"
         if encrypted != (self.params["passphrase"] is not None):
             words = ("passphrase", "encryption: luks") if encrypted else ("encryption: luks", "passphrase")
-            raise Invalid("{} is missing, without which {} has no effect".format(*words), option=words[0].split(":")[0])
+            raise Invalid(
+                "{} is missing, without which {} has no effect".format(*words), option=words[0].partition(":")[0]
+            )
         if encrypted and self.params["compression"] not in (None, "none"):
             raise Invalid("QEMU can't compress what it encrypts: leave compression out", option="compression")
 

@@ -292,9 +292,6 @@ def test_a_daemon_that_was_only_just_started_is_waited_for(monkeypatch, age, ask
 )
 def test_a_vm_that_does_something_else_is_no_riddle(words):
     class Busy(libvirt.libvirtError):
-        def __init__(self):
-            Exception.__init__(self, words)
-
         def get_error_code(self):
             return libvirt.VIR_ERR_OPERATION_INVALID
 
@@ -305,5 +302,5 @@ def test_a_vm_that_does_something_else_is_no_riddle(words):
             return libvirt.VIR_FROM_QEMU
 
     with pytest.raises(Failed, match="another operation is at work on it") as caught, _libvirt.translated("grow it"):
-        raise Busy
+        raise Busy(words)
     assert caught.value.message.startswith(f"grow it: {words}") and caught.value.details["libvirt"] == words

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -493,15 +494,10 @@ def test_what_is_refused_changes_nothing(running: Machine, monkeypatch: Any) -> 
 
 def test_a_clock_that_was_set_back_removes_and_makes_nothing(running: Machine, monkeypatch: Any) -> None:
     """F-26: by its name the new backup would be the oldest, and the next to go."""
-
-    class Slow(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Slow:
-            return super().now(tz) - timedelta(hours=1)
-
     running.take()
     before = running.there()
-    monkeypatch.setattr(taking, "datetime", Slow)
+    clock = SimpleNamespace(now=lambda zone: datetime.now(zone) - timedelta(hours=1))
+    monkeypatch.setattr(taking, "datetime", clock)
     done = running.run(type="full", keep=1)
     assert done.get("failed") and "before the last backup" in done["msg"], done
     assert running.there() == before
