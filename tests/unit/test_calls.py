@@ -18,15 +18,15 @@ COLLECTIONS = ROOT.parents[2]
 HOSTS = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
 
 
-def call(folder: Path, playbook: str, *words: str) -> tuple[int, str]:
-    """Run a playbook on an inventory of names; its exit status and output as one line."""
+def call(folder: Path, playbook: str, *words: str, place: Path | None = None) -> tuple[int, str]:
+    """Run a playbook on an inventory of names, from the folder `place`; its exit status and output as one line."""
     inventory = folder / "hosts.json"
     inventory.write_text(json.dumps({"all": {"children": HOSTS}}))
     code = "import sys; from ansible.cli.playbook import main; main()"
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder)}
     environment["ANSIBLE_NOCOLOR"] = "1"
     command = [sys.executable, "-c", code, "-i", str(inventory), str(ROOT / "playbooks" / playbook), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120, cwd=place)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -46,3 +46,9 @@ def test_playbooks_of_one_vm_say_so():
     playbooks = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml")}
     one = {name for name, text in playbooks.items() if "# Variables: vm," in text}
     assert one and one == {name for name, text in playbooks.items() if "drover_one_vm: true" in text}
+
+
+def test_simulate_finds_a_file_by_its_name_from_where_it_is_called(tmp_path):
+    call_from = ROOT / "examples"
+    code, said = call(tmp_path, "simulate.yml", "-e", "drover_cluster_file=simulate/cluster.yml", place=call_from)
+    assert code == 0 and "web1 hv1 -> hv3 live" in said, said
