@@ -10,23 +10,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTIONS = ROOT.parents[2]
 HOSTS = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
 
 
-def call(folder: Path, playbook: str, *words: str) -> tuple[int, str]:
-    """Run a playbook on an inventory of names; its exit status and output as one line."""
+def call(folder: Path, playbook: str | Path, *words: str, place: Path | None = None, **groups: Any) -> tuple[int, str]:
+    """Run a playbook on an inventory of names, from the folder `place`; its exit status and output as one line."""
     inventory = folder / "hosts.json"
-    inventory.write_text(json.dumps({"all": {"children": HOSTS}}))
+    inventory.write_text(json.dumps({"all": {"children": {**HOSTS, **groups}}}))
     code = "import sys; from ansible.cli.playbook import main; main()"
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder)}
     environment["ANSIBLE_NOCOLOR"] = "1"
     command = [sys.executable, "-c", code, "-i", str(inventory), str(ROOT / "playbooks" / playbook), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120, cwd=place)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -46,3 +48,39 @@ def test_playbooks_of_one_vm_say_so():
     playbooks = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml")}
     one = {name for name, text in playbooks.items() if "# Variables: vm," in text}
     assert one and one == {name for name, text in playbooks.items() if "drover_one_vm: true" in text}
+
+
+def test_simulate_finds_a_file_by_its_name_from_where_it_is_called(tmp_path):
+    call_from = ROOT / "examples"
+    code, said = call(tmp_path, "simulate.yml", "-e", "drover_cluster_file=simulate/cluster.yml", place=call_from)
+    assert code == 0 and "web1 hv1 -> hv3 live" in said, said
+
+
+def end_of(folder: Path, playbook: str, task: str) -> Path:
+    """A playbook of one task of the second play of `playbook`, with what is told to it by variables of the hosts."""
+    _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
+    play["tasks"] = [one for one in play["tasks"] if one["name"] == task]
+    path = folder / "end.yml"
+    path.write_text(yaml.safe_dump([play]))
+    return path
+
+
+def test_backup_says_once_for_each_node_what_hit_all_its_vms(tmp_path):
+    why = "the folder /mnt/backup does not exist; make it, or mount what belongs there"
+    failed = [{"item": name, "failed": True, "msg": why} for name in ("www1", "db1")]
+    facts = [{"domains": [{"name": "www1"}, {"name": "db1"}]}]
+    nodes = {"hv1": {"drover_backed_up": {"results": failed}, "drover_facts": facts}, "hv2": {}}
+    path = end_of(tmp_path, "backup.yml", "Tell which could not be backed up")
+    code, said = call(tmp_path, path, hypervisors={"hosts": nodes})
+    end = "What was there stays."
+    assert code != 0 and f"www1, db1 on hv1: {why}. {end}" in said and said.count(why) == said.count(end), said
+
+
+@pytest.mark.parametrize(
+    "words, end", [((), "On the other nodes it is done; run this again."), (("--check",), "Nothing was changed.")]
+)
+def test_snapshot_vms_says_what_was_done(tmp_path, words, end):
+    nodes = {"hv1": {"drover_done": {"failed": True, "msg": "db1 has no room"}}, "hv2": {"drover_done": {}}}
+    path = end_of(tmp_path, "snapshot_vms.yml", "Tell where it could not be done")
+    code, said = call(tmp_path, path, *words, hypervisors={"hosts": nodes})
+    assert code != 0 and f"db1 has no room. {end}" in said, said

@@ -84,7 +84,7 @@ def _trespasses(cluster: Cluster, guest: Guest) -> list[Blocker]:
 
 def _may_exist(guest: Guest, silent: Sequence[str]) -> Blocker:
     text = f"{guest.name} was seen nowhere, but may be on {', '.join(silent)}, which gave no answer"
-    mend = "bring the node back; or, when it is certainly off or empty, name it in fenced"
+    mend = "bring the node back; or, when it is certainly off or empty, name it in fenced (playbooks: drover_fenced)"
     return Blocker(guest.name, "", "unknown_place", text, mend)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any, Callable
 
 from .._errors import Refused
-from .neighbours import Claim, check_definition, check_elsewhere, check_start
+from .neighbours import BESIDE, Claim, check_definition, check_elsewhere, check_start
 from .site import FRESH_SECONDS, Site
 
 HERE = "this node"
@@ -35,7 +35,7 @@ class Admission:
     def arrival(self, claims: set[Claim], uuid: str, act: str) -> None:
         """Raise Refused when a clone, or a VM restored, may exist elsewhere, or claims what another domain holds."""
         peers = self.answers(act)
-        check_elsewhere(self.name, uuid, peers)
+        check_elsewhere(self.name, uuid, peers, BESIDE)
         check_definition(self.name, claims, {HERE: self.site.surveyed, **peers})
 
     def start(
@@ -60,7 +60,8 @@ class Admission:
         if silent:
             raise Refused(
                 f"{self.name} is not {act}: {', '.join(silent)} gave no answer, and it may run there. Run this again "
-                "when they answer, or, when you know that they are powered off, with their names in fenced",
+                "when they answer, or, when you know that they are powered off, with their names in fenced "
+                "(playbooks: drover_fenced)",
                 unreachable=silent,
             )
         return peers

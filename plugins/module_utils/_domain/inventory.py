@@ -152,13 +152,15 @@ def _check_names(name: str, given: Mapping[str, Any]) -> None:
     known = [*OPTIONS, *OTHERS, *STORAGE]
     for key in given:
         if key not in known:
-            near = get_close_matches(key, known, n=3)
-            hint = f"did you mean {', '.join(f'vm_{other}' for other in near)}?" if near else f"there are {_all(known)}"
-            raise Invalid(f"{name}: there is no variable vm_{key}; {hint}", option=f"vm_{key}")
+            raise Invalid(f"{name}: there is no variable vm_{key}; {_meant(key, known, 'vm_')}", option=f"vm_{key}")
 
 
-def _all(known: Iterable[str]) -> str:
-    return ", ".join(f"vm_{key}" for key in sorted(known))
+def _meant(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """What was probably meant by a name that is not known, or all that are."""
+    near = get_close_matches(key, sorted(known), n=3)
+    if near:
+        return f"did you mean {', '.join(prefix + other for other in near)}?"
+    return f"there are {', '.join(prefix + other for other in sorted(known))}"
 
 
 def _profile(name: str, given: Mapping[str, Any]) -> dict[str, int]:
@@ -237,12 +239,12 @@ def _rbd(name: str, given: Mapping[str, Any], disk: dict[str, Any], _number: int
 def _checked(name: str, sheet: Mapping[str, Any]) -> dict[str, Any]:
     """The options as module vm will read them; unknown suboptions and wrong values are named here already."""
     for field in [field for field in FIELDS if field.elements == "dict"]:
-        key, known = field.name, [inner.name for inner in field.fields]
+        key, known = field.name, list(dict.fromkeys(inner.name for inner in field.fields))
         for number, item in enumerate(sheet.get(key) or []):
             if not isinstance(item, Mapping):
                 raise Invalid(f"{name}: vm_{key}: write a list of dictionaries", option=f"vm_{key}")
             for inner in set(item) - set(known):
-                raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; there are {', '.join(known)}")
+                raise Invalid(f"{name}: vm_{key}[{number}]: there is no option {inner}; {_meant(inner, known)}")
     checked = _converted(name, FIELDS, sheet)
     _check_together(name, checked)
     return checked

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .._libvirt import Domain
 
 Claim = tuple[str, str]
+ONE_HOME = "move it with drover.kvm.migrate, or remove the copy that is not the good one"
+# To one that is only now made nothing of what is there has to move.
+BESIDE = "give this one another name (playbooks restore_vm, clone_vm: -e new_name=NAME), or remove the other one first"
 
 
 class Survey(list[dict[str, Any]]):
@@ -99,8 +102,8 @@ def check_definition(
                     )
 
 
-def check_elsewhere(name: str, uuid: str, peers: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Refuse a VM that another node has by its name or its UUID, running or only defined."""
+def check_elsewhere(name: str, uuid: str, peers: Mapping[str, list[dict[str, Any]]], mend: str = ONE_HOME) -> None:
+    """Refuse a VM that another node has by its name or its UUID, running or only defined; `mend` says what to do."""
     for node, domains in peers.items():
         known = domains if isinstance(domains, Survey) else Survey(domains)
         for other in [*known.who(("name", name)), *known.who(("UUID", uuid))]:
@@ -108,8 +111,7 @@ def check_elsewhere(name: str, uuid: str, peers: Mapping[str, list[dict[str, Any
             what = name if other["name"] == name else f"UUID {uuid} of {name}"
             alias = "" if other["name"] == name else f" as {other['name']}"
             raise Refused(
-                f"{what} {state} on {node}{alias}; a VM has one home: move it with drover.kvm.migrate, or remove "
-                "the copy that is not the good one",
+                f"{what} {state} on {node}{alias}; a VM has one home: {mend}",
                 node=node,
                 active=other["active"],
             )

@@ -157,7 +157,8 @@ MISTAKES = [
     ({"vm_profile": "huge"}, "vm_profile: 'huge' is none of standard, large"),
     ({"vm_state": "up"}, "vm_state: 'up' is none of"),
     ({"vm_disks": "40GiB"}, "vm_disks: write a list of dictionaries"),
-    ({"vm_disks": [{"type": "iscsi", "szie": "1GiB"}]}, "vm_disks.0.: there is no option szie"),
+    ({"vm_disks": [{"type": "iscsi", "szie": "1GiB"}]}, "vm_disks.0.: there is no option szie; did you mean .*size"),
+    ({"vm_disks": [{"type": "iscsi", "sise": "1GiB"}]}, "vm_disks.0.: there is no option sise; did you mean size"),
     ({"vm_disks": [{"type": "iscsi"}], "vm_iscsi_portal": None}, "needs portal, or the variable vm_iscsi_portal"),
     ({"vm_nics": [{"bridge": "br0", "vlan": 4095}]}, "vm_nics.0..vlan: 4095 is not a VLAN"),
     ({"vm_nics": ["br0"]}, "vm_nics: write a list of dictionaries"),
@@ -252,3 +253,10 @@ def test_the_filters_have_their_names_and_need_no_ansible():
 def test_what_a_filter_shows_is_yaml(page):
     parts = list(yaml.safe_load_all(yaml.safe_load(page.read_text(encoding="utf-8"))["EXAMPLES"]))
     assert parts and all(isinstance(part, (dict, list)) for part in parts)
+
+
+def test_the_options_of_a_disk_are_listed_once():
+    with pytest.raises(Invalid) as refused:
+        vm_sheet({**WEB, "vm_disks": [{"type": "iscsi", "@": 1}]})
+    listed = str(refused.value).partition("there are ")[2].split(", ")
+    assert {"user", "secret", "path"} < set(listed) and len(listed) == len(set(listed))

@@ -120,7 +120,7 @@ def test_nothing_is_restored_over_anything(place: Site, monkeypatch: Any) -> Non
         refused("hv2 gave no answer", **elsewhere)
         other = {"name": "web2", "active": True, "claims": []}
         patch.setattr(site, "ask_peers", lambda call, seconds: {"hv2": [other]})
-        refused("web2 runs on hv2", **elsewhere)
+        refused("web2 runs on hv2; a VM has one home: give this one another name", **elsewhere)
     image = place.machine.root / "web1" / place.id / "vda.qcow2"
     data = image.read_bytes()
     image.write_bytes(data[:-1] + b"!")
