@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTIONS = ROOT.parents[2]
-HOSTS = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
+HOSTS: dict[str, Any] = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
 
 
 def call(folder: Path, playbook: str | Path, *words: str, place: Path | None = None, **groups: Any) -> tuple[int, str]:
