@@ -301,7 +301,7 @@ def test_without_an_agent(run, vms):
 REFUSED = [
     ({"memory": True, "kind": "internal"}, "raw", "", True, "is no qcow2 file"),
     ({"kind": "internal"}, "qcow2", "", True, "say memory: true"),
-    ({}, "qcow2", LUN.format("<target dev='vdb'/>"), True, "shall go, or keep the volume on its server"),
+    ({}, "qcow2", LUN.format("<target dev='vdb'/>"), True, "or keep the volume on its server"),
     ({"directory": "/srv"}, "qcow2", LUN.format("<target dev='vdb'/>"), False, "start it first, or keep the volume"),
     ({"directory": "/nonesuch"}, "raw", "", True, "folder /nonesuch for the changes of web1 does not exist"),
     ({"max_chain": 1}, "raw", "", True, "vda lies in 1 files, and max_chain is 1"),
