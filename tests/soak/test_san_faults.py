@@ -16,7 +16,7 @@ from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 SERIALS = "tgtadm --lld iscsi --op show --mode target | grep -E '^Target|SCSI SN' | sed 's/^Target [0-9]*//' | sort"
-GONE_SECONDS = 40
+NODE = "hv1"
 FAULTS = {
     "killed": "systemctl kill --signal=KILL tgt; systemctl start tgt",
     "restarted": "systemctl restart tgt",
@@ -77,9 +77,30 @@ def silent(cluster: Cluster) -> Iterator[None]:
             cluster.lab.restore(SAN, nic)
 
 
-@pytest.mark.parametrize("gone", [stopped, silent])
+def test_a_drain_while_the_san_is_gone_is_refused_and_moves_nobody(cluster: Cluster) -> None:
+    """F-31: each VM is named with its reason, and the node can be emptied when the SAN is back."""
+    names, homes = list(cluster.sheets()), cluster.where()
+    mine = sorted(name for name, node in homes.items() if node == NODE)
+    assert mine, "not exercised: no VM on the node"
+    with Observer(cluster.lab) as watch:
+        all_answer(watch, names, 90)
+        with stopped(cluster):
+            told = cluster.play("drain_node", node=NODE).refused(*mine)
+            assert sorted(name for name in cluster.domains(NODE) if name in names) == mine
+        cluster.play("build_vms").good()
+        all_answer(watch, names, 60)
+        cluster.play("drain_node", node=NODE).good()
+        assert not [name for name in cluster.domains(NODE) if name in names]
+        cluster.play("undrain_node", node=NODE).good()
+        assert cluster.where() == homes
+        verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+    print(told.output[-3000:])
+
+
+@pytest.mark.parametrize(("gone", "seconds"), [(stopped, 40), (silent, 40), (silent, 600)])
 def test_a_san_that_is_gone_for_long_stops_the_guests_and_no_guest_sees_an_error(
-    cluster: Cluster, gone: Callable[[Cluster], AbstractContextManager[None]]
+    cluster: Cluster, gone: Callable[[Cluster], AbstractContextManager[None]], seconds: int
 ) -> None:
     """F-31: the guests wait, or are paused by their I/O error and resumed by build_vms; none is told of an error."""
     names = list(cluster.sheets())
@@ -88,7 +109,7 @@ def test_a_san_that_is_gone_for_long_stops_the_guests_and_no_guest_sees_an_error
         with gone(cluster):
             begin = time.monotonic()
             # That the SAN stays away for so long is the fault itself; nobody says when it is over.
-            time.sleep(GONE_SECONDS)
+            time.sleep(seconds)
             paused = {name: state for name, state in states(cluster).items() if not state.startswith("running")}
             assert all("I/O error" in state for state in paused.values()), paused
         wait_until(lambda: len(cluster.ssh(SAN, SERIALS).split("\n")) > len(names) or "no targets", 60, "the targets")
@@ -96,6 +117,6 @@ def test_a_san_that_is_gone_for_long_stops_the_guests_and_no_guest_sees_an_error
         all_answer(watch, names, 60)
         gaps = [watch.longest_gap(name, begin) for name in names]
         verdict = watch.verdict()
-    assert min(gaps) > GONE_SECONDS / 2, f"not exercised: {gaps}"
+    assert min(gaps) > seconds / 2, f"not exercised: {gaps}"
     assert verdict.ok, str(verdict)
     print(f"paused meanwhile: {paused or 'none'}; longest gaps {[round(gap, 1) for gap in gaps]}")
