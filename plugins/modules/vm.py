@@ -208,6 +208,8 @@ options:
         O(drover.kvm.hypervisor#role:main:hypervisor_firmware)). Its keys are in a file of the node, for which holds
         what O(firmware) says of the variables.
       - "B(Danger:) a guest that has sealed its disk with it can't read the disk without it."
+      - When it is taken away, with V(none), its keys stay below C(/var/lib/libvirt/swtpm) of the node, also when the
+        machine is removed after that.
       - The default is V(none).
     type: str
     choices: [none, "2.0"]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ansible_collections.drover.kvm.plugins.module_utils._hypervisor import offered_firmware
+from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import COMMAND_LINE, Guests
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
@@ -352,3 +353,7 @@ def test_all_options_at_once_then_all_that_is_live_then_all_that_waits(everythin
     done = everything.task(state="restarted", force=True)
     assert not done["failed"] and done["pending_restart"] == [], done
     assert everything.vm(state="running", **LATER)["actions"] == []
+    # The TPM was taken away; its keys stay for who wants it back.
+    folder = f"{KEYS}/{vm_uuid('all1')}"
+    assert list(digests(everything.cluster, HOME)) == [f"{folder}/tpm2/tpm2-00.permall"]
+    everything.cluster.ssh(HOME, "rm", "-r", folder)
