@@ -15,12 +15,16 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.inventory impor
 GIB = 2**30
 # What is used may grow by a quarter, and a CPU may be busy for two thirds of the time. A load beyond its CPUs says that
 # they are too few, and not how many would do.
-ROOM, BUSY = 1.25, 1.5
+ROOM = 1.25
+BUSY = 1.5
 # Of /proc/diskstats and /proc/stat, https://docs.kernel.org/admin-guide/iostats.html and proc_stat(5).
-SECTOR, IDLE = 512, (3, 4)
+SECTOR = 512
+IDLE = (3, 4)
 DISK = re.compile(r"^ *\d+ +\d+ (?:(?:s|h|v|xv)d[a-z]+|nvme\d+n\d+|mmcblk\d+) (.*)$", re.MULTILINE)
-UPTIME, LOAD = re.compile(r"^(\d+\.\d+) \d+\.\d+$", re.MULTILINE), re.compile(r"^(?:\S+ ){2}(\S+) \d+/", re.MULTILINE)
-CPU, SIZE = re.compile(r"^cpu +(.*)$", re.MULTILINE), re.compile(r"^(Mem\w+): +(\d+) kB$", re.MULTILINE)
+UPTIME = re.compile(r"^(\d+\.\d+) \d+\.\d+$", re.MULTILINE)
+LOAD = re.compile(r"^(?:\S+ ){2}(\S+) \d+/", re.MULTILINE)
+CPU = re.compile(r"^cpu +(.*)$", re.MULTILINE)
+SIZE = re.compile(r"^(Mem\w+): +(\d+) kB$", re.MULTILINE)
 NIC = re.compile(r"^ *([^\s:]+): *(\d[\d ]+)$", re.MULTILINE)
 
 
