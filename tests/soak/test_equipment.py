@@ -355,5 +355,5 @@ def test_all_options_at_once_then_all_that_is_live_then_all_that_waits(everythin
     assert everything.vm(state="running", **LATER)["actions"] == []
     # The TPM was taken away; its keys stay for who wants it back.
     folder = f"{KEYS}/{vm_uuid('all1')}"
-    assert list(digests(everything.cluster, HOME)) == [f"{folder}/tpm2/tpm2-00.permall"]
+    assert f"{folder}/tpm2/tpm2-00.permall" in digests(everything.cluster, HOME)
     everything.cluster.ssh(HOME, "rm", "-r", folder)
