@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._disks.template import sync
+from .._domain import state_files
 from .._errors import Failed
 from .._run import run, run_json
 from .._xml import Property
@@ -26,7 +27,7 @@ from .store import Backup
 
 DEFINITION, CHECKPOINT = "domain.xml", "checkpoint.xml"
 NVRAM, TPM = "nvram.fd", "tpm.tar"
-NVRAM_FOLDER, TPM_FOLDER = Path("/var/lib/libvirt/qemu/nvram"), Path("/var/lib/libvirt/swtpm")
+NVRAM_FOLDER, TPM_FOLDER = Path(state_files.NVRAM), Path(state_files.TPM)
 # What qemu-img is told that it reads from its standard input.
 LOGIN = "login"
 
