@@ -311,6 +311,14 @@ class Mover:
         if state == "running":
             self.counts()
 
+    def ends_off(self, result: dict[str, Any]) -> None:
+        """The move failed and left the VM off on its source, which it says; nobody but us starts it, and it counts."""
+        assert result["failed"] and result["details"]["where"] == self.source, result
+        assert f"shutoff on {self.source}" in result["msg"]
+        assert self.says() == {self.source: ("shut off", "yes")} and self.marked() == []
+        self.virsh(self.source, "start", self.vm)
+        self.counts(240)
+
     def goes_next_time(self) -> None:
         """It rests where it was, and the next try moves it."""
         self.rests_on(self.source)

@@ -247,13 +247,7 @@ def test_a_stall_ends_on_the_source(mover: Mover) -> None:
 def test_f11_the_sources_qemu_dies_in_perform(mover: Mover) -> None:
     process = mover.start_slowly()
     mover.kill_qemu(mover.source)
-    result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
-    assert f"shutoff on {mover.source}" in result["msg"]
-    # Nobody starts it by himself.
-    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
-    mover.virsh(mover.source, "start", mover.vm)
-    mover.counts(240)
+    mover.ends_off(mover.end(process))
     mover.rests_on(mover.source)
 
 
