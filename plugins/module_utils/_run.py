@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -122,7 +123,9 @@ def _child(call: Callable[[], Any]) -> tuple[int, int]:
     if pid:
         os.close(writer)
         return reader, pid
-    # Nothing of the parent (locks, at-exit handlers, buffered output) may run here: leave by _exit on every path.
+    # Nothing of the parent (locks, at-exit handlers, buffered output) may run here: leave by _exit on every path. Nor
+    # are its objects finalized here: an open connection of libvirt would be closed for the parent, on its own socket.
+    gc.disable()
     try:
         # A session of its own: what it starts (an ssh) ends with it, and can't ask at the user's terminal.
         os.setsid()
