@@ -107,6 +107,13 @@ def length_problems(tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno}: {node.name} has {lines} lines, {FUNCTION_LINES} are a screen"
 
 
+def name_problems(tree: ast.Module) -> Iterator[str]:
+    """Yield what pylint refuses minutes later in ansible-test: a name that nothing reads has one that says so."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "_":
+            yield f"line {node.lineno}: _ is no name, dummy is"
+
+
 def code_lines(tree: ast.Module, text: str) -> int:
     """Count the lines that are no blank, comment, docstring, documentation block or FIELDS table."""
     skipped: set[int] = set()
@@ -135,7 +142,7 @@ def problems(root: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         parts = path.relative_to(root).parts
-        words = list(length_problems(tree))
+        words = [*length_problems(tree), *name_problems(tree)]
         if parts[0] == "plugins":
             words += [*import_problems(tree, parts[1:]), *word_problems(tree, parts[1:])]
             if parts[1] == "modules" and code_lines(tree, text) > MODULE_CODE_LINES:
@@ -178,6 +185,7 @@ BAD = [
     ("plugins/module_utils/_domain/all.py", "__import__('x')", "static"),
     ("plugins/modules/vm.py", "x = 1\n" * (MODULE_CODE_LINES + 1), "lines of code"),
     ("roles/lab/files/lab.py", LONG, "a screen"),
+    ("tests/unit/test_x.py", "x = [1 for _ in 'ab']", "no name"),
     ("tests/unit/test_x.py", "import x  # no" + "qa", "says"),
     ("tests/unit/modules/test_x.py", "x = 1", "below tests/unit/plugins"),
     ("playbooks/site.yml", "x: StrictHostKeyChecking=" + "no", "says"),

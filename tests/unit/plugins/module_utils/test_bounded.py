@@ -21,7 +21,7 @@ def test_a_child_finalizes_nothing_of_its_parent(tmp_path):
 
     gc.collect()
     Open()
-    assert bounded({"hv1": lambda: len([[] for _ in range(10**5)])}, 10) == {"hv1": 10**5}
+    assert bounded({"hv1": lambda: len([[i] for i in range(10**5)])}, 10) == {"hv1": 10**5}
     assert not (tmp_path / "closed").exists()
     gc.collect()
     assert (tmp_path / "closed").read_text() == str(os.getpid())
