@@ -23,7 +23,7 @@ from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Machine, libvirt
 
 # MiB in the VM's memory, and what it writes above an external snapshot.
-MEMORY, WRITTEN, ROUNDS, GOAL = 512, 512, 5, 1.1
+MEMORY, WRITTEN, ROUNDS, GOAL = 512, 512, 9, 1.1
 LOADED = """<qemu:commandline><qemu:arg value='-device'/>
 <qemu:arg value='loader,file={},addr=0x1000000,force-raw=on'/></qemu:commandline></domain>"""
 # What is done in each round, by virsh and by the module.
