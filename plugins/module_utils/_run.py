@@ -129,8 +129,8 @@ def _child(call: Callable[[], Any], seconds: float) -> tuple[int, int]:
     # are its objects finalized here: an open connection of libvirt would be closed for the parent, on its own socket.
     gc.disable()
     try:
-        # When the parent is killed nobody ends this one: its time does. And while it had the end that is read itself, an
-        # answer of more than a pipe holds (64 KiB) would wait for ever for somebody to read it.
+        # When the parent is killed nobody ends this one: its time does. And while it had the end that is read itself,
+        # an answer of more than a pipe holds (64 KiB) would wait for ever for somebody to read it.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
         os.close(reader)
