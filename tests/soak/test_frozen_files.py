@@ -158,15 +158,17 @@ def test_a_backup_of_a_frozen_file_system_needs_no_recovery(vm: Writing, quiesce
     writes(vm)
 
 
-def test_it_is_thawed_when_the_snapshot_fails(vm: Writing) -> None:
-    """QEMU can't make its new file, which it finds out when the guest is frozen."""
+@pytest.mark.parametrize("mount,words", [("ro", "Read-only"), ("nr_inodes=2", "No space left")])
+def test_it_is_thawed_when_the_snapshot_fails(vm: Writing, mount: str, words: str) -> None:
+    """QEMU can't make both of its new files, which it finds out when the guest is frozen; there is room for one."""
     writes(vm)
     timers = "journalctl -u 'drover-thaw-*.timer' -o cat --no-pager | grep -c Started || true"
     before = int(vm.site.ssh(NODE, timers))
-    vm.site.ssh(NODE, "mkdir -p /srv/ro; mount -t tmpfs -o ro,size=200M tmpfs /srv/ro")
+    vm.site.ssh(NODE, f"mkdir -p /srv/ro; mount -t tmpfs -o {mount},size=200M tmpfs /srv/ro")
     try:
         failed = vm.task(snapshot="bad", quiesce="required", directory="/srv/ro")
-        assert failed["failed"] and "Read-only" in failed["msg"] and vm.snapshots() == [], failed
+        assert failed["failed"] and words in failed["msg"] and vm.snapshots() == [], failed
+        assert vm.site.ssh(NODE, "ls /srv/ro") == "" and [len(vm.chain(target)) for target in vm.disks] == [1, 1]
         assert int(vm.site.ssh(NODE, timers)) == before + 1
         writes(vm)
     finally:
