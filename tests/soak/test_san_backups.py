@@ -240,7 +240,7 @@ def test_each_of_six_backups_comes_back_bit_by_bit(story: Story) -> None:
             assert "where QEMU can't note what changes" in done["backup"]["reason"], done
             kept[done["backup"]["id"]] = sums
     assert len({sums[0] for sums in kept.values()}) == 6
-    given = {"name": VM, "path": ROOT, "disks": ["vda", "vdb"], "directory": ROOT}
+    given: dict[str, Any] = {"name": VM, "path": ROOT, "disks": ["vda", "vdb"], "directory": ROOT}
     for backup_id, sums in kept.items():
         restored = story.cluster.task(NODE, "restore", id=backup_id, **given)
         assert not restored["failed"], restored

@@ -207,7 +207,7 @@ def volumes(machine: Machine) -> Iterator[Machine]:
         disks = []
         for target in machine.formats:
             qemu_img("create", "-q", "-f", "raw", machine.disk(target), "8M")
-            argv = ["losetup", "-f", "--show", machine.disk(target)]
+            argv = ["losetup", "-f", "--show", str(machine.disk(target))]
             found = subprocess.run(argv, capture_output=True, text=True, check=False)
             if found.returncode:
                 pytest.skip(f"no loop device: {found.stderr.strip()}")
