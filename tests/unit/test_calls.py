@@ -116,3 +116,42 @@ def test_snapshot_vms_says_what_was_done(tmp_path, words, end):
     path = end_of(tmp_path, "snapshot_vms.yml", "Tell where it could not be done")
     code, said = call(tmp_path, path, *words, hypervisors={"hosts": nodes})
     assert code != 0 and f"db1 has no room. {end}" in said, said
+
+
+def around(folder: Path, playbook: str, works: bool) -> Path:
+    """What `playbook` does around its work, of which only an end is left."""
+    _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
+    (block,) = [task for task in play["tasks"] if "block" in task]
+    block["block"][-1] = {"name": "Work", "ansible.builtin.assert": {"that": works}}
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "own_tasks.yml").write_bytes((ROOT / "playbooks/tasks/own_tasks.yml").read_bytes())
+    path = folder / "around.yml"
+    path.write_text(yaml.safe_dump([{**play, "tasks": [block]}]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "playbook, works, check, told",
+    [
+        ("undrain_node.yml", True, False, ["before hv1", "before hv2", "after hv1", "after hv2"]),
+        ("drain_node.yml", False, False, ["before hv1", "before hv2", "after hv1", "after hv2"]),
+        ("drain_node.yml", True, True, []),
+    ],
+)
+def test_own_tasks_are_done_around_each_node_also_when_it_fails(tmp_path, playbook, works, check, told):
+    words = ["-e", "node=hv1,hv2"]
+    for when in ("before", "after"):
+        line = f"echo {when} {{{{ drover_turn }}}} >>{tmp_path}/log"
+        (tmp_path / f"{when}.yml").write_text(yaml.safe_dump([{"name": "Tell", "ansible.builtin.shell": line}]))
+        words += ["-e", f"drover_{when}_tasks={when}.yml"]
+    nodes = {"hosts": {name: {"ansible_connection": "local"} for name in ("hv1", "hv2", "hv3")}}
+    path = around(tmp_path, playbook, works)
+    code, said = call(tmp_path, path, *words, *(["--check"] if check else []), place=tmp_path, hypervisors=nodes)
+    log = tmp_path / "log"
+    assert (code == 0) == works and (log.read_text().splitlines() if log.exists() else []) == told, said
+
+
+def test_a_file_of_own_tasks_that_is_not_there_is_refused(tmp_path):
+    code, said = call(tmp_path, "drain_node.yml", "-e", "node=hv1", "-e", f"drover_after_tasks={tmp_path}/none.yml")
+    assert code != 0 and f"There is no file {tmp_path}/none.yml." in said, said
