@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
 
 NODES = ("hv1", "hv2")
 DRIVER = "libvirt-daemon-driver-storage-rbd"
-POOL = {"name": "ceph-vms", "type": "rbd", "source": "vms"}
+POOL: dict[str, Any] = {"name": "ceph-vms", "type": "rbd", "source": "vms"}
 LOCAL = {"name": "default", "type": "dir", "path": "/var/lib/libvirt/images"}
 
 
 def test_a_storage_pool_shows_the_images_and_leaves_them_when_it_goes(quorum: Cluster) -> None:
     """#12: the role installs the driver, which the daemon lacks; the pool takes the secret of role ceph_client."""
-    pool = {"name": "vms", "size": 2, "min_size": 1, "accept_risk": True, "applications": ["rbd"]}
+    pool: dict[str, Any] = {"name": "vms", "size": 2, "min_size": 1, "accept_risk": True, "applications": ["rbd"]}
     assert not quorum.task("q1", "ceph_pool", **pool)["failed"]
     quorum.ssh("q1", "rbd info vms/pooled >/dev/null 2>&1 || rbd create --size 8M vms/pooled")
     before = quorum.ssh("q1", "rbd ls vms")
