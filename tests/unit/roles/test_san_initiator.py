@@ -18,6 +18,7 @@ from ansible.plugins.filter.core import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from jinja2.filters import FILTERS
 
+from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
 from ansible_collections.drover.kvm.plugins.filter.portal import portal
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
@@ -97,6 +98,7 @@ def variable(name: str, **known: object) -> Any:
     environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
     # Ansible's own `default` knows only Ansible's own undefined values.
     environment.filters.update({**FilterModule().filters(), "default": FILTERS["default"]})
+    environment.filters["drover.kvm.network_of"] = network_of
     text = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))[name]
     return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)
 
@@ -123,6 +125,30 @@ def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
     units = variable("san_initiator_ordered", san_initiator_lvm_groups=[{"name": "vmsan"}])
     assert [f"{unit}.j2" for unit in sorted(units)] == sorted(path.name for path in TEMPLATES.glob("[!d]*.service.j2"))
     assert len(variable("san_initiator_ordered", san_initiator_lvm_groups=[])) == 2
+
+
+@pytest.mark.parametrize(
+    "source, networks, good",
+    [
+        ("10.231.5.11", ["10.231.5.0/24"], True),
+        ("10.231.0.11", ["10.231.5.0/24"], False),
+        ("10.231.0.11", [], True),
+        ("", [], False),
+        ("fd00:5::11", ["10.231.5.0/24", "fd00:5::/64"], True),
+    ],
+)
+def test_a_way_outside_the_storage_network_is_found(source: str, networks: list[str], good: bool) -> None:
+    gate = network_of(source, networks) if good and networks else (networks or [""])[0]
+    known = {"san_initiator_networks": networks, "san_initiator_gate_network": gate, "san_initiator_source": source}
+    assert variable("san_initiator_on_storage", **known) is good
+
+
+def test_a_node_without_a_route_has_no_way() -> None:
+    route = {"rc": 0, "stdout": '[{"dst":"10.231.5.10","dev":"storage0","prefsrc":"10.231.5.11"}]'}
+    way = variable("san_initiator_way", san_initiator_route=route)
+    assert variable("san_initiator_source", san_initiator_way=way) == "10.231.5.11"
+    none = variable("san_initiator_way", san_initiator_route={"rc": 2, "stdout": ""})
+    assert variable("san_initiator_source", san_initiator_way=none) == ""
 
 
 NAME, OTHER = "iqn.1993-08.org.debian:01:aaaa", "iqn.1993-08.org.debian:01:bbbb"
