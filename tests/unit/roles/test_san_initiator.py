@@ -110,7 +110,7 @@ def tasks(name: str) -> list[dict[str, Any]]:
 
 
 def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
-    # What late.yml writes is for transport qemu, which needs no order of other units.
+    # What late.yml writes is for transport qemu, and no part of that order.
     names = [path.stem for path in (ROLE / "tasks").glob("*.yml") if path.stem != "late"]
     reloads = [(name, task) for name in names for task in tasks(name) if "daemon_reload: " in yaml.safe_dump(task)]
     ((name, task),) = reloads
