@@ -220,9 +220,9 @@ def check(root: Any, params: dict[str, Any], fragment: str) -> None:
 
 
 def test_every_option_has_a_row():
-    assert set(HARDWARE_ROWS) == {field.name for field in HARDWARE}
-    assert set(DISK_ROWS) == {field.name for field in disks.DISKS}
-    assert set(NIC_ROWS) == {field.name for field in nics.NICS}
+    assert set(HARDWARE_ROWS) == {field.name for field in HARDWARE}, "give it a row in HARDWARE_ROWS"
+    assert set(DISK_ROWS) == {field.name for field in disks.DISKS}, "give it a row in DISK_ROWS"
+    assert set(NIC_ROWS) == {field.name for field in nics.NICS}, "give it a row in NIC_ROWS"
 
 
 @pytest.mark.parametrize("option", HARDWARE_ROWS)
@@ -423,6 +423,7 @@ def test_a_nic_keeps_its_address_when_the_vm_is_renamed_or_the_rule_changes():
     assert [nic["mac"][-2:] for nic in sheet.read(root)["nics"]] == ["01", "02"]
 
 
+# Edits of foreign.xml: a disk that is there is named by `type` and `target` only.
 REFUSED = [
     ({"uuid": "00000000-0000-4000-8000-000000000001"}, "keeps its UUID"),
     ({"machine": "pc"}, "machine is q35 and can't become pc"),
