@@ -123,3 +123,20 @@ def test_own_tasks_are_done_around_each_node_also_when_it_fails(tmp_path, playbo
 def test_a_file_of_own_tasks_that_is_not_there_is_refused(tmp_path):
     code, said = call(tmp_path, "drain_node.yml", "-e", "node=hv1", "-e", f"drover_after_tasks={tmp_path}/none.yml")
     assert code != 0 and f"There is no file {tmp_path}/none.yml." in said, said
+
+
+@pytest.mark.parametrize(
+    "clocks, options, words",
+    [
+        ({"hv1": 4605.5, "hv2": 1005.0, "hv3": 1000.0}, {}, "The clocks of hv3 and hv1 are 3605 s apart (hv1 is ahead)."),
+        ({"hv1": 4605.5, "hv2": 1005.0}, {"drover_clock_skew": "3700"}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_clocks_that_are_apart_are_named_before_a_move(tmp_path, clocks, options, words):
+    book = tmp_path / "clocks.yml"
+    tasks = [{"name": "Look", "ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/check_clocks.yml")}]
+    book.write_text(yaml.safe_dump([{"name": "Look", "hosts": "hypervisors", "gather_facts": False, "tasks": tasks}]))
+    facts = [{"name": name, "clock": clock} for name, clock in clocks.items()]
+    code, said = call(tmp_path, book, "-e", json.dumps({"drover_facts": facts, **options}))
+    assert (code != 0) == bool(words) and words in said, said
