@@ -136,7 +136,7 @@ node:
       type: str
       sample: x86_64
     clock:
-      description: Its time when it was asked, in seconds since 1970-01-01 UTC. It differs by how late each node was asked.
+      description: Its time in seconds since 1970-01-01 UTC, when it was asked, which is not one moment for all nodes.
       type: float
       sample: 1768469400.25
     libvirt_version:
