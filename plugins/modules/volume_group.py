@@ -194,7 +194,7 @@ class VolumeGroup(Resource):
         if before and before["shared"]:
             self._check_left(before)
 
-    def _check_left(self, before: State) -> None:
+    def _check_left(self, before: dict[str, Any]) -> None:
         if not before["locks"]:
             raise Refused(
                 f"this node does not take part in the locks of volume group {self.name}, so it can't see who else uses "
