@@ -205,7 +205,7 @@ def test_f14_over_a_bad_way_a_vm_moves_or_stays(nodes: Cluster, fault: str) -> N
         figures = nodes.ssh(source, "tc -j -s qdisc show dev mgmt0", timeout=120)
     (bad,) = [one for one in json.loads(figures) if one["kind"] == "netem"]
     print(bad)
-    # The guest's memory went that way, or it was stopped while that was tried: of a loss of 20 % hardly anything gets over.
+    # The guest's memory went that way, or was tried to: where every fifth packet is lost hardly anything gets over.
     assert bad["bytes"] > LEAST or (moved["failed"] and "were sent to tcp://" in moved["msg"]), (bad, moved)
     assert not fault.startswith("loss") or bad["drops"], bad
     home = source if moved["failed"] else target
