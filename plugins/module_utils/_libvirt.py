@@ -26,6 +26,10 @@ from ._fields import Field
 from ._hypervisor import CPU_MATCHES, JOBS, Domain, Pool, Secret, host_facts, state_words, version
 from ._run import bounded, run
 
+# Before 2.76, GLib has an allocator with a lock that a thread may hold as it ends, after Python has joined it. A child
+# forked at that moment waits for this lock for ever; malloc's are made free in a child.
+# https://docs.gtk.org/glib/running.html
+os.environ.setdefault("G_SLICE", "always-malloc")
 try:
     import libvirt
 except ImportError:

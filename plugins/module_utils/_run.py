@@ -20,6 +20,8 @@ from ._errors import Failed, NotFound, TimedOut, Unreachable
 
 # The kernel ends what this starts when who started it ends; prctl(2), PR_SET_PDEATHSIG.
 TIED = ("setpriv", "--pdeathsig", "KILL")
+# After so long beyond its time a child that nobody has ended ends by itself.
+ORPHAN_SECONDS = 5.0
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
 
 
@@ -95,16 +97,16 @@ def bounded(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     children: dict[int, tuple[str, int, list[bytes]]] = {}
     answers: dict[str, Any] = {}
     for name, call in calls.items():
-        reader, pid = _child(call)
+        reader, pid = _child(call, seconds)
         children[reader] = (name, pid, [])
     end = time.monotonic() + seconds
     while children and time.monotonic() < end:
         ready, _w, _x = select.select(list(children), [], [], max(0.0, end - time.monotonic()))
         for reader in ready:
             data = os.read(reader, 1 << 20)
-            if data:
-                children[reader][2].append(data)
-            else:
+            children[reader][2].append(data)
+            # A child that another thread forked meanwhile may hold this pipe open: an answer is whole with its line.
+            if not data or data.endswith(b"\n"):
                 name, pid, chunks = children.pop(reader)
                 answers[name] = _answer(name, b"".join(chunks))
                 _reap(reader, pid)
@@ -117,7 +119,7 @@ def bounded(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     return {name: answers[name] for name in calls}
 
 
-def _child(call: Callable[[], Any]) -> tuple[int, int]:
+def _child(call: Callable[[], Any], seconds: float) -> tuple[int, int]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -127,6 +129,11 @@ def _child(call: Callable[[], Any]) -> tuple[int, int]:
     # are its objects finalized here: an open connection of libvirt would be closed for the parent, on its own socket.
     gc.disable()
     try:
+        # When the parent is killed nobody ends this one: its time does. And while it had the end that is read itself,
+        # an answer of more than a pipe holds (64 KiB) would wait for ever for somebody to read it.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
+        os.close(reader)
         # A session of its own: what it starts (an ssh) ends with it, and can't ask at the user's terminal.
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
@@ -137,7 +144,7 @@ def _child(call: Callable[[], Any]) -> tuple[int, int]:
         except Exception as error:  # the parent must hear of anything that went wrong
             text = json.dumps({"error": str(error)})
         with os.fdopen(writer, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.write(f"{text}\n")
     finally:
         os._exit(0)
 

@@ -121,7 +121,8 @@ class Vm:
         """Take it away with all that it has."""
         self.site.ssh(
             NODE,
-            f"virsh destroy {self.name}; virsh undefine {self.name} --snapshots-metadata; rm -f {FOLDER}/{self.name}*",
+            f"virsh destroy {self.name}; virsh undefine {self.name} --snapshots-metadata --checkpoints-metadata; "
+            f"rm -f {FOLDER}/{self.name}*",
             check=False,
         )
 

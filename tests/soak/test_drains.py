@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +98,25 @@ def test_a_node_sends_no_more_than_the_others_and_the_cluster_may_take(cluster: 
     cluster.play("undrain_node", node=NODE, **TOGETHER).good()
     seen = during_a_drain(cluster, arriving, drover_parallel_cluster=1, drover_bandwidth="4MiB")
     assert max(map(sum, seen)) == 1, seen
+
+
+def test_own_tasks_are_done_around_a_drain_and_a_return_but_not_when_it_is_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    before, log = cluster.where(), tmp_path / "log"
+    held = cluster.lab.machine(NODE).path("/etc/ansible/facts.d/drover.fact")
+    own = {}
+    for when in ("before", "after"):
+        line = f"echo {when} {{{{ drover_turn }}}} $(grep -c since {held}) >>{log}"
+        path = tmp_path / f"{when}.yml"
+        path.write_text(json.dumps([{"name": "Tell", "ansible.builtin.shell": line}]), encoding="utf-8")
+        own[f"drover_{when}_tasks"] = str(path)
+    cluster.play("drain_node", node="hv1,hv2,hv3", **own).refused()
+    cluster.play("drain_node", "--check", node=NODE, **own).good()
+    assert not log.exists()
+    cluster.play("drain_node", node=NODE, **own).good()
+    cluster.play("undrain_node", node=NODE, **own).good()
+    assert cluster.where() == before
+    # The cordon stands from after the first word to before the last.
+    told = log.read_text(encoding="utf-8").splitlines()
+    assert told == [f"before {NODE} 0", f"after {NODE} 1", f"before {NODE} 1", f"after {NODE} 0"]

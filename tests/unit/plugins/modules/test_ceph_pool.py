@@ -143,7 +143,8 @@ def test_every_option_is_tested():
 
 
 def test_what_is_not_given_stays(both, monitor):
-    both(pg_autoscale_mode="warn", bulk=True, quota_bytes="1GiB", flags=["noscrub"], applications=["rbd", "x"])
+    both(crush_rule="hosts", failure_domain="host", pg_autoscale_mode="warn", bulk=True, quota_bytes="1GiB")
+    both(flags=["noscrub"], applications=["rbd", "x"])
     before = json.dumps(monitor.pools)
     assert both(applications={"add": ["rbd"]})["actions"] == []
     assert json.dumps(monitor.pools) == before
