@@ -173,3 +173,24 @@ def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tm
         code, said = call(tmp_path, path, "-e", options, hypervisors={"hosts": nodes})
         assert (code != 0) is refused and ("hv3 gave no answer" in said) is refused, said
         assert ("their data is deleted" in said) is not refused, said
+
+
+@pytest.mark.parametrize(
+    "clocks, options, words",
+    [
+        (
+            {"hv1": 4605.5, "hv2": 1005.0, "hv3": 1000.0},
+            {},
+            "The clocks of hv3 and hv1 are 3605 s apart (hv1 is ahead).",
+        ),
+        ({"hv1": 4605.5, "hv2": 1005.0}, {"drover_clock_skew": "3700"}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_clocks_that_are_apart_are_named_before_a_move(tmp_path, clocks, options, words):
+    book = tmp_path / "clocks.yml"
+    tasks = [{"name": "Look", "ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/check_clocks.yml")}]
+    book.write_text(yaml.safe_dump([{"name": "Look", "hosts": "hypervisors", "gather_facts": False, "tasks": tasks}]))
+    facts = [{"name": name, "clock": clock} for name, clock in clocks.items()]
+    code, said = call(tmp_path, book, "-e", json.dumps({"drover_facts": facts, **options}))
+    assert (code != 0) == bool(words) and words in said, said
