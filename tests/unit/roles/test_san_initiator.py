@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.plugins.filter.core import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
-from jinja2.filters import FILTERS
 
 from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
 from ansible_collections.drover.kvm.plugins.filter.portal import portal
+from ansible_collections.drover.kvm.tests.unit.role_variables import role_variable
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
 TEMPLATES = ROLE / "templates"
@@ -95,12 +94,7 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
 
 def variable(name: str, **known: object) -> Any:
     """A variable of the role, as data."""
-    environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
-    # Ansible's own `default` knows only Ansible's own undefined values.
-    environment.filters.update({**FilterModule().filters(), "default": FILTERS["default"]})
-    environment.filters["drover.kvm.network_of"] = network_of
-    text = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))[name]
-    return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)
+    return role_variable(ROLE / "vars/main.yml", name, **known)
 
 
 def tasks(name: str) -> list[dict[str, Any]]:
