@@ -58,6 +58,8 @@ class Cluster:
             one["marker"] = None
         elif action.verb == "abort_job":
             one["job"] = ""
+        elif action.verb == "note":
+            one["marker"] = {**one["marker"], "ran": True}
 
 
 def recover(cluster, **options):
@@ -127,7 +129,18 @@ def test_a_recovery_that_was_cut_anywhere_is_finished_by_the_next(rule, cut):
 def test_a_silent_target_leaves_the_marker():
     cluster = Cluster(hv1=copy_of("running"), hv2={"state": "unreachable"})
     result = recover(cluster)
-    assert cluster.log == [] and not result.complete and result.decision.where == "hv1"
+    assert cluster.log == ["note hv1"] and not result.complete and result.decision.where == "hv1"
+
+
+def test_a_copy_that_is_older_than_the_disks_is_never_resumed():
+    cluster = Cluster(hv1=copy_of("running", "migration canceled"), hv2={"state": "unreachable"})
+    recover(cluster)
+    cluster.said.update(hv1={**cluster.said["hv1"], "state": "shutoff", "reason": "unknown"})
+    cluster.said.update(hv2=copy_of("paused", "user"))
+    cluster.log.clear()
+    result = recover(cluster)
+    assert cluster.log == [] and not result.complete and "hv1 ran on" in result.decision.text
+    assert recover(cluster, keep="hv1").decision.where == "hv1" and cluster.said["hv2"] == "absent"
 
 
 def test_a_silent_source_is_never_replaced():
@@ -193,7 +206,8 @@ def test_a_node_that_dies_while_it_is_told_ends_without_a_wrong_word():
     cluster = Cluster(hv1=copy_of("running"), hv2=copy_of("paused", "user"))
     cluster.before = lambda action: cluster.said.update(hv2={"state": "unreachable"})
     result = recover(cluster)
-    assert not result.complete and result.decision.where == "hv1" and result.actions == []
+    assert not result.complete and result.decision.where == "hv1"
+    assert result.actions == ["write down on hv1 that the VM ran on there"]
 
 
 def test_qemu_of_the_vm_is_found_by_its_command_line(tmp_path):
