@@ -78,6 +78,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "uuid": uuid,
         "running": (end.state(uuid) or ("stopped",))[0] != "stopped",
         "memory": size_of(find(root, "memory")) or 0,
+        "paged": find(root, "memoryBacking/hugepages") is not None,
         "cpu": text_of(cpu) if cpu is not None else None,
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
@@ -317,6 +318,11 @@ def space(copy: Mapping[str, Any]) -> int:
     return int(copy["size"]) * 105 // 100
 
 
+def beside(need: Mapping[str, Any]) -> int:
+    """The bytes that a VM takes of what a node has free, of which huge pages are no part; QEMU itself asks for those."""
+    return OVERHEAD + (0 if need["paged"] else int(need["memory"]))
+
+
 def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
     """What the destination says."""
     found = []
@@ -327,8 +333,8 @@ def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> lis
         if (name == need["name"]) != (uuid == need["uuid"]):
             text = f"{target} has another VM {name} with the UUID {uuid}"
             found.append(Blocker("exists", text, "rename or remove one of the two"))
-    if need["running"] and said["free"] < need["memory"] + OVERHEAD:
-        text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {(need['memory'] + OVERHEAD) >> 20}"
+    if need["running"] and said["free"] < beside(need):
+        text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {beside(need) >> 20}"
         found.append(Blocker("memory", text, "move something away from there, or choose another node"))
     mends = {"cpu": "give the VM a CPU model that both nodes have", "machine": "choose a node with the newer QEMU"}
     mends.update(dict.fromkeys(("firmware", "tpm"), firmware.MEND))

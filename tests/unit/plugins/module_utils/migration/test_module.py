@@ -30,6 +30,7 @@ MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": 
 NEED = {
     "running": True,
     "memory": 2**30,
+    "paged": False,
     "disks": [],
     "bridges": [],
     "hostdevs": [],
