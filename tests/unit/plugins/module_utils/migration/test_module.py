@@ -36,6 +36,7 @@ NEED = {
     "hostdevs": [],
     "filesystems": [],
     "kept": [],
+    "state": [],
     "unmoved": [],
     "snapshots": 0,
     "managed_save": False,
