@@ -165,7 +165,7 @@ def staged(folder: Path, module: str) -> Path:
     move[module] = {"that": "inventory_hostname != 'hv2'", "success_msg": "came: {{ drover_share[0].vm }}"}
     (folder / "stage.yml").write_text(json.dumps(tasks))
     moves = [[{"vm": "room1", "from": "hv2", "mode": "live"}], [{"vm": "large1", "from": "hv1", "mode": "live"}]]
-    stages = {"ansible.builtin.include_tasks": str(folder / "stage.yml"), "loop": moves}
+    stages: dict[str, Any] = {"ansible.builtin.include_tasks": str(folder / "stage.yml"), "loop": moves}
     stages["loop_control"] = {"loop_var": "drover_stage"}
     path = folder / "play.yml"
     path.write_text(json.dumps([{"hosts": "hypervisors", "gather_facts": False, "tasks": [stages]}]))

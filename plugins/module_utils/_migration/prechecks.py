@@ -78,8 +78,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "tags": metadata.read(root)["tags"],
         "uuid": uuid,
         "running": running,
-        "memory": size_of(find(root, "memory")) or 0,
-        "paged": find(root, "memoryBacking/hugepages") is not None,
+        **_memory(root),
         "cpu": text_of(cpu) if cpu is not None else None,
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
@@ -110,6 +109,13 @@ def _copy(end: End, uuid: str, disk: Element, mounts: list[str]) -> list[dict[st
         return []
     size = end.capacity(uuid, facts["target"])
     return [{"target": facts["target"], "path": source.get("file"), "format": facts["format"], "size": size}]
+
+
+def _memory(root: Element) -> dict[str, Any]:
+    return {
+        "memory": size_of(find(root, "memory")) or 0,
+        "paged": find(root, "memoryBacking/hugepages") is not None,
+    }
 
 
 def find_text(root: Element, path: str) -> str:
