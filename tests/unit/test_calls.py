@@ -194,3 +194,15 @@ def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tm
         code, said = call(tmp_path, path, "-e", options, hypervisors={"hosts": nodes})
         assert (code != 0) is refused and ("hv3 gave no answer" in said) is refused, said
         assert ("their data is deleted" in said) is not refused, said
+
+
+def test_what_a_node_said_before_it_failed_is_no_answer(tmp_path):
+    said = {"drover_node": {"node": {"name": "{{ inventory_hostname }}"}}}
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/node_facts.yml").read_text(encoding="utf-8"))[1:]
+    fails = {"ansible.builtin.fail": None, "when": "inventory_hostname == 'hv2'"}
+    seen = {"ansible.builtin.debug": {"msg": "silent {{ drover_unreachable }} of {{ drover_facts | length + 1 }}"}}
+    path = tmp_path / "play.yml"
+    play = {"hosts": "hypervisors", "gather_facts": False}
+    path.write_text(json.dumps([{**play, "tasks": [{"ansible.builtin.set_fact": said}, fails, *tasks, seen]}]))
+    _code, words = call(tmp_path, path, hypervisors={"hosts": {"hv1": {}, "hv2": {}}})
+    assert "silent ['hv2'] of 2" in words, words
