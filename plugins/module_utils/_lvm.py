@@ -9,6 +9,7 @@ A shared group is one whose locks lvmlockd holds (with sanlock or dlm), see lvml
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from ._errors import Failed, Invalid, NotFound, Refused
 from ._run import run, run_json
 
-COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
+COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid,origin"
 GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size,vg_tags,lv_count"
 DEVICE_COLUMNS = "pv_name,vg_name,dev_size,pv_size,pe_start"
 # Where sanlock keeps the locks of a group: first those of the hosts, then those of its volumes; sanlock(8).
@@ -25,6 +26,10 @@ BEGINNING = 2**20
 LEASE = 2**20
 HOST = re.compile(r"[0-9a-f-]{36}\.")
 LOCKED = "locked by other host"
+# LVM's words for a group to be removed that another node has left, as long as sanlock of this node has not looked there
+# again, which it does every 20 s (twice its io_timeout); and how long to wait for that.
+NOT_LEFT = "not stopped on other hosts"
+LEFT_SECONDS, LEFT_PAUSE = 60.0, 3.0
 TAG = "drover."
 # The mark of a group that module volume_group made.
 MADE = {"made": "volume_group"}
@@ -52,7 +57,10 @@ def check_volume_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Logical:
-    """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only."""
+    """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only.
+
+    `origin` is the volume of which it is a snapshot.
+    """
 
     size: int
     tags: tuple[str, ...]
@@ -60,6 +68,7 @@ class Logical:
     pool: str
     zeroes: bool
     uuid: str = ""
+    origin: str = ""
 
     @property
     def mark(self) -> dict[str, str]:
@@ -140,10 +149,20 @@ class Lvm:
         self._do("pvresize", path)
 
     def remove_group(self, vg: str, devices: Iterable[str]) -> None:
-        """A group without volumes, and LVM's label on its devices."""
-        self._do("vgremove", vg)
+        """A group without volumes, and LVM's label on its devices; a shared one when this node saw the others leave."""
+        # The locks under which LVM makes and removes labels may have gone with the group.
+        words = ["--config", "global/use_lvmlockd=0"] if self.group(vg).shared else []
+        end = time.monotonic() + LEFT_SECONDS
+        while True:
+            try:
+                self._do("vgremove", vg)
+                break
+            except Failed as error:
+                if NOT_LEFT not in error.message or time.monotonic() > end:
+                    raise
+            time.sleep(LEFT_PAUSE)
         for path in devices:
-            self._do("pvremove", path)
+            self._do("pvremove", *words, path)
 
     def start_locks(self, vg: str) -> None:
         """Join the nodes that have a shared group."""
@@ -153,6 +172,16 @@ class Lvm:
         """Whether this node takes part in the locks of a shared group."""
         lines = run(["lvmlockctl", "--info"]).splitlines()
         return any(line.split()[:2] == ["VG", vg] for line in lines)
+
+    def sharers(self, vg: str) -> list[str]:
+        """The other nodes that take part in the locks of a shared group and may be alive, as the storage says.
+
+        Asks no other node. This one must take part itself. Of locks of dlm nobody here can tell.
+        """
+        if self.group(vg).lock != "sanlock":
+            return []
+        dump = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+        return lease_sharers(dump, run(["sanlock", "client", "gets", "-h", "1"]), f"lvm_{vg}")
 
     def forget(self) -> None:
         """Ask LVM anew, as another node may have changed something."""
@@ -225,8 +254,24 @@ class Lvm:
         """Whether it becomes active when its group is found, at boot."""
         self._do("lvchange", "--setautoactivation", "y" if on else "n", f"{vg}/{name}")
 
+    def snapshots(self, vg: str, name: str) -> list[str]:
+        """The thick snapshots of a volume, which lvremove takes along; thin ones stand alone."""
+        known = self.volumes().items()
+        return sorted(own for (group, own), one in known if (group, one.origin, one.pool) == (vg, name, ""))
+
+    def check_remove(self, vg: str, name: str) -> None:
+        """Raise Refused for a volume of which somebody has kept a snapshot."""
+        if found := self.snapshots(vg, name):
+            raise Refused(
+                f"{vg}/{name} has the snapshot {', '.join(found)}, which would go with it; look whose that is, and "
+                f"remove it first: lvremove {vg}/{found[0]}",
+                snapshots=found,
+            )
+
     def remove(self, vg: str, name: str) -> None:
-        """The volume and what is in it; LVM refuses while it is open."""
+        """The volume and what is in it; LVM refuses while it is open. Raises Refused for one with snapshots."""
+        self.forget()
+        self.check_remove(vg, name)
         self._do("lvremove", "--yes", f"{vg}/{name}")
 
     def _do(self, *argv: str) -> None:
@@ -245,7 +290,7 @@ def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
 def _logical(row: Mapping[str, str]) -> Logical:
     tags = tuple(row["lv_tags"].split(",")) if row["lv_tags"] else ()
     layout = tuple(row["lv_layout"].split(","))
-    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"])
+    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"], row["origin"])
 
 
 def _group(row: Mapping[str, str]) -> Group:
@@ -322,6 +367,20 @@ def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> 
                 held.append(number)
     found = [number for number in held if number != own and (dead or states.get(number) != "DEAD")]
     return [names.get(number, f"host {number}") for number in dict.fromkeys(found)]
+
+
+def lease_sharers(dump: str, hosts: str, space: str) -> list[str]:
+    """The other nodes that take part in a lockspace, by their own names: both texts as of `lease_owners`.
+
+    Who leaves sets its time stamp to 0; who died without a word counts until sanlock calls it dead.
+    """
+    own, states = _hosts(hosts, space)
+    found = []
+    for words in map(str.split, dump.splitlines()):
+        if len(words) >= 6 and words[0].isdecimal() and int(words[0]) < LEASE and int(words[3]):
+            number = int(words[4])
+            found += [HOST.sub("", words[2], count=1)] if number != own and states.get(number) != "DEAD" else []
+    return found
 
 
 def _hosts(text: str, space: str) -> tuple[int, dict[int, str]]:

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session_san
+from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session, _session_san
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
 from ansible_collections.drover.kvm.plugins.module_utils._session_twins import Arrivals, Unit, twins
@@ -216,6 +216,13 @@ def test_a_setting_goes_into_the_record(run, node, option, key, value):
     assert changed["session"]["pending"] == pending
 
 
+def test_every_option_that_is_a_setting_has_a_line_in_its_table():
+    """Without one it would be taken and do nothing; without its file in sysfs it would be pending for ever."""
+    others = {"target", "state", "portals", "interfaces", "multipath", "same_units_as"}
+    assert {field.name for field in iscsi_session.FIELDS} - others == set(_session.SETTINGS), "give it a line there"
+    assert {line.key for line in _session.SETTINGS.values() if line.shown} <= set(_initiator.RUNNING)
+
+
 def test_a_portal_is_bound_to_an_interface(run, node):
     both(run, **BOTH)
     bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1"})
@@ -225,6 +232,12 @@ def test_a_portal_is_bound_to_an_interface(run, node):
     assert values["iface.net_ifacename"] == "nic1"
     assert "iface.net_ifacename = nic1" in (node.root / "var/lib/iscsi/ifaces/nic1").read_text(encoding="utf-8")
     assert both(run, **BOTH)["changed"] is False, "a portal that is not named stays bound"
+
+
+def test_the_first_login_of_a_node_may_be_bound_already(run, node):
+    bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1", PORTAL_B: "nic2"})
+    found = {portal: at["interface"] for portal, at in bound["session"]["portals"].items()}
+    assert found == {PORTAL_A: "nic1", PORTAL_B: "nic2"}
 
 
 def test_a_unit_that_grew_gets_its_new_size_everywhere(run, node):
