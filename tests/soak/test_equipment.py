@@ -105,6 +105,26 @@ def test_a_node_without_them_is_named_before_anything_moves(secured: Equipped) -
     assert digests(cluster, BARE) == {}
 
 
+def test_a_strangers_file_is_named_and_a_move_that_fails_leaves_none(secured: Equipped) -> None:
+    cluster = secured.cluster
+    for strange in digests(cluster, HOME):
+        folder = Path(strange).parent
+        cluster.ssh(OTHER, f"mkdir -p {folder} && echo other >{strange}")
+        there = digests(cluster, OTHER)
+        refused = secured.move(HOME, OTHER, storage="copy")
+        assert [one["reason"] for one in refused["details"]["blockers"]] == ["file_exists"], refused
+        assert strange in refused["msg"] and digests(cluster, OTHER) == there, refused
+        cluster.ssh(OTHER, f"rm -r {folder.parent if strange.startswith(KEYS) else strange}")
+    with Observer(cluster.lab) as watch:
+        watch.wait_word(secured.name)
+        failed = secured.move(HOME, OTHER, storage="copy", bandwidth="1MiB", timeout=5)
+        assert failed["failed"] and failed["details"]["vm_state"] == f"running on {HOME}", failed
+        assert digests(cluster, OTHER) == {} and len(digests(cluster, HOME)) == 2
+        watch.wait_word(secured.name)
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+
+
 def test_variables_and_keys_go_along_and_are_nowhere_else(secured: Equipped) -> None:
     cluster = secured.cluster
     # A variable of the guest's own, four bytes of flags (kept, for the boot and for the system) before its value.

@@ -147,7 +147,7 @@ class Lvm:
         name = words[-1].rpartition("/")[2]
         if self.lock and name in self.elsewhere:
             raise Failed(f"lvremove failed: LV locked by other host: {self.vg}/{name}")
-        # lvremove(8): "Removing an origin LV will also remove all dependent snapshots". Thin ones depend on none.
+        # "Removing an origin LV will also remove all dependent snapshots", lvremove(8); thin ones depend on none.
         snapshots = [one for one, item in self.volumes.items() if item.get("origin") == name and not item["pool"]]
         for gone in [*snapshots, name]:
             del self.volumes[gone]

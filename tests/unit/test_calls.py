@@ -44,6 +44,38 @@ def test_vm_is_refused_where_the_variable_is_vms(tmp_path, playbook, words):
     assert code != 0 and words in said, said
 
 
+@pytest.mark.parametrize("playbook", ["site.yml", "build_vms.yml"])
+def test_a_variable_of_a_host_that_is_spelt_wrong_is_refused(tmp_path, playbook):
+    """Values are not looked at: of one host's, another host may not have what they take."""
+    servers = {"hosts": {"hv1": {"hypervisor_firmwares": ["efi"], "drover_weights": "{{ nobody.knows }}"}}}
+    code, said = call(tmp_path, playbook, hypervisors=servers, others={"hosts": {"db2": {"drover_room": "a"}}})
+    words = "hypervisor_firmwares (of hv1): hypervisor_firmware may be meant. What is your own"
+    assert code != 0 and f"No such variable: drover_room (of db2); {words}" in said, said
+
+
+def test_an_option_of_a_call_that_is_spelt_wrong_is_refused_in_all_playbooks_of_vms(tmp_path):
+    code, said = call(tmp_path, "backup.yml", "-e", "drover_backup_pathh=/srv/backup")
+    assert code != 0 and "drover_backup_pathh (of hv1): drover_backup_path may be meant" in said, said
+
+
+def test_what_a_site_has_named_for_itself_is_fine(tmp_path):
+    words = ["-e", "drover_room=a", "-e", '{"drover_own_variables": ["drover_room"]}', "-e", "vms=nobody"]
+    code, said = call(tmp_path, "build_vms.yml", *words)
+    assert code != 0 and "No VM of group vms is named nobody" in said and "No such variable" not in said, said
+
+
+def test_two_nodes_with_one_address_are_named_before_anything_is_done(tmp_path):
+    hosts = {name: {"ansible_host": name, "hypervisor_migration_address": "192.0.2.1"} for name in ("hv1", "hv2")}
+    role = {"name": "drover.kvm.hypervisor", "tasks_from": "addresses"}
+    play = {"hosts": "hypervisors", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
+    book = tmp_path / "addresses.json"
+    book.write_text(json.dumps([play]))
+    code, said = call(tmp_path, book, hypervisors={"hosts": hosts})
+    assert code != 0 and "192.0.2.1 is the address of hv1 (hypervisor_migration_address) and hv2" in said, said
+    site = yaml.safe_load((ROOT / "playbooks/site.yml").read_text(encoding="utf-8"))
+    assert next(task for play in site[1:] for task in play["tasks"])["ansible.builtin.import_role"] == role
+
+
 def test_playbooks_of_one_vm_say_so():
     playbooks = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml")}
     one = {name for name, text in playbooks.items() if "# Variables: vm," in text}

@@ -51,6 +51,7 @@ class Files(Protocol):
     """The files of a node, where disks are copied to."""
 
     def make(self, copies: Iterable[Mapping[str, Any]]) -> None: ...
+    def claim(self, paths: Iterable[str]) -> None: ...
     def release(self, paths: Iterable[str]) -> None: ...
 
 
@@ -87,6 +88,8 @@ class LiveMove:
         if self.order.copies:
             self.journal.phase("making room", copies=self.paths)
             self.target.volumes.make(self.order.copies)
+        if self.order.state:
+            self.target.volumes.claim(self.order.state)
         if any(device["lock"] for device in self.order.devices):
             self.journal.phase("sharing")
             self.source.share(self.order)
@@ -118,7 +121,7 @@ class LiveMove:
             "was": seen[0],
             "autostart": self.source.autostart(uuid),
             "started": int(time.time()),
-            "copies": self.paths,
+            "copies": self.brought,
             "devices": order.devices,
             "state": order.state,
         }
@@ -180,13 +183,20 @@ class LiveMove:
             self.target.set_home(uuid, order.target)
         self.source.forget(order.state)
         left = self.settle() if order.copies else []
+        if self.brought:
+            self.target.volumes.release(self.brought)
         self.target.set_marker(uuid, None)
         return left
 
     @property
     def paths(self) -> list[str]:
-        """The files that go along."""
+        """The files of disks that go along."""
         return [str(copy["path"]) for copy in self.order.copies]
+
+    @property
+    def brought(self) -> list[str]:
+        """The files that the destination gets."""
+        return self.paths + self.order.state
 
     def settle(self) -> list[str]:
         """The copies are the VM's disks now: see that they are whole, and delete our own files at the source."""
@@ -196,9 +206,7 @@ class LiveMove:
             if size != copy["size"]:
                 where = f"{copy['target']} of {order.vm} has {size} bytes on {order.target}"
                 raise Failed(f"{where}, not {copy['size']}; its file on {order.source} stays")
-        left = remove_originals(self.paths, uuid, self.source.uses)
-        self.target.volumes.release(self.paths)
-        return left
+        return remove_originals(self.paths, uuid, self.source.uses)
 
     def _call(self) -> None:
         try:

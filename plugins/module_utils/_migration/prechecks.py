@@ -63,6 +63,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
     root = parse(end.definition(uuid, live=True))
     mounts = shared_mounts()
     disks = [disk_facts(disk, mounts) for disk in devices(root, "disk")]
+    running = (end.state(uuid) or ("stopped",))[0] != "stopped"
     kind = find(root, "os/type")
     cpu = find(root, "cpu")
     basic = {
@@ -72,17 +73,17 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
     }
     return {
         **basic,
-        **firmware.needs(root, end.loaders(basic)),
+        **firmware.needs(root, end.loaders(basic) if find(root, "os/loader") is not None else []),
         "name": find_text(root, "name"),
         "tags": metadata.read(root)["tags"],
         "uuid": uuid,
-        "running": (end.state(uuid) or ("stopped",))[0] != "stopped",
+        "running": running,
         "memory": size_of(find(root, "memory")) or 0,
         "cpu": text_of(cpu) if cpu is not None else None,
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
         "disks": disks,
-        "copies": [copy for disk in devices(root, "disk") for copy in _copy(end, uuid, disk, mounts)],
+        "copies": [copy for disk in devices(root, "disk") if running for copy in _copy(end, uuid, disk, mounts)],
         "copying": False,
         "ejecting": False,
         "devices": block_devices.read(devices(root, "disk"), end.lvm),
@@ -91,7 +92,8 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "bridges": sorted({b for b in (nic_facts(nic)["bridge"] for nic in devices(root, "interface")) if b}),
         "hostdevs": [hostdev_facts(device)["name"] for device in devices(root, "hostdev")],
         "filesystems": [name or "without a name" for name in shares(root)],
-        "kept": end.kept(uuid),
+        "kept": firmware.kept(root, running),
+        "state": firmware.kept(root, running=False),
         "unmoved": firmware.unmoved(root),
         "snapshots": end.snapshots(uuid),
         "managed_save": end.has_managed_save(uuid),
@@ -99,13 +101,11 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
 
 
 def _copy(end: End, uuid: str, disk: Element, mounts: list[str]) -> list[dict[str, Any]]:
-    """What it takes to copy a disk to another node; nothing for one that is shared, or that can't be copied."""
+    """What it takes to copy a disk of one that runs; nothing for a disk that is shared, or that can't be copied."""
     facts = disk_facts(disk, mounts)
     source = find(disk, "source")
     plain = facts["type"] == "file" and facts["device"] == "disk" and facts["format"] in ("raw", "qcow2")
     if source is None or not plain or facts["backing"] or facts["readonly"] or facts["shared_storage"]:
-        return []
-    if (end.state(uuid) or ("stopped",))[0] == "stopped":
         return []
     size = end.capacity(uuid, facts["target"])
     return [{"target": facts["target"], "path": source.get("file"), "format": facts["format"], "size": size}]
@@ -132,7 +132,7 @@ def answer(end: End, needs: list[dict[str, Any]], address: str) -> dict[str, Any
         "domains": end.names(),
         "free": end.free_memory(),
         "room": end.volumes.room(str(Path(path).parent) for need in needs for path in _files(need)),
-        "taken": end.volumes.taken(path for need in needs if not need["running"] for path in need["kept"]),
+        "taken": end.volumes.taken(path for need in needs for path in need["state"]),
         "paths": end.paths() if any(need["devices"] for need in needs) else {},
         "against": {need["uuid"]: _against(end, need) for need in needs},
     }
@@ -213,8 +213,11 @@ def _storage(need: Mapping[str, Any]) -> list[Blocker]:
 
 
 def _state(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
-    """What the destination has of UEFI and TPM of such a VM already: somebody's, and nobody can tell whose."""
-    taken = sorted({*need["kept"]} & {*said["taken"]}) if not need["running"] else []
+    """What the destination has of UEFI and TPM of such a VM already: somebody's, and nobody can tell whose.
+
+    Of one that runs libvirt would put its own in their place.
+    """
+    taken = sorted({*need["state"]} & {*said["taken"]})
     mend = "look whose it is, and move it out of the way"
     return [Blocker("file_exists", f"{target} has a file {path} already", mend) for path in taken]
 

@@ -6,7 +6,8 @@
 At the destination all goes through libvirt's storage pools, which reach any node that a migration reaches. A file that
 was made for a copy has a claim beside it, an empty file of its name with CLAIM: what has no claim is not ours and is
 never deleted there. The claim goes when the copy has become the VM's disk; its mark was set by the node's own hook.
-What a VM that is off keeps of UEFI and a TPM goes the same way, by its content.
+What a VM that is off keeps of UEFI and a TPM goes the same way, by its content; of one that runs the file of UEFI's
+variables has a claim for as long as it moves, as libvirt leaves that file where a move has failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .._disks import file
 from .._domain import state_files
-from .._errors import DroverError, Failed, NotFound
+from .._errors import DroverError, Failed, NotFound, Refused
 from .._libvirt import Node, libvirt, translated
 
 CLAIM = ".drover-copy"
@@ -70,6 +71,15 @@ class Volumes:
             if path.name + CLAIM in self._in(str(path.parent), lambda pool: pool.listVolumes()):
                 self._delete(path)
         self.release(paths)
+
+    def claim(self, paths: Iterable[str]) -> None:
+        """Claim files that libvirt is about to make here by itself. Raises Refused when one is there already."""
+        wanted = [*paths]
+        self.remove(wanted)
+        if taken := self.taken(wanted):
+            raise Refused(f"{self.node} has a file {', '.join(taken)} already")
+        for path in map(PurePosixPath, wanted):
+            self._make(path.with_name(path.name + CLAIM), "raw", 0)
 
     def taken(self, paths: Iterable[str]) -> list[str]:
         """Which of these files are there and have no claim; a folder that is not there has none."""

@@ -16,17 +16,19 @@ from .vm_image import VmImage
 # The second one lets its file system grow with the disk.
 PACKAGES = ["cloud-init", "e2fsprogs"]
 # As in the initial RAM disk of a distribution's image: cloud-init looks for its drive when systemd has just begun.
-MODULES = ["scsi_common", "scsi_mod", "libata", "libahci", "ahci", "cdrom", "sr_mod", "isofs", "virtio_blk"]
+MODULES = ["scsi_common", "scsi_mod", "sd_mod", "libata", "libahci", "ahci", "cdrom", "sr_mod", "isofs", "virtio_blk"]
 INIT = b"""#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 for module in /modules/*; do $b insmod $module; done
 tries=0
-while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do
+disk=/dev/vda
+while [ ! -b $disk ] && [ $tries -lt 100 ]; do
+    [ ! -b /dev/sda ] || disk=/dev/sda
     $b sleep 0.1
     tries=$((tries + 1))
 done
-$b mount -t ext4 -o noatime /dev/vda /root
+$b mount -t ext4 -o noatime $disk /root
 $b mount -o move /dev /root/dev
 exec $b switch_root /root /sbin/init
 """
@@ -44,6 +46,11 @@ class DebianImage(VmImage):
         super()._install(root)
         bind = [f"--bind-ro={self.base.repo}:/repo", "--setenv=DEBIAN_FRONTEND=noninteractive"]
         self.base.inside(root, ["apt-get", "-y", "--no-install-recommends", "install", *PACKAGES], bind)
+
+    def _settle(self, root: Path) -> None:
+        super()._settle(root)
+        # It is found by what it is, whatever controller it is on.
+        (root / "etc/fstab").write_text("LABEL=root / ext4 noatime 0 0\n", encoding="ascii")
 
     def _initrd(self, root: Path) -> bytes:
         files = {"init": INIT, "bin/busybox": (root / "usr/bin/busybox").read_bytes()}

@@ -242,7 +242,6 @@ def test_a_logical_volume_stays_of_which_somebody_has_a_snapshot(san):
     assert done(san(name="a", **STORES["lvm"], state="absent"))["changed"] and "before-update" in san.lvm.volumes
 
 
-
 def test_a_volume_in_use_is_left_alone_and_the_user_is_named(san):
     san.make(initiators=[HOST, OTHER])
     assert san.log_in() is True

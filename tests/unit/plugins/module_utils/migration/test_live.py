@@ -113,6 +113,11 @@ class Node:
         if self.world.full:
             raise Failed("No space left on device")
 
+    def claim(self, paths):
+        self.note(f"claim {', '.join(paths)}")
+        if self.world.full:
+            raise Refused("it has one already")
+
     def release(self, paths):
         self.note(f"release {', '.join(paths)}")
 
@@ -371,13 +376,27 @@ def test_files_that_go_along_are_made_after_the_mark_and_deleted_at_the_end(tmp_
 def test_the_variables_of_uefi_go_where_the_vm_was_once_it_runs_elsewhere(tmp_path):
     world = World(autostart=False)
     move(world, tmp_path, state=["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"])
-    forgotten = "forget /var/lib/libvirt/qemu/nvram/vm1_VARS.fd on hv1"
-    assert world.log[-3:] == ["return on hv1", forgotten, "unmark on hv2"]
+    claimed, forgotten, released = (
+        f"{what} /var/lib/libvirt/qemu/nvram/vm1_VARS.fd on {node}"
+        for what, node in (("claim", "hv2"), ("forget", "hv1"), ("release", "hv2"))
+    )
+    assert world.log[:3] == ["mark on hv1", claimed, "migrate on hv1"]
+    assert world.log[-4:] == ["return on hv1", forgotten, released, "unmark on hv2"]
+    # By the marker a recovery finds what libvirt leaves on either node.
+    assert world.marked["copies"] == world.marked["state"] == ["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"]
     world = World(autostart=False)
     world.finish, world.error = False, Failed("no")
     with pytest.raises(Failed):
         move(world, tmp_path, state=["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"])
     assert forgotten not in world.log
+
+
+def test_nothing_is_sent_where_a_file_of_that_name_has_come_meanwhile(tmp_path):
+    world = World(autostart=False)
+    world.full = True
+    with pytest.raises(Refused):
+        move(world, tmp_path, state=["/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"])
+    assert "migrate on hv1" not in world.log
 
 
 @pytest.mark.parametrize("fault", ["full", "capacity"])

@@ -35,6 +35,7 @@ NEED = {
     "hostdevs": [],
     "filesystems": [],
     "kept": [],
+    "state": [],
     "unmoved": [],
     "snapshots": 0,
     "managed_save": False,

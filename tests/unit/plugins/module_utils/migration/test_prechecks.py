@@ -8,8 +8,10 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
-from ansible_collections.drover.kvm.plugins.module_utils._migration import prechecks
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
+from ansible_collections.drover.kvm.plugins.module_utils._migration import ends, prechecks
 from ansible_collections.drover.kvm.plugins.module_utils._migration.prechecks import blockers
+from ansible_collections.drover.kvm.tests.unit.rpc import counted
 
 GIB = 2**30
 NEED = {
@@ -22,6 +24,7 @@ NEED = {
     "hostdevs": [],
     "filesystems": [],
     "kept": [],
+    "state": [],
     "unmoved": [],
     "snapshots": 0,
     "managed_save": False,
@@ -80,6 +83,19 @@ def test_what_the_vm_has(need, expected):
 )
 def test_what_the_destination_says(said, expected):
     assert reasons(said=said) == [expected]
+
+
+VARS = "/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"
+KEYS = "/var/lib/libvirt/swtpm/u1/tpm2/tpm2-00.permall"
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("there, expected", [([VARS], 1), ([VARS, KEYS], 2), (["/other"], 0), ([], 0)])
+def test_a_file_of_uefi_or_a_tpm_that_is_there_is_somebodys(running, there, expected):
+    """Of a VM that is off ours would be refused when it is written; over that of one that runs QEMU would write."""
+    found = blockers({**NEED, "running": running, "state": [VARS, KEYS]}, "hv2", {**SAID, "taken": there}, None, {})
+    assert [one.reason for one in found] == ["file_exists"] * expected
+    assert [one.text for one in found] == [f"hv2 has a file {path} already" for path in there[:expected]]
 
 
 def test_what_its_facts_tell():
@@ -239,3 +255,20 @@ class Older:
 def test_a_machine_type_that_is_not_there_is_one_reason_and_not_two():
     need = {"running": True, "cpu": "<cpu/>", "passthrough": False, "secrets": []}
     assert list(prechecks._against(Older(), need)) == ["machine"]
+
+
+OURS = "7d4da458-de51-4138-9921-aae15234a969"
+DOMAIN = f"<domain type='test'><name>vm1</name><uuid>{OURS}</uuid><memory>1024</memory><os>{{}}</os></domain>"
+PLAIN, EFI = "<type>hvm</type>", "<type>hvm</type><loader type='pflash'>/x.fd</loader><nvram>/y.fd</nvram>"
+
+
+@pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt")
+@pytest.mark.parametrize("machine, capabilities", [(PLAIN, 1), (EFI, 2)])
+def test_what_a_vm_is_made_of_is_asked_once(monkeypatch, machine, capabilities):
+    with connect("test:///default") as node:
+        node.connection.defineXML(DOMAIN.format(machine))
+        calls = counted(monkeypatch)
+        found = prechecks.traits(ends.End(node), OURS)
+    assert found["name"] == "vm1" and found["kept"] == found["state"] == []
+    asked = {"XMLDesc": 1, "State": 1, "Capabilities": capabilities, "SnapshotNum": 1}
+    assert {call: sum(count for name, count in calls.items() if name.endswith(call)) for call in asked} == asked, calls

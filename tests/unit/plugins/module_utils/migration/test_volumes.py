@@ -7,13 +7,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
-from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._migration import volumes
 from ansible_collections.drover.kvm.tests.unit import libvirt_server
@@ -72,6 +72,21 @@ def test_what_has_no_claim_is_never_deleted(there):
     assert names(there) == ["a.qcow2"]
     with pytest.raises(Failed):
         there.make([COPY])
+    assert names(there) == ["a.qcow2"]
+
+
+def test_what_libvirt_makes_by_itself_is_ours_while_it_has_a_claim(there):
+    there.claim([COPY["path"]])
+    there.claim([COPY["path"]])
+    assert names(there) == ["a.qcow2.drover-copy"]
+    # What libvirt has made, and left as the move failed.
+    there._make(PurePosixPath(COPY["path"]), "raw", 7)
+    there.claim([COPY["path"]])
+    assert names(there) == ["a.qcow2.drover-copy"]
+    there._make(PurePosixPath(COPY["path"]), "raw", 7)
+    there.release([COPY["path"]])
+    with pytest.raises(Refused, match="has a file /srv/vm/a.qcow2 already"):
+        there.claim([COPY["path"]])
     assert names(there) == ["a.qcow2"]
 
 

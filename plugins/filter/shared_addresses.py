@@ -1,0 +1,43 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filter shared_addresses: addresses that more than one node of a cluster is said to have."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def shared_addresses(nodes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One text for each address of the management or of migrations that several nodes (their variables) have."""
+    holders: dict[str, dict[str, str]] = {}
+    for node in nodes:
+        name = str(node["inventory_hostname"])
+        management = node.get("hypervisor_management_address", node.get("ansible_host", name))
+        migration = node.get("hypervisor_migration_address", management)
+        for what, address in (("migration", migration), ("management", management)):
+            holders.setdefault(_plain(str(address)), {})[name] = what
+    shared = {address: of for address, of in sorted(holders.items()) if len(of) > 1}
+    return [f"{address} is the address of {_words(of)}" for address, of in shared.items()]
+
+
+def _words(of: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} (hypervisor_{what}_address)" for name, what in of.items())
+
+
+def _plain(address: str) -> str:
+    """One form for each way to write an address; names as they are."""
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return address
+
+
+class FilterModule:
+    """The filter as Ansible finds it."""
+
+    def filters(self) -> dict[str, object]:
+        """Its name and its function."""
+        return {"shared_addresses": shared_addresses}
