@@ -157,6 +157,27 @@ def test_a_file_of_own_tasks_that_is_not_there_is_refused(tmp_path):
     assert code != 0 and f"There is no file {tmp_path}/none.yml." in said, said
 
 
+def staged(folder: Path, module: str) -> Path:
+    """A play over the stages of a plan, with `module`, which fails on hv2, in place of the migrations."""
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/stage.yml").read_text(encoding="utf-8"))
+    move = next(task for task in tasks if "drover.kvm.migrate" in task)
+    del move["drover.kvm.migrate"]
+    move[module] = {"that": "inventory_hostname != 'hv2'", "success_msg": "came: {{ drover_share[0].vm }}"}
+    (folder / "stage.yml").write_text(json.dumps(tasks))
+    moves = [[{"vm": "room1", "from": "hv2", "mode": "live"}], [{"vm": "large1", "from": "hv1", "mode": "live"}]]
+    stages: dict[str, Any] = {"ansible.builtin.include_tasks": str(folder / "stage.yml"), "loop": moves}
+    stages["loop_control"] = {"loop_var": "drover_stage"}
+    path = folder / "play.yml"
+    path.write_text(json.dumps([{"hosts": "hypervisors", "gather_facts": False, "tasks": [stages]}]))
+    return path
+
+
+def test_no_stage_begins_after_one_that_failed_on_another_node(tmp_path):
+    nodes = {"hosts": {name: {"ansible_connection": "local"} for name in ("hv1", "hv2")}}
+    code, said = call(tmp_path, staged(tmp_path, "ansible.builtin.assert"), hypervisors=nodes)
+    assert code != 0 and "fatal: [hv2]" in said and "came: " not in said, said
+
+
 def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tmp_path):
     """Another node goes on where one has failed, and would carry out what is run once."""
     _check, play = yaml.safe_load((ROOT / "playbooks" / "remove_vms.yml").read_text(encoding="utf-8"))
