@@ -206,3 +206,24 @@ def test_what_a_node_said_before_it_failed_is_no_answer(tmp_path):
     path.write_text(json.dumps([{**play, "tasks": [{"ansible.builtin.set_fact": said}, fails, *tasks, seen]}]))
     _code, words = call(tmp_path, path, hypervisors={"hosts": {"hv1": {}, "hv2": {}}})
     assert "silent ['hv2'] of 2" in words, words
+
+
+@pytest.mark.parametrize(
+    "clocks, options, words",
+    [
+        (
+            {"hv1": 4605.5, "hv2": 1005.0, "hv3": 1000.0},
+            {},
+            "The clocks of hv3 and hv1 are 3605 s apart (hv1 is ahead).",
+        ),
+        ({"hv1": 4605.5, "hv2": 1005.0}, {"drover_clock_skew": "3700"}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_clocks_that_are_apart_are_named_before_a_move(tmp_path, clocks, options, words):
+    book = tmp_path / "clocks.yml"
+    tasks = [{"name": "Look", "ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/check_clocks.yml")}]
+    book.write_text(yaml.safe_dump([{"name": "Look", "hosts": "hypervisors", "gather_facts": False, "tasks": tasks}]))
+    facts = [{"name": name, "clock": clock} for name, clock in clocks.items()]
+    code, said = call(tmp_path, book, "-e", json.dumps({"drover_facts": facts, **options}))
+    assert (code != 0) == bool(words) and words in said, said

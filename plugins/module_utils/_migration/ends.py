@@ -333,6 +333,9 @@ class End:
         if order.connections:
             flags |= libvirt.VIR_MIGRATE_PARALLEL
             params[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = order.connections
+        if order.compression:
+            flags |= libvirt.VIR_MIGRATE_COMPRESSED
+            params[libvirt.VIR_MIGRATE_PARAM_COMPRESSION] = [order.compression]
         domain = self._domain(order.uuid)
         with translated(f"migrating {order.vm} from {order.source} to {order.target}"):
             domain.migrateToURI3(order.uri, params, flags)
