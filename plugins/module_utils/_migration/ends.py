@@ -106,6 +106,13 @@ class End:
                     raise
         return None
 
+    def note(self, uuid: str) -> None:
+        """Write into the marker that the VM ran on here. Raises Failed."""
+        with translated(f"reading the marker on {self.node}"):
+            kind, flag = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            text = self._domain(uuid).metadata(kind, metadata.MARKER_NAMESPACE, flag)
+        self._set_metadata(uuid, metadata.noted(text), metadata.MARKER_NAMESPACE)
+
     def home(self, uuid: str) -> str | None:
         """The node that the VM goes back to, from its metadata."""
         home = metadata.read(xml.parse(self._xml(uuid)))["home"]
