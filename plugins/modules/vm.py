@@ -543,6 +543,13 @@ options:
             cdrom.
           - By default nothing is said, which most guests take for a disk that turns.
         type: int
+      physical_block_size:
+        description:
+          - What the guest is told of how much the storage writes at once, a power of two from V(512) to V(2MiB), in
+            bytes or such as V(4KiB). A guest puts its file systems on such boundaries, so that storage with blocks of
+            4 KiB need not read before each write. Sectors still have 512 bytes, so what is on the disk stays readable.
+          - By default, and with V(0), QEMU says 512 bytes.
+        type: str
       iops:
         description: Most requests in a second, exactly this; V({}) takes all limits away.
         type: dict

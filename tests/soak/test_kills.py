@@ -1,7 +1,10 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Snapshots and backups that are killed at twenty moments of each act, by chance; tests/lab has three for each."""
+"""Snapshots and backups that are killed at twenty moments of each act, by chance; tests/lab has three for each.
+
+Each moment is a seed of its own: `-k 'test_kills and (seed07 or seed08)'` runs two of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def lives(vm: Vm) -> dict[str, float]:
     return {act: fate.seconds for act, fate in kill_each(vm, lambda _act: "false", 0).items()}
 
 
-@pytest.mark.parametrize("seed", range(1, MOMENTS + 1))
+@pytest.mark.parametrize("seed", range(1, MOMENTS + 1), ids=lambda seed: f"seed{seed:02}")
 def test_an_act_that_is_killed_at_any_moment_is_finished_by_the_next_run(
     vm: Vm, lives: dict[str, float], seed: int
 ) -> None:

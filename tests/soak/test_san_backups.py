@@ -9,7 +9,9 @@ The SAN of the lab is tgtd on files; these lie on an XFS of their own, where fil
 from __future__ import annotations
 
 import base64
+import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -18,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests, parse_record
 from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT as CHECKOUT
 from ansible_collections.drover.kvm.tests.lab.observer import Observer, read_disk
 from ansible_collections.drover.kvm.tests.soak.test_backups import holds
 
 VM, NODE, SAN = "sanvm1", "hv1", "san1"
-ROOT, SHARED = "/srv/backup", "/srv/shared"
+ROOT, SHARED, LOOK = "/srv/backup", "/srv/shared", "/srv/look"
 INVENTORY = f"""
 vms:
   hosts:
@@ -129,7 +133,7 @@ def story(site: Cluster, shared: None, tmp_path_factory: pytest.TempPathFactory)
         names = [f"drover-{VM}-{number}{more}" for number in (0, 1) for more in ("", "-backup")]
         absent = {"state": "absent", "remove_data": True, "iqn_prefix": "iqn.2026-11.org.example", "directory": SHARED}
         site.task(SAN, "iscsi_volume", volumes=[{"name": name, **absent} for name in names])
-        found.ssh(f"rm -rf {ROOT}")
+        found.ssh(f"rm -rf {ROOT} {LOOK}")
 
 
 AGENT = f"""virsh -q qemu-agent-command {VM} '{{"execute": "guest-fsfreeze-status"}}' || true"""
@@ -219,6 +223,32 @@ def test_one_that_is_off_is_read_too_and_comes_back_bit_by_bit(story: Story) -> 
         story.ssh(f"virsh start {VM}")
 
 
+def test_each_of_six_backups_comes_back_bit_by_bit(story: Story) -> None:
+    """Read by QEMU as it runs: it can note no changes in volumes, so each is a full one, and says so."""
+    kept: dict[str, list[str]] = {}
+    volumes = f"sha256sum {SHARED}/drover-{VM}-[01].img"
+    with Observer(story.cluster.lab) as watch:
+        for _number in range(6):
+            watch.wait_word(VM, after=time.monotonic(), seconds=240)
+            story.ssh(f"virsh suspend {VM}")
+            try:
+                sums = story.ssh(volumes, SAN).split()[::2]
+                done = story.cluster.task(NODE, "backup", name=VM, path=ROOT, type="incremental", keep=20)
+            finally:
+                story.ssh(f"virsh resume {VM}")
+            assert not done["failed"] and done["backup"]["type"] == "full", done
+            assert "where QEMU can't note what changes" in done["backup"]["reason"], done
+            kept[done["backup"]["id"]] = sums
+    assert len({sums[0] for sums in kept.values()}) == 6
+    given: dict[str, Any] = {"name": VM, "path": ROOT, "disks": ["vda", "vdb"], "directory": LOOK}
+    for backup_id, sums in kept.items():
+        story.ssh(f"rm -rf {LOOK}; mkdir {LOOK}")
+        restored = story.cluster.task(NODE, "restore", id=backup_id, **given)
+        assert not restored["failed"], restored
+        read = "qemu-img convert -O raw {0} {1}/raw && sha256sum {1}/raw"
+        assert [story.ssh(read.format(path, LOOK)).split()[0] for path in restored["restored"]["files"]] == sums
+
+
 def test_a_snapshot_of_volumes_lies_in_files(story: Story) -> None:
     """libvirt knows no way back to it, and that is said before; merged, all of it is on the volumes again."""
     there, folder = story.served(), "/var/lib/libvirt/images"
@@ -249,3 +279,41 @@ def test_a_snapshot_of_volumes_lies_in_files(story: Story) -> None:
     assert story.ssh(f"virsh domblklist {VM}").count("iqn.2026-11.org.example:drover-") == 2
     # What it counts is on the volume itself.
     assert story.on_volume() >= words[-1]
+
+
+def sequence(story: Story, path: Path) -> str:
+    """The playbook of the page, for this VM with two disks: its file."""
+    (text,) = re.findall(r"```yaml\n# back_to_san.yml\n(.*?)```", (CHECKOUT / "docs/backups.md").read_text(), re.DOTALL)
+    names = {"web1": VM, "hosts: hv2": f"hosts: {NODE}", "iqn.2026-01.org": "iqn.2026-11.org"}
+    names["198.51.100.10:3260"] = "10.231.5.10:3260"
+    for one, other in names.items():
+        assert one in text
+        text = text.replace(one, other)
+    plays = yaml.safe_load(text)
+    (disk,) = (moved := plays[1]["tasks"][0]["drover.kvm.vm_storage"])["disks"]
+    moved["disks"] = [disk, {**disk, "target": "vdb", "iqn": disk["iqn"][:-1] + "1"}]
+    path.write_text(json.dumps(plays), encoding="utf-8")
+    return str(path)
+
+
+def test_a_vm_that_is_gone_comes_back_to_the_san(story: Story, tmp_path: Path) -> None:
+    """The VM and its volumes are lost; what the page says brings them back."""
+    there = story.served()
+    story.ssh(f"virsh destroy {VM}")
+    story.play("backup").good()
+    kept, made = story.counter(), story.ssh(f"sha256sum {SHARED}/drover-{VM}-1.img", SAN).split()[0]
+    story.play("remove_vms", confirm=VM, remove_disks=True).good()
+    assert story.served() == [] and VM not in story.cluster.domains(NODE)
+    back = {"vm": VM, "node": NODE, "drover_backup_path": ROOT, "start": True}
+    story.play("restore_vm", **back).good()
+    book = sequence(story, tmp_path / "back_to_san.yml")
+    assert story.play(book).good().changed == 2
+    assert story.play(book).good().changed == 0
+    story.play("build_vms", "--check", "--diff").good()
+    story.play("build_vms").good()
+    assert story.play("build_vms").good().changed == 0 and story.served() == there
+    with Observer(story.cluster.lab) as watch:
+        assert watch.wait_word(VM, after=time.monotonic(), seconds=240)["counter"] > kept
+    assert story.ssh(f"sha256sum {SHARED}/drover-{VM}-1.img", SAN).split()[0] == made
+    assert story.ssh(f"virsh domblklist {VM}").count("iqn.2026-11.org.example:drover-") == 2
+    assert story.on_volume() > kept

@@ -183,3 +183,21 @@ def test_own_tasks_are_done_around_each_node_also_when_it_fails(tmp_path, playbo
 def test_a_file_of_own_tasks_that_is_not_there_is_refused(tmp_path):
     code, said = call(tmp_path, "drain_node.yml", "-e", "node=hv1", "-e", f"drover_after_tasks={tmp_path}/none.yml")
     assert code != 0 and f"There is no file {tmp_path}/none.yml." in said, said
+
+
+def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tmp_path):
+    """Another node goes on where one has failed, and would carry out what is run once."""
+    _check, play = yaml.safe_load((ROOT / "playbooks" / "remove_vms.yml").read_text(encoding="utf-8"))
+    tasks = {one["name"]: one for one in play["tasks"]}
+    vm, volumes = tasks["Remove them from each node"], tasks["Remove their volumes from the SAN"]
+    del vm["drover.kvm.vm"], volumes["drover.kvm.iscsi_volume"]
+    path = tmp_path / "remove.yml"
+    for refused in (True, False):
+        vm["ansible.builtin.assert"] = {"that": not refused, "fail_msg": "hv3 gave no answer"}
+        volumes["ansible.builtin.debug"] = {"msg": "their data is deleted"}
+        path.write_text(yaml.safe_dump([{**play, "tasks": [vm, volumes]}]))
+        nodes = {"hv1": {"drover_node": {"node": {"domains": [{"name": "www1"}]}}}, "hv2": {}}
+        options = json.dumps({"vms": "www1", "remove_disks": True, "drover_volumes": [{"name": "www1-0"}]})
+        code, said = call(tmp_path, path, "-e", options, hypervisors={"hosts": nodes})
+        assert (code != 0) is refused and ("hv3 gave no answer" in said) is refused, said
+        assert ("their data is deleted" in said) is not refused, said

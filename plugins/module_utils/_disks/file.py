@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ MARK = "user.drover.vm"
 # Beside the mark: the file is a copy that no VM uses yet.
 UNFINISHED = "user.drover.copy"
 DIRECTORY = "/var/lib/libvirt/images"
+FORMATS = ("raw", "qcow2")
 SYSTEM = ("", "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys", "usr")
 
 # Folders below /var that hold no images, whatever else is kept there.
@@ -270,9 +272,13 @@ def _write_mark(path: str, name: str, text: str) -> bool:
 
 
 def marked(vm: str, uuid: str, disks: Iterable[Mapping[str, Any]]) -> list[Volume]:
-    """The files with this VM's mark: of the disks given, and those named after the VM in our own folder."""
+    """The files with this VM's mark: of the disks given, and those named after the VM in our own folder.
+
+    A copy that somebody made of one (cp -a) carries the mark too; only whole names as ours are taken.
+    """
     paths = [str(disk["path"]) for disk in disks if disk.get("path")]
-    named = [str(path) for path in Path(DIRECTORY).glob(f"{volume_name(vm, 0)[:-1]}*")]
+    name = re.compile(re.escape(volume_name(vm, 0)[:-1]) + rf"[0-9]+\.({'|'.join(FORMATS)})")
+    named = [str(path) for path in Path(DIRECTORY).glob("drover-*") if name.fullmatch(path.name)]
     real = {str(Path(path).resolve()) for path in [*paths, *named]}
     return [Volume(f"file:{path}", Path(path).stat().st_size, uuid) for path in sorted(real) if read_mark(path) == uuid]
 

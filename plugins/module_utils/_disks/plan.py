@@ -168,7 +168,7 @@ def removable(
 ) -> list[tuple[Store, Volume]]:
     """The volumes that we made for this VM, each with its store.
 
-    Raises Refused when another domain (`others`: surveys by node) has one.
+    Raises Refused when one of the `others` (surveys by node) has one.
     """
     known = list(disks)
     found: list[tuple[Store, Volume]] = []
@@ -176,16 +176,16 @@ def removable(
         if kind.store:
             own = [disk for disk in known if disk["type"] == kind.name and disk.get("device") != "cdrom"]
             for volume in kind.store.marked(vm, uuid, own):
-                _check_unused(kind, vm, volume, others)
+                _check_unused(kind, volume, others)
                 found.append((kind.store, volume))
     return found
 
 
-def _check_unused(kind: Kind, vm: str, volume: Volume, others: Mapping[str, list[dict[str, Any]]]) -> None:
+def _check_unused(kind: Kind, volume: Volume, others: Mapping[str, list[dict[str, Any]]]) -> None:
     if kind.store and (based := kind.store.based(volume.identity)):
         raise Refused(f"{volume.name} is what {', '.join(based)} is based on; it is not removed", based=based)
     for node, domains in others.items():
         for other in domains:
             held = [str(name) for _kind, name in other["claims"] if name.startswith(f"{kind.name}:")]
-            if other["name"] != vm and kind.store and volume.identity in map(kind.store.canonical, held):
+            if kind.store and volume.identity in map(kind.store.canonical, held):
                 raise Refused(f"{volume.name} is also a disk of {other['name']} on {node}; it is not removed")

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from .._disks.kind import Store, Volume
 from .._errors import Refused
@@ -22,8 +24,19 @@ def volumes(draft: Draft, admission: Admission) -> Volumes:
     """What is to be deleted with the VM. Raises Refused when somebody else has it, or may have it."""
     if draft.params["state"] != "absent" or not draft.params["remove_disks"]:
         return []
-    others = {HERE: admission.site.surveyed, **admission.answers("deprived of its disks")}
+    surveys = {HERE: admission.site.surveyed, **admission.answers("deprived of its disks")}
+    others = {node: [one for one in found if _is_other(one, node, draft)] for node, found in surveys.items()}
     return draft.removable(others)
+
+
+def _is_other(one: Mapping[str, Any], node: str, draft: Draft) -> bool:
+    """Whether it is not what goes.
+
+    The VM itself may be on a peer: where it runs there, or this node does not even have it, it has its disks there.
+    """
+    if one["name"] != draft.params["name"]:
+        return True
+    return node != HERE and (one["active"] or draft.domain is None)
 
 
 def steps(draft: Draft, admission: Admission) -> list[Step]:

@@ -15,6 +15,8 @@ from .machine import Machine
 
 SECONDS_PER_GIB = 150
 LEAST_SECONDS = 120
+# How often it is said how far a merge is. A shorter one is waited for without a look.
+LOOK_SECONDS = 1.0
 # libvirt 11.3 compares all disks before it deletes an internal snapshot, also the media that are not in it.
 OTHER_MEDIUM = "is not the same as disk image currently used by VM"
 
@@ -95,9 +97,10 @@ class Removal:
 
     def done(self) -> bool | str:
         """Whether it is gone, else how far the merge is. Raises what libvirt said."""
-        if self.thread and self.thread.is_alive():
-            self.thread.join(0.2)
-            return self._progress()
+        if self.thread:
+            self.thread.join(LOOK_SECONDS)
+            if self.thread.is_alive():
+                return self._progress()
         if self.error:
             raise Failed(f"{self.error.message}; {_mend(self.error.message)}")
         self.machine.read()

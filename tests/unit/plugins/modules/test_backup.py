@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +198,43 @@ def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) ->
     assert "qemu-img convert" in (last / "README.txt").read_text()
     again = running.take(type="incremental", max_incrementals=5)
     assert again["backup"]["type"] == "full" and "5 incremental" in again["backup"]["reason"]
+
+
+@pytest.fixture
+def volumes(machine: Machine) -> Iterator[Machine]:
+    """It runs with both disks on devices of the node, as logical volumes are."""
+    with ExitStack() as stack:
+        disks = []
+        for target in machine.formats:
+            qemu_img("create", "-q", "-f", "raw", machine.disk(target), "8M")
+            argv = ["losetup", "-f", "--show", str(machine.disk(target))]
+            found = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if found.returncode:
+                pytest.skip(f"no loop device: {found.stderr.strip()}")
+            device = found.stdout.strip()
+            stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
+            disk = DISK.format(format="raw", path=device, target=target)
+            disks.append(disk.replace("type='file'", "type='block'").replace("source file", "source dev"))
+        machine.formats = dict.fromkeys(machine.formats, "raw")
+        machine.connection.defineXML(XML.format(uuid=UUID, disks="".join(disks)))
+        machine.vm.create()
+        stack.callback(machine.vm.destroy)
+        yield machine
+
+
+def test_each_of_six_backups_of_volumes_comes_back_as_it_was(volumes: Machine) -> None:
+    """QEMU can note no changes there, so each is a full one, and says so."""
+    seen = {}
+    for number in range(6):
+        for target in volumes.formats:
+            volumes.write(number + 1, f"{number}M", target=target)
+        kept = {target: volumes.content(target) for target in volumes.formats}
+        made = volumes.take(type="incremental", keep=9)["backup"]
+        assert made["type"] == "full" and made["reason"].startswith("all of vda (raw), vdb (raw)"), made
+        seen[made["id"]] = kept
+    assert len({kept["vda"] for kept in seen.values()}) == 6 and volumes.there() == sorted(seen)
+    for backup_id, kept in seen.items():
+        assert {target: volumes.restored(backup_id, target) for target in kept} == kept
 
 
 def test_two_histories_are_kept_and_never_fewer_good_ones(running: Machine) -> None:

@@ -467,6 +467,19 @@ def ceph(tmp_path, monkeypatch):
     return found
 
 
+def test_an_image_that_is_only_called_like_a_half_made_one_stays(lab, ceph):
+    images = ceph.pools["vms"]
+    for more in ({"data": {0: "theirs"}}, {"watchers": ["10.231.5.99"]}, {"meta": {"drover.vm": "another"}}):
+        images.add("data.part", 4 * MIB, **more)
+        result = lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data"}]})
+        assert "data.part" in images and result["failed"] and "vms/data.part exists and is not ours" in result["msg"]
+    for more in ({}, {"meta": {"drover.vm": vm_uuid("web1")}, "data": {0: "half"}}):
+        images.add("data.part", 4 * MIB, **more)
+        assert lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data"}]})["changed"] and "data.part" not in images
+        assert images["data"]["data"] == {}
+        lab.run(name="web1", state="absent", remove_disks=True, disks=[{**IMAGE, "image": "data"}])
+
+
 def test_an_image_is_made_grown_and_goes_to_the_trash_only_when_asked(lab, ceph):
     images = ceph.pools["vms"]
     result = lab.both(**CEPH_VM, state="running")

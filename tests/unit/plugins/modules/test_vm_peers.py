@@ -11,6 +11,7 @@ take shared media along or delete a disk and then fail, sizes, cloud-init data t
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -29,7 +30,7 @@ WEB = {"name": "web1", "memory": "64MiB", "vcpus": 2, "nics": [{"bridge": "br-in
 @pytest.fixture
 def disk(lab, tmp_path):
     """The VM with a disk of its own and a shared medium, whose name looks as if it were its own too."""
-    made, medium = tmp_path / "drover-web1-0.raw", tmp_path / "drover-web1-9.iso"
+    made, medium = tmp_path / "drover-web1-0.raw", tmp_path / "drover-web1-9.raw"
     medium.write_bytes(b"0" * MIB)
     shared = {"type": "file", "device": "cdrom", "path": str(medium)}
     assert not lab.run(**WEB, disks=[LOCAL, shared]).get("failed")
@@ -99,6 +100,41 @@ def test_b6_nor_is_a_medium_that_carries_the_vms_own_mark(lab, disk):
     result = lab.run(name="web1", state="absent", remove_disks=True)
     assert medium.exists(), result
     assert result["failed"] and "disk of web2" in result["msg"] and made.exists() and lab.node.domain("web1")
+
+
+@test_vm.NEEDS_QEMU_IMG
+@pytest.mark.parametrize("name", ["drover-web1-0.raw.bak", "drover-web1-0-before-update.raw", "drover-web1-0.raw.gz"])
+def test_b6_a_copy_that_somebody_kept_stays_though_it_carries_the_mark(lab, disk, name):
+    """`cp -a` takes extended attributes along; the copy is an admin's only one once the VM is gone."""
+    made, _medium = disk
+    kept = made.with_name(name)
+    subprocess.run(["cp", "-a", made, kept], check=True)
+    assert os.getxattr(kept, file.MARK).decode() == vm_uuid("web1")
+    for defined in (True, False):
+        result = lab.both(name="web1", state="absent", remove_disks=True)
+        assert result["actions"] == (["undefine web1", f"delete {made}"] if defined else [])
+        assert kept.exists()
+
+
+@test_vm.NEEDS_QEMU_IMG
+@pytest.mark.parametrize("defined, active", [(False, True), (False, False), (True, True)])
+def test_b6_disks_stay_that_the_vm_has_on_another_node(lab, disk, defined, active):
+    """Files on shared storage: `absent` on a node that has not the VM, or only its stale definition."""
+    made, _medium = disk
+    if not defined:
+        lab.node.undefine("web1")
+    lab.peers = {"hv2": test_vm.elsewhere("web1", active, disk=f"file:{made}")}
+    for check in (True, False):
+        result = lab.run(name="web1", state="absent", remove_disks=True, _ansible_check_mode=check)
+        assert made.exists() and result["failed"] and "is also a disk of web1 on hv2" in result["msg"]
+    assert ("web1" in lab.node.domains()) is defined
+
+
+@test_vm.NEEDS_QEMU_IMG
+def test_b6_two_stale_definitions_do_not_hold_each_other(lab, disk):
+    made, _medium = disk
+    lab.peers = {"hv2": test_vm.elsewhere("web1", False, disk=f"file:{made}")}
+    assert lab.run(name="web1", state="absent", remove_disks=True)["actions"] == ["undefine web1", f"delete {made}"]
 
 
 def test_b7_disks_of_no_pool_hinder_no_removal(lab, tmp_path):
