@@ -168,15 +168,16 @@ class Initiator:
             self.known[folder.name] = _attribute(folder / "targetname")
         return self.known[folder.name]
 
-    def discover(self, portal: Portal, nic: str) -> dict[str, int]:
+    def discover(self, portal: Portal) -> dict[str, int]:
         """The targets that the portal offers this node, with their portal group. Leaves no record behind.
 
-        Raises Unreachable and Failed.
+        Goes where the routes lead: over an interface that has no record yet, iscsiadm finds nothing, with the status of
+        an empty list. Raises Unreachable and Failed.
         """
         self.answers(portal)
         words = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-o", "nonpersistent", "-p", str(portal)]
         # 21: the answer is an empty list.
-        text = run([*words, "-I", nic or "default"], timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
+        text = run([*words, "-I", "default"], timeout=ISCSIADM_SECONDS, ok=(0, NO_RECORDS))
         offered = [(parse_portal(match[1]), int(match[2]), match[3]) for match in OFFERED.finditer(text)]
         return {target: tpgt for where, tpgt, target in offered if where == portal}
 

@@ -9,6 +9,7 @@ A shared group is one whose locks lvmlockd holds (with sanlock or dlm), see lvml
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ BEGINNING = 2**20
 LEASE = 2**20
 HOST = re.compile(r"[0-9a-f-]{36}\.")
 LOCKED = "locked by other host"
+# LVM's words for a group to be removed that another node has left, as long as sanlock of this node has not looked there
+# again, which it does every 20 s (twice its io_timeout); and how long to wait for that.
+NOT_LEFT = "not stopped on other hosts"
+LEFT_SECONDS, LEFT_PAUSE = 60.0, 3.0
 TAG = "drover."
 # The mark of a group that module volume_group made.
 MADE = {"made": "volume_group"}
@@ -144,10 +149,20 @@ class Lvm:
         self._do("pvresize", path)
 
     def remove_group(self, vg: str, devices: Iterable[str]) -> None:
-        """A group without volumes, and LVM's label on its devices."""
-        self._do("vgremove", vg)
+        """A group without volumes, and LVM's label on its devices; a shared one when this node saw the others leave."""
+        # The locks under which LVM makes and removes labels may have gone with the group.
+        words = ["--config", "global/use_lvmlockd=0"] if self.group(vg).shared else []
+        end = time.monotonic() + LEFT_SECONDS
+        while True:
+            try:
+                self._do("vgremove", vg)
+                break
+            except Failed as error:
+                if NOT_LEFT not in error.message or time.monotonic() > end:
+                    raise
+            time.sleep(LEFT_PAUSE)
         for path in devices:
-            self._do("pvremove", path)
+            self._do("pvremove", *words, path)
 
     def start_locks(self, vg: str) -> None:
         """Join the nodes that have a shared group."""
@@ -157,6 +172,16 @@ class Lvm:
         """Whether this node takes part in the locks of a shared group."""
         lines = run(["lvmlockctl", "--info"]).splitlines()
         return any(line.split()[:2] == ["VG", vg] for line in lines)
+
+    def sharers(self, vg: str) -> list[str]:
+        """The other nodes that take part in the locks of a shared group and may be alive, as the storage says.
+
+        Asks no other node. This one must take part itself. Of locks of dlm nobody here can tell.
+        """
+        if self.group(vg).lock != "sanlock":
+            return []
+        dump = run(["sanlock", "direct", "dump", LEASES.format(vg)])
+        return lease_sharers(dump, run(["sanlock", "client", "gets", "-h", "1"]), f"lvm_{vg}")
 
     def forget(self) -> None:
         """Ask LVM anew, as another node may have changed something."""
@@ -342,6 +367,20 @@ def lease_owners(dump: str, hosts: str, space: str, offset: str, dead: bool) -> 
                 held.append(number)
     found = [number for number in held if number != own and (dead or states.get(number) != "DEAD")]
     return [names.get(number, f"host {number}") for number in dict.fromkeys(found)]
+
+
+def lease_sharers(dump: str, hosts: str, space: str) -> list[str]:
+    """The other nodes that take part in a lockspace, by their own names: both texts as of `lease_owners`.
+
+    Who leaves sets its time stamp to 0; who died without a word counts until sanlock calls it dead.
+    """
+    own, states = _hosts(hosts, space)
+    found = []
+    for words in map(str.split, dump.splitlines()):
+        if len(words) >= 6 and words[0].isdecimal() and int(words[0]) < LEASE and int(words[3]):
+            number = int(words[4])
+            found += [HOST.sub("", words[2], count=1)] if number != own and states.get(number) != "DEAD" else []
+    return found
 
 
 def _hosts(text: str, space: str) -> tuple[int, dict[int, str]]:

@@ -20,13 +20,13 @@ class San:
         self.arrivals = Arrivals(self.initiator)
         self.name = self.initiator.name()
         self.defaults = self.initiator.defaults()
-        self.offered: dict[tuple[Portal, str], dict[str, int]] = {}
+        self.offered: dict[Portal, dict[str, int]] = {}
 
-    def group(self, target: str, portal: Portal, nic: str) -> int:
+    def group(self, target: str, portal: Portal) -> int:
         """The portal group of a target at a portal. Raises NotFound, Unreachable."""
-        if (portal, nic) not in self.offered:
-            self.offered[portal, nic] = self.initiator.discover(portal, nic)
-        found = self.offered[portal, nic]
+        if portal not in self.offered:
+            self.offered[portal] = self.initiator.discover(portal)
+        found = self.offered[portal]
         if target not in found:
             raise NotFound(
                 f"the portal {portal} does not offer {target} to {self.name}; is it exported there, and is "

@@ -307,7 +307,7 @@ class IscsiSession(Resource):
         have = before["portals"] if before else {}
         after = rules.wanted_portals(self.name, have, self.params, self.client.defaults)
         self.disks.refuse_use(lambda session: rules.logs_out(str(session.portal), have, after))
-        self.groups = {name: self._group(name, after[name]["interface"]) for name in after}
+        self.groups = {name: self._group(name) for name in after}
         self.grown = {lun: found for lun, found in self.disks.grown().items() if not self._waits(lun, found)}
         if not after:
             return None
@@ -322,10 +322,10 @@ class IscsiSession(Resource):
             self.warnings.append(text)
         return bool(found["waits"])
 
-    def _group(self, name: str, nic: str) -> int:
+    def _group(self, name: str) -> int:
         portal = parse_portal(name)
         known = self.records.get(portal) or self.sessions.get(portal)
-        return int(known.tpgt if known else self.client.group(self.name, portal, nic))
+        return int(known.tpgt if known else self.client.group(self.name, portal))
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Log out where nothing shall be, write the records, log in, take new sizes."""

@@ -28,6 +28,8 @@ options:
       - What the pool is made of. Pools of other types that are there can be activated, deactivated and removed.
       - V(dir) is a folder, V(netfs) a folder of an NFS server that libvirt mounts, V(logical) a volume group of LVM,
         V(iscsi-direct) the logical units of an iSCSI target, to which libvirt logs in itself, V(rbd) a pool of Ceph.
+      - A volume group that nodes share, see M(drover.kvm.volume_group), is refused, as libvirt would make all of its
+        volumes active on this node.
     type: str
     choices: [dir, netfs, logical, iscsi-direct, rbd]
     default: dir
@@ -202,7 +204,7 @@ from functools import partial
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._ceph_conf import check_monitor
-from ansible_collections.drover.kvm.plugins.module_utils._disks.pools import BUILT, NEEDS, described, filled, pool_xml
+from ansible_collections.drover.kvm.plugins.module_utils._disks import pools
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_iqn, check_name
 from ansible_collections.drover.kvm.plugins.module_utils._identity import NAMESPACE
@@ -235,7 +237,7 @@ def check_hosts(value: list[str]) -> list[str]:
 
 FIELDS = (
     Field("name", required=True, check=check_name),
-    Field("type", choices=tuple(NEEDS), default="dir"),
+    Field("type", choices=tuple(pools.NEEDS), default="dir"),
     Field("path", check=check_path),
     Field("source", check=check_source),
     Field("hosts", type="list", elements="str", check=check_hosts),
@@ -263,7 +265,7 @@ class PoolResource(Resource):
         if pool is None:
             return None
         names = ("name", "uuid", "type", "path", "autostart", "persistent", "state")
-        return {**{name: getattr(pool, name) for name in names}, **described(pool.xml)}
+        return {**{name: getattr(pool, name) for name in names}, **pools.described(pool.xml)}
 
     def wanted(self, before: State) -> State:
         """The pool with what was given."""
@@ -274,8 +276,9 @@ class PoolResource(Resource):
             return None
         if before is None:
             made = {"name": self.name, "uuid": str(uuid.uuid5(NAMESPACE, f"pool/{self.name}"))}
-            made.update(type=self.params["type"], **filled(self.params["type"], self.params))
+            made.update(type=self.params["type"], **pools.filled(self.params["type"], self.params))
             self._refuse_without_driver(made["type"])
+            pools.check_group(made)
             self._refuse_double(made["path"])
             return {**made, "autostart": autostart is not False, "persistent": True, "state": state}
         for name in ("path", "source"):
@@ -284,6 +287,8 @@ class PoolResource(Resource):
                     f"pool {self.name} is at {before[name]} and can't become {self.params[name]}: what refers to its "
                     "volumes would lose them. Make a pool of another name, or remove this one first (its files stay)"
                 )
+        if state == "active" and before["state"] == "inactive":
+            pools.check_group(before)
         # A pool whose storage is degraded works; to stop and start it would not mend it.
         state = before["state"] if state == "active" and before["state"] == "degraded" else state
         after = {**before, "state": state, "persistent": True}
@@ -324,8 +329,8 @@ class PoolResource(Resource):
         steps = []
         if before is None:
             words = f"define pool {name} at {wanted['path'] or wanted['source']}"
-            steps.append(Step(words, partial(node.define_pool, pool_xml(wanted))))
-            if wanted["type"] in BUILT:
+            steps.append(Step(words, partial(node.define_pool, pools.pool_xml(wanted))))
+            if wanted["type"] in pools.BUILT:
                 steps.append(Step("make its folder if it is missing", partial(node.build_pool, name)))
         elif not before["persistent"]:
             steps.append(Step(f"keep the definition of pool {name}", partial(node.keep_pool, name)))

@@ -40,8 +40,9 @@ options:
   state:
     description:
       - With V(present) the group is there, and this node takes part in the locks of a shared one.
-      - V(absent) removes a group that this module has made and that holds no volumes. Other nodes must have left a
-        shared one before (C(vgchange --lock-stop NAME)).
+      - V(absent) removes a group that this module has made and that holds no volumes. Of a shared one, this node must
+        take part in the locks, and all others must have left it before (C(vgchange --lock-stop NAME) on each); those
+        that have not are named. This node sees up to 20 seconds later that they have left, and waits for that.
     type: str
     choices: [present, absent]
     default: present
@@ -84,6 +85,16 @@ EXAMPLES = r"""
   drover.kvm.volume_group:
     name: vmdata
     state: absent
+
+- name: Let the other nodes leave a shared group
+  ansible.builtin.command: vgchange --lock-stop vmsan
+  when: inventory_hostname != groups.hypervisors[0]
+
+- name: Remove it on the one that is left
+  drover.kvm.volume_group:
+    name: vmsan
+    state: absent
+  run_once: true
 """
 
 RETURN = r"""
@@ -180,6 +191,21 @@ class VolumeGroup(Resource):
             raise Refused(f"volume group {self.name} holds {self.group.volumes} volume(s); it is not removed")
         if before and self.group.mark != MADE:
             raise Refused(f"volume group {self.name} was not made by this module; it is not removed")
+        if before and before["shared"]:
+            self._check_left(before)
+
+    def _check_left(self, before: dict[str, Any]) -> None:
+        if not before["locks"]:
+            raise Refused(
+                f"this node does not take part in the locks of volume group {self.name}, so it can't see who else uses "
+                f"it: vgchange --lock-start {self.name} first"
+            )
+        if others := self.client.sharers(self.name):
+            raise Refused(
+                f"volume group {self.name} is still shared with {', '.join(others)}: vgchange --lock-stop {self.name} "
+                "there first. A node that died counts until its locks are free, some 150 s later",
+                nodes=others,
+            )
 
     def _new(self, have: list[str], asked: list[str]) -> list[str]:
         """The devices that are to be added; each may have several names."""

@@ -29,6 +29,7 @@ SITE_SECONDS = 1800
 BOOT_SECONDS = 600
 # An emulated node on a busy machine took more than a minute to start the QEMU that a VM comes to.
 PATIENT: dict[str, Any] = {"stall_timeout": 300}
+SLOW, TRIES = "gave no answer within", 10
 # Of sanlock: some 150 s after the last word of the dead node.
 DEAD_SECONDS = 240
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -80,8 +81,14 @@ def site(nodes: Cluster, *options: str, **variables: Any) -> Played:
 
 
 def do(nodes: Cluster, node: str, module: str, **args: Any) -> dict[str, Any]:
-    """The result of a module that must not fail."""
+    """The result of a module that must not fail; run again where an emulated node was too slow for its peers."""
     found = nodes.task(node, module, **args)
+    for _try in range(TRIES):
+        # It was refused before anything was done.
+        if not found["failed"] or SLOW not in found["msg"]:
+            break
+        print(f"{module} on {node}: {found['msg']}")
+        found = nodes.task(node, module, **args)
     assert not found["failed"], found
     return found
 
@@ -198,8 +205,9 @@ def test_f14_over_a_bad_way_a_vm_moves_or_stays(nodes: Cluster, fault: str) -> N
         figures = nodes.ssh(source, "tc -j -s qdisc show dev mgmt0", timeout=120)
     (bad,) = [one for one in json.loads(figures) if one["kind"] == "netem"]
     print(bad)
-    # The guest's memory went that way.
-    assert bad["bytes"] > LEAST and (not fault.startswith("loss") or bad["drops"]), bad
+    # The guest's memory went that way, or was tried to: where every fifth packet is lost hardly anything gets over.
+    assert bad["bytes"] > LEAST or (moved["failed"] and "were sent to tcp://" in moved["msg"]), (bad, moved)
+    assert not fault.startswith("loss") or bad["drops"], bad
     home = source if moved["failed"] else target
     assert home_of(nodes, "web1") == home
     wait_until(lambda: [node for node in NODES if "web1" in nodes.domains(node)] == [home], 60, f"only {home} has it")

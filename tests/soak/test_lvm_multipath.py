@@ -3,14 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A volume group that the nodes share, on a volume that each of them reaches over two storage networks.
 
-Each test goes on from the one before. With DROVER_LAB_NAME=NAME and DROVER_LAB_KEEP=1 a lab of examples/san-multipath
-that is up already is used.
+Each session is bound to the NIC of its network. Each test goes on from the one before. With DROVER_LAB_NAME=NAME and
+DROVER_LAB_KEEP=1 a lab of examples/san-multipath that is up already is used.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from ansible_collections.drover.kvm.tests.soak.test_block_disks import (
     NO_GROUP,
     NODES,
     VOLUME,
+    WEB,
     alone,
     attempt,
     do,
@@ -42,6 +44,8 @@ from ansible_collections.drover.kvm.tests.soak.test_san_multipath import (
     BOOT_SECONDS,
     EXAMPLE,
     PATH_TIMEOUT,
+    PORTALS,
+    PREFIX,
     SITE_SECONDS,
     SLACK,
     VOLUMES,
@@ -54,12 +58,54 @@ NICS = ("nic1", "nic2")
 # web1 is a VM's whole disk, in which LVM must not look. The locks of the group take 256 MiB of vms1.
 SAN = [{"name": "web1", "size": "64MiB"}, {"name": "vms1", "size": "512MiB"}]
 GROWN = [SAN[0], {"name": "vms1", "size": "768MiB"}]
-GROUP: dict[str, Any] = {"san_initiator_lvm_groups": [{"name": "vmsan", "devices": ["vms1"]}]}
+BOUND = dict(zip(PORTALS, NICS))
+GROUP: dict[str, Any] = {
+    "san_initiator_lvm_groups": [{"name": "vmsan", "devices": ["vms1"]}],
+    "san_initiator_interfaces": BOUND,
+}
+LEAN = {**DB, "disks": [{**DB["disks"][0], "size": "4MiB"}]}
 BIGGER = [{**DB["disks"][0], "size": "320MiB"}]
 MIB = 2**20
 # The devices of the group, all that LVM looks at, and the maps.
 DEVICES = f"""readlink -f $(pvs --noheadings -o pv_name -S vg_name=vmsan)
 echo; {LVM_SEES}; echo; readlink -f /dev/mapper/vms1 /dev/mapper/web1"""
+# The map, its two paths, and the device as LVM sees it, in bytes.
+LAYERS = """map=$(basename $(readlink -f /dev/mapper/vms1))
+blockdev --getsize64 /dev/$map $(ls /sys/block/$map/slaves | sed s,^,/dev/,)
+pvs --noheadings --units b --nosuffix -o dev_size -S vg_name=vmsan"""
+# A session of web1 begins anew while the route to its portal leads over the other NIC: by which one 8 MiB come in.
+WIRE = f"""set -e
+ip route add 10.231.5.10/32 dev nic2
+trap 'ip route del 10.231.5.10/32 dev nic2' EXIT
+ip route get 10.231.5.10 | head -1
+for how in --logout --login; do iscsiadm -m node -T {PREFIX}:web1 -p {PORTALS[0]} $how >/dev/null; done
+udevadm settle --timeout=300
+for session in /sys/class/iscsi_session/session*; do
+    [ $(cat $session/targetname) = {PREFIX}:web1 ] || continue
+    [ $(cat $session/device/connection*/iscsi_connection/*/persistent_address) = 10.231.5.10 ] || continue
+    disk=/dev/$(basename $session/device/target*/*/block/*)
+done
+came() {{ cat /sys/class/net/nic1/statistics/rx_bytes /sys/class/net/nic2/statistics/rx_bytes; }}
+came; dd if=$disk of=/dev/null bs=1M count=8 iflag=direct status=none; came"""
+# The group's metadata without what a node says of itself.
+METADATA = """vgcfgbackup -f /run/vmsan vmsan >/dev/null
+sed -e '/^#/d' -e '/^creation_/d' -e '/^description/d' -e '/device = /d' /run/vmsan"""
+ACTIVE = "lvs --noheadings -o lv_name -S lv_active=active vmsan"
+# All that is free of the group, filled; and what a volume shows there that nobody wiped.
+OLD_DATA = """set -e
+lvcreate -q -y -l 100%FREE -n old vmsan >/dev/null
+yes drover-old-data | dd of=/dev/vmsan/old bs=1M iflag=fullblock oflag=direct status=none 2>/dev/null || true
+lvremove -q -y vmsan/old >/dev/null
+lvcreate -q -y -Wn -Zn -l 100%FREE -n see vmsan >/dev/null
+dd if=/dev/vmsan/see bs=1M count=16 iflag=direct status=none | grep -c drover-old-data
+lvremove -q -y vmsan/see >/dev/null"""
+# How many bytes of a volume are no zeroes, and how many it has.
+SHOWS = """set -e
+lvchange -aey vmsan/drover-new1-0
+dd if=/dev/vmsan/drover-new1-0 bs=1M iflag=direct status=none | tr -d '\\0' | wc -c
+blockdev --getsize64 /dev/vmsan/drover-new1-0
+lvchange -an vmsan/drover-new1-0"""
+LATE_SECONDS = 60
 # Reads the guest's counter until told to stop; prints how often it changed, and the longest time without a change.
 WATCH = f"""import mmap, os, time
 disk = os.open("{DEVICE}", os.O_RDONLY | os.O_DIRECT)
@@ -94,6 +140,19 @@ def make_hypervisors(nodes: Cluster) -> int:
     return nodes.play(str(book), **settings).good().changed
 
 
+def named(vms: list[str]) -> list[dict[str, str]]:
+    """VMs as module vm takes a list of them."""
+    return [{"name": name} for name in vms]
+
+
+def layers(nodes: Cluster) -> set[int]:
+    """The sizes of the group's volume in bytes, by the SAN and by all that the nodes make of it."""
+    asked = do(nodes, "san1", "iscsi_volume", backend="lio", iqn_prefix=PREFIX, name="vms1")
+    seen = [int(word) for node in NODES for word in nodes.ssh(node, LAYERS, timeout=120).split()]
+    assert len(seen) == 4 * len(NODES), seen
+    return {asked["volume"]["size"], *seen}
+
+
 def is_up(nodes: Cluster, node: str, boot: str) -> bool | str:
     """Whether the node has booted since then, and its libvirt runs no VM; else what it says."""
     said = nodes.ssh(node, f"{BOOT_ID}; virsh -q list --name && echo .", check=False, timeout=120).split()
@@ -117,6 +176,20 @@ def test_it_lies_on_the_map_and_lvm_sees_no_path_and_no_disk_of_a_vm(nodes: Clus
         assert {vms1, NO_GROUP} <= set(seen) and web1 not in seen, seen
         assert not [path for path in seen if path.startswith("/dev/sd")], seen
         wait_until(partial(has_active, nodes, "vms1", 2, node), 60, "two paths")
+
+
+def test_each_session_is_bound_to_its_nic_whatever_the_routes_say(nodes: Cluster) -> None:
+    for node in NODES:
+        said = nodes.ssh(node, "iscsiadm -m session -P 1", timeout=120)
+        found = re.findall(r"Current Portal: (\S+),\d+\s.*?Iface Netdev: (\S+)", said, re.DOTALL)
+        assert sorted(found) == sorted(2 * list(BOUND.items())), said
+    said = nodes.ssh("hv2", WIRE, timeout=600)
+    print(said)
+    route, *figures = said.splitlines()
+    assert "dev nic2" in route, f"not exercised: {route}"
+    bound, other = (int(after) - int(before) for before, after in zip(figures[:2], figures[2:]))
+    assert bound > 8 * MIB > 16 * other, said
+    wait_until(partial(has_active, nodes, "web1", 2, "hv2"), 120, "two paths again")
 
 
 def test_its_volume_is_of_one_node_and_handed_over_while_a_path_is_silent(nodes: Cluster) -> None:
@@ -167,35 +240,72 @@ def test_a_path_may_be_cut_under_its_vm(nodes: Cluster, silent: bool) -> None:
 def test_two_nodes_may_make_volumes_at_once(nodes: Cluster) -> None:
     def make(node: str) -> list[str]:
         # One after the other: the other node's come in between.
-        names = [f"{node}-{number}" for number in range(4)]
-        for name in names:
-            do(nodes, node, "vm", **{**DB, "name": name, "disks": [{**DB["disks"][0], "size": "8MiB"}]})
-        return names
+        vms = [f"{node}-{number}" for number in range(4)]
+        for vm in vms:
+            do(nodes, node, "vm", **{**LEAN, "name": vm})
+        return vms
 
     with ThreadPoolExecutor() as pool:
         made = dict(zip(NODES, pool.map(make, NODES)))
-    expected = {f"drover-{name}-0" for names in made.values() for name in names}
+    expected = {f"drover-{vm}-0" for vms in made.values() for vm in vms}
     lists = [nodes.ssh(node, "lvs --noheadings -o lv_name,lv_uuid,lv_size vmsan", timeout=120) for node in NODES]
     assert lists[0] == lists[1] and expected <= set(lists[0].split()), lists
-    for node, names in made.items():
-        for name in names:
-            do(nodes, node, "vm", name=name, state="absent", remove_disks=True)
+    for node, vms in made.items():
+        for vm in vms:
+            do(nodes, node, "vm", name=vm, state="absent", remove_disks=True)
     left = nodes.ssh("hv1", "lvs --noheadings -o lv_name vmsan", timeout=120).split()
     assert not expected & set(left), left
 
 
+def test_twenty_volumes_from_alternating_nodes_are_the_same_on_both(nodes: Cluster) -> None:
+    made: dict[str, list[str]] = {node: [] for node in NODES}
+    for number in range(0, 20, 2):
+        node, pair = NODES[number // 2 % 2], [f"many{number + more:02}" for more in range(2)]
+        do(nodes, node, "vm", **{key: value for key, value in LEAN.items() if key != "name"}, vms=named(pair))
+        made[node] += pair
+    first, second = (nodes.ssh(node, METADATA, timeout=120) for node in NODES)
+    assert first == second
+    volumes = {node: [f"vmsan/drover-{name}-0" for name in vms] for node, vms in made.items()}
+    assert not [one for each in volumes.values() for one in each if f"{one.partition('/')[2]} {{" not in first], first
+    for node in NODES:
+        nodes.ssh(node, f"lvchange -aey {' '.join(volumes[node])}", timeout=300)
+    for node in NODES:
+        tries = f"for one in {' '.join(volumes[other_than(node)])}; do lvchange -asy $one 2>&1; done; {ACTIVE}"
+        said = nodes.ssh(node, tries, timeout=300)
+        assert said.count("locked by other host") == 10, said
+        active = {f"vmsan/{word}" for word in said.split() if word.startswith("drover-many")}
+        assert active == set(volumes[node]), said
+    for node in NODES:
+        nodes.ssh(node, f"lvchange -an {' '.join(volumes[node])}", timeout=300)
+        do(nodes, node, "vm", vms=named(made[node]), state="absent", remove_disks=True)
+    assert "drover-many" not in nodes.ssh("hv1", METADATA, timeout=120)
+
+
+def test_old_data_does_not_show_through_a_new_volume_nor_through_its_growth(nodes: Cluster) -> None:
+    assert int(nodes.ssh("hv1", OLD_DATA, timeout=600)) > MIB / len("drover-old-data"), "not exercised"
+    for size in (32, 64):
+        disks = [{**DB["disks"][0], "size": f"{size}MiB"}]
+        assert do(nodes, "hv2", "vm", **{**DB, "name": "new1", "disks": disks})["changed"]
+        assert nodes.ssh("hv2", SHOWS, timeout=300).split() == ["0", str(size * MIB)]
+    do(nodes, "hv2", "vm", name="new1", state="absent", remove_disks=True)
+
+
 def test_what_the_volume_of_the_san_grew_by_is_the_groups_and_its_vms(nodes: Cluster) -> None:
     home = home_of(nodes, "db1")
+    before = counts(nodes, home, DEVICE)
+    assert layers(nodes) == {512 * MIB}
     early = nodes.task(home, "vm", name="db1", disks=BIGGER)
     assert early["failed"] and "volume group vmsan has" in early["msg"] and not early["changed"], early
     done = site(nodes, *VOLUMES, san_volumes=GROWN, **GROUP).good()
     # The volume, a session of each node, and the group on one of them.
     assert done.changed == 4, done.output
+    assert layers(nodes) == {768 * MIB}
     assert site(nodes, "--check", *VOLUMES, san_volumes=GROWN, **GROUP).good().changed == 0
     assert do(nodes, home, "vm", name="db1", disks=BIGGER)["changed"]
     assert str(320 * MIB) in nodes.ssh(home, "virsh -q domblkinfo db1 vda", timeout=120)
+    assert look(nodes, home).split()[-1] == str(320 * MIB)
     assert not do(nodes, home, "vm", name="db1", disks=BIGGER)["changed"]
-    counts(nodes, home, DEVICE)
+    counts(nodes, home, DEVICE, before)
     move(nodes, home, other_than(home), "db1", DEVICE)
 
 
@@ -218,3 +328,55 @@ def test_a_node_that_lost_its_san_is_reset_before_its_lock_is_free(nodes: Cluste
     do(nodes, home, "vm", name="db1", state="running")
     counts(nodes, home, DEVICE, before)
     wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
+
+
+def test_vms_start_with_a_node_whose_san_comes_a_minute_late(nodes: Cluster) -> None:
+    home = home_of(nodes, "db1")
+    write_guest(nodes, home, "/dev/san/web1")
+    do(nodes, home, "vm", **WEB, autostart=True, state="running")
+    do(nodes, home, "vm", name="db1", autostart=True)
+    before = {device: counts(nodes, home, device) for device in ("/dev/san/web1", DEVICE)}
+    nodes.ssh(home, "sync", timeout=120)
+    nodes.lab.power_off(home)
+    for nic in NICS:
+        nodes.lab.cut(home, nic, silent=True)
+    try:
+        nodes.lab.power_on(home)
+        time.sleep(LATE_SECONDS)
+        said = nodes.ssh(home, "ls /dev/san; systemctl is-active open-iscsi libvirtd", check=False, timeout=120)
+        assert said.split() == ["activating", "inactive"], said
+    finally:
+        nodes.lab.restore(home)
+    begin = time.monotonic()
+    # Asks no libvirt that does not run yet.
+    running = "ls /run/libvirt/qemu/web1.pid /run/libvirt/qemu/db1.pid 2>/dev/null | wc -l"
+    wait_until(lambda: nodes.ssh(home, running, check=False, timeout=120) == "2\n", BOOT_SECONDS, "both VMs run")
+    print(f"the VMs ran {time.monotonic() - begin:.0f} s after the SAN came")
+    assert nodes.domains(home) == {"web1": "running", "db1": "running"}
+    for device, count in before.items():
+        counts(nodes, home, device, count)
+    log = nodes.ssh(home, "journalctl -b -u libvirtd --no-pager -o cat", timeout=120)
+    assert "Failed to autostart" not in log, log
+    wait_until(partial(alone, nodes, home), 180, f"{home} has it alone")
+    do(nodes, home, "vm", name="web1", state="absent", force=True)
+
+
+def test_the_group_goes_when_the_other_node_left_it(nodes: Cluster) -> None:
+    gone: dict[str, Any] = {"name": "vmsan", "state": "absent"}
+    do(nodes, home_of(nodes, "db1"), "vm", name="db1", state="absent", force=True, remove_disks=True)
+    for check in (True, False):
+        refused = nodes.task("hv1", "volume_group", check=check, **gone)
+        assert refused["failed"] and "is still shared with hv2" in refused["msg"], refused
+    nodes.ssh("hv2", "vgchange --lock-stop vmsan", timeout=300)
+    begin = time.monotonic()
+    predicted = nodes.task("hv1", "volume_group", check=True, **gone)
+    refused = nodes.task("hv2", "volume_group", **gone)
+    assert refused["failed"] and "vgchange --lock-start vmsan first" in refused["msg"], refused
+    done = do(nodes, "hv1", "volume_group", **gone)
+    print(f"removed {time.monotonic() - begin:.0f} s after hv2 had left")
+    assert done["actions"] == predicted["actions"] == ["remove volume group vmsan"]
+    for node in NODES:
+        assert "vmsan" not in nodes.ssh(node, "vgs --noheadings; lvmlockctl --info", timeout=120)
+        assert not do(nodes, node, "volume_group", **gone)["changed"]
+    anew = do(nodes, "hv2", "volume_group", name="vmsan", devices=["/dev/san/vms1"], shared=True)
+    assert anew["group"]["locks"] and anew["group"]["size"] > 256 * MIB

@@ -89,7 +89,7 @@ class Node:
         if argv[0] == "iscsiadm":
             words = dict(zip(argv[1:-1], argv[2:]))
             if words["-m"] == "discovery":
-                return self._discovery(words["-p"])
+                return self._discovery(words["-p"], argv[-1])
             if words["-m"] == "session":
                 return self._logout(int(words["-r"]))
             record = self.record(words["-T"], words["-p"], words["-I"])
@@ -139,7 +139,9 @@ class Node:
         """What a write to the file `rescan` of a disk does."""
         self.write(f"sys/class/block/{name}/size", (self.capacity(name) or 0) // 512)
 
-    def _discovery(self, portal: str) -> str:
+    def _discovery(self, portal: str, nic: str) -> str:
+        if nic != "default" and not (self.root / f"var/lib/iscsi/ifaces/{nic}").exists():
+            return ""
         found = [
             (where, target)
             for target, unit in self.san.items()

@@ -161,7 +161,11 @@ class Lvm:
 
 
 class Groups:
-    """LVM's commands on devices and groups: `sizes` are the devices by path, `carried` what they hold."""
+    """LVM's commands on devices and groups: `sizes` are the devices by path, `carried` what they hold.
+
+    `others` are the time stamp and the state of the other nodes in the locks of each group, by name; `unseen` is how
+    often this node still takes those that left for present.
+    """
 
     extent = 4 * MIB
     start = MIB
@@ -169,6 +173,8 @@ class Groups:
     def __init__(self, sizes: dict[str, int]):
         self.sizes = sizes
         self.carried: dict[str, str] = {}
+        self.others: dict[str, tuple[int, str]] = {}
+        self.unseen = 0
         self.groups: dict[str, dict[str, Any]] = {}
         self.commands: list[str] = []
 
@@ -229,9 +235,24 @@ class Groups:
         return ""
 
     def vgremove(self, words):
-        del self.groups[words[0]]
+        live = self.unseen or any(state == "LIVE" for _stamp, state in self.others.values())
+        if self.groups[words[0]]["shared"] and live:
+            self.unseen = max(0, self.unseen - 1)
+            raise Failed(f'vgremove failed: Lockspace for "{words[0]}" not stopped on other hosts')
+        self.lost = self.groups.pop(words[0])["shared"]
         return ""
 
     def pvremove(self, words):
-        del self.carried[words[0]]
+        if self.lost and "global/use_lvmlockd=0" not in words:
+            raise Failed("pvremove failed: Global lock failed: check that global lockspace is started")
+        del self.carried[words[-1]]
         return ""
+
+    def sanlock(self, words):
+        names = ["hv1", *self.others]
+        found = {"hv1": (1, "LIVE"), **self.others}
+        if words[:2] == ["direct", "dump"]:
+            rows = [f"{512 * at:08} lvm_vmsan {name} {found[name][0]} {at + 1} 0001" for at, name in enumerate(names)]
+            return "\n".join([*rows, "69206016 lvm_vmsan VGLK 0000000000 0001 0001 40"])
+        rows = [f"h {at + 1} gen 1 timestamp {found[name][0]} {found[name][1]}" for at, name in enumerate(names)]
+        return "\n".join(["s lvm_vmsan:1:/dev/mapper/vmsan-lvmlock:0", *rows])

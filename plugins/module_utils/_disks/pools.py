@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kinds of libvirt's storage pools: what each is made of, and its XML. Pure but for the monitors in /etc/ceph."""
+"""The kinds of libvirt's storage pools: what each is made of, and its XML. Asks only /etc/ceph and LVM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .._ceph_conf import check_monitor, clusters, host_of
-from .._errors import Invalid
+from .._errors import Invalid, Refused
 from .._fields import check_portal
+from .._lvm import Lvm
 from .._xml import find, parse
 
 # What a new pool of a kind can't be without.
@@ -86,6 +87,16 @@ def _portal(host: str) -> str:
         return check_portal(host)
     except ValueError:
         return check_portal(f"{host}:{PORTS['iscsi-direct']}")
+
+
+def check_group(pool: Mapping[str, Any]) -> None:
+    """Raise Refused for a group whose volumes lvmlockd gives to one node each: libvirt would take all of them."""
+    group = Lvm().groups().get(pool["source"]) if pool["type"] == "logical" else None
+    if group and group.shared:
+        raise Refused(
+            f"nodes share volume group {pool['source']}: as a pool, all of its volumes would become active on this "
+            "node, and no VM on another one could start with them. Disks of type lvm need no pool"
+        )
 
 
 def pool_xml(state: Mapping[str, Any]) -> str:

@@ -259,6 +259,13 @@ def test_two_histories_are_kept_and_never_fewer_good_ones(running: Machine) -> N
     assert running.run(newer_than="1h")["changed"] is False
 
 
+def test_a_young_backup_of_a_machine_that_had_the_name_before_does_not_do(running: Machine, monkeypatch: Any) -> None:
+    running.take()
+    monkeypatch.setattr(Acts, "_uuid", lambda _acts: "11111111-4b9c-5d8e-9d55-08a1b6cf3a52")
+    for check in (True, False):
+        assert running.run(newer_than="1h", _ansible_check_mode=check)["changed"]
+
+
 def test_damage_is_noted_and_not_built_upon(running: Machine) -> None:
     full = running.take()["backup"]["id"]
     place = running.root / "web1" / full / "vdb.qcow2"

@@ -234,6 +234,12 @@ def test_a_portal_is_bound_to_an_interface(run, node):
     assert both(run, **BOTH)["changed"] is False, "a portal that is not named stays bound"
 
 
+def test_the_first_login_of_a_node_may_be_bound_already(run, node):
+    bound = both(run, **BOTH, interfaces={PORTAL_A: "nic1", PORTAL_B: "nic2"})
+    found = {portal: at["interface"] for portal, at in bound["session"]["portals"].items()}
+    assert found == {PORTAL_A: "nic1", PORTAL_B: "nic2"}
+
+
 def test_a_unit_that_grew_gets_its_new_size_everywhere(run, node):
     both(run, **BOTH, multipath=True)
     node.san[IQN]["size"] = 128 * MIB

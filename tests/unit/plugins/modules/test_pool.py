@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _ceph_conf
+from ansible_collections.drover.kvm.plugins.module_utils import _ceph_conf, _lvm
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.modules import pool
 from ansible_collections.drover.kvm.tests.unit import hostile
@@ -31,6 +31,8 @@ def node(tmp_path, monkeypatch):
             yield node
 
         monkeypatch.setattr(pool, "connect", same)
+        groups = {"vg0": _lvm.Group(4, 0), "vmsan": _lvm.Group(4, 0, lock="sanlock")}
+        monkeypatch.setattr(_lvm.Lvm, "groups", lambda _self: groups)
         yield node
 
 
@@ -156,6 +158,17 @@ def test_pools_of_other_kinds(run, node, monitors, kind):
     other = run(name="more", type=kind, **{**options, "source": options["source"] + "2"})
     assert other["failed"] and "can't become" in other["msg"]
     assert both(run, name="more", state="absent")["pool"] is None
+
+
+def test_a_group_that_nodes_share_is_no_pool(run, node):
+    options = {"name": "more", "type": "logical", "source": "vmsan"}
+    for state in ("active", "inactive"):
+        refused = run(**options, state=state)
+        assert refused["failed"] and "nodes share volume group vmsan" in refused["msg"] and node.pool("more") is None
+    source = "<source><name>vmsan</name></source><target><path>/dev/vmsan</path></target>"
+    node.define_pool(f"<pool type='logical'><name>more</name>{source}</pool>")
+    assert run(**options)["failed"]
+    assert not run(**options, state="absent").get("failed")
 
 
 # As virsh pool-capabilities of libvirt 11.3 on Debian 13 has them.

@@ -21,7 +21,6 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, metadata, site, starting
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
@@ -246,8 +245,7 @@ def test_another_peer_that_gives_no_answer_does(lab):
     assert result["error"] == "Refused" and "hv3 gave no answer" in result["msg"] and "hv2" not in result["msg"]
 
 
-def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
-    monkeypatch.setattr(site, "FRESH_SECONDS", 0)
+def test_of_two_controllers_that_build_a_vm_on_two_nodes_at_once_none_starts_it_beside_the_other(lab, monkeypatch):
     lab.peers = {"hv2": []}
     define = lab.node.define
 
@@ -256,7 +254,6 @@ def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
         lab.peers["hv2"] = elsewhere()
 
     monkeypatch.setattr(lab.node, "define", slow)
-    monkeypatch.setattr(Admission.start, "__defaults__", (0.0,))
     result = lab.run(**WEB, state="running")
     assert result["failed"] and "runs on hv2" in result["msg"] and lab.node.domain("web1").state == "stopped"
 
