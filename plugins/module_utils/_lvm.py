@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ._errors import Failed, Invalid, NotFound, Refused
 from ._run import run, run_json
 
-COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid"
+COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid,origin"
 GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size,vg_tags,lv_count"
 DEVICE_COLUMNS = "pv_name,vg_name,dev_size,pv_size,pe_start"
 # Where sanlock keeps the locks of a group: first those of the hosts, then those of its volumes; sanlock(8).
@@ -54,7 +54,10 @@ def check_volume_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Logical:
-    """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only."""
+    """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only.
+
+    `origin` is the volume of which it is a snapshot.
+    """
 
     size: int
     tags: tuple[str, ...]
@@ -62,6 +65,7 @@ class Logical:
     pool: str
     zeroes: bool
     uuid: str = ""
+    origin: str = ""
 
     @property
     def mark(self) -> dict[str, str]:
@@ -245,8 +249,24 @@ class Lvm:
         """Whether it becomes active when its group is found, at boot."""
         self._do("lvchange", "--setautoactivation", "y" if on else "n", f"{vg}/{name}")
 
+    def snapshots(self, vg: str, name: str) -> list[str]:
+        """The thick snapshots of a volume, which lvremove takes along; thin ones stand alone."""
+        known = self.volumes().items()
+        return sorted(own for (group, own), one in known if (group, one.origin, one.pool) == (vg, name, ""))
+
+    def check_remove(self, vg: str, name: str) -> None:
+        """Raise Refused for a volume of which somebody has kept a snapshot."""
+        if found := self.snapshots(vg, name):
+            raise Refused(
+                f"{vg}/{name} has the snapshot {', '.join(found)}, which would go with it; look whose that is, and "
+                f"remove it first: lvremove {vg}/{found[0]}",
+                snapshots=found,
+            )
+
     def remove(self, vg: str, name: str) -> None:
-        """The volume and what is in it; LVM refuses while it is open."""
+        """The volume and what is in it; LVM refuses while it is open. Raises Refused for one with snapshots."""
+        self.forget()
+        self.check_remove(vg, name)
         self._do("lvremove", "--yes", f"{vg}/{name}")
 
     def _do(self, *argv: str) -> None:
@@ -265,7 +285,7 @@ def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
 def _logical(row: Mapping[str, str]) -> Logical:
     tags = tuple(row["lv_tags"].split(",")) if row["lv_tags"] else ()
     layout = tuple(row["lv_layout"].split(","))
-    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"])
+    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"], row["origin"])
 
 
 def _group(row: Mapping[str, str]) -> Group:

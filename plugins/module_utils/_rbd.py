@@ -80,8 +80,7 @@ class Images:
         It is made under another name first: what is there under its own name is whole and carries its marks.
         """
         part = f"{image}.part"
-        if self.info(part, "") is not None:
-            self._remove(part)
+        self._clear(part, marks)
         with translated(f"make {self._name(image)}"):
             if source is None:
                 rbd.RBD().create(self.ioctx, part, size, old_format=False)
@@ -94,7 +93,15 @@ class Images:
                     opened.resize(size)
             rbd.RBD().rename(self.ioctx, part, image)
 
-    def _remove(self, image: str) -> None:
+    def _clear(self, image: str, marks: Mapping[str, str]) -> None:
+        """Remove what an interrupted run left: it has its marks, or none yet and nothing in it. Raises Refused."""
+        known = {key: self.info(image, key) for key in marks}
+        found = {key: one["mark"] for key, one in known.items() if one}
+        if not found:
+            return
+        used = any(one["watchers"] for one in known.values() if one)
+        if found != marks and (used or any(found.values()) or self.written(image, None)):
+            raise Refused(f"{self._name(image)} exists and is not ours; it is left alone")
         with translated(f"remove {self._name(image)}, which an interrupted run left"):
             rbd.RBD().remove(self.ioctx, image)
 
@@ -164,7 +171,7 @@ class Images:
         with translated(f"set {self._name(image)} back to {name}"), rbd.Image(self.ioctx, image) as opened:
             opened.rollback_to_snap(name)
 
-    def written(self, image: str, since: str, until: str | None = None) -> list[Extent]:
+    def written(self, image: str, since: str | None, until: str | None = None) -> list[Extent]:
         """What was written (or, with False, discarded) between two snapshots, or until now: offsets, lengths in bytes.
 
         All objects are asked, as `rbd export-diff` does. The feature fast-diff would be quicker, and misses what a

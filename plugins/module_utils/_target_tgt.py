@@ -123,14 +123,28 @@ class Tgt:
     def __init__(self, timeout: float = 30) -> None:
         self.timeout = timeout
         self._targets: dict[str, Target] | None = None
+        self._ready = False
 
     def targets(self, again: bool = False) -> dict[str, Target]:
         """All targets by IQN, as they were after the last change that was made here; `again` asks in any case."""
         # Hundreds of volumes are planned from one list: to read it for each of them would take their square.
         if self._targets is None or again:
             listed = parse_targets(self._ask(TARGET, SHOW, "list the targets"))
+            self._ready = self._ready or self._is_ready()
             self._targets = {target.iqn: target for target in listed}
         return self._targets
+
+    def _is_ready(self) -> bool:
+        """Always; raises Unreachable while tgt.service starts or stops it: what it has then is not what it serves.
+
+        The service sets it offline before tgt-admin makes the targets, or takes them away, and ready after that.
+        """
+        if "State: offline" in self._ask(SYSTEM, SHOW, "tell its state").partition("LLDs:")[0]:
+            raise Unreachable(
+                "tgtd is being started or stopped just now, and does not have all targets; run this again when tgt is "
+                "active (systemctl status tgt)"
+            )
+        return True
 
     def accounts(self) -> set[str]:
         """The names of all CHAP accounts (they belong to the daemon, not to a target)."""

@@ -85,6 +85,9 @@ class FileStore:
         """Whose it is."""
         files.set_mark(self.path, dict(mark))
 
+    def check_remove(self) -> None:
+        """Nothing goes with a file."""
+
     def remove(self) -> None:
         """The file and what is in it."""
         os.unlink(self.path)
@@ -282,6 +285,7 @@ class LioVolume:
         if changes or not before["saved"]:
             changes.append((f"remove it from {self.lio.file}", self._save))
         if self.asked["remove_data"] and self.data is not None:
+            self.store.check_remove()
             changes.append((f"delete {self.path} and what is in it", self.store.remove))
         return changes
 

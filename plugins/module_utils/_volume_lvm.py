@@ -124,6 +124,10 @@ class LvmStore:
         """Whose it is."""
         self.lvm.tag(self.vg, self.name, mark)
 
+    def check_remove(self) -> None:
+        """Raise Refused while somebody has a snapshot of it, which would go too."""
+        self.lvm.check_remove(self.vg, self.name)
+
     def remove(self) -> None:
         """The volume and what is in it."""
         self.lvm.remove(self.vg, self.name)

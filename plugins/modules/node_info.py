@@ -135,6 +135,10 @@ node:
       description: Its architecture.
       type: str
       sample: x86_64
+    clock:
+      description: Its time in seconds since 1970-01-01 UTC, when it was asked, which is not one moment for all nodes.
+      type: float
+      sample: 1768469400.25
     libvirt_version:
       description: The version of libvirt.
       type: str
@@ -239,6 +243,7 @@ node:
       sample: [{name: web1, state: running, reason: booted, memory: {current: 4294967296, maximum: 4294967296}}]
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -322,6 +327,7 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     domains = node.domains().values()
     facts.update(
         name=name,
+        clock=time.time(),
         vm_capable=not cluster.node or cluster.node in cluster.uris,
         bridges=[
             {

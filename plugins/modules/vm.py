@@ -543,6 +543,13 @@ options:
             cdrom.
           - By default nothing is said, which most guests take for a disk that turns.
         type: int
+      physical_block_size:
+        description:
+          - What the guest is told of how much the storage writes at once, a power of two from V(512) to V(2MiB), in
+            bytes or such as V(4KiB). A guest puts its file systems on such boundaries, so that storage with blocks of
+            4 KiB need not read before each write. Sectors still have 512 bytes, so what is on the disk stays readable.
+          - By default, and with V(0), QEMU says 512 bytes.
+        type: str
       iops:
         description: Most requests in a second, exactly this; V({}) takes all limits away.
         type: dict
@@ -1366,13 +1373,13 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.nics import NICS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_vm_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 STATES = ("present", "running", "paused", "restarted", "stopped", "absent")
 FIELDS = (
-    Field("name", required=True, check=check_name),
+    Field("name", required=True, check=check_vm_name),
     Field("state", choices=STATES, default="present"),
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS, when="live"),

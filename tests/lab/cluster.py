@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -140,7 +140,10 @@ class Cluster:
     @staticmethod
     def kill(process: subprocess.Popen[str]) -> str:
         """kill -9 a playbook with all of its processes; returns what it had said."""
-        os.killpg(process.pid, signal.SIGKILL)
+        # Each of Ansible's workers leads a group of its own, and would go on with its task.
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return process.communicate()[0]
 
     def ssh(self, node: str, *argv: str, check: bool = True, timeout: float = 60, stdin: str = "") -> str:
@@ -231,6 +234,18 @@ def tasks(cluster: Cluster, hosts: str, each: list[dict[str, Any]]) -> list[dict
         start, end = (datetime.fromisoformat(task["task"]["duration"][key].rstrip("Z")) for key in ("start", "end"))
         found.append({**task["hosts"][hosts], "seconds": (end - start).total_seconds()})
     assert len(found) == len(each), done.stdout + done.stderr
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, each stopped before its children are read, so that none is missed."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    found = [pid]
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in thread.read_text(encoding="ascii").split():
+                found += family(int(child))
     return found
 
 

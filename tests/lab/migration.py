@@ -63,6 +63,18 @@ def modules(lab: Lab, node: str) -> list[int]:
     return [pid for pid in lab.machine(node).pids() if command_line(pid) == b"/usr/bin/python3\0"]
 
 
+def waiting(pid: int) -> str:
+    """What a process that does not end waits for, and in which pipes it has a part, for a message."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        where = Path(f"/proc/{pid}/wchan").read_text(encoding="utf-8")
+        pipes = {path.name: os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return f"{pid} has ended"
+    parent = re.findall(r"^PPid:\s+(\d+)", status, re.MULTILINE)
+    return f"{pid} of {parent} in {where}: { {n: at for n, at in pipes.items() if at.startswith('pipe')} }"
+
+
 class Missed(AssertionError):
     """The fault did not fall into its phase: the story is not exercised, and must not count as passed."""
 

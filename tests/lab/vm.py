@@ -24,8 +24,8 @@ NODE = "hv1"
 FOLDER = "/srv/snap"
 XML = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
 <os><type machine='pc'>hvm</type></os><features><acpi/></features><on_reboot>restart</on_reboot><devices>{disks}
-<serial type='file'><source path='{folder}/{name}.serial' append='on'/></serial>
-<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>"""
+<serial type='file'><source path='{folder}/{name}.serial' append='on'/></serial>{agent}</devices></domain>"""
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/>
 <source file='{folder}/{name}-{target}.{format}'/><target dev='{target}' bus='virtio'/></disk>"""
 
@@ -111,7 +111,8 @@ class Vm:
         self.site.ssh(NODE, "; ".join(lines), stdin=self.sector)
         given = {"folder": FOLDER, "name": self.name}
         disks = [DISK.format(**given, target=target, format=kind) for target, kind in self.disks.items()]
-        xml = XML.format(folder=FOLDER, name=self.name, memory=32, disks="".join(disks))
+        # Without an agent: one that is silent is waited for after each way back.
+        xml = XML.format(folder=FOLDER, name=self.name, memory=32, disks="".join(disks), agent="")
         self.site.ssh(NODE, f"cat >{FOLDER}/{self.name}.xml; virsh define {FOLDER}/{self.name}.xml", stdin=xml)
         self.virsh("start")
         self.counts()

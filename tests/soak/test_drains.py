@@ -100,7 +100,7 @@ def test_a_node_sends_no_more_than_the_others_and_the_cluster_may_take(cluster: 
     assert max(map(sum, seen)) == 1, seen
 
 
-def test_own_tasks_are_done_around_a_drain_and_a_return_but_not_when_it_is_refused(
+def test_own_tasks_come_before_what_leaves_a_node_and_after_it_but_not_when_it_is_refused(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     before, log = cluster.where(), tmp_path / "log"

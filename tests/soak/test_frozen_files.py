@@ -24,7 +24,7 @@ import pytest
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
-from ansible_collections.drover.kvm.tests.lab.vm import DISK, FOLDER, NODE, XML, Vm
+from ansible_collections.drover.kvm.tests.lab.vm import AGENT, DISK, FOLDER, NODE, XML, Vm
 
 ROOT = "/srv/backup"
 WRITE = """mkdir -p /mnt && mount -t ext4 /dev/vdb /mnt || exit 1
@@ -100,7 +100,7 @@ def guest(lab: Lab, name: str, script: str) -> Iterator[Writing]:
     disk.write_bytes(b"")
     subprocess.run(["mkfs.ext4", "-q", "-F", str(disk), "64M"], check=True)
     disks = [DISK.format(folder=FOLDER, name=name, target=target, format="raw") for target in found.disks]
-    xml = XML.format(folder=FOLDER, name=name, memory=192, disks="".join(disks))
+    xml = XML.format(folder=FOLDER, name=name, memory=192, disks="".join(disks), agent=AGENT)
     start = f"cat >{FOLDER}/{name}.xml; virsh define {FOLDER}/{name}.xml; virsh start {name}"
     found.site.ssh(NODE, start, stdin=xml)
     try:

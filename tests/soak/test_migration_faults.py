@@ -81,9 +81,9 @@ class Powered:
         self.had[node] = [name for name, home in self.homes.items() if home == node]
         self.mover.lab.power_off(node)
 
-    def on(self, node: str) -> None:
-        """Put it in, and wait until all that ran there counts again."""
-        names = self.had.pop(node)
+    def on(self, node: str, but: str = "") -> None:
+        """Put it in, and wait until all that ran there counts again, `but` one."""
+        names = [name for name in self.had.pop(node) if name != but]
         self.mover.lab.power_on(node)
         said = self.mover.cluster.domains
         wait_until(lambda: set(names) <= set(seen := said(node)) or str(seen), 120, f"libvirt of {node}")
@@ -132,6 +132,39 @@ def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_li
     powered.on(mover.target)
     assert not mover.migrate(mover.third, state="recovered")["failed"]
     mover.goes_next_time()
+
+
+def test_f42_the_destination_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
+    process = mover.start_slowly()
+    powered.off(mover.target)
+    result = mover.end(process)
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    assert f"no answer from {mover.target}" in result["msg"], result["msg"]
+    mover.counts()
+    powered.on(mover.target)
+    assert not mover.migrate(mover.third, state="recovered")["failed"]
+    mover.goes_next_time()
+
+
+def test_f42_the_source_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
+    process = mover.start_slowly()
+    powered.off(mover.source)
+    lost = mover.end(process)
+    assert lost.get("unreachable") or lost["failed"], lost
+    # What had come over is not the VM, and nobody makes it one.
+    wait_until(lambda: not mover.says() or str(mover.says()), 90, "the end of the incomplete copy")
+    refused = mover.migrate(mover.third, state="recovered")
+    assert not refused.get("changed") and mover.says() == {}, refused
+    powered.on(mover.source, but=mover.vm)
+    assert mover.says() == {mover.source: ("shut off", "yes")}, mover.says()
+    recovered = mover.migrate(mover.source, state="recovered")
+    assert not recovered["failed"], recovered
+    assert mover.says() == {mover.source: ("shut off", "yes")} and mover.marked() == []
+    assert mover.autostart(mover.source)
+    mover.virsh(mover.source, "start", mover.vm)
+    mover.counts(240)
+    mover.moved()
+    mover.rests_on(mover.target)
 
 
 def test_f12_the_vm_is_powered_off_in_perform(mover: Mover) -> None:
@@ -235,6 +268,21 @@ def test_f15_a_vm_that_does_not_converge_stays_pauses_or_is_slowed_down(busy: Mo
     busy.counts()
     for name, one in (("paused", paused), ("slowed", slowed)):
         print(f"{name}: {one['seconds']} s, {one['passes']} passes, {one['sent'] >> 20} MiB, {one['downtime_ms']} ms")
+
+
+def test_what_leaves_a_node_can_be_compressed(mover: Mover) -> None:
+    process = mover.start_slowly(compression="xbzrle")
+    # libvirt tells of the cache only where there is one.
+    assert "Compression cache" in mover.virsh(mover.source, "domjobinfo", mover.vm)
+    mover.speed_up()
+    changed = mover.end(process)
+    assert changed.get("verified"), changed
+    plain = mover.migrate(mover.target, name=mover.vm, to=mover.source)
+    assert plain.get("verified"), plain
+    packed = mover.move(compression="zstd", parallel_connections=2)
+    assert packed.get("verified") and packed["sent"] < 0.8 * plain["sent"], (plain, packed)
+    mover.rests_on(mover.target)
+    print({"plain": plain["sent"] >> 20, "zstd": packed["sent"] >> 20, "unit": "MiB"})
 
 
 def leftovers(mover: Mover, node: str) -> dict[str, int]:

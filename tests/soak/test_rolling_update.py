@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 NODES = ("hv1", "hv2", "hv3")
 MARK = "/srv/updated"
 FACT = "/etc/ansible/facts.d/drover_rolling.fact"
+PACKAGE, UPDATES, SOURCE = "drover-story", "/srv/updates", "/etc/apt/sources.list.d/story.list"
+CONTROL = f"""Package: {PACKAGE}
+Version: %s
+Architecture: all
+Maintainer: The drover.kvm contributors
+Description: a package of a story
+"""
+# As the packages of kernels and of libc do it, on the nodes that the story chooses.
+REBOOTS = "[ ! -e /srv/reboots ] || touch /run/reboot-required"
 
 
 @pytest.fixture
@@ -102,3 +113,102 @@ def test_all_nodes_are_updated_and_a_run_that_stopped_is_gone_on_with(
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
     print(f"{stopped.seconds:.0f} s until it stopped, {again.seconds:.0f} s to go on\n{again.output}")
+
+
+class Repository:
+    """Packages that each node has in a folder of its own, as a source of apt."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+
+    def offer(self, version: str, after: str) -> None:
+        """A version of the package, with what it does after it was unpacked; the only one on all nodes from now on."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        made, served = self.folder / "package", self.folder / "served"
+        (made / "DEBIAN").mkdir(parents=True)
+        served.mkdir()
+        (made / "DEBIAN/control").write_text(CONTROL % version, encoding="ascii")
+        (made / "DEBIAN/postinst").write_text(f"#!/bin/sh\n{after}\n", encoding="ascii")
+        (made / "DEBIAN/postinst").chmod(0o755)
+        subprocess.run(["dpkg-deb", "--build", "--root-owner-group", str(made), str(served)], check=True)
+        index = ["apt-ftparchive", "packages", "."]
+        packages = subprocess.run(index, cwd=served, stdout=subprocess.PIPE, text=True, check=True).stdout
+        (served / "Packages").write_text(packages, encoding="ascii")
+        for node in NODES:
+            machine = self.cluster.lab.machine(node)
+            place, source = machine.path(UPDATES), machine.path(SOURCE)
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(served, place)
+            place.chmod(0o755)
+            source.parent.mkdir(exist_ok=True)
+            source.write_text(f"deb [trusted=yes] file:{UPDATES} ./\n", encoding="ascii")
+
+    def versions(self) -> list[str]:
+        """What each node has, and whether it is whole."""
+        query = ["dpkg-query", "-W", "-f", "'${Version} ${db:Status-Status}'", PACKAGE]
+        return [self.cluster.ssh(node, *query) for node in NODES]
+
+    def remove(self) -> None:
+        """Nothing of it stays on the nodes."""
+        for node in NODES:
+            self.cluster.ssh(node, "dpkg", "--purge", "--force-all", PACKAGE, check=False)
+            self.cluster.ssh(node, "rm", "-rf", UPDATES, SOURCE, FACT, "/srv/reboots", "/run/reboot-required")
+            self.cluster.ssh(node, "apt-get", "-q", "update")
+
+
+@pytest.fixture
+def packages(cluster: Cluster, tmp_path: Path) -> Iterator[Repository]:
+    """The nodes have version 1 of a package; nothing of it is left at the end."""
+    found = Repository(cluster, tmp_path / "repository")
+    cluster.play_seconds = 3 * PLAY_SECONDS
+    try:
+        found.offer("1", "true")
+        for node in NODES:
+            cluster.ssh(node, f"apt-get -q update && apt-get -q -y install {PACKAGE}")
+        yield found
+    finally:
+        found.remove()
+        cluster.play_seconds = PLAY_SECONDS
+
+
+def test_packages_are_upgraded_and_only_a_node_whose_package_asks_for_it_reboots(
+    cluster: Cluster, packages: Repository
+) -> None:
+    before, leaders = cluster.where(), [cluster.lab.machine(node).leader() for node in NODES]
+    packages.offer("2", REBOOTS)
+    cluster.ssh("hv2", "touch", "/srv/reboots")
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        foretold = cluster.play("rolling_update", "--check", "--diff").good()
+        assert foretold.changed > 0 and cluster.where() == before and packages.versions() == ["1 installed"] * 3
+        done = cluster.play("rolling_update").good()
+        assert packages.versions() == ["2 installed"] * 3
+        rebooted = [cluster.lab.machine(node).leader() != leader for node, leader in zip(NODES, leaders)]
+        assert rebooted == [False, True, False]
+        assert cluster.where() == before
+        again = cluster.play("rolling_update").good()
+        assert again.changed == 0 and "Nothing to do." in again.output, again.output
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
+    print(f"three nodes, one of them rebooted: {done.seconds:.0f} s")
+
+
+def test_packages_that_fail_stop_the_run_and_mended_ones_let_it_go_on(
+    cluster: Cluster, packages: Repository
+) -> None:
+    before = cluster.where()
+    packages.offer("2", "exit 1")
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        stopped = cluster.play("rolling_update")
+        assert stopped.code != 0 and "rolling_update stopped at hv1" in stopped.output, stopped.output
+        assert cluster.domains("hv1") == {} and sorted(cluster.where()) == sorted(before)
+        assert [version.split()[0] for version in packages.versions()] == ["2", "1", "1"]
+        packages.offer("3", "true")
+        cluster.play("rolling_update").good()
+        assert packages.versions() == ["3 installed"] * 3
+        assert cluster.where() == before
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)

@@ -29,7 +29,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer, read_dis
 from ansible_collections.drover.kvm.tests.soak.test_backups import holds
 
 VM, NODE, SAN = "sanvm1", "hv1", "san1"
-ROOT, SHARED = "/srv/backup", "/srv/shared"
+ROOT, SHARED, LOOK = "/srv/backup", "/srv/shared", "/srv/look"
 INVENTORY = f"""
 vms:
   hosts:
@@ -133,7 +133,7 @@ def story(site: Cluster, shared: None, tmp_path_factory: pytest.TempPathFactory)
         names = [f"drover-{VM}-{number}{more}" for number in (0, 1) for more in ("", "-backup")]
         absent = {"state": "absent", "remove_data": True, "iqn_prefix": "iqn.2026-11.org.example", "directory": SHARED}
         site.task(SAN, "iscsi_volume", volumes=[{"name": name, **absent} for name in names])
-        found.ssh(f"rm -rf {ROOT}")
+        found.ssh(f"rm -rf {ROOT} {LOOK}")
 
 
 AGENT = f"""virsh -q qemu-agent-command {VM} '{{"execute": "guest-fsfreeze-status"}}' || true"""
@@ -240,12 +240,13 @@ def test_each_of_six_backups_comes_back_bit_by_bit(story: Story) -> None:
             assert "where QEMU can't note what changes" in done["backup"]["reason"], done
             kept[done["backup"]["id"]] = sums
     assert len({sums[0] for sums in kept.values()}) == 6
-    given: dict[str, Any] = {"name": VM, "path": ROOT, "disks": ["vda", "vdb"], "directory": ROOT}
+    given: dict[str, Any] = {"name": VM, "path": ROOT, "disks": ["vda", "vdb"], "directory": LOOK}
     for backup_id, sums in kept.items():
+        story.ssh(f"rm -rf {LOOK}; mkdir {LOOK}")
         restored = story.cluster.task(NODE, "restore", id=backup_id, **given)
         assert not restored["failed"], restored
-        read = "qemu-img convert -O raw {0} {1}/raw && sha256sum {1}/raw; rm {0}"
-        assert [story.ssh(read.format(path, ROOT)).split()[0] for path in restored["restored"]["files"]] == sums
+        read = "qemu-img convert -O raw {0} {1}/raw && sha256sum {1}/raw"
+        assert [story.ssh(read.format(path, LOOK)).split()[0] for path in restored["restored"]["files"]] == sums
 
 
 def test_a_snapshot_of_volumes_lies_in_files(story: Story) -> None:

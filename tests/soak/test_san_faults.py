@@ -17,6 +17,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 SERIALS = "tgtadm --lld iscsi --op show --mode target | grep -E '^Target|SCSI SN' | sed 's/^Target [0-9]*//' | sort"
 NODE = "hv1"
+UNITS = "drover-san-online drover-late-autostart libvirtd"
 FAULTS = {
     "killed": "systemctl kill --signal=KILL tgt; systemctl start tgt",
     "restarted": "systemctl restart tgt",
@@ -121,3 +122,69 @@ def test_a_san_that_is_gone_for_long_stops_the_guests_and_no_guest_sees_an_error
     assert min(gaps) > seconds / 2, f"not exercised: {gaps}"
     assert verdict.ok, str(verdict)
     print(f"paused meanwhile: {paused or 'none'}; longest gaps {[round(gap, 1) for gap in gaps]}")
+
+
+@pytest.fixture
+def two(cluster: Cluster) -> Iterator[list[str]]:
+    """VMs of the node: the first one starts with it, the others wait for somebody."""
+    mine = sorted(name for name, node in cluster.where().items() if node == NODE)
+    assert len(mine) > 1, mine
+    cluster.ssh(NODE, "virsh", "autostart", mine[0])
+    yield mine
+    cluster.ssh(NODE, "virsh", "autostart", mine[0], "--disable")
+
+
+@pytest.fixture
+def impatient(cluster: Cluster) -> Iterator[None]:
+    """libvirt of the node waits for its SAN for 5 s."""
+    setup = ("site", "--tags", "san_initiator_configure", "--limit", NODE)
+    cluster.play(*setup, san_initiator_boot_timeout=5).good()
+    yield
+    cluster.play(*setup).good()
+
+
+def boots_before_its_san(
+    cluster: Cluster, two: list[str], gone: Callable[[Cluster], AbstractContextManager[None]], units: list[str]
+) -> None:
+    """The node loses its power and boots, the SAN comes a minute later, and each VM runs once and counts on."""
+    marked, others = two[0], two[1:]
+    homes = cluster.where()
+    with Observer(cluster.lab) as watch:
+        all_answer(watch, list(homes), 90)
+        begin = time.monotonic()
+        cluster.lab.power_off(NODE)
+        with gone(cluster):
+            cluster.lab.power_on(NODE)
+            # That the SAN stays away for so long is the fault itself; nobody says when it is over.
+            time.sleep(max(0.0, begin + 60 - time.monotonic()))
+            seen = cluster.ssh(NODE, f"systemctl is-active {UNITS}", check=False).split()
+            assert seen == units and watch.words(marked)[-1]["time"] < begin + 5, (seen, watch.words(marked)[-1])
+        back = time.monotonic()
+        try:
+            all_answer(watch, [marked], 240)
+            print(f"{marked} counts {time.monotonic() - back:.0f} s after the SAN came back")
+            wait_until(
+                lambda: cluster.ssh(NODE, f"systemctl is-active {UNITS}", check=False).split()[1] == "inactive",
+                60,
+                "the end of the late start",
+            )
+            found = cluster.domains(NODE)
+            assert {name: found[name] for name in two} == {marked: "running", **dict.fromkeys(others, "shut off")}
+        finally:
+            print(cluster.ssh(NODE, f"journalctl -b --no-pager -o short-monotonic $(printf ' -u %s' {UNITS})"))
+        for name in others:
+            cluster.ssh(NODE, "virsh", "start", name)
+        all_answer(watch, list(homes), 240)
+        verdict = watch.verdict()
+    assert cluster.where() == homes and verdict.ok, str(verdict)
+
+
+def test_a_node_that_boots_before_its_san_lets_libvirt_wait(cluster: Cluster, two: list[str]) -> None:
+    """#6: the SAN comes within the limit, and libvirt's own autostart finds it."""
+    boots_before_its_san(cluster, two, stopped, ["activating", "inactive", "inactive"])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_node_that_boots_long_before_its_san_has_its_vms_when_it_comes(cluster: Cluster, two: list[str]) -> None:
+    """#6: libvirt waited in vain, its autostart comes to nothing, and is made up for."""
+    boots_before_its_san(cluster, two, silent, ["active", "active", "active"])

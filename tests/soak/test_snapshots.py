@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
-from ansible_collections.drover.kvm.tests.lab.vm import DISK, FOLDER, NODE, XML, Vm
+from ansible_collections.drover.kvm.tests.lab.vm import AGENT, DISK, FOLDER, NODE, XML, Vm
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def tiny(site: Cluster, tmp_path: Path) -> Iterator[Vm]:
     folder.mkdir(parents=True, exist_ok=True)
     guests.write_image(folder / "agent1-vda.raw", {"name": "agent1"})
     disks = DISK.format(folder=FOLDER, name="agent1", target="vda", format="raw")
-    xml = XML.format(folder=FOLDER, name="agent1", memory=192, disks=disks)
+    xml = XML.format(folder=FOLDER, name="agent1", memory=192, disks=disks, agent=AGENT)
     site.ssh(NODE, f"cat >{FOLDER}/agent1.xml; virsh define {FOLDER}/agent1.xml; virsh start agent1", stdin=xml)
     wait_until(lambda: "thawed" in found.asked("guest-fsfreeze-status") or "no agent", 180, "the agent answers")
     yield found

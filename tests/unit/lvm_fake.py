@@ -70,6 +70,7 @@ class Lvm:
                 "pool_lv": item["pool"],
                 "zero": item["zero"],
                 "lv_uuid": f"UUID-{name}",
+                "origin": item.get("origin", ""),
             }
             for name, item in self.volumes.items()
         ]
@@ -82,7 +83,7 @@ class Lvm:
             raise Failed(f"lvcreate failed: Logical Volume {name} already exists")
         tags = [value for key, value in zip(words, words[1:]) if key == "--addtag"]
         if "--snapshot" in words and origin:
-            self.volumes[name] = {**origin, "tags": [*origin["tags"], *tags]}
+            self.volumes[name] = {**origin, "tags": [*origin["tags"], *tags], "origin": words[-1].rpartition("/")[2]}
             self.device(name).write_bytes(self.device(words[-1].rpartition("/")[2]).read_bytes())
             return ""
         pool = options.get("--thinpool", "")
@@ -146,8 +147,11 @@ class Lvm:
         name = words[-1].rpartition("/")[2]
         if self.lock and name in self.elsewhere:
             raise Failed(f"lvremove failed: LV locked by other host: {self.vg}/{name}")
-        del self.volumes[name]
-        self.device(name).unlink()
+        # "Removing an origin LV will also remove all dependent snapshots", lvremove(8); thin ones depend on none.
+        snapshots = [one for one, item in self.volumes.items() if item.get("origin") == name and not item["pool"]]
+        for gone in [*snapshots, name]:
+            del self.volumes[gone]
+            self.device(gone).unlink()
         return ""
 
     def blkdiscard(self, words):

@@ -88,6 +88,34 @@ def test_simulate_finds_a_file_by_its_name_from_where_it_is_called(tmp_path):
     assert code == 0 and "web1 hv1 -> hv3 live" in said, said
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "cluster.yml; correct -e drover_cluster_file."),
+        ("[]", "is to hold options of module plan"),
+        ("operation: drain", "is to hold options of module plan"),
+        ("nodes: []", "unless -e drover_operation=drain"),
+    ],
+)
+def test_simulate_says_what_its_file_lacks(tmp_path, content, words):
+    file = tmp_path / "cluster.yml"
+    if content is not None:
+        file.write_text(content)
+    code, said = call(tmp_path, "simulate.yml", "-e", f"drover_cluster_file={file}")
+    assert code != 0 and words in said and "lookup" not in said, said
+    code, said = call(tmp_path, "simulate.yml")
+    assert code != 0 and "Say which file describes the cluster with -e drover_cluster_file=FILE" in said, said
+
+
+def test_what_can_not_be_done_is_told_in_words_and_not_as_the_whole_plan(tmp_path):
+    text = (ROOT / "examples/simulate/cluster.yml").read_text(encoding="utf-8").replace("fail_on_blockers: false", "")
+    (tmp_path / "cluster.yml").write_text(text.replace("total: 51539607552", "total: 2147483648"))
+    code, said = call(tmp_path, "simulate.yml", "-e", f"drover_cluster_file={tmp_path}/cluster.yml")
+    assert code != 0 and "drain can't be done, 3 blockers: - db1 (" in said and "stages" not in said, said
+    shown = said[said.index("fatal:") : said.index("PLAY RECAP")]
+    assert set(json.loads(shown[shown.index("{") :])) == {"assertion", "changed", "evaluated_to", "msg"}
+
+
 def end_of(folder: Path, playbook: str, task: str) -> Path:
     """A playbook of one task of the second play of `playbook`, with what is told to it by variables of the hosts."""
     _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
@@ -157,6 +185,27 @@ def test_a_file_of_own_tasks_that_is_not_there_is_refused(tmp_path):
     assert code != 0 and f"There is no file {tmp_path}/none.yml." in said, said
 
 
+def staged(folder: Path, module: str) -> Path:
+    """A play over the stages of a plan, with `module`, which fails on hv2, in place of the migrations."""
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/stage.yml").read_text(encoding="utf-8"))
+    move = next(task for task in tasks if "drover.kvm.migrate" in task)
+    del move["drover.kvm.migrate"]
+    move[module] = {"that": "inventory_hostname != 'hv2'", "success_msg": "came: {{ drover_share[0].vm }}"}
+    (folder / "stage.yml").write_text(json.dumps(tasks))
+    moves = [[{"vm": "room1", "from": "hv2", "mode": "live"}], [{"vm": "large1", "from": "hv1", "mode": "live"}]]
+    stages: dict[str, Any] = {"ansible.builtin.include_tasks": str(folder / "stage.yml"), "loop": moves}
+    stages["loop_control"] = {"loop_var": "drover_stage"}
+    path = folder / "play.yml"
+    path.write_text(json.dumps([{"hosts": "hypervisors", "gather_facts": False, "tasks": [stages]}]))
+    return path
+
+
+def test_no_stage_begins_after_one_that_failed_on_another_node(tmp_path):
+    nodes = {"hosts": {name: {"ansible_connection": "local"} for name in ("hv1", "hv2")}}
+    code, said = call(tmp_path, staged(tmp_path, "ansible.builtin.assert"), hypervisors=nodes)
+    assert code != 0 and "fatal: [hv2]" in said and "came: " not in said, said
+
+
 def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tmp_path):
     """Another node goes on where one has failed, and would carry out what is run once."""
     _check, play = yaml.safe_load((ROOT / "playbooks" / "remove_vms.yml").read_text(encoding="utf-8"))
@@ -173,3 +222,36 @@ def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tm
         code, said = call(tmp_path, path, "-e", options, hypervisors={"hosts": nodes})
         assert (code != 0) is refused and ("hv3 gave no answer" in said) is refused, said
         assert ("their data is deleted" in said) is not refused, said
+
+
+def test_what_a_node_said_before_it_failed_is_no_answer(tmp_path):
+    said = {"drover_node": {"node": {"name": "{{ inventory_hostname }}"}}}
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/node_facts.yml").read_text(encoding="utf-8"))[1:]
+    fails = {"ansible.builtin.fail": None, "when": "inventory_hostname == 'hv2'"}
+    seen = {"ansible.builtin.debug": {"msg": "silent {{ drover_unreachable }} of {{ drover_facts | length + 1 }}"}}
+    path = tmp_path / "play.yml"
+    play = {"hosts": "hypervisors", "gather_facts": False}
+    path.write_text(json.dumps([{**play, "tasks": [{"ansible.builtin.set_fact": said}, fails, *tasks, seen]}]))
+    _code, words = call(tmp_path, path, hypervisors={"hosts": {"hv1": {}, "hv2": {}}})
+    assert "silent ['hv2'] of 2" in words, words
+
+
+@pytest.mark.parametrize(
+    "clocks, options, words",
+    [
+        (
+            {"hv1": 4605.5, "hv2": 1005.0, "hv3": 1000.0},
+            {},
+            "The clocks of hv3 and hv1 are 3605 s apart (hv1 is ahead).",
+        ),
+        ({"hv1": 4605.5, "hv2": 1005.0}, {"drover_clock_skew": "3700"}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_clocks_that_are_apart_are_named_before_a_move(tmp_path, clocks, options, words):
+    book = tmp_path / "clocks.yml"
+    tasks = [{"name": "Look", "ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/check_clocks.yml")}]
+    book.write_text(yaml.safe_dump([{"name": "Look", "hosts": "hypervisors", "gather_facts": False, "tasks": tasks}]))
+    facts = [{"name": name, "clock": clock} for name, clock in clocks.items()]
+    code, said = call(tmp_path, book, "-e", json.dumps({"drover_facts": facts, **options}))
+    assert (code != 0) == bool(words) and words in said, said

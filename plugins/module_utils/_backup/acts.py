@@ -34,9 +34,12 @@ class Acts(Shelf):
         self.warnings: list[str] = []
 
     def is_young(self) -> bool:
-        """Whether the last good backup is young enough to leave it at that."""
-        good = [backup for backup in self.backups if backup.complaint is None]
-        if self.newer_than is None or not good:
+        """Whether the last good backup of this very VM is young enough to leave it at that."""
+        if self.newer_than is None:
+            return False
+        uuid = self._uuid()
+        good = [backup for backup in self.backups if backup.complaint is None and backup.uuid == uuid]
+        if not good:
             return False
         return age(good[-1]) < self.newer_than
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from .model import Cluster, Guest, Move, Plan
 
@@ -140,7 +141,8 @@ def _left(cluster: Cluster, plan: Plan, where: dict[tuple[str, str], str]) -> li
 def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[str, list[str]]:
     """For each node whose loss the others could not bear after the plan: the running guests without a place.
 
-    They are started anew then, so memory, bridges, VLANs, machine types and pins count, anti-affinity does not. Found
+    They are started anew then, so memory, bridges, VLANs, machine and virtualisation types and pins count, and so do
+    disks of the node, also those that a move may copy; anti-affinity does not. Found
     by packing the largest first into the tightest hole: a loss that only a cleverer packing could bear is named too.
     `opened` as for `violations`.
     """
@@ -156,7 +158,9 @@ def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[
     pages = Counter({(name, size): all_ for name in left for size, all_ in cluster.nodes[name].pages.items()})
     there: dict[str, list[Guest]] = {}
     for guest in active:
-        there.setdefault(where[guest.key], []).append(guest)
+        # A move has taken its medium out of the drive.
+        in_drive = guest.ejects and guest.key not in target
+        there.setdefault(where[guest.key], []).append(replace(guest, ejects=in_drive))
         if where[guest.key] in left:
             left[where[guest.key]] -= _beside(cluster, guest)
             pages[where[guest.key], guest.page] -= guest.memory if guest.page else 0
@@ -172,7 +176,9 @@ def not_borne(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> dict[
 def _restart(cluster: Cluster, guest: Guest, free: dict[str, int], huge: Counter[tuple[str, int]]) -> bool:
     """Take the guest's memory from the tightest node that can start it; False when none can."""
     need, paged = _beside(cluster, guest), guest.memory if guest.page else 0
-    tied = {"host_device", "filesystem", "local_disk", "local_iso"} & {obstacle.reason for obstacle in guest.fixed}
+    reasons = {obstacle.reason for obstacle in guest.fixed}
+    # Files that may be copied, and media that may be ejected, are as lost with their node as others.
+    tied = guest.copies or guest.ejects or reasons & {"host_device", "filesystem", "local_disk", "local_iso"}
     nodes = [] if tied else [(size, name) for name, size in free.items() if size >= need]
     while nodes:
         size, name = tightest = min(nodes)
@@ -188,7 +194,8 @@ def _starts(cluster: Cluster, guest: Guest, name: str) -> bool:
     """Whether the node has what the guest needs to start there; its present CPU doesn't matter for that."""
     node = cluster.nodes[name]
     machine = not guest.machine or not node.machine_types or guest.machine in node.machine_types
+    kind = not guest.virt_type or not node.virt_types or guest.virt_type in node.virt_types
     pinned = guest.name in cluster.rules.pins and name not in cluster.rules.pins[guest.name]
     firmware = node.firmware is None or guest.firmware <= node.firmware
     ways = guest.bridges <= node.bridges and not cluster.lost_vlans(guest, name)
-    return machine and firmware and ways and not pinned
+    return machine and kind and firmware and ways and not pinned

@@ -218,6 +218,12 @@ def remove(identity: str, uuid: str) -> None:
         raise Failed(f"{vg}/{lv} was not removed{f', {others} has it' if others else ''}: {error.message}") from None
 
 
+def _based(identity: str) -> list[str]:
+    """The snapshots that somebody has made of it."""
+    vg, _slash, lv = identity.partition(":")[2].partition("/")
+    return [f"{vg}/{name}" for name in LVM.snapshots(vg, lv)]
+
+
 def check_free(options: Options) -> None:
     """Raise Refused when something on this node uses the volume, or another node that is alive has it."""
     vg, lv = options["vg"], options["lv"]
@@ -239,6 +245,7 @@ STORE = Store(
     check_free=check_free,
     check_grow=_check_grow,
     rounded=rounded,
+    based=_based,
 )
 LVM_VOLUME = Kind("lvm", FIELDS, ("vg", "lv"), _recognises, block.source, _fill, _identity, _complaint, STORE)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from time import monotonic
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -26,7 +27,7 @@ from .live import Live
 from .machine import MACHINE, check_offered, same_machine
 from .memory import MEMORY_FIELDS
 from .nics import read_all as nic_options
-from .site import Site
+from .site import FRESH_SECONDS, Site
 
 NEXT = "from its next start"
 
@@ -53,6 +54,7 @@ class Draft:
         self.attached = {disk["target"] for disk in disks.read_all(self.running)} if self.running is not None else set()
         self.live = Live()
         self.ahead: list[Step] = []
+        self.defined: float | None = None
 
     @property
     def redefined(self) -> bool:
@@ -113,6 +115,12 @@ class Draft:
         """Write the definition; the file of its lease must be there before anything starts it."""
         self.site.leases.make(self.uuid)
         self.site.node.define(text_of(self.after))
+        self.defined = monotonic()
+
+    @property
+    def patience(self) -> float:
+        """How many seconds old the peers' answers may be: of two nodes that define a VM at once one sees the other."""
+        return FRESH_SECONDS if self.defined is None else min(FRESH_SECONDS, monotonic() - self.defined)
 
     def undefine(self) -> None:
         """Remove the definition, and the file of its lease with the last one. What the firmware keeps is like disks."""

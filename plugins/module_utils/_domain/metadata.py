@@ -7,7 +7,7 @@ The record: `<drover:vm xmlns:drover="urn:drover:kvm:1" version="1">` with `tags
 The marker: `<drover:migration xmlns:drover="urn:drover:migration:1" id= from= to= was= autostart= started=/>`,
 with a child `<copy path=/>` for each file that is copied to the other node, `<state path=/>` for each file of UEFI and
 a TPM that the node would keep when the VM has left, and `<device path= identity= size=/>` for each block device, so
-that the other node can tell whether its own is the same.
+that the other node can tell whether its own is the same. A recovery adds `ran=yes` where the source ran on.
 """
 
 from __future__ import annotations
@@ -134,8 +134,16 @@ def marker_xml(values: dict[str, Any]) -> str:
     return text_of(element)
 
 
+def noted(text: str) -> str:
+    """The marker, as libvirt gives it, with the word of a recovery that the VM ran on at the source (`ran`)."""
+    element = parse(text)
+    element.set("ran", "yes")
+    return text_of(element)
+
+
 def _marker(element: Element) -> dict[str, Any]:
     values: dict[str, Any] = {name: element.get(name) for name in ("id", "from", "to", "was")}
+    values.update({"ran": True} if element.get("ran") == "yes" else {})
     started = element.get("started") or ""
     values["autostart"] = element.get("autostart") == "yes"
     values["started"] = int(started) if started.isdecimal() else None

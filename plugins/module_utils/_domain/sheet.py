@@ -18,7 +18,7 @@ from .boot import BOOT, arrange_boot, has_order
 from .create import default_cpu, skeleton
 from .hardware import HARDWARE
 
-SIZES = ("memory", "max_memory", "hugepages", "size")
+SIZES = {"hugepages", *(field.name for field in (*HARDWARE, *disks.DISKS) if field.type == "size")}
 
 
 def read(root: Element) -> dict[str, Any]:

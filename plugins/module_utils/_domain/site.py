@@ -87,11 +87,12 @@ class Site:
         """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer."""
         with self._lock:
             if self._asked is None or time.monotonic() - self._asked[0] > seconds:
+                began = time.monotonic()
                 told = ask_peers(survey_node, PEER_SECONDS)
                 found: dict[str, Any] = {
                     name: one if isinstance(one, DroverError) else Survey(one) for name, one in told.items()
                 }
-                self._asked = time.monotonic(), found
+                self._asked = began, found
             answers = self._asked[1]
         silent = sorted(name for name, answer in answers.items() if isinstance(answer, DroverError))
         return {name: answer for name, answer in answers.items() if name not in silent}, silent

@@ -33,7 +33,7 @@ def admit(act: str | None, admission: Admission, draft: Draft, own: bool | None 
         _check_comes_back(admission.name, draft)
     if act in power.ON:
         own = act != "start" if own is None else own
-        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, own=own))
+        admission.start(claims_of(draft.after), draft.uuid, partial(draft.check_free, own=own), draft.patience)
 
 
 def _check_comes_back(name: str, draft: Draft) -> None:

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 
 from .._disks import template
-from .._errors import NotFound, Refused
-from .._libvirt import connect
+from .._errors import DroverError, NotFound, Refused
+from .._libvirt import Node, connect
+from .._node import shared_mounts
+from .._peers import ask_peers
 from .._xml import devices, parse
 
 
 def check_unused(path: str) -> None:
     """Raise Refused when a VM or a file needs the template, naming them; Unreachable when libvirt can't be asked.
 
-    A machine without libvirt's library has no VMs.
+    A machine without libvirt's library has no VMs. Of a template on shared storage the peers are asked as well: their
+    clones may lie on disks of their own.
     """
     files = template.clones(path)
     vms: list[str] = []
     with suppress(NotFound), connect() as node:
-        vms = sorted(
-            domain.name
-            for domain in node.domains().values()
-            if any(_needs(xml, path) for xml in (domain.xml, domain.live_xml) if xml)
-        )
+        vms = _users(path, node)
+    vms += _elsewhere(path)
     if files or vms:
         named = [f"VM {name}" for name in vms] + files
         raise Refused(
@@ -34,6 +35,30 @@ def check_unused(path: str) -> None:
             vms=vms,
             clones=files,
         )
+
+
+def _users(path: str, node: Node) -> list[str]:
+    """The VMs of a node that need it."""
+    return sorted(
+        domain.name
+        for domain in node.domains().values()
+        if any(_needs(xml, path) for xml in (domain.xml, domain.live_xml) if xml)
+    )
+
+
+def _elsewhere(path: str) -> list[str]:
+    """The VMs of other nodes that need a template which these have too. Raises Refused while one gives no answer."""
+    real = os.path.realpath(path)
+    if not any(real.startswith(f"{mount.rstrip('/')}/") for mount in shared_mounts()):
+        return []
+    told = ask_peers(partial(_users, path))
+    if silent := sorted(name for name, answer in told.items() if isinstance(answer, DroverError)):
+        raise Refused(
+            f"{path} is on shared storage, and {', '.join(silent)} gave no answer: VMs there may be clones of it. Run "
+            "this again when they answer, or take another path",
+            unreachable=silent,
+        )
+    return [f"{vm} on {name}" for name, vms in told.items() for vm in vms]
 
 
 def _needs(xml: str, path: str) -> bool:

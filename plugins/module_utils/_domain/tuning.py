@@ -1,9 +1,9 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a disk is read and written: caches, threads, what is given back, how much may pass, how fast it turns. Pure.
+"""How a disk is read and written: caches, threads, what is given back, how much may pass, what the guest is told. Pure.
 
-https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver, iotune and target.
+https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms, driver, iotune, target and blockio.
 """
 
 from __future__ import annotations
@@ -54,7 +54,15 @@ def _check_rate(value: int) -> int:
     return value
 
 
+def _check_block(value: int) -> int:
+    """What QEMU takes (hw/block/block.c); libvirt takes any number, and the VM would not start."""
+    if value and (value & (value - 1) or not 512 <= value <= 2**21):
+        raise ValueError(f"{value} is not the size of a block; write 512, 1KiB, 2KiB, 4KiB ... 2MiB, or 0 for none")
+    return value
+
+
 ROTATION_RATE = Nonzero("target/@rotation_rate", int)
+PHYSICAL = Nonzero("blockio/@physical_block_size", int)
 
 
 def check_limits(value: Mapping[str, int | None]) -> dict[str, int]:
@@ -75,6 +83,9 @@ def check(disk: Element, where: str) -> None:
         raise Invalid(f"{where}: queues are for the bus virtio", option=where)
     if ROTATION_RATE.get(disk) and (bus not in TURNING or disk.get("device") == "cdrom"):
         raise Invalid(f"{where}: rotation_rate is for disks on the buses {', '.join(TURNING)}, no cdrom", option=where)
+    logical = Property("blockio/@logical_block_size", int).get(disk) or 0
+    if 0 < (PHYSICAL.get(disk) or 0) < logical:
+        raise Invalid(f"{where}: physical_block_size is less than the logical one of {logical}", option=where)
 
 
 def shown(name: str, value: Mapping[str, int]) -> str:
@@ -102,6 +113,7 @@ TUNING = (
     Field("detect_zeroes", choices=("off", "on", "unmap"), place=Property("driver/@detect_zeroes")),
     Field("queues", type="int", check=between(0, 256), place=Nonzero("driver/@queues", int)),
     Field("rotation_rate", type="int", check=_check_rate, place=ROTATION_RATE),
+    Field("physical_block_size", type="size", check=_check_block, place=PHYSICAL),
     Field("iops", type="dict", fields=IOPS_FIELDS, check=check_limits, place=Limits("iops"), when="live"),
     Field("bandwidth", type="dict", fields=BYTES_FIELDS, check=check_limits, place=Limits("bytes"), when="live"),
 )

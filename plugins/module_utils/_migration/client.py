@@ -115,7 +115,7 @@ class Client:
             said = {**said, "free": said["free"] - self.reserved.get(target, 0), "room": room}
         found = prechecks.blockers(need, target, said, self.facts.get(target), self.site.cluster.leases)
         if not found and need["running"]:
-            self.reserved[target] = self.reserved.get(target, 0) + need["memory"] + prechecks.OVERHEAD
+            self.reserved[target] = self.reserved.get(target, 0) + prechecks.beside(need)
             for copy in need["copies"]:
                 place = (target, str(Path(copy["path"]).parent))
                 self.taken[place] = self.taken.get(place, 0) + prechecks.space(copy)

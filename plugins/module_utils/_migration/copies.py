@@ -25,12 +25,17 @@ DOUBTFUL = "in contradiction"  # libvirt and the list of processes disagree
 
 ACTIVE = (RUNS, MIGRATING, USER, STUCK, POSTCOPY, DOUBTFUL)
 STATES = {"running": RUNS, "blocked": RUNS, "shutoff": OFF, "shut off": OFF, "absent": ABSENT}
+# Why a VM is off that was not stopped from outside.
+ENDED = ("shutdown", "saved", "from snapshot")
 YES = (True, 1, "1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
 class Marker:
-    """The mark that our migration leaves in the domain, on both ends, until it is finished."""
+    """The mark that our migration leaves in the domain, on both ends, until it is finished.
+
+    `ran` is what a recovery adds at the source: the VM ran on there when the migration had failed.
+    """
 
     id: str
     source: str
@@ -39,6 +44,7 @@ class Marker:
     autostart: bool
     copies: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    ran: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,14 @@ class Copy:
     def active(self) -> bool:
         """Whether there is, or may be, a QEMU process of a domain that libvirt shows."""
         return self.kind in ACTIVE
+
+    @property
+    def ran_on(self) -> bool:
+        """Of a source that is off: whether it ran after its migration, so that the copy on the target is an old one.
+
+        QEMU of a source that was left paused ends because libvirt or somebody ends it, not by its guest or a save.
+        """
+        return self.kind == OFF and (self.reason in ENDED or bool(self.marker and self.marker.ran))
 
     @property
     def hidden(self) -> bool:
@@ -144,7 +158,8 @@ def _marker(said: Mapping[str, Any] | None) -> Marker | None:
         return None
     autostart = str(said.get("autostart")).lower() in [str(word).lower() for word in YES]
     names = (str(said["id"]), str(said["from"]), str(said["to"]), str(said.get("was") or ""))
-    return Marker(*names, autostart, tuple(said.get("copies") or ()), tuple(said.get("state") or ()))
+    paths = (tuple(said.get("copies") or ()), tuple(said.get("state") or ()))
+    return Marker(*names, autostart, *paths, ran=bool(said.get("ran")))
 
 
 def report(rule: str, copies: Mapping[str, Copy], text: str, where: str = "unknown") -> Decision:

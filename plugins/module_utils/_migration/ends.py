@@ -106,6 +106,13 @@ class End:
                     raise
         return None
 
+    def note(self, uuid: str) -> None:
+        """Write into the marker that the VM ran on here. Raises Failed."""
+        with translated(f"reading the marker on {self.node}"):
+            kind, flag = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            text = self._domain(uuid).metadata(kind, metadata.MARKER_NAMESPACE, flag)
+        self._set_metadata(uuid, metadata.noted(text), metadata.MARKER_NAMESPACE)
+
     def home(self, uuid: str) -> str | None:
         """The node that the VM goes back to, from its metadata."""
         home = metadata.read(xml.parse(self._xml(uuid)))["home"]
@@ -326,6 +333,9 @@ class End:
         if order.connections:
             flags |= libvirt.VIR_MIGRATE_PARALLEL
             params[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = order.connections
+        if order.compression:
+            flags |= libvirt.VIR_MIGRATE_COMPRESSED
+            params[libvirt.VIR_MIGRATE_PARAM_COMPRESSION] = [order.compression]
         domain = self._domain(order.uuid)
         with translated(f"migrating {order.vm} from {order.source} to {order.target}"):
             domain.migrateToURI3(order.uri, params, flags)

@@ -93,6 +93,7 @@ class LiveMove:
         if any(device["lock"] for device in self.order.devices):
             self.journal.phase("sharing")
             self.source.share(self.order)
+        self.check_marked()
         self.journal.phase("migrating", was=self.marker["was"])
         self.perform(process)
         if self.error is not None:
@@ -132,6 +133,16 @@ class LiveMove:
         # A stale definition with autostart would start a second copy at the source's next boot.
         if self.marker["autostart"]:
             self.source.set_autostart(uuid, False)
+
+    def check_marked(self) -> None:
+        """Raise Failed when the marker is not as it was written.
+
+        A recovery on another node does not see this helper, and may have taken it away. Nobody could tell then what a
+        copy is that this migration leaves paused.
+        """
+        seen = self.source.marker(self.order.uuid)
+        if seen is None or seen["id"] != self.order.id or seen.get("ran"):
+            raise Failed(f"{self.order.vm} no longer carries the marker of this migration: another recovery ended it")
 
     def perform(self, process: int | None) -> None:
         """Migrate, watching for stalls, and resume as soon as there is proof. Keeps the call's error in `error`."""

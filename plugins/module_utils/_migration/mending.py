@@ -43,9 +43,10 @@ class Mending:
         return decide(sight.said, keep=self.params["keep"])
 
     def open(self, sight: Sight) -> bool:
-        """Whether there is something to decide: a marker, or a copy that a migration left."""
-        verbs = {action.verb for action in self.decision(sight).actions}
-        return bool(sight.marker or verbs & (VERBS | {"wait"}))
+        """Whether there is something to decide: a marker, a copy that a migration left, or nobody knows where it is."""
+        decision = self.decision(sight)
+        verbs = {action.verb for action in decision.actions}
+        return bool(sight.marker or verbs & (VERBS | {"wait"}) or decision.where == "unknown")
 
     def wanted(self, before: State) -> State:
         """Nothing that can be decided is left; what a person must decide stays and is reported."""

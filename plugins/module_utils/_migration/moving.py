@@ -18,7 +18,7 @@ from .._resource import State, Step
 from .client import Client
 from .copies import Decision
 from .order import Order
-from .pace import chosen, seconds
+from .pace import check_compression, chosen, seconds
 from .prechecks import at_work, media
 from .recovery import VERBS
 from .rules import decide
@@ -35,6 +35,7 @@ class Moving:
     """One VM and the node where it shall be."""
 
     def __init__(self, params: dict[str, Any], client: Client) -> None:
+        check_compression(params)
         self.params, self.client = params, client
         self.name, self.to = str(params["name"]), str(params["to"])
         self.measured: dict[str, Any] = {}
@@ -258,6 +259,7 @@ class Moving:
             max_downtime=options["max_downtime"],
             max_pause=options["max_pause"] if options["when_stuck"] == "pause" else 0,
             connections=options["parallel_connections"],
+            compression=None if options["compression"] == "none" else options["compression"],
             copies=copies,
             devices=need.get("devices", []),
             state=need.get("kept", []),

@@ -45,7 +45,8 @@ class Order:
     home: keep, source or destination. `copies` are the disks that only the source has and that go along: target, path,
     format, size. `auto_converge` slows a VM down that changes its memory too fast, `max_downtime` (ms) is what the
     downtime may grow to, `max_pause` how long it may stand still when its time is over (0: abort). `connections` is
-    the number of connections that the memory is sent over (None: one). `devices` are its block devices: path,
+    the number of connections that the memory is sent over (None: one), `compression` QEMU's way to make it smaller
+    (None: as it is). `devices` are its block devices: path,
     identity, and the `lock` (VG/LV) of one in a shared group. `state` are the files of UEFI and of a TPM that the
     source would keep when the VM has left; one that is off takes them along.
     """
@@ -69,6 +70,7 @@ class Order:
     max_downtime: int = 1000
     max_pause: float = 0
     connections: int | None = None
+    compression: str | None = None
     keep: str | None = None
     copies: list[dict[str, Any]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._errors import Invalid
 from .order import Order
 
 # QEMU's own default, in ms.
@@ -28,7 +29,10 @@ DEFAULTS: dict[str, Any] = {
     "max_downtime": 1000,
     "when_stuck": "abort",
     "max_pause": 10,
+    "compression": "none",
 }
+# What QEMU compresses in the threads of parallel connections; with xbzrle there can be only one.
+IN_THREADS = ("zlib", "zstd")
 
 
 def chosen(params: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
@@ -41,6 +45,18 @@ def chosen(params: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
         values = (params.get(name), policy.get(name), DEFAULTS.get(name))
         found[name] = next((value for value in values if value is not None), None)
     return found
+
+
+def check_compression(params: Mapping[str, Any]) -> None:
+    """Raise Invalid where, for the VMs of any tag, the compression and the connections do not go together."""
+    for policy in ({}, *(params.get("policies") or [])):
+        options = chosen(params, [policy["tag"]] if policy else [])
+        way, connections = options["compression"], options["parallel_connections"]
+        whose = f" (VMs with the tag {policy['tag']})" if policy else ""
+        if way in IN_THREADS and not connections:
+            raise Invalid(f"compression {way} needs parallel_connections: 2 or more{whose}")
+        if way == "xbzrle" and connections:
+            raise Invalid(f"compression xbzrle goes over one connection only, leave out parallel_connections{whose}")
 
 
 def seconds(options: Mapping[str, Any], amount: int) -> float:

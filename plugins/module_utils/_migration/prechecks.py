@@ -78,7 +78,7 @@ def traits(end: End, uuid: str) -> dict[str, Any]:
         "tags": metadata.read(root)["tags"],
         "uuid": uuid,
         "running": running,
-        "memory": size_of(find(root, "memory")) or 0,
+        **_memory(root),
         "cpu": text_of(cpu) if cpu is not None else None,
         "passthrough": cpu is not None and cpu.get("mode") == "host-passthrough",
         "host_cpu": end.host_cpu(),
@@ -109,6 +109,13 @@ def _copy(end: End, uuid: str, disk: Element, mounts: list[str]) -> list[dict[st
         return []
     size = end.capacity(uuid, facts["target"])
     return [{"target": facts["target"], "path": source.get("file"), "format": facts["format"], "size": size}]
+
+
+def _memory(root: Element) -> dict[str, Any]:
+    return {
+        "memory": size_of(find(root, "memory")) or 0,
+        "paged": find(root, "memoryBacking/hugepages") is not None,
+    }
 
 
 def find_text(root: Element, path: str) -> str:
@@ -320,6 +327,11 @@ def space(copy: Mapping[str, Any]) -> int:
     return int(copy["size"]) * 105 // 100
 
 
+def beside(need: Mapping[str, Any]) -> int:
+    """The bytes that a VM takes of what a node has free; huge pages are no part of that, and QEMU asks for them."""
+    return OVERHEAD + (0 if need["paged"] else int(need["memory"]))
+
+
 def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> list[Blocker]:
     """What the destination says."""
     found = []
@@ -330,8 +342,8 @@ def _there(need: Mapping[str, Any], target: str, said: Mapping[str, Any]) -> lis
         if (name == need["name"]) != (uuid == need["uuid"]):
             text = f"{target} has another VM {name} with the UUID {uuid}"
             found.append(Blocker("exists", text, "rename or remove one of the two"))
-    if need["running"] and said["free"] < need["memory"] + OVERHEAD:
-        text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {(need['memory'] + OVERHEAD) >> 20}"
+    if need["running"] and said["free"] < beside(need):
+        text = f"{target} has {said['free'] >> 20} MiB of memory free, the VM takes {beside(need) >> 20}"
         found.append(Blocker("memory", text, "move something away from there, or choose another node"))
     mends = {"cpu": "give the VM a CPU model that both nodes have", "machine": "choose a node with the newer QEMU"}
     mends.update(dict.fromkeys(("firmware", "tpm"), firmware.MEND))

@@ -80,6 +80,7 @@ class Nodes:
                 "resume": lambda: end.resume(uuid),
                 "set_autostart": lambda: end.set_autostart(uuid, bool(action.value)),
                 "clear_marker": lambda: end.set_marker(uuid, None),
+                "note": lambda: end.note(uuid),
                 "abort_job": lambda: end.abort(uuid),
             }
             verbs[action.verb]()
@@ -166,6 +167,7 @@ class Recovery:
             if self.ending(verbs, now) or now - start < self.patience(said, verbs):
                 time.sleep(self.limits.pause)
             elif not verbs & VERBS or rounds == ROUNDS:
+                self.apply([action for action in decision.actions if action.verb == "note"], said)
                 return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
             else:
                 rounds += 1

@@ -14,7 +14,7 @@ The rules, F being the marker's source and T its target:
  4  F runs, T gives no answer: F is the VM, T can only be paused; the marker stays until T is seen
  5  F is paused by the migration, T is paused: drop F, resume T
  6  F is paused by the migration, T gives no answer or holds nothing: resume F, whose QEMU lives
- 7  F is gone, T is paused: resume T
+ 7  F is gone, T is paused: resume T, unless F ran on since: then T is older than the disks, and a person must choose
  8  as 7, but the VM was paused before: leave it paused
  9  F is gone, T runs: finish the rest
 10  F gives no answer, T is paused: stop; resume T only with the proof that F is off
@@ -124,13 +124,8 @@ class Case:
         """Rule 12, the alarm: only a person can tell which copy's data is to be kept."""
         if not self.source.kind == self.target.kind == RUNS:
             return None
-        ends = {copy.node: copy for copy in (self.source, self.target)}
-        if self.keep not in ends:
-            return self.stop("12", "ALARM: the VM runs on both nodes; choose with keep which one is the VM")
-        kept = ends.pop(str(self.keep))
-        text = f"the VM ran on both nodes; {kept.node} was chosen"
-        actions = (*drop(next(iter(ends.values())), kept), *self.close(kept, certain=False))
-        return Decision("12", kept.node, text, actions)
+        question = "ALARM: the VM runs on both nodes; choose with keep which one is the VM"
+        return self.chosen("12", question, "the VM ran on both nodes")
 
     def job(self) -> Decision | None:
         """Rule 1. A stalled job of the target alone holds nothing: the other rules apply then."""
@@ -162,7 +157,7 @@ class Case:
         source, target = self.source, self.target
         if target.kind in SILENT:
             text = f"{source.node} is the VM; the copy on {target.node} can only be paused and is dropped when seen"
-            return Decision("4", source.node, text, (Action("", "report", text),))
+            return Decision("4", source.node, text, (*self.note(source), Action("", "report", text)))
         if target.kind in (ABSENT, OFF):
             text = f"{source.node} is the VM; {target.node} holds nothing of it that runs"
             return Decision("3", source.node, text, (*drop(target, source), *self.close(source)))
@@ -201,6 +196,9 @@ class Case:
     def source_is_gone(self) -> Decision:
         """Rules 7, 8, 9: no QEMU on the source, at most a definition."""
         source, target = self.source, self.target
+        if target.kind == USER and target.marker and source.ran_on:
+            question = f"{source.node} ran on after the copy on {target.node} was made, and is off; choose with keep"
+            return self.chosen("13", question, f"{source.node} ran on after the copy on {target.node} was made")
         if target.kind == USER and target.marker:
             rule = "7" if self.marker.was == "running" else "8"
             text = f"{target.node} is the VM; {source.node} can't run it again"
@@ -244,13 +242,24 @@ class Case:
             text = f"{self.source.node} still holds the whole VM; {self.target.node} got its definition only"
             actions = (*drop(self.target, self.source), *self.close(self.source))
             return Decision("3", self.source.node, text, actions)
+        question = "both nodes have it shut off; choose with keep which definition stays"
+        return self.chosen("13", question, "both nodes had it shut off")
+
+    def chosen(self, rule: str, question: str, text: str) -> Decision:
+        """What a person has chosen between the two copies, or the question; then no file is deleted."""
         ends = {copy.node: copy for copy in (self.source, self.target)}
         if self.keep not in ends:
-            return self.stop("13", "both nodes have it shut off; choose with keep which definition stays")
+            return self.stop(rule, question)
         kept = ends.pop(str(self.keep))
-        text = f"both nodes had it shut off; {kept.node} was chosen"
-        actions = (*drop(next(iter(ends.values())), kept), *self.close(kept, certain=False))
-        return Decision("13", kept.node, text, actions)
+        on = self.resume(kept) if kept.kind == USER else []
+        actions = (*drop(next(iter(ends.values())), kept), *on, *self.close(kept, certain=False))
+        return Decision(rule, kept.node, f"{text}; {kept.node} was chosen", actions)
+
+    def note(self, copy: Copy) -> list[Action]:
+        """Write down that the source ran on: once it is off, nothing else tells its rest from what a good move left."""
+        if copy.kind != RUNS or not copy.marker or copy.marker.ran:
+            return []
+        return [Action(copy.node, "note", f"write down on {copy.node} that the VM ran on there")]
 
     def stop(self, rule: str, text: str, where: str = "unknown") -> Decision:
         """Do nothing but tell."""

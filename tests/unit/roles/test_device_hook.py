@@ -196,20 +196,26 @@ def ports():
 
 
 @pytest.mark.parametrize(
-    "protocol, hosts, marker, refused",
+    "moment, protocol, hosts, marker, refused",
     [
-        ("iscsi", ["served"], True, False),
-        ("iscsi", ["refused"], True, True),
-        ("iscsi", ["refused"], False, False),
-        ("rbd", ["refused", "served"], True, False),
-        ("rbd", ["refused", "refused"], True, True),
-        ("gluster", ["refused"], True, False),
+        ("migrate", "iscsi", ["served"], True, False),
+        ("migrate", "iscsi", ["refused"], True, True),
+        ("migrate", "iscsi", ["refused"], False, False),
+        ("migrate", "rbd", ["refused", "served"], True, False),
+        ("migrate", "rbd", ["refused", "refused"], True, True),
+        ("migrate", "gluster", ["refused"], True, False),
+        ("prepare", "iscsi", ["served"], False, False),
+        ("prepare", "iscsi", ["refused"], False, True),
+        ("prepare", "rbd", ["refused", "served"], False, False),
+        ("release", "iscsi", ["refused"], False, False),
     ],
 )
-def test_a_vm_whose_storage_does_not_answer_here_does_not_come_in(node, ports, protocol, hosts, marker, refused):
+def test_a_vm_whose_storage_does_not_answer_neither_comes_in_nor_starts(
+    ports, moment, protocol, hosts, marker, refused
+):
     text = "".join(f"<host name='127.0.0.1' port='{ports[host]}'/>" for host in hosts)
     domain = NETWORK.format(UUID, MARKER.format("") if marker else "", protocol, text)
-    argv = [sys.executable, str(HOOK), "web1", "migrate", "begin", "-"]
+    argv = [sys.executable, str(HOOK), "web1", moment, "end" if moment == "release" else "begin", "-"]
     done = subprocess.run(argv, input=domain, capture_output=True, text=True, check=False)
     assert done.returncode == int(refused), done.stderr
     assert not refused or f"127.0.0.1 port {ports['refused']}: " in done.stderr

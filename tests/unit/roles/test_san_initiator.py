@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.plugins.filter.core import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
-from jinja2.filters import FILTERS
+
+from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
+from ansible_collections.drover.kvm.plugins.filter.portal import portal
+from ansible_collections.drover.kvm.tests.unit.role_variables import role_variable
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
 TEMPLATES = ROLE / "templates"
@@ -30,6 +32,7 @@ def render(name: str, **variables: object) -> str:
         undefined=StrictUndefined,
         autoescape=select_autoescape([], default_for_string=False),
     )
+    environment.filters["drover.kvm.portal"] = portal
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     return environment.from_string(text).render(
         san_initiator_names=NAMES,
@@ -76,6 +79,13 @@ def test_nothing_requires_the_logins() -> None:
     assert "open-iscsi.service" in render("libvirtd.service.j2").split("After=")[1]
 
 
+def test_libvirt_waits_for_the_portals_of_vms_that_log_in_themselves() -> None:
+    gates = ["10.231.5.10:3260", "[fd00:5::10]"]
+    unit = lines(render("drover-san-online.service.j2", san_initiator_boot_timeout=120, san_initiator_gates=gates))
+    assert "ExecStart=/usr/local/sbin/drover-late-san wait 120 10.231.5.10 3260 fd00:5::10 3260" in unit
+    assert "Before=libvirtd.service virtqemud.service" in unit and not [line for line in unit if "Require" in line]
+
+
 def test_vms_start_after_the_locks_of_their_groups() -> None:
     assert "lvmlocks.service" not in render("libvirtd.service.j2")
     assert render("libvirtd.service.j2", san_initiator_lvm_groups=[{"name": "vmsan"}]).endswith(" lvmlocks.service")
@@ -84,11 +94,7 @@ def test_vms_start_after_the_locks_of_their_groups() -> None:
 
 def variable(name: str, **known: object) -> Any:
     """A variable of the role, as data."""
-    environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
-    # Ansible's own `default` knows only Ansible's own undefined values.
-    environment.filters.update({**FilterModule().filters(), "default": FILTERS["default"]})
-    text = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))[name]
-    return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)
+    return role_variable(ROLE / "vars/main.yml", name, **known)
 
 
 def tasks(name: str) -> list[dict[str, Any]]:
@@ -98,7 +104,8 @@ def tasks(name: str) -> list[dict[str, Any]]:
 
 
 def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
-    names = [path.stem for path in (ROLE / "tasks").glob("*.yml")]
+    # What late.yml writes is for transport qemu, and no part of that order.
+    names = [path.stem for path in (ROLE / "tasks").glob("*.yml") if path.stem != "late"]
     reloads = [(name, task) for name in names for task in tasks(name) if "daemon_reload: " in yaml.safe_dump(task)]
     ((name, task),) = reloads
     assert name == "boot" and task == {
@@ -110,8 +117,32 @@ def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
     assert "boot.yml" in (text := (ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
     assert text.index("boot.yml") < text.index("groups.yml"), "what groups.yml starts has its order"
     units = variable("san_initiator_ordered", san_initiator_lvm_groups=[{"name": "vmsan"}])
-    assert [f"{unit}.j2" for unit in sorted(units)] == sorted(path.name for path in TEMPLATES.glob("*.service.j2"))
+    assert [f"{unit}.j2" for unit in sorted(units)] == sorted(path.name for path in TEMPLATES.glob("[!d]*.service.j2"))
     assert len(variable("san_initiator_ordered", san_initiator_lvm_groups=[])) == 2
+
+
+@pytest.mark.parametrize(
+    "source, networks, good",
+    [
+        ("10.231.5.11", ["10.231.5.0/24"], True),
+        ("10.231.0.11", ["10.231.5.0/24"], False),
+        ("10.231.0.11", [], True),
+        ("", [], False),
+        ("fd00:5::11", ["10.231.5.0/24", "fd00:5::/64"], True),
+    ],
+)
+def test_a_way_outside_the_storage_network_is_found(source: str, networks: list[str], good: bool) -> None:
+    gate = network_of(source, networks) if good and networks else (networks or [""])[0]
+    known = {"san_initiator_networks": networks, "san_initiator_gate_network": gate, "san_initiator_source": source}
+    assert variable("san_initiator_on_storage", **known) is good
+
+
+def test_a_node_without_a_route_has_no_way() -> None:
+    route = {"rc": 0, "stdout": '[{"dst":"10.231.5.10","dev":"storage0","prefsrc":"10.231.5.11"}]'}
+    way = variable("san_initiator_way", san_initiator_route=route)
+    assert variable("san_initiator_source", san_initiator_way=way) == "10.231.5.11"
+    none = variable("san_initiator_way", san_initiator_route={"rc": 2, "stdout": ""})
+    assert variable("san_initiator_source", san_initiator_way=none) == ""
 
 
 NAME, OTHER = "iqn.1993-08.org.debian:01:aaaa", "iqn.1993-08.org.debian:01:bbbb"

@@ -39,7 +39,10 @@ class Box(_resource.Resource):
         @contextmanager
         def opened():
             CALLS.append("connect")
-            yield SHELF
+            try:
+                yield SHELF
+            finally:
+                CALLS.append("let go")
 
         return opened()
 
@@ -106,6 +109,20 @@ def test_the_diff_holds_what_differs_and_nothing_else(capsys):
     assert (bigger["before"], bigger["after"]) == ({"size": 4096}, {"size": 8192})
     other = module(capsys, name="a", size=8192, secret="two")["diff"]
     assert other["before"] == other["after"] == {"secret": "********"}
+
+
+@pytest.mark.parametrize("args", [{"name": "a"}, {"name": "fails"}, {"name": "a", "size": "2GiB"}])
+def test_nothing_is_held_while_the_result_waits_for_a_reader(capsys, monkeypatch, args):
+    """One that nobody reads, of more than a pipe holds, waits for ever."""
+    tell = basic.AnsibleModule._return_formatted
+
+    def said(self, result):
+        CALLS.append("told")
+        tell(self, result)
+
+    monkeypatch.setattr(basic.AnsibleModule, "_return_formatted", said)
+    module(capsys, **args)
+    assert CALLS[-2:] == ["let go", "told"]
 
 
 def test_an_option_without_effect_is_an_error(capsys):

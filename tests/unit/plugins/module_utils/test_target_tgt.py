@@ -126,17 +126,17 @@ def daemon(monkeypatch, *answers):
 def test_a_request_is_the_struct_of_tgtadm(monkeypatch):
     good = tgt.ANSWER.pack(0, 8)
     shown = SHOWN.encode() + b"\0"
-    with daemon(monkeypatch, tgt.ANSWER.pack(0, 8 + len(shown)) + shown, good) as asked:
+    with daemon(monkeypatch, tgt.ANSWER.pack(0, 8 + len(shown)) + shown, good, good) as asked:
         tgt.Tgt().set_online("iqn.2026-11.lab:b", False)
     assert len(asked[0]) == 120 and asked[0][:13] == b"\1\0\0\0" + b"\2\0\0\0" + b"iscsi"
     body = b"state=offline\0"
-    assert asked[1][120:] == body
-    assert asked[1][72:80] == (120 + len(body)).to_bytes(4, "little") + (12).to_bytes(4, "little")
+    assert asked[2][120:] == body
+    assert asked[2][72:80] == (120 + len(body)).to_bytes(4, "little") + (12).to_bytes(4, "little")
 
 
 def test_errors_carry_tgtds_words(monkeypatch):
     shown = SHOWN.encode() + b"\0"
-    answers = tgt.ANSWER.pack(0, 8 + len(shown)) + shown, tgt.ANSWER.pack(19, 8)
+    answers = tgt.ANSWER.pack(0, 8 + len(shown)) + shown, tgt.ANSWER.pack(0, 8), tgt.ANSWER.pack(19, 8)
     with daemon(monkeypatch, *answers), pytest.raises(Failed, match="delete the target .*: the target is in use"):
         tgt.Tgt().delete_target("iqn.2026-11.lab:a")
     with daemon(monkeypatch, b""), pytest.raises(Unreachable, match="only root"):

@@ -283,6 +283,28 @@ def test_a_clone_whose_vm_is_gone_still_keeps_its_template(site, cloned, tmp_pat
     assert "which is not there; mount it" in site.run(path=str(site.path), state="absent")["msg"]
 
 
+def test_a_template_on_shared_storage_stays_for_a_clone_on_a_disk_of_another_node(site, cloned, no_vms, monkeypatch):
+    cloned.run(**BASE, disks=[disk(site)])
+    # On this node there is nothing to be seen of it.
+    (site.folder.parent / "drover-web1-0.qcow2").rename(site.folder / "on-hv2")
+    other = site.folder / "new.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", other, "1M")
+    changes = ({"state": "absent"}, {"source": str(other), "checksum": sha(other)})
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(templates, "ask_peers", lambda call: {name: ask(call) for name, ask in told.items()})
+    monkeypatch.setattr(templates, "shared_mounts", lambda: [str(site.folder)])
+    for answer, words in (
+        (lambda call: call(cloned.node), "VM web1 on hv2"),
+        (lambda call: Unreachable("hv2 is silent"), "hv2 gave no answer"),
+    ):
+        told["hv2"] = answer
+        for args in changes:
+            refused = site.make(**args)
+            assert sha(site.path) == sha(site.source) and refused["failed"] and words in refused["msg"]
+    monkeypatch.setattr(templates, "shared_mounts", lambda: ["/mnt/other"])
+    assert site.make(**changes[1])["changed"], "each node has a template of its own at this path"
+
+
 def test_a_full_copy_stands_alone(site, cloned, tmp_path):
     for number, kind in enumerate(("raw", "qcow2")):
         one = disk(site, format=kind, clone="full", size="16MiB")

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session_san
+from ansible_collections.drover.kvm.plugins.module_utils import _initiator, _session, _session_san
 from ansible_collections.drover.kvm.plugins.module_utils._blocks import Blocks
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Refused
 from ansible_collections.drover.kvm.plugins.module_utils._session_twins import Arrivals, Unit, twins
@@ -214,6 +214,13 @@ def test_a_setting_goes_into_the_record(run, node, option, key, value):
     assert node.values(node.record(IQN, f"{PORTAL_A},1"))[key] == str(value)
     pending = {PORTAL_A: [option], PORTAL_B: [option]} if option.startswith("noop") else {}
     assert changed["session"]["pending"] == pending
+
+
+def test_every_option_that_is_a_setting_has_a_line_in_its_table():
+    """Without one it would be taken and do nothing; without its file in sysfs it would be pending for ever."""
+    others = {"target", "state", "portals", "interfaces", "multipath", "same_units_as"}
+    assert {field.name for field in iscsi_session.FIELDS} - others == set(_session.SETTINGS), "give it a line there"
+    assert {line.key for line in _session.SETTINGS.values() if line.shown} <= set(_initiator.RUNNING)
 
 
 def test_a_portal_is_bound_to_an_interface(run, node):

@@ -580,3 +580,22 @@ def test_without_tgt_the_mend_is_named(san, monkeypatch):
     monkeypatch.setenv("TGT_IPC_SOCKET", str(san.base / "nowhere"))
     refused(san(name="a"), "is the service tgt running")
     refused(san(name="a", config_directory="/nonexistent"), "san_target")
+
+
+def test_what_tgtd_does_not_serve_yet_is_not_taken_for_unused(san):
+    """tgt.service makes its targets after tgtd has begun to answer; the initiators come back only then."""
+    san.make()
+    san.daemon.kill()
+    san.daemon.wait()
+    text = next(san.conf.iterdir()).read_text()
+    (san.conf / "drover-a.conf").rename(san.base / "kept")
+    san.start()
+    (san.base / "kept").rename(san.conf / "drover-a.conf")
+    for state, word in (("offline", "run this again"), ("ready", "")):
+        assert san.ask("tgtadm", "--mode", "sys", "--op", "update", "--name", "State", "-v", state).returncode == 0
+        if word:
+            refused(san(name="a", state="absent", remove_data=True), "started or stopped", word)
+            refused(san(name="a", size="32MiB"), word)
+            assert (san.data / "a.img").stat().st_size == 16 * MIB
+            assert (san.conf / "drover-a.conf").read_text() == text and Tgt().portals()
+    assert done(san(name="a", state="absent", remove_data=True))["changed"] and not (san.data / "a.img").exists()

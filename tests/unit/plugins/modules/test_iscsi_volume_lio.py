@@ -233,6 +233,15 @@ def test_clones_and_snapshots_are_copies_of_their_own(san):
     refused(san(**on_files, clone_of="b"), "no volume b of ours in a file")
 
 
+def test_a_logical_volume_stays_of_which_somebody_has_a_snapshot(san):
+    san.make(**STORES["lvm"])
+    san.lvm.lvcreate(["--snapshot", "--size", f"{MIB}b", "--name", "before-update", "vg0/a"])
+    before = san.state()
+    refused(san(name="a", **STORES["lvm"], state="absent", remove_data=True), "vg0/a has the snapshot before-update")
+    assert san.state() == before
+    assert done(san(name="a", **STORES["lvm"], state="absent"))["changed"] and "before-update" in san.lvm.volumes
+
+
 def test_a_volume_in_use_is_left_alone_and_the_user_is_named(san):
     san.make(initiators=[HOST, OTHER])
     assert san.log_in() is True

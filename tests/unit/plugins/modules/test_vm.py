@@ -21,7 +21,6 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges, _ceph, _ceph_conf, _rbd, _reserved
 from ansible_collections.drover.kvm.plugins.module_utils._disks import file
 from ansible_collections.drover.kvm.plugins.module_utils._domain import changing, metadata, site, starting
-from ansible_collections.drover.kvm.plugins.module_utils._domain.admission import Admission
 from ansible_collections.drover.kvm.plugins.module_utils._domain.bandwidth import WAYS
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field
@@ -246,8 +245,7 @@ def test_another_peer_that_gives_no_answer_does(lab):
     assert result["error"] == "Refused" and "hv3 gave no answer" in result["msg"] and "hv2" not in result["msg"]
 
 
-def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
-    monkeypatch.setattr(site, "FRESH_SECONDS", 0)
+def test_of_two_controllers_that_build_a_vm_on_two_nodes_at_once_none_starts_it_beside_the_other(lab, monkeypatch):
     lab.peers = {"hv2": []}
     define = lab.node.define
 
@@ -256,7 +254,6 @@ def test_the_peers_are_asked_again_when_the_start_is_late(lab, monkeypatch):
         lab.peers["hv2"] = elsewhere()
 
     monkeypatch.setattr(lab.node, "define", slow)
-    monkeypatch.setattr(Admission.start, "__defaults__", (0.0,))
     result = lab.run(**WEB, state="running")
     assert result["failed"] and "runs on hv2" in result["msg"] and lab.node.domain("web1").state == "stopped"
 
@@ -467,6 +464,19 @@ def ceph(tmp_path, monkeypatch):
     return found
 
 
+def test_an_image_that_is_only_called_like_a_half_made_one_stays(lab, ceph):
+    images = ceph.pools["vms"]
+    for more in ({"data": {0: "theirs"}}, {"watchers": ["10.231.5.99"]}, {"meta": {"drover.vm": "another"}}):
+        images.add("data.part", 4 * MIB, **more)
+        result = lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data"}]})
+        assert "data.part" in images and result["failed"] and "vms/data.part exists and is not ours" in result["msg"]
+    for more in ({}, {"meta": {"drover.vm": vm_uuid("web1")}, "data": {0: "half"}}):
+        images.add("data.part", 4 * MIB, **more)
+        assert lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data"}]})["changed"] and "data.part" not in images
+        assert images["data"]["data"] == {}
+        lab.run(name="web1", state="absent", remove_disks=True, disks=[{**IMAGE, "image": "data"}])
+
+
 def test_an_image_is_made_grown_and_goes_to_the_trash_only_when_asked(lab, ceph):
     images = ceph.pools["vms"]
     result = lab.both(**CEPH_VM, state="running")
@@ -596,6 +606,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": name}, "is not a valid name")
     for name in ("../x", "{{ 7*7 }}", "-rf", "a b", "", ".", "x" * 64, "$(id)", "a/b", "ü", "\u202e", "a\n", "`id`")
 ]
+BAD += [({"name": name}, "is no name for a VM") for name in ("all", "localhost", "Localhost", "127.0.0.1", "ungrouped")]
+# Twins that look alike: none of them is another one's name.
+TWINS = ("\u00e1", "a\u0301", "w\u0435b1", "\uff57eb1", "web1\u200b")
+BAD += [({"name": name}, "is not a valid name") for name in TWINS]
 BAD += [
     ({"memory": memory}, "memory: .*(not a size|whole mebibytes)")
     for memory in ("4GB", "-1", "1e9", "0x10", "", 1, "9" * 30, "8193KiB", "99999TiB")

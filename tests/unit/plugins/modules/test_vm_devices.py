@@ -121,6 +121,20 @@ def test_a_volume_from_nothing_to_nothing(lab, group):
     assert sorted(group.volumes) == ["drover-web1-7", "pool0"]
 
 
+def test_a_volume_stays_of_which_somebody_has_a_snapshot(lab, group):
+    lab.both(**SHEET)
+    group.lvcreate(["--snapshot", "--size", f"{MIB}b", "--name", "before-update", f"vg0/{NAME}"])
+    lvm.LVM.forget()
+    for check in (True, False):
+        gone = lab.run(name="web1", state="absent", remove_disks=True, _ansible_check_mode=check)
+        assert {"before-update", NAME} <= set(group.volumes) and gone["failed"] and "vg0/before-update" in gone["msg"]
+    assert "web1" in lab.node.domains()
+    group.lvremove(["--yes", "vg0/before-update"])
+    lvm.LVM.forget()
+    lab.both(name="web1", state="absent", remove_disks=True)
+    assert sorted(group.volumes) == ["pool0"]
+
+
 def test_a_volume_grows_in_whole_extents_and_never_shrinks(lab, group):
     lab.both(**{**SHEET, "disks": [{**DISK, "size": "3MiB"}]})
     assert group.volumes[NAME]["size"] == 2

@@ -229,6 +229,18 @@ def test_the_rate_of_a_disk_is_what_libvirt_keeps(run, daemon, bus):
     assert "rotation_rate" not in text
 
 
+@pytest.mark.parametrize("bus", ["virtio", "scsi", "sata"])
+def test_the_block_of_a_disk_is_what_libvirt_keeps(run, daemon, bus):
+    disk = {**{name: DISK[name] for name in ("type", "iqn", "portal")}, "bus": bus}
+    for given, size in (("4KiB", 4096), (512, 512), ("2MiB", 2**21), (0, None)):
+        made = run(**BASE, disks=[{**disk, "physical_block_size": given}])["vm"]["disks"][0]
+        with connect(daemon.uri()) as node:
+            text = node.domain("web1").xml
+        assert made["physical_block_size"] == size
+        assert (f"<blockio physical_block_size='{size}'/>" in text) == bool(size)
+    assert "blockio" not in text
+
+
 def test_the_order_of_single_devices_is_what_libvirt_keeps(run):
     made = run(**BASE, disks=[{**DISK, "boot_order": 2}], nics=[{**NIC, "boot_order": 1}])["vm"]
     assert (made["disks"][0]["boot_order"], made["nics"][0]["boot_order"], made["boot"]) == (2, 1, None)

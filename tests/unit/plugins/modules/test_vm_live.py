@@ -146,6 +146,12 @@ def test_a_running_guest_is_told_another_rate_at_its_next_start(lab, plug):
     assert restarted["pending_restart"] == [] and "rotation_rate" not in lab.node.domain("web1").live_xml
 
 
+def test_a_running_guest_is_told_another_block_at_its_next_start(lab, plug):
+    for size, words in (("4KiB", "none -> 4KiB"), (0, None)):
+        result = lab.both(name="web1", disks=[{**WEB["disks"][0], "physical_block_size": size}])
+        assert result["pending_restart"] == ([f"disk vda physical_block_size {words}"] if words else [])
+
+
 def test_an_old_nic_needs_an_old_bus(lab, plug):
     result = lab.both(name="web1", nics=[*NICS, {"bridge": "br0", "model": "e1000"}])
     assert result["pending_restart"] == [f"nic {MACS[1]} added: no PCI port is free"]

@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._cluster import proof
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.attempt import move
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.board import Board
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.consolidate import consolidate, moved, spread
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.drain import drain
-from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import GIB, Cluster, Guest, Plan
+from ansible_collections.drover.kvm.plugins.module_utils._cluster.model import GIB, Cluster, Guest, Node, Plan
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.place import place
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.rebalance import Limits, Scale, rebalance
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.rolling import rolling
@@ -138,6 +139,25 @@ def test_every_step_of_a_cycle_holds_and_all_are_back_at_its_end(seed):
         assert not step.plan.blockers
     end = moved(steps[-1].cluster, list(steps[-1].plan.moves))
     assert {g.name: g.node for g in end.guests} == {g.name: g.node for g in cluster.guests}
+
+
+@pytest.mark.parametrize(
+    "guest,node",
+    [({"copies": True}, {}), ({"ejects": True}, {}), ({"virt_type": "kvm"}, {"virt_types": frozenset({"qemu"})})],
+    ids=["files of its node", "a medium of its node", "no KVM there"],
+)
+def test_what_can_start_nowhere_else_is_lost_with_its_node(guest, node):
+    nodes = {"hv1": Node("hv1", 64 * GIB), "hv2": replace(Node("hv2", 64 * GIB), **node)}
+    both = Cluster(nodes, (replace(Guest("web1", "hv1", GIB), **guest),))
+    assert proof.not_borne(both, Plan()) == {"hv1": ["web1"]}
+    assert proof.not_borne(replace(both, guests=(Guest("web1", "hv1", GIB),)), Plan()) == {}
+
+
+def test_a_medium_that_a_move_ejects_ties_a_vm_no_longer():
+    ejected = (Guest("web1", "hv1", GIB, ejects=True),)
+    both = Cluster({name: Node(name, 64 * GIB) for name in ("hv1", "hv2")}, ejected)
+    gone = Plan((move(ejected[0], "hv2", "balance"),))
+    assert (proof.not_borne(both, gone), proof.not_borne(both, Plan())) == ({}, {"hv1": ["web1"]})
 
 
 def test_a_cycle_without_return_moves_far_fewer_bytes():

@@ -147,6 +147,7 @@ DISK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {**SAN, "bus": "scsi", "rotation_rate": 1},
         "<target dev='sda' bus='scsi' rotation_rate='1'/>",
     ),
+    "physical_block_size": ({**SAN, "physical_block_size": "4KiB"}, "<blockio physical_block_size='4096'/>"),
     "iops": (
         {**SAN, "iops": {"read": 500, "write": 100}},
         "<iotune><read_iops_sec>500</read_iops_sec><write_iops_sec>100</write_iops_sec></iotune>",
@@ -219,9 +220,9 @@ def check(root: Any, params: dict[str, Any], fragment: str) -> None:
 
 
 def test_every_option_has_a_row():
-    assert set(HARDWARE_ROWS) == {field.name for field in HARDWARE}
-    assert set(DISK_ROWS) == {field.name for field in disks.DISKS}
-    assert set(NIC_ROWS) == {field.name for field in nics.NICS}
+    assert set(HARDWARE_ROWS) == {field.name for field in HARDWARE}, "give it a row in HARDWARE_ROWS"
+    assert set(DISK_ROWS) == {field.name for field in disks.DISKS}, "give it a row in DISK_ROWS"
+    assert set(NIC_ROWS) == {field.name for field in nics.NICS}, "give it a row in NIC_ROWS"
 
 
 @pytest.mark.parametrize("option", HARDWARE_ROWS)
@@ -422,6 +423,7 @@ def test_a_nic_keeps_its_address_when_the_vm_is_renamed_or_the_rule_changes():
     assert [nic["mac"][-2:] for nic in sheet.read(root)["nics"]] == ["01", "02"]
 
 
+# Edits of foreign.xml: a disk that is there is named by `type` and `target` only.
 REFUSED = [
     ({"uuid": "00000000-0000-4000-8000-000000000001"}, "keeps its UUID"),
     ({"machine": "pc"}, "machine is q35 and can't become pc"),
@@ -485,6 +487,10 @@ REFUSED = [
         ({"disks": [{**SAN, "bus": "sata", "rotation_rate": rate}]}, f"{rate} is not a rotation rate; write 1")
         for rate in (-1, 2, 1024, 65535)
     ),
+    *(
+        ({"disks": [{**SAN, "physical_block_size": size}]}, f"{size} is not the size of a block; write 512")
+        for size in (256, 4095, 4 * 2**20)
+    ),
     ({"disks": [{**SAN, "iops": {"total": 1, "read": 1}}]}, "don't go together"),
     ({"max_memory": "512MiB"}, "max_memory=512MiB is less than the memory of 1GiB"),
     ({"max_vcpus": 1}, "max_vcpus=1 is less than the 2 vCPUs"),
@@ -526,6 +532,17 @@ def test_a_disk_on_ide_of_a_machine_that_was_there_has_a_rate_too():
     wanted = [{"type": "iscsi", "target": "vda"}, {"type": "file", "target": "hda", "rotation_rate": 7200}]
     sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": wanted}), BRIDGES)
     assert "<target dev='hda' bus='ide' rotation_rate='7200'/>" in text_of(root)
+
+
+def test_a_physical_block_is_no_smaller_than_a_logical_one():
+    """QEMU would not start it (seen with 7.2); only a definition of others says the logical one."""
+    root = parse(FOREIGN.replace("<target dev='vdb'", "<blockio logical_block_size='4096'/><target dev='vdb'"))
+    wanted = [{"type": "iscsi", "target": "vda"}, {"type": "file", "target": "vdb", "physical_block_size": 512}]
+    with pytest.raises(DroverError, match="disks.1.: physical_block_size is less than the logical one of 4096"):
+        sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": wanted}), BRIDGES)
+    wanted[1]["physical_block_size"] = "4KiB"
+    sheet.edit(root, normalise(FIELDS, {"name": "legacy", "disks": wanted}), BRIDGES)
+    assert "<blockio logical_block_size='4096' physical_block_size='4096'/>" in text_of(root)
 
 
 def test_pending_names_what_the_running_vm_lacks():

@@ -416,6 +416,15 @@ def test_logical_volumes_are_shared_between_the_mark_and_the_migration(tmp_path)
     assert marked < shared < moved
 
 
+def test_a_marker_that_a_recovery_elsewhere_took_away_ends_the_migration_before_it_begins(tmp_path, monkeypatch):
+    world = World()
+    # It can take minutes until a node that is late has joined the locks.
+    monkeypatch.setattr(Node, "share", lambda node, _wanted: node.set_marker(UUID, None))
+    with pytest.raises(Failed, match="no longer carries the marker"):
+        move(world, tmp_path, devices=[{"path": "/dev/vg/lv", "identity": "LVM-1", "size": 0, "lock": "vg/lv"}])
+    assert "migrate on hv1" not in world.log and world.nodes["hv1"]["state"] == ("running", "booted")
+
+
 def test_a_device_goes_into_the_marker_and_without_a_lock_nothing_is_shared(tmp_path):
     world = World()
     device = {"target": "vda", "path": "/dev/san/web1", "identity": "3600", "size": 1024, "lock": ""}

@@ -30,6 +30,7 @@ MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": 
 NEED = {
     "running": True,
     "memory": 2**30,
+    "paged": False,
     "disks": [],
     "bridges": [],
     "hostdevs": [],
@@ -472,6 +473,20 @@ def test_recovered_reports_what_only_a_person_can_decide(world, run):
     world.add("web1", "hv2", marker=MARKER)
     result = run(state="recovered")
     assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
+
+
+def test_two_copies_that_run_without_a_marker_are_an_alarm_as_well(world, run):
+    world.add("web1", "hv1")
+    world.add("web1", "hv2")
+    result = run(name="web1", state="recovered")
+    assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
+
+
+def test_a_vm_that_a_migration_without_a_marker_left_is_told_as_long_as_the_other_end_is_silent(world, run):
+    world.add("web1", "hv1", state="paused", reason="migrating")
+    world.silent = {"hv2"}
+    result = run(name="web1", state="recovered")
+    assert result["where"] == "unknown" and "gives no answer" in result["open"]["web1"] and not result["verified"]
 
 
 @pytest.mark.parametrize(

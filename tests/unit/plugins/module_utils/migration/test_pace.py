@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
 from ansible_collections.drover.kvm.plugins.module_utils._migration import pace
 from ansible_collections.drover.kvm.plugins.module_utils._migration.order import Order, under_way
-from ansible_collections.drover.kvm.plugins.module_utils._migration.pace import Pace, chosen, seconds
+from ansible_collections.drover.kvm.plugins.module_utils._migration.pace import Pace, check_compression, chosen, seconds
 
 GIB, MIB = 2**30, 2**20
 POLICIES = [
@@ -39,6 +40,35 @@ def ordered(**options):
 def test_the_task_goes_before_the_first_policy_before_the_defaults(params, tags, expected):
     found = chosen(params, tags)
     assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "params, words",
+    [
+        ({"compression": "zstd"}, "compression zstd needs parallel_connections"),
+        ({"compression": "xbzrle", "parallel_connections": 2}, "compression xbzrle goes over one connection only"),
+        ({"policies": [{"tag": "db", "compression": "zlib"}]}, "zlib needs .*tag db"),
+        ({"policies": [{"tag": "db", "compression": "xbzrle"}], "parallel_connections": 4}, "xbzrle .*tag db"),
+    ],
+)
+def test_a_compression_that_does_not_go_with_the_connections_is_refused(params, words):
+    with pytest.raises(Invalid, match=words):
+        check_compression(params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"compression": "none", "parallel_connections": 2},
+        {"compression": "xbzrle"},
+        {"compression": "zstd", "parallel_connections": 2},
+        {"policies": [{"tag": "db", "compression": "zstd"}], "parallel_connections": 4},
+        {"policies": [{"tag": "db", "compression": "zstd"}], "compression": "none"},
+    ],
+)
+def test_a_compression_that_goes_with_the_connections(params):
+    check_compression(params)
 
 
 def test_the_time_limit():

@@ -19,6 +19,7 @@ NEED = {
     "uuid": "u1",
     "running": True,
     "memory": GIB,
+    "paged": False,
     "disks": [],
     "bridges": ["br-int"],
     "hostdevs": [],
@@ -143,6 +144,11 @@ def test_all_at_once():
 )
 def test_shared_and_empty_drives_are_fine(disk):
     assert reasons({"disks": [disk]}) == []
+
+
+def test_huge_pages_are_no_part_of_what_is_free():
+    large = {"memory": 64 * GIB, "paged": True}
+    assert reasons(large) == [] and reasons(large, {"free": GIB // 16}) == ["memory"]
 
 
 def test_a_vm_that_is_off_takes_no_memory_there():

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, Unreachable
+from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._migration import recovery, unit
+from ansible_collections.drover.kvm.plugins.module_utils._migration.ends import End
 from ansible_collections.drover.kvm.plugins.module_utils._migration.recovery import Limits, Recovery, qemu_alive
 
 MARKER = {"id": "1", "from": "hv1", "to": "hv2", "was": "running", "autostart": True}
@@ -58,6 +61,8 @@ class Cluster:
             one["marker"] = None
         elif action.verb == "abort_job":
             one["job"] = ""
+        elif action.verb == "note":
+            one["marker"] = {**one["marker"], "ran": True}
 
 
 def recover(cluster, **options):
@@ -127,7 +132,37 @@ def test_a_recovery_that_was_cut_anywhere_is_finished_by_the_next(rule, cut):
 def test_a_silent_target_leaves_the_marker():
     cluster = Cluster(hv1=copy_of("running"), hv2={"state": "unreachable"})
     result = recover(cluster)
-    assert cluster.log == [] and not result.complete and result.decision.where == "hv1"
+    assert cluster.log == ["note hv1"] and not result.complete and result.decision.where == "hv1"
+
+
+def test_a_copy_that_is_older_than_the_disks_is_never_resumed():
+    cluster = Cluster(hv1=copy_of("running", "migration canceled"), hv2={"state": "unreachable"})
+    recover(cluster)
+    cluster.said.update(hv1={**cluster.said["hv1"], "state": "shutoff", "reason": "unknown"})
+    cluster.said.update(hv2=copy_of("paused", "user"))
+    cluster.log.clear()
+    result = recover(cluster)
+    assert cluster.log == [] and not result.complete and "hv1 ran on" in result.decision.text
+    assert recover(cluster, keep="hv1").decision.where == "hv1" and cluster.said["hv2"] == "absent"
+
+
+DOMAIN = (
+    "<domain type='test'><name>web1</name><uuid>7d4da458-de51-4138-9921-aae15234a969</uuid><memory>1024</memory>"
+    "<os><type>hvm</type></os></domain>"
+)
+
+
+def test_that_the_source_ran_on_is_written_beside_all_else_in_the_marker():
+    device = {"path": "/dev/vg/lv", "identity": "LVM-1", "size": 7}
+    with connect("test:///default") as node:
+        domain = node.connection.createXML(DOMAIN)
+        end, uuid = End(node), domain.UUIDString()
+        end.set_marker(uuid, {**MARKER, "devices": [device], "copies": ["/srv/a.raw"]})
+        before = end.marker(uuid)
+        end.note(uuid)
+        assert end.marker(uuid) == {**before, "ran": True} and before["copies"] == ["/srv/a.raw"]
+        assert re.search("<[a-z:]*device [^>]*identity=.LVM-1", domain.XMLDesc(0))
+        domain.destroy()
 
 
 def test_a_silent_source_is_never_replaced():
@@ -193,7 +228,8 @@ def test_a_node_that_dies_while_it_is_told_ends_without_a_wrong_word():
     cluster = Cluster(hv1=copy_of("running"), hv2=copy_of("paused", "user"))
     cluster.before = lambda action: cluster.said.update(hv2={"state": "unreachable"})
     result = recover(cluster)
-    assert not result.complete and result.decision.where == "hv1" and result.actions == []
+    assert not result.complete and result.decision.where == "hv1"
+    assert result.actions == ["write down on hv1 that the VM ran on there"]
 
 
 def test_qemu_of_the_vm_is_found_by_its_command_line(tmp_path):

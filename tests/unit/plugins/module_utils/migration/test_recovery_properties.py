@@ -35,6 +35,7 @@ def ends(was, jobs, copies=()):
     """Everything that one node can say."""
     marker = {"id": "m1", "from": "hv1", "to": "hv2", "was": was, "autostart": True, "copies": list(copies)}
     marker["state"] = [f"{path}.fd" for path in copies]
+    noted = {**marker, "ran": True}
     for state, reason in STATES:
         if state in ("absent", "unreachable"):
             yield {"state": state}
@@ -45,14 +46,15 @@ def ends(was, jobs, copies=()):
             for persistent, mark in itertools.product((True, False) if state in ACTIVE else (True,), (None, marker)):
                 yield {"state": state, "reason": reason, "job": job, "persistent": persistent, "marker": mark}
     yield {"state": "shutoff", "reason": "unknown", "persistent": True, "marker": marker, "qemu_alive": True}
+    yield {"state": "shutoff", "reason": "unknown", "persistent": True, "marker": noted}
 
 
 class World:
     """What the nodes hold; performs actions and checks each against what must never happen."""
 
-    def __init__(self, nodes, fenced):
+    def __init__(self, nodes, fenced, keep=None):
         self.nodes = {name: dict(said) for name, said in nodes.items()}
-        self.fenced = fenced
+        self.fenced, self.keep = fenced, keep
         self.marked = any(said.get("marker") for said in nodes.values())
         self.files = {"hv1", "hv2"}
 
@@ -76,6 +78,9 @@ class World:
         assert not said["job"], "never resumed under a job"
         if said["reason"] == "user":
             assert said["marker"] and said["marker"]["was"] == "running", "its user paused it"
+            source = self.nodes["hv1"]
+            ran = source.get("reason") == "shutdown" or (source.get("marker") or {}).get("ran")
+            assert not (node == "hv2" and ran) or self.keep == "hv2", "memory that is older than the disks"
         others = [name for name in self.nodes if name != node and self.may_run(name)]
         if said["reason"] == "migrating" and said["marker"] and said["marker"]["from"] == node:
             # The source's QEMU lives, so a target that gives no answer has never run the VM.
@@ -88,7 +93,8 @@ class World:
     def destroy(self, node, said):
         assert said["state"] in ACTIVE
         left = [name for name, other in self.nodes.items() if name != node and other["state"] in ACTIVE]
-        assert left, "the last copy"
+        chosen = self.nodes.get(self.keep, {}).get("persistent") and self.keep != node
+        assert left or chosen, "the last copy"
         self.nodes[node] = {**said, "state": "shutoff", "reason": "destroyed", "job": None}
         if not said["persistent"]:
             self.nodes[node] = {"state": "absent"}
@@ -98,6 +104,10 @@ class World:
         left = [o for name, o in self.nodes.items() if name != node and o.get("persistent")]
         assert left, "the last definition"
         self.nodes[node] = {"state": "absent"}
+
+    def note(self, node, said):
+        assert said["state"] == "running" and said["marker"]
+        said["marker"] = {**said["marker"], "ran": True}
 
     def abort_job(self, node, said):
         assert said["state"] == "running" and said["job"]
@@ -139,7 +149,7 @@ class World:
 
 
 def check(nodes, fenced=(), **options):
-    world = World(nodes, fenced)
+    world = World(nodes, fenced, options.get("keep"))
     for _round in range(4):
         decision = decide(world.nodes, fenced=fenced, **options)
         for action in decision.actions:
