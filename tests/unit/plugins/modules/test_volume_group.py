@@ -163,4 +163,3 @@ def test_a_shared_group_that_another_node_has_stays(shared, state):
 def test_a_shared_group_is_removed_by_a_node_that_takes_part_in_its_locks(shared):
     shared.lvm.groups["vmsan"]["started"] = False
     shared.refused("vgchange --lock-start vmsan", state="absent")
-
