@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.drover.kvm.plugins.module_utils._cluster.options import FIELDS
@@ -22,8 +23,15 @@ class ActionModule(Action):
         """The plan; raises Refused with all blockers unless fail_on_blockers is false."""
         result = plan(params)
         result["diff"] = {"prepared": result["text"] + "\n"}
-        if result["blockers"] and params["fail_on_blockers"]:
-            blockers = "\n".join(f"- {b['text']}. Mend: {b['mend']}." for b in result["blockers"])
-            count = "1 blocker" if len(result["blockers"]) == 1 else f"{len(result['blockers'])} blockers"
-            raise Refused(f"{params['operation']} can't be done, {count}:\n{blockers}", **result)
+        result["refusal"] = _refusal(params["operation"], result["blockers"])
+        if result["refusal"] and params["fail_on_blockers"]:
+            raise Refused(result["refusal"], **result)
         return result
+
+
+def _refusal(operation: str, blockers: Sequence[Mapping[str, str]]) -> str:
+    if not blockers:
+        return ""
+    count = "1 blocker" if len(blockers) == 1 else f"{len(blockers)} blockers"
+    lines = (f"- {blocker['text']}. Mend: {blocker['mend']}." for blocker in blockers)
+    return "\n".join([f"{operation} can't be done, {count}:", *lines])

@@ -22,6 +22,8 @@ RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 RATE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))? ?([kMG]?)(?:bit(?:/s)?)?", re.ASCII)
 SIZE = re.compile(r"(\d{1,18}) ?(?:([KMGT])(?:iB)?|(B)?)", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
+# Names that mean the controller, or all hosts, to Ansible.
+CONTROLLER = ("localhost", "127.0.0.1", "all", "ungrouped")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)*(:[a-z0-9.:-]+)?", re.ASCII)
 PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):(\d{1,5})", re.ASCII)
@@ -225,6 +227,13 @@ def check_name(value: str, longest: int = 63) -> str:
             "the first a letter or digit, no two dots in a row"
         )
     return value
+
+
+def check_vm_name(value: str) -> str:
+    """A name for a VM, which is a host of an inventory too."""
+    if value.lower() in CONTROLLER:
+        raise ValueError(f"{value!r} is no name for a VM: to Ansible it means the controller, or all hosts")
+    return check_name(value)
 
 
 def check_iqn(value: str) -> str:

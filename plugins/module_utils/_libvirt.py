@@ -11,6 +11,7 @@ stay in here.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -61,6 +62,11 @@ BUSY = (
     "job is already running",
 )
 
+# What libvirt says when one of its hooks has refused, around the hook's own words (src/util/virhook.c, vircommand.c).
+HOOK = re.compile(
+    r"Hook script execution failed: .*?\) unexpected exit status \d+:\s*(?:drover: )?(\S.*?)\s*$", re.DOTALL
+)
+
 SHUTDOWN = {None: 0, "acpi": 1, "agent": 2}
 INACTIVE, SECURE = 2, 1
 ELEMENT = 2  # VIR_DOMAIN_METADATA_ELEMENT
@@ -86,7 +92,8 @@ def _ours(error: Any, what: str, vm: str | None) -> DroverError:
     code = _names("VIR_ERR_").get(error.get_error_code(), str(error.get_error_code()))
     words = error.get_error_message() or str(error)
     details = {"code": code, "domain": vm, "libvirt": words}
-    text = f"{what}: {words}" if what else words
+    reason = HOOK.sub(r"\1", words)
+    text = f"{what}: {reason}" if what else reason
     if any(busy in words for busy in BUSY):
         text += "; another operation is at work on it, so wait until that is done, and run this again"
     if code.startswith("NO_") and code not in {"NO_SUPPORT", "NO_CONNECT", "NO_MEMORY"}:

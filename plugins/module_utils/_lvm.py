@@ -9,7 +9,6 @@ A shared group is one whose locks lvmlockd holds (with sanlock or dlm), see lvml
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,10 +25,8 @@ BEGINNING = 2**20
 LEASE = 2**20
 HOST = re.compile(r"[0-9a-f-]{36}\.")
 LOCKED = "locked by other host"
-# LVM's words for a group to be removed that another node has left, as long as sanlock of this node has not looked there
-# again, which it does every 20 s (twice its io_timeout); and how long to wait for that.
-NOT_LEFT = "not stopped on other hosts"
-LEFT_SECONDS, LEFT_PAUSE = 60.0, 3.0
+# For what belongs to no shared group any more: the lock that LVM would take for it may have gone with the group.
+NO_LOCKS = ("--config", "global/use_lvmlockd=0")
 TAG = "drover."
 # The mark of a group that module volume_group made.
 MADE = {"made": "volume_group"}
@@ -149,20 +146,18 @@ class Lvm:
         self._do("pvresize", path)
 
     def remove_group(self, vg: str, devices: Iterable[str]) -> None:
-        """A group without volumes, and LVM's label on its devices; a shared one when this node saw the others leave."""
-        # The locks under which LVM makes and removes labels may have gone with the group.
-        words = ["--config", "global/use_lvmlockd=0"] if self.group(vg).shared else []
-        end = time.monotonic() + LEFT_SECONDS
-        while True:
-            try:
-                self._do("vgremove", vg)
-                break
-            except Failed as error:
-                if NOT_LEFT not in error.message or time.monotonic() > end:
-                    raise
-            time.sleep(LEFT_PAUSE)
+        """A group without volumes, LVM's label on its devices, and what LVM wrote there of it.
+
+        A shared one first becomes a local one, when this node has left it as the last: vgremove of lvm2 2.03.31 with
+        sanlock 3.9.5 never ends (sanlock has "no resource" to rename), and lvmlockd is of no use afterwards.
+        """
+        if self.group(vg).shared:
+            self._do("vgchange", "--lock-stop", vg)
+            self._do("vgchange", "--yes", "--lock-type", "none", "--lock-opt", "force", vg)
+        self._do("vgremove", *NO_LOCKS, vg)
         for path in devices:
-            self._do("pvremove", *words, path)
+            self._do("pvremove", *NO_LOCKS, path)
+            self._do("blkdiscard", "--zeroout", "--length", str(BEGINNING), path)
 
     def start_locks(self, vg: str) -> None:
         """Join the nodes that have a shared group."""

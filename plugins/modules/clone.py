@@ -161,12 +161,12 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.admission impor
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name, check_vm_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 FIELDS = (
-    Field("name", required=True, check=check_name),
+    Field("name", required=True, check=check_vm_name),
     Field("source", required=True, check=check_name),
     Field("directory", type="path", default=file.DIRECTORY, check=file.check_path),
     Field("nics", choices=("keep", "none"), default="keep"),

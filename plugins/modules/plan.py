@@ -555,6 +555,13 @@ text:
   description: The whole plan as a text that people read.
   returned: always
   type: str
+refusal:
+  description:
+    - What hinders the operation, and what mends it, as a text; empty when it can be done.
+    - With O(fail_on_blockers) it is the message of the failure. To show it alone, without the plan, set that to
+      V(false) and fail with this text.
+  returned: always
+  type: str
 error:
   description:
     - When it failed, the kind of failure. V(Refused) means blockers, V(Invalid) a wrong option, V(Failed) a plan that

@@ -146,16 +146,16 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.admission impor
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed, NotFound, Refused
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_name, size_text
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between, check_vm_name, size_text
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import URI, connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 from ansible_collections.drover.kvm.plugins.module_utils._xml import parse, text_of
 
 FIELDS = (
     Field("path", type="path", required=True, check=check_path),
-    Field("name", required=True, check=check_name),
+    Field("name", required=True, check=check_vm_name),
     Field("id"),
-    Field("new_name", check=check_name),
+    Field("new_name", check=check_vm_name),
     Field("directory", type="path", check=check_path),
     Field("disks", type="list", elements="str"),
     Field("passphrase", no_log=True),

@@ -1373,13 +1373,13 @@ from ansible_collections.drover.kvm.plugins.module_utils._domain.hardware import
 from ansible_collections.drover.kvm.plugins.module_utils._domain.neighbours import claims_of
 from ansible_collections.drover.kvm.plugins.module_utils._domain.nics import NICS
 from ansible_collections.drover.kvm.plugins.module_utils._domain.site import Site, opened
-from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, check_vm_name
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 STATES = ("present", "running", "paused", "restarted", "stopped", "absent")
 FIELDS = (
-    Field("name", required=True, check=check_name),
+    Field("name", required=True, check=check_vm_name),
     Field("state", choices=STATES, default="present"),
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS, when="live"),

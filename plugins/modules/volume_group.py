@@ -42,7 +42,7 @@ options:
       - With V(present) the group is there, and this node takes part in the locks of a shared one.
       - V(absent) removes a group that this module has made and that holds no volumes. Of a shared one, this node must
         take part in the locks, and all others must have left it before (C(vgchange --lock-stop NAME) on each); those
-        that have not are named. This node sees up to 20 seconds later that they have left, and waits for that.
+        that have not are named. The devices are blank afterwards, as far as LVM wrote of the group at their beginning.
     type: str
     choices: [present, absent]
     default: present

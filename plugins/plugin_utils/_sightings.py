@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.drover.kvm.plugins.module_utils._fields import check_name
+from ansible_collections.drover.kvm.plugins.module_utils._fields import CONTROLLER, check_name
 
 # What a VM is when several nodes know it: the one that runs counts, then the one with a process, then a definition.
 RANK = {"running": 0, "stopped": 2, "unknown": 2}
@@ -30,8 +30,6 @@ FACTS = (
     "marker",
 )
 RECORD = ("managed", "tags", "home", "owner", "description")
-# Names that mean the controller to Ansible.
-CONTROLLER = ("localhost", "127.0.0.1", "all", "ungrouped")
 
 
 @dataclass

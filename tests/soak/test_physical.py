@@ -51,7 +51,8 @@ def old(site: Cluster) -> Iterator[Equipped]:
 
 def imported(old: Equipped, **options: Any) -> dict[str, Any]:
     """The disk of the VM that is made of what was brought over."""
-    digest = old.ssh(f"sha256sum {SOURCE}").split()[0]
+    # A sparse file of 8 GiB is read whole.
+    digest = old.cluster.ssh(NODE, "sha256sum", SOURCE, timeout=300).split()[0]
     given = {"source": SOURCE, "source_format": "raw", "checksum": f"sha256:{digest}"}
     return {"type": "file", "format": "qcow2", **given, **options}
 

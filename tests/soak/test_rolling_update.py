@@ -194,9 +194,7 @@ def test_packages_are_upgraded_and_only_a_node_whose_package_asks_for_it_reboots
     print(f"three nodes, one of them rebooted: {done.seconds:.0f} s")
 
 
-def test_packages_that_fail_stop_the_run_and_mended_ones_let_it_go_on(
-    cluster: Cluster, packages: Repository
-) -> None:
+def test_packages_that_fail_stop_the_run_and_mended_ones_let_it_go_on(cluster: Cluster, packages: Repository) -> None:
     before = cluster.where()
     packages.offer("2", "exit 1")
     with Observer(cluster.lab) as watch:

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests, parse_record
-from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import IMAGES, SINK, Cluster, tasks, wait_until
 from ansible_collections.drover.kvm.tests.lab.cluster import ROOT as CHECKOUT
 from ansible_collections.drover.kvm.tests.lab.observer import Observer, read_disk
 from ansible_collections.drover.kvm.tests.soak.test_backups import holds
@@ -260,8 +260,9 @@ def test_a_snapshot_of_volumes_lies_in_files(story: Story) -> None:
     assert refused["failed"] and "say directory (in playbooks drover_snapshot_directory)" in refused["msg"], refused
     with Observer(story.cluster.lab) as watch:
         watch.wait_word(VM, after=time.monotonic(), seconds=240)
-        made = run(snapshot="e1", memory=True, directory=folder)
-        assert not made["failed"] and made["vms"][0]["snapshots"][0]["kind"] == "external", made
+        act = {"name": VM, "snapshot": "e1", "memory": True, "directory": folder}
+        (made,) = tasks(story.cluster, NODE, [{"drover.kvm.snapshot": act}])
+        assert not made.get("failed") and made["vms"][0]["snapshots"][0]["kind"] == "external", made
         assert "can't set sanvm1 back to it" in str(made["warnings"])
         held = watch.wait_word(VM, after=time.monotonic())["counter"]
         wait_until(lambda: watch.words(VM)[-1]["counter"] > held + 20 or "slow", 90, "it counts")

@@ -163,8 +163,8 @@ class Lvm:
 class Groups:
     """LVM's commands on devices and groups: `sizes` are the devices by path, `carried` what they hold.
 
-    `others` are the time stamp and the state of the other nodes in the locks of each group, by name; `unseen` is how
-    often this node still takes those that left for present.
+    `others` are the time stamp and the state of the other nodes in the locks of each group, by name. `written` is what
+    LVM has left at the beginning of devices. vgremove of a shared group never ends.
     """
 
     extent = 4 * MIB
@@ -174,7 +174,7 @@ class Groups:
         self.sizes = sizes
         self.carried: dict[str, str] = {}
         self.others: dict[str, tuple[int, str]] = {}
-        self.unseen = 0
+        self.written: set[str] = set()
         self.groups: dict[str, dict[str, Any]] = {}
         self.commands: list[str] = []
 
@@ -231,21 +231,32 @@ class Groups:
         return ""
 
     def vgchange(self, words):
-        self.groups[words[-1]]["started"] = True
+        group = self.groups[words[-1]]
+        if "--lock-type" in words:
+            assert not group["started"] and "--yes" in words
+            group["shared"] = False
+        else:
+            group["started"] = "--lock-start" in words
         return ""
 
     def vgremove(self, words):
-        live = self.unseen or any(state == "LIVE" for _stamp, state in self.others.values())
-        if self.groups[words[0]]["shared"] and live:
-            self.unseen = max(0, self.unseen - 1)
-            raise Failed(f'vgremove failed: Lockspace for "{words[0]}" not stopped on other hosts')
-        self.lost = self.groups.pop(words[0])["shared"]
-        return ""
+        group = self.groups.pop(words[-1])
+        assert not group["shared"], "it hangs"
+        self.written.update(group["devices"])
+        return self._without_locks(words)
 
     def pvremove(self, words):
-        if self.lost and "global/use_lvmlockd=0" not in words:
-            raise Failed("pvremove failed: Global lock failed: check that global lockspace is started")
         del self.carried[words[-1]]
+        return self._without_locks(words)
+
+    def _without_locks(self, words):
+        if "global/use_lvmlockd=0" not in words:
+            raise Failed("Global lock failed: check that global lockspace is started")
+        return ""
+
+    def blkdiscard(self, words):
+        assert words[:3] == ["--zeroout", "--length", str(MIB)]
+        self.written.remove(words[-1])
         return ""
 
     def sanlock(self, words):

@@ -88,6 +88,34 @@ def test_simulate_finds_a_file_by_its_name_from_where_it_is_called(tmp_path):
     assert code == 0 and "web1 hv1 -> hv3 live" in said, said
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "cluster.yml; correct -e drover_cluster_file."),
+        ("[]", "is to hold options of module plan"),
+        ("operation: drain", "is to hold options of module plan"),
+        ("nodes: []", "unless -e drover_operation=drain"),
+    ],
+)
+def test_simulate_says_what_its_file_lacks(tmp_path, content, words):
+    file = tmp_path / "cluster.yml"
+    if content is not None:
+        file.write_text(content)
+    code, said = call(tmp_path, "simulate.yml", "-e", f"drover_cluster_file={file}")
+    assert code != 0 and words in said and "lookup" not in said, said
+    code, said = call(tmp_path, "simulate.yml")
+    assert code != 0 and "Say which file describes the cluster with -e drover_cluster_file=FILE" in said, said
+
+
+def test_what_can_not_be_done_is_told_in_words_and_not_as_the_whole_plan(tmp_path):
+    text = (ROOT / "examples/simulate/cluster.yml").read_text(encoding="utf-8").replace("fail_on_blockers: false", "")
+    (tmp_path / "cluster.yml").write_text(text.replace("total: 51539607552", "total: 2147483648"))
+    code, said = call(tmp_path, "simulate.yml", "-e", f"drover_cluster_file={tmp_path}/cluster.yml")
+    assert code != 0 and "drain can't be done, 3 blockers: - db1 (" in said and "stages" not in said, said
+    shown = said[said.index("fatal:") : said.index("PLAY RECAP")]
+    assert set(json.loads(shown[shown.index("{") :])) == {"assertion", "changed", "evaluated_to", "msg"}
+
+
 def end_of(folder: Path, playbook: str, task: str) -> Path:
     """A playbook of one task of the second play of `playbook`, with what is told to it by variables of the hosts."""
     _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))

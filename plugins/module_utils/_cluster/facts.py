@@ -161,13 +161,13 @@ def _vlans(domain: Mapping[str, Any]) -> frozenset[tuple[str, int]]:
 
 def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:
     """The guests; one that several nodes name can't be moved before somebody looked which copy is the VM."""
-    nodes: dict[str, set[str]] = defaultdict(set)
+    nodes: dict[str, dict[str, bool]] = defaultdict(dict)
     for guest in guests:
         for identity in (guest.name, guest.uuid or guest.name):
-            nodes[identity].add(guest.node)
+            nodes[identity][guest.node] = guest.active
     found = []
     for guest in guests:
-        where = sorted(nodes[guest.name] | nodes[guest.uuid or guest.name])
+        where = dict(sorted({**nodes[guest.name], **nodes[guest.uuid or guest.name]}.items()))
         if len(where) > 1:
             obstacle = _twice(guest, where, guest.name in busy)
             said = any(own.reason in ("job", "interrupted") for own in guest.fixed)
@@ -177,10 +177,12 @@ def _copies(guests: Sequence[Guest], busy: set[str]) -> list[Guest]:
     return found
 
 
-def _twice(guest: Guest, nodes: list[str], busy: bool) -> Obstacle:
-    where = " and ".join(nodes)
+def _twice(guest: Guest, nodes: Mapping[str, bool], busy: bool) -> Obstacle:
+    """Of a guest that is on these nodes; there it is active or not."""
     if busy:
+        where = " and ".join(nodes)
         mend = "wait for the migration or let the recovery decide (module migrate, state: recovered), then plan again"
         return Obstacle("interrupted", f"a migration of {guest.name} between {where} was not finished", mend)
-    mend = "look which copy is the VM and undefine the other by hand (virsh undefine), never both"
+    where = " and ".join(f"{node} ({'it runs' if active else 'it is off'} there)" for node, active in nodes.items())
+    mend = "look which copy is the VM, undefine the other by hand (virsh undefine), never both and never one that runs"
     return Obstacle("defined_twice", f"{guest.name} (or its UUID) is defined on {where}", mend)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Invalid
-from .._fields import Field, check_name, normalise
+from .._fields import Field, check_vm_name, normalise
 from .._xml import find, parse
 from . import cloud_init, power, sheet
 from .disks import DISKS, MIB
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .._libvirt import Domain
 
 FIELDS = (
-    Field("name", required=True, check=check_name),
+    Field("name", required=True, check=check_vm_name),
     *HARDWARE,
     Field("disks", type="list", elements="dict", fields=DISKS, when="live"),
     Field("nics", type="list", elements="dict", fields=NICS, when="live"),

@@ -72,7 +72,8 @@ def test_blockers_fail_with_all_of_them_named():
     assert "2 blockers" in result["msg"] and "gpu uses a device" in result["msg"] and "no bridge br1" in result["msg"]
     assert [blocker["reason"] for blocker in result["blockers"]] == ["bridge", "host_device"]
     allowed = run(**args, fail_on_blockers=False)
-    assert not allowed.get("failed") and len(allowed["blockers"]) == 2
+    assert not allowed.get("failed") and len(allowed["blockers"]) == 2 and allowed["refusal"] == result["msg"]
+    assert run(**{**args, "nodes": [node("hv1"), node("hv2")]})["refusal"] == ""
 
 
 FACTS = [node("hv1", vm("web1"), vm("web2")), node("hv2"), node("hv3")]

@@ -291,6 +291,38 @@ def test_a_daemon_that_was_only_just_started_is_waited_for(monkeypatch, age, ask
         pass
 
 
+HOOKED = (
+    "Hook script execution failed: internal error: Child process (LC_ALL=C PATH=/usr/bin /etc/libvirt/hooks/qemu.d/own "
+    "web1 migrate begin -) unexpected exit status 1: "
+)
+CORDONED = "web1 refused: this node is cordoned since 8:00 by me (disk (swap)); undrain_node ends it"
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (f"{HOOKED}drover: {CORDONED}\n", CORDONED),
+        (f"{HOOKED}not today", "not today"),
+        (HOOKED, HOOKED),
+        ("internal error: it failed", "internal error: it failed"),
+    ],
+)
+def test_what_a_hook_refused_is_told_in_its_own_words(said, words):
+    class Hooked(libvirt.libvirtError):
+        def get_error_code(self):
+            return libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
+
+        def get_error_domain(self):
+            return libvirt.VIR_FROM_HOOK
+
+        def get_error_message(self):
+            return said
+
+    with pytest.raises(Failed) as told, _libvirt.translated("moving"):
+        raise Hooked("")
+    assert told.value.message == f"moving: {words}" and told.value.details["libvirt"] == said
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -606,6 +606,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": name}, "is not a valid name")
     for name in ("../x", "{{ 7*7 }}", "-rf", "a b", "", ".", "x" * 64, "$(id)", "a/b", "ü", "\u202e", "a\n", "`id`")
 ]
+BAD += [({"name": name}, "is no name for a VM") for name in ("all", "localhost", "Localhost", "127.0.0.1", "ungrouped")]
+# Twins that look alike: none of them is another one's name.
+TWINS = ("\u00e1", "a\u0301", "w\u0435b1", "\uff57eb1", "web1\u200b")
+BAD += [({"name": name}, "is not a valid name") for name in TWINS]
 BAD += [
     ({"memory": memory}, "memory: .*(not a size|whole mebibytes)")
     for memory in ("4GB", "-1", "1e9", "0x10", "", 1, "9" * 30, "8193KiB", "99999TiB")

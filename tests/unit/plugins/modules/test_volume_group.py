@@ -142,19 +142,16 @@ def test_a_new_group_needs_devices(node):
 
 
 @pytest.fixture
-def shared(node, monkeypatch):
+def shared(node):
     node.both(devices=[ONE], shared=True)
-    now = [0.0]
-    monkeypatch.setattr(_lvm.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(_lvm.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     return node
 
 
 @pytest.mark.parametrize("others", [{}, {"hv2": (0, "FREE")}, {"hv2": (900, "DEAD")}], ids=["none", "left", "dead"])
 def test_a_shared_group_that_the_others_left_is_removed(shared, others):
-    shared.lvm.others, shared.lvm.unseen = others, 3
+    shared.lvm.others = others
     assert shared.both(state="absent")["actions"] == ["remove volume group vmsan"]
-    assert shared.lvm.groups == {} and shared.lvm.carried == {}
+    assert shared.lvm.groups == {} and shared.lvm.carried == {} and shared.lvm.written == set()
 
 
 @pytest.mark.parametrize("state", ["LIVE", "FAIL", "UNKNOWN"])
@@ -166,9 +163,3 @@ def test_a_shared_group_that_another_node_has_stays(shared, state):
 def test_a_shared_group_is_removed_by_a_node_that_takes_part_in_its_locks(shared):
     shared.lvm.groups["vmsan"]["started"] = False
     shared.refused("vgchange --lock-start vmsan", state="absent")
-
-
-def test_the_wait_for_nodes_that_leave_ends(shared):
-    shared.lvm.unseen = 1000
-    shared.refused("not stopped on other hosts", state="absent")
-    assert 10 < 1000 - shared.lvm.unseen < 60
