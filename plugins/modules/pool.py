@@ -17,8 +17,8 @@ description:
     and no volume group.
   - A pool that disks of VMs refer to by its name is not removed and not deactivated. Disks that are named by their path
     don't need the pool.
-  - libvirt forgets that a pool of O(type=rbd) or O(type=iscsi-direct) is active when its daemon starts anew, which on Debian
-    it also does after two minutes without a VM and a client. The next run activates it again.
+  - libvirt forgets that a pool of O(type=rbd) is active when its daemon starts anew, which on Debian it also does after
+    two minutes without a VM and a client. The next run activates it again.
   - See U(https://libvirt.org/storage.html).
 options:
   name:

@@ -34,7 +34,7 @@ def test_a_storage_pool_shows_the_images_and_leaves_them_when_it_goes(quorum: Cl
             assert quorum.ssh(node, "virsh -q vol-list ceph-vms").split()[::2] == before.split()
         again = quorum.play("site", "--tags", "hypervisor", hypervisor_pools=[LOCAL, POOL]).good()
         assert again.changed == 0, again.output
-        # libvirt forgets that such a pool is active when its daemon starts anew; autostart is for the start of the node.
+        # libvirt forgets that it is active when its daemon starts anew; autostart is for the start of the node.
         quorum.ssh("hv1", "systemctl restart libvirtd")
         assert quorum.task("hv1", "pool", **POOL)["actions"] == ["activate it"]
         assert quorum.task("hv1", "pool", **POOL)["changed"] is False
