@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TOOL := .ci/tool
 SCRIPTS := .ci/env.sh .ci/setup .ci/tool .ci/steps .ci/run
 
-.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller docs vm-page sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
+.PHONY: help setup format check lint style ansible-lint types unit unit-nodes unit-controller unit-slow docs vm-page sanity sanity-main sanity-newest sanity-newest-quick units units-oldest tarball dist install lab \
 	lab-host lab-down demo stories stories-all stories-site stories-others molecule bench soak test test-all clean
 
 help: ## Show the targets
@@ -44,12 +44,15 @@ ON_NODES := tests/unit/plugins/modules tests/unit/plugins/module_utils
 unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
 
 # More workers than cores: these tests wait for real daemons most of their time. MOST leaves out those that compute for
-# seconds (mark slow); make test runs them in units-oldest.
+# seconds (mark slow), which unit-slow runs for make test.
 unit-nodes:
 	$(TOOL) pytest -n 6 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
 
 unit-controller:
 	$(TOOL) pytest -n 2 --dist worksteal $(MOST) tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
+
+unit-slow: ## The unit tests that make check leaves out: they compute for seconds, or run playbooks
+	@$(MAKE) --no-print-directory MOST='-m slow' unit
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
 	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .
@@ -142,10 +145,10 @@ soak: lab-host ## Stories that take long: long limits, nodes that are full VMs; 
 	$(STORIES) pytest tests/soak $(ARGS)
 
 test: ## The gates and the stories, quick first; stops at the first failure
-	.ci/steps check install docs dist stories-site --beside sanity-main units-oldest sanity-newest-quick stories-others
+	.ci/steps check install docs dist stories-site --beside sanity-main unit-slow units-oldest sanity-newest-quick stories-others
 
 test-all: ## What test runs, on all Pythons, then molecule
-	.ci/steps check install docs dist molecule stories-site --beside sanity-main units sanity-newest stories-others
+	.ci/steps check install docs dist molecule stories-site --beside sanity-main unit-slow units sanity-newest stories-others
 
 clean: ## Remove what was built here and this checkout's staged copy; the cache stays
 	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"
