@@ -176,6 +176,7 @@ def alone(running: Machine, monkeypatch: Any) -> Iterator[Machine]:
         found.undefine()
 
 
+@pytest.mark.slow
 def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) -> None:
     seen = {}
     for number in range(6):
@@ -222,6 +223,7 @@ def volumes(machine: Machine) -> Iterator[Machine]:
         yield machine
 
 
+@pytest.mark.slow
 def test_each_of_six_backups_of_volumes_comes_back_as_it_was(volumes: Machine) -> None:
     """QEMU can note no changes there, so each is a full one, and says so."""
     seen = {}
@@ -440,6 +442,7 @@ def test_a_machine_that_is_off_and_one_whose_marks_are_lost(machine: Machine) ->
     assert third["type"] == "full" and "can't tell" in third["reason"], third
 
 
+@pytest.mark.slow
 def test_of_mixed_disks_those_are_incremental_that_can_be(machine: Machine) -> None:
     machine.formats["vdb"] = "raw"
     qemu_img("create", "-q", "-f", "raw", machine.disk("vdb"), "8M")

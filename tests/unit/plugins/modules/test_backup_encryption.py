@@ -22,7 +22,7 @@ from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_backup
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine
 
-pytestmark = test_backup.pytestmark
+pytestmark = [test_backup.pytestmark, pytest.mark.slow]
 daemon, machine = test_backup.daemon, test_backup.machine
 running, alone = test_backup.running, test_backup.alone
 PHRASE = "correct horse, b'attery $taple ä"
@@ -87,7 +87,6 @@ def by_readme(machine: Machine, folder: Path) -> bytes:
     return machine.raw(out / "web1-vda.qcow2")
 
 
-@pytest.mark.slow
 def test_each_point_of_a_chain_comes_back_by_the_commands_of_its_readme(small: Machine) -> None:
     seen = {}
     for number in range(3):
@@ -155,7 +154,6 @@ def test_one_that_is_killed_leaves_nothing_in_clear(small: Machine, monkeypatch:
         assert small.there() == [] and small.connection.listAllSecrets() == [] and small.vm.isActive()
 
 
-@pytest.mark.slow
 def test_it_is_restored_with_its_passphrase_only(alone: Machine) -> None:
     kept, new = {target: alone.content(target) for target in alone.formats}, alone.folder / "new"
     new.mkdir()
@@ -173,7 +171,6 @@ def test_it_is_restored_with_its_passphrase_only(alone: Machine) -> None:
     assert not alone.call(restore.main, **to, passphrase=PHRASE)["changed"]
 
 
-@pytest.mark.slow
 def test_one_that_is_off_is_encrypted_as_it_is_read(machine: Machine) -> None:
     del machine.formats["vdb"]
     machine.formats["vda"] = "raw"

@@ -241,6 +241,7 @@ def cloned(site, lab, monkeypatch):
     return lab
 
 
+@pytest.mark.slow
 def test_twenty_linked_clones_and_their_template(site, cloned, tmp_path):
     vms = [{"name": f"web{number}"} for number in range(20)]
     result = cloned.both(vms=vms, memory="64MiB", vcpus=1, disks=[disk(site, size="8MiB")], state="running")
