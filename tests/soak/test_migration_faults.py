@@ -117,6 +117,15 @@ def test_f05_the_destinations_libvirtd_dies_in_prepare(mover: Mover) -> None:
     mover.goes_next_time()
 
 
+def stayed(mover: Mover, powered: Powered, result: dict[str, Any]) -> None:
+    """It runs where it was; with the destination back the rest is cleared, and it goes."""
+    assert result["failed"] and result["details"]["where"] == mover.source, result
+    mover.counts()
+    powered.on(mover.target)
+    assert not mover.migrate(mover.third, state="recovered")["failed"]
+    mover.goes_next_time()
+
+
 def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_libvirtd(
     mover: Mover, powered: Powered
 ) -> None:
@@ -127,23 +136,15 @@ def test_f09b_the_destination_is_dead_when_all_is_sent_and_so_was_the_sources_li
     mover.hits("the new libvirtd", lambda: "paused (migrating)" in (seen := mover.reason(mover.source)) or seen)
     powered.off(mover.target)
     result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
-    mover.counts()
-    powered.on(mover.target)
-    assert not mover.migrate(mover.third, state="recovered")["failed"]
-    mover.goes_next_time()
+    stayed(mover, powered, result)
 
 
 def test_f42_the_destination_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
     process = mover.start_slowly()
     powered.off(mover.target)
     result = mover.end(process)
-    assert result["failed"] and result["details"]["where"] == mover.source, result
     assert f"no answer from {mover.target}" in result["msg"], result["msg"]
-    mover.counts()
-    powered.on(mover.target)
-    assert not mover.migrate(mover.third, state="recovered")["failed"]
-    mover.goes_next_time()
+    stayed(mover, powered, result)
 
 
 def test_f42_the_source_loses_its_power_in_perform(mover: Mover, powered: Powered) -> None:
