@@ -165,12 +165,11 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import Invalid,
 from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, between
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
-FORMATS = ("raw", "qcow2")
 FIELDS = (
     Field("path", type="path", required=True, check=file.check_path),
     Field("source", aliases=("url", "src"), check=_download.check_source),
     Field("checksum", check=_download.check_checksum),
-    Field("format", choices=FORMATS),
+    Field("format", choices=file.FORMATS),
     Field("source_format", choices=imported.FORMATS),
     Field("verify", type="bool", default=False),
     Field("timeout", type="int", default=60, check=between(1, 86400)),

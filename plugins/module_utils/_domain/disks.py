@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from .._disks import imported, template
 from .._disks.block import BLOCK
-from .._disks.file import FILE
+from .._disks.file import FILE, FORMATS
 from .._disks.iscsi import ISCSI, check_wwid
 from .._disks.kind import ANOTHER, Kind
 from .._disks.lvm import LVM_VOLUME
@@ -58,7 +58,7 @@ COMMON = (
     Field("target", check=check_target, place=Property("target/@dev"), fixed=ANOTHER),
     Field("device", choices=("disk", "cdrom"), place=Property("@device"), fixed=ANOTHER),
     Field("bus", choices=("virtio", "scsi", "sata"), place=Property("target/@bus"), fixed=ANOTHER),
-    Field("format", choices=("raw", "qcow2"), place=Property("driver/@type"), fixed=ANOTHER),
+    Field("format", choices=FORMATS, place=Property("driver/@type"), fixed=ANOTHER),
     Field("serial", check=_check_serial, place=Property("serial")),
     Field("error_policy", choices=("stop", "report", "enospace"), place=Property("driver/@error_policy")),
     Field("rerror_policy", choices=("stop", "report"), place=Property("driver/@rerror_policy")),

@@ -141,8 +141,13 @@ def _backing(disk: Element) -> list[str]:
 
 def _below(identity: str, places: Sequence[str]) -> bool:
     kind, _colon, name = identity.partition(":")
-    path = PurePosixPath(PATHS.get(kind, "") + name)
-    return bool({str(path), *map(str, path.parents)} & set(places))
+    return below(PATHS.get(kind, "") + name, places)
+
+
+def below(path: str, places: Sequence[str]) -> bool:
+    """Whether a path is in one of these folders, or one of them."""
+    whole = PurePosixPath(path)
+    return bool({str(whole), *map(str, whole.parents)} & set(places))
 
 
 def disk_identity(disk: Element) -> tuple[str, str | None]:

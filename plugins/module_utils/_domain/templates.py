@@ -15,6 +15,7 @@ from .._libvirt import Node, connect
 from .._node import shared_mounts
 from .._peers import ask_peers
 from .._xml import devices, parse
+from .facts import below
 
 
 def check_unused(path: str) -> None:
@@ -48,8 +49,7 @@ def _users(path: str, node: Node) -> list[str]:
 
 def _elsewhere(path: str) -> list[str]:
     """The VMs of other nodes that need a template which these have too. Raises Refused while one gives no answer."""
-    real = os.path.realpath(path)
-    if not any(real.startswith(f"{mount.rstrip('/')}/") for mount in shared_mounts()):
+    if not below(os.path.realpath(path), shared_mounts()):
         return []
     told = ask_peers(partial(_users, path))
     if silent := sorted(name for name, answer in told.items() if isinstance(answer, DroverError)):
