@@ -1238,6 +1238,14 @@ EXAMPLES = r"""
     state: absent
     force: true
     remove_disks: true
+
+- name: Tell the guest that its array writes blocks of 4 KiB, from its next start on
+  drover.kvm.vm:
+    name: db1
+    disks:
+      - type: iscsi
+        target: vda
+        physical_block_size: 4KiB
 """
 
 RETURN = r"""
