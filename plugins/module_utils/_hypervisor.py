@@ -143,11 +143,13 @@ def host_facts(capabilities: str, domain_capabilities: str | None) -> dict[str, 
     arch = root.findtext("host/cpu/arch") or ""
     guests = [guest for guest in root.iterfind("guest/arch") if guest.get("name") == arch]
     model = None if domain_capabilities is None else cpu_definition(fromstring(domain_capabilities))
-    shown = model if model is not None else root.find("host/cpu")
+    own = root.find("host/cpu")
+    shown = model if model is not None else own
     return {
         "uuid": root.findtext("host/uuid"),
         "arch": arch,
         "cpu_model": None if model is None else tostring(model, encoding="unicode"),
+        "host_cpu": None if own is None else tostring(own, encoding="unicode").strip(),
         "cpu": {name: None if shown is None else shown.findtext(name) for name in ("model", "vendor")},
         "firmware": _firmware(domain_capabilities),
         "hugepages": _hugepages(root),
@@ -207,5 +209,5 @@ def node_facts(host: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: host[name] for name in names},
         "cpus": {"threads": host["threads"], **cpu},
-        **{name: host[name] for name in ("cpu_model", "firmware", "machine_types", "virt_types")},
+        **{name: host[name] for name in ("cpu_model", "host_cpu", "firmware", "machine_types", "virt_types")},
     }

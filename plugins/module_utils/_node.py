@@ -17,7 +17,9 @@ FACT = Path("/etc/ansible/facts.d/drover.fact")
 RUNS = Path("/run/libvirt/qemu")
 MEMINFO = Path("/proc/meminfo")
 MOUNTS = Path("/proc/self/mounts")
-SHARED = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.glusterfs", "gfs2", "ocfs2", "gpfs", "lustre"})
+SHARED = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "gpfs", "lustre"}
+)
 
 
 def cordon() -> dict[str, Any] | None:

@@ -41,6 +41,12 @@ options:
       machine:
         description: The VM's machine type.
         type: str
+      host:
+        description:
+          - Whether O(cpus[].cpu) is the CPU of a machine, RV(node.host_cpu), which the VMs see as it is
+            (C(host-passthrough)). They can only run where the CPU has all of it.
+        type: bool
+        default: false
   baseline:
     description:
       - The RV(node.cpu_model) of all nodes of a cluster, one after the other. This node's libvirt computes from them
@@ -152,9 +158,11 @@ node:
       type: bool
       sample: true
     memory:
-      description: Memory in bytes; C(free) is what programs can still get.
+      description:
+        - Memory in bytes; C(free) is what programs can still get. C(merged) is what the kernel saves by keeping equal
+          pages once, see M(drover.kvm.ksm); null where it can't.
       type: dict
-      sample: {total: 68719476736, free: 51539607552}
+      sample: {total: 68719476736, free: 51539607552, merged: 2147483648}
     hugepages:
       description: The number of huge pages by their size in bytes.
       type: dict
@@ -167,6 +175,10 @@ node:
       description: The CPU that V(host-model) means here, as XML for comparisons.
       type: str
       sample: "<cpu mode='custom' match='exact'><model fallback='forbid'>Skylake-Server</model></cpu>"
+    host_cpu:
+      description: The machine's own CPU, which V(host-passthrough) means here, as XML for comparisons.
+      type: str
+      sample: "<cpu><arch>x86_64</arch><model>Skylake-Server</model><vendor>Intel</vendor></cpu>"
     firmware:
       description: What VMs can have of V(efi) (UEFI) and V(tpm) (an emulated one); null where libvirt does not say.
       type: list
@@ -249,6 +261,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from ansible_collections.drover.kvm.plugins.module_utils import _ksm
 from ansible_collections.drover.kvm.plugins.module_utils._bridge.uplinks import carried
 from ansible_collections.drover.kvm.plugins.module_utils._bridges import bridges, filtering
 from ansible_collections.drover.kvm.plugins.module_utils._disks.lvm import shared_places
@@ -276,6 +289,7 @@ FIELDS = (
             Field("cpu", required=True),
             Field("virt_type", choices=("kvm", "qemu")),
             Field("machine"),
+            Field("host", type="bool", default=False),
         ),
     ),
     Field("baseline", type="list", elements="str", default=[]),
@@ -297,7 +311,10 @@ def compared(node: Node, name: str, guests: Mapping[str, Any]) -> list[dict[str,
     """Whether this node can run one CPU; one that its libvirt does not know is one that it can't run."""
     reason = None
     try:
-        node.compare_cpu(guests["cpu"], guests["virt_type"], guests["machine"])
+        if guests["host"]:
+            node.check_host_cpu(guests["cpu"])
+        else:
+            node.compare_cpu(guests["cpu"], guests["virt_type"], guests["machine"])
     except Failed as error:
         reason = error.details["libvirt"]
     return [{"vm": vm, "node": name, "compatible": reason is None, "reason": reason} for vm in guests["vms"]]
@@ -322,7 +339,7 @@ def read_node(params: dict[str, Any], node: Node) -> dict[str, Any]:
     cluster = read_cluster()
     facts = node_facts(node.host())
     name = cluster.node or facts["hostname"]
-    facts["memory"]["free"] = available_memory() or facts["memory"]["free"]
+    facts["memory"].update(free=available_memory() or facts["memory"]["free"], merged=_ksm.merged())
     mounts, reserved, out = [*shared_mounts(), *shared_places()], read_reserved(), carried(filtering())
     domains = node.domains().values()
     facts.update(

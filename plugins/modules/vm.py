@@ -85,6 +85,16 @@ options:
       - The default is O(memory).
     type: str
     version_added: "0.1.0"
+  min_memory: &min_memory
+    description:
+      - The least memory that the node's own program leaves the machine when the node runs short, in bytes or with a
+        unit; at most O(memory). What was taken comes back when there is room. Kept in its metadata.
+      - Only where role C(drover.kvm.hypervisor) has switched that program on (C(hypervisor_balloon_threshold)), and not
+        for a machine with O(hugepages), host devices, or without a driver for the balloon.
+      - Where the balloon is between this and O(memory) is no change and no reason for a restart.
+      - V(0) takes it away. By default nothing is taken.
+    type: str
+    version_added: "0.1.0"
   hugepages: &hugepages
     description:
       - Whether the node backs the memory with huge pages. V(true) takes its default size of them, V(2MiB) or V(1GiB)
@@ -92,6 +102,13 @@ options:
       - The default is V(false).
     type: raw
     version_added: "0.1.0"
+  nosharepages: &nosharepages
+    description:
+      - Whether the node keeps the machine's memory out of what it merges with that of others (KSM), see
+        M(drover.kvm.ksm). Merged pages let one machine learn what stands in another's memory. It matters only on nodes
+        that merge.
+      - The default is V(false).
+    type: bool
   vcpus: &vcpus
     description:
       - Number of virtual CPUs. Required for a new machine.
@@ -964,7 +981,9 @@ options:
       uuid: *uuid
       memory: *memory
       max_memory: *max_memory
+      min_memory: *min_memory
       hugepages: *hugepages
+      nosharepages: *nosharepages
       vcpus: *vcpus
       max_vcpus: *max_vcpus
       cpu: *cpu
@@ -1066,6 +1085,12 @@ EXAMPLES = r"""
         format: qcow2
         size: 100GiB
   register: db1
+
+- name: Memory of which the node may take half when it runs short (hypervisor_balloon_threshold)
+  drover.kvm.vm:
+    name: web1
+    memory: 4GiB
+    min_memory: 2GiB
 
 - name: Two machines on files, each a linked clone of a template; see module image
   drover.kvm.vm:
@@ -1279,7 +1304,9 @@ vm:
     uuid: {description: Its UUID., type: str, returned: always}
     memory: {description: Memory in bytes., type: int, returned: always}
     max_memory: {description: The most that it can have; null if it was never given., type: int, returned: always}
+    min_memory: {description: The least that it is left; null if nothing is taken., type: int, returned: always}
     hugepages: {description: True or the size in bytes; null for none., type: raw, returned: always}
+    nosharepages: {description: Whether it is kept out of KSM., type: bool, returned: always}
     vcpus: {description: Number of virtual CPUs., type: int, returned: always}
     max_vcpus: {description: The most that it can have; null if it was never given., type: int, returned: always}
     cpu: {description: CPU model., type: str, returned: always}

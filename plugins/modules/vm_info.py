@@ -180,6 +180,10 @@ vms:
         - Whether libvirt has snapshots of it, so that it can't be moved. M(drover.kvm.snapshot_info) lists them.
       type: bool
       sample: false
+    managed_save:
+      description: Whether its memory is saved on its node (C(virsh managedsave)), so that it can't be moved.
+      type: bool
+      sample: false
     state_files:
       description: What it keeps in files of its node beside disks, C(nvram) of UEFI and C(tpm); it goes along.
       type: list

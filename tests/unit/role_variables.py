@@ -15,13 +15,18 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from jinja2.filters import FILTERS
 
 from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
+from ansible_collections.drover.kvm.plugins.filter.portal import portal
 
 
 def role_variable(path: Path, name: str, **known: object) -> Any:
     """A variable of a file of a role, as data. What it refers to is `known`."""
+    return expression(yaml.safe_load(path.read_text(encoding="utf-8"))[name], **known)
+
+
+def expression(text: str, **known: object) -> Any:
+    """What one expression in braces comes to."""
     environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
     # Ansible's own `default` knows only Ansible's own undefined values.
     environment.filters.update({**Sets().filters(), **FilterModule().filters(), "default": FILTERS["default"]})
-    environment.filters["drover.kvm.network_of"] = network_of
-    text = yaml.safe_load(path.read_text(encoding="utf-8"))[name]
+    environment.filters.update({"drover.kvm.network_of": network_of, "drover.kvm.portal": portal})
     return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)

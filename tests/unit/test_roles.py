@@ -52,6 +52,16 @@ def test_a_playbook_says_what_it_does(playbook):
     assert has_header(playbook), "a playbook begins with a comment: what it does, what it needs"
 
 
+@pytest.mark.parametrize("playbook", sorted(ROOT.glob("playbooks/*.yml")), ids=lambda path: path.name)
+def test_no_host_runs_ahead_of_the_others(playbook):
+    """With strategy free, which a site may have as its default, Ansible runs on each host what is said to be run once.
+
+    Nor does a host wait for the others then: it plans without nodes that have not answered yet, and all update at once.
+    """
+    plays = [play for play in load(playbook) if "hosts" in play]
+    assert [play["name"] for play in plays if play.get("strategy") != "linear"] == []
+
+
 def test_the_switchs_role_passes_every_option_of_a_bridge():
     module = (ROOT / "plugins/modules/ovs_bridge.py").read_text(encoding="utf-8")
     options = set(yaml.safe_load(module.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"])
@@ -77,6 +87,18 @@ def test_the_role_without_the_switch_takes_what_its_module_takes():
         assert spec[f"linux_bridge_{name}"] == options[name]
     task = next(task for task in load(role / "tasks/run.yml") if "drover.kvm.networkd" in task)
     assert set(task["drover.kvm.networkd"]) == set(options)
+
+
+def test_the_hypervisors_role_takes_what_the_module_of_ksm_takes():
+    module = (ROOT / "plugins/modules/ksm.py").read_text(encoding="utf-8")
+    options = yaml.safe_load(module.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]
+    role = ROOT / "roles/hypervisor"
+    spec = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]["hypervisor_ksm"]["options"]
+    (task,) = load(role / "tasks/ksm.yml")
+    assert set(task["drover.kvm.ksm"]) == set(options) == {*spec, "state"}
+    for name, option in spec.items():
+        said = [{key: one.get(key) for key in ("type", "default")} for one in (option, options[name])]
+        assert said[0] == said[1], name
 
 
 def make_role(folder: Path, defaults: str, options: str) -> Path:

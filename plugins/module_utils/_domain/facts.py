@@ -65,6 +65,7 @@ def domain_facts(domain: Domain, shared_mounts: Sequence[str] = ()) -> dict[str,
         "state_files": state_files.kinds(root),
         "state_elsewhere": state_files.elsewhere(root),
         "has_snapshots": domain.has_snapshots,
+        "managed_save": domain.has_managed_save,
         "metadata": metadata.read(root),
         "marker": metadata.marker(root) or metadata.marker(definition),
     }

@@ -13,8 +13,9 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from .._errors import Refused
-from .._fields import Field, parse_size, size_text
+from .._fields import Field, parse_size, size_text, zero_or
 from .._xml import Flag, add, drop, find, make
+from . import metadata
 from .facts import size_of
 from .most import Most
 
@@ -57,6 +58,23 @@ class MaxMemory:
         GIVEN.mark(root, value == memory)
 
 
+class MinMemory:
+    """The least, in bytes, that the node's program for balloons may leave the guest; None where it leaves it all.
+
+    It is in the VM's own record: of libvirt's `min_guarantee` its driver for QEMU wants to know nothing.
+    """
+
+    def get(self, root: Element) -> int | None:
+        """Bytes."""
+        text = str(metadata.read(root).get("min_memory"))
+        return int(text) if text.isdecimal() else None
+
+    def put(self, root: Element, value: int | None) -> None:
+        """Write it; 0 takes it away. `check_minimum` says whether it fits."""
+        if (value or None) != self.get(root):
+            metadata.edit(root, {"min_memory": value})
+
+
 class Hugepages:
     """Whether the node backs the memory with huge pages: True (its default size), a size in bytes, or None."""
 
@@ -85,17 +103,26 @@ def most(root: Element) -> int:
     return size_of(find(root, "memory")) or 0
 
 
+def check_minimum(root: Element) -> None:
+    """Raise Refused for a minimum that is more than the memory."""
+    memory, least = MEMORY.get(root), MIN_MEMORY.get(root)
+    if memory and least and least > memory:
+        raise Refused(f"min_memory={size_text(least)} is more than the memory of {size_text(memory)}")
+
+
 def compared(running: Element, definition: Mapping[str, Any]) -> dict[str, Any]:
     """Both options of a running VM, as they are to be compared with its sheet.
 
     How far the balloon is matters to nobody: a guest takes its time for it, or has no driver. libvirt asks it at each
-    start. Where it was never given, the maximum is a part of the memory.
+    start. Where it was never given, the maximum is a part of the memory. With a minimum, the node's program moves the
+    balloon: the VM counts as having what it can have.
     """
     if most(running) == (definition["max_memory"] or definition["memory"]):
         return {"memory": definition["memory"], "max_memory": definition["max_memory"]}
     if definition["max_memory"] is None:
         return {"memory": most(running), "max_memory": None}
-    return {"memory": MEMORY.get(running), "max_memory": most(running)}
+    memory = min(definition["memory"], most(running)) if definition["min_memory"] else MEMORY.get(running)
+    return {"memory": memory, "max_memory": most(running)}
 
 
 def _page_size(page: Element) -> int | None:
@@ -136,9 +163,11 @@ def check_hugepages(value: Any) -> Any:
 
 
 GIVEN = Most("max_memory")
-MEMORY, MAX_MEMORY = Memory(), MaxMemory()
+MEMORY, MAX_MEMORY, MIN_MEMORY = Memory(), MaxMemory(), MinMemory()
 MEMORY_FIELDS = (
     Field("memory", type="size", check=check_memory, place=MEMORY, when="live"),
     Field("max_memory", type="size", check=check_memory, place=MAX_MEMORY),
+    Field("min_memory", type="size", check=zero_or(check_memory), place=MIN_MEMORY, when="unseen"),
     Field("hugepages", type="raw", check=check_hugepages, place=Hugepages()),
+    Field("nosharepages", type="bool", place=Flag("memoryBacking/nosharepages")),
 )

@@ -48,6 +48,7 @@ def create(params: Mapping[str, Any], offer: Mapping[str, Any]) -> Element:
             if value not in (None, ""):
                 field.place.put(root, value)
     cpu.check_arrangement(root)
+    memory.check_minimum(root)
     metadata.edit(root, {"tags": names_after([], params["tags"])})
     return root
 
@@ -67,6 +68,8 @@ def edit(root: Element, params: Mapping[str, Any], bridges: Mapping[str, str]) -
         field.place.put(root, None if value == "" else value)
     if any(params[field.name] is not None for field in cpu.CPU_FIELDS):
         cpu.check_arrangement(root)
+    if params["memory"] is not None or params["min_memory"] is not None:
+        memory.check_minimum(root)
     tags = metadata.read(root)["tags"]
     if names_after(tags, params["tags"]) != tags:
         metadata.edit(root, {"tags": names_after(tags, params["tags"])})

@@ -173,6 +173,7 @@ MISTAKES = [
     ({"vm_agent": 2}, "vm_agent: 2 is not a boolean"),
     ({"vm_disks": [{"type": "file", "readonly": "sometimes"}]}, "vm_disks.0..readonly: 'sometimes' is not a boolean"),
     ({"vm_max_memory": "512MiB"}, "web1: vm_max_memory=512MiB is less than the memory of 1GiB"),
+    ({"vm_min_memory": "2GiB"}, "web1: vm_min_memory=2GiB is more than the memory of 1GiB"),
     ({"vm_vcpus": 4, "vm_max_vcpus": 2}, "web1: vm_max_vcpus=2 is less than the 4 vCPUs"),
     ({"vm_disks": [{"type": "file", "target": "vda"}] * 2}, "web1: vm_disks: vda is in the list twice"),
     ({"vm_vcpus": 4, "vm_cpu_topology": {"cores": 3}}, "web1: vm_vcpus=4 does not fit the VM's CPU topology of 3 per"),

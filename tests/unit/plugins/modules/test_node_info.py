@@ -121,6 +121,7 @@ def test_what_capabilities_say():
         '<cpu mode="custom" match="exact"><model fallback="forbid">Skylake</model><vendor>Intel</vendor>'
         '<feature policy="require" name="ss" /><feature policy="disable" name="hle" /></cpu>'
     )
+    assert facts["host_cpu"] == "<cpu><arch>x86_64</arch><model>Nehalem</model><vendor>Intel</vendor></cpu>"
     bare = _hypervisor.host_facts(CAPABILITIES, None)
     assert bare["cpu_model"] is None and bare["cpu"]["model"] == "Nehalem"
 

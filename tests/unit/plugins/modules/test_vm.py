@@ -122,6 +122,30 @@ def test_a_balloon_that_is_elsewhere_waits_for_no_restart(lab):
     assert result["pending_restart"] == ["memory 128MiB -> 64MiB", "max_memory 128MiB -> 256MiB"]
 
 
+def test_a_balloon_between_the_minimum_and_the_memory_is_no_change(lab):
+    sheet = {**WEB, "max_memory": "128MiB", "min_memory": "32MiB"}
+    made = lab.both(**sheet, state="running")["vm"]
+    assert (made["memory"], made["min_memory"]) == (64 * MIB, 32 * MIB)
+    lab.node.set_memory("web1", 40 * MIB, live=True, config=False)
+    result = lab.both(**sheet)
+    assert result["actions"] == result["pending_restart"] == []
+    # Also where something else of the memory waits.
+    waits = lab.both(name="web1", max_memory="256MiB")["pending_restart"]
+    assert waits == ["max_memory 128MiB -> 256MiB"]
+    waits = lab.both(name="web1", memory="192MiB")["pending_restart"]
+    assert waits == ["memory 128MiB -> 192MiB", "max_memory 128MiB -> 256MiB"]
+
+
+def test_the_least_that_a_vm_is_left_is_said_at_once_and_taken_back(lab):
+    lab.run(**WEB, state="running")
+    result = lab.both(name="web1", min_memory="48MiB")
+    assert "change the min_memory of web1 as it runs" in result["actions"] and result["pending_restart"] == []
+    assert "<drover:min_memory>50331648<" in lab.node.domain("web1").live_xml
+    assert "min_memory=48MiB is more than the memory of 32MiB" in lab.run(name="web1", memory="32MiB")["msg"]
+    assert lab.both(name="web1", min_memory="0")["vm"]["min_memory"] is None
+    assert "min_memory" not in lab.node.domain("web1").live_xml
+
+
 def test_tags_of_a_running_vm_change_at_once(lab):
     lab.run(**WEB, state="running", tags=["web", "prod"])
     result = lab.both(name="web1", tags={"add": ["gold"], "remove": ["prod"]})
@@ -475,6 +499,9 @@ def test_an_image_that_is_only_called_like_a_half_made_one_stays(lab, ceph):
         assert lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data"}]})["changed"] and "data.part" not in images
         assert images["data"]["data"] == {}
         lab.run(name="web1", state="absent", remove_disks=True, disks=[{**IMAGE, "image": "data"}])
+    # A disk of this name would be taken for what is left of making another one.
+    result = lab.run(**{**CEPH_VM, "disks": [{**IMAGE, "image": "data.part"}]})
+    assert "data.part" not in images and "an image is called that is being made" in result["msg"]
 
 
 def test_an_image_is_made_grown_and_goes_to_the_trash_only_when_asked(lab, ceph):

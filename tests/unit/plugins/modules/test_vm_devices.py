@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _lvm
 from ansible_collections.drover.kvm.plugins.module_utils._disks import block, lvm
+from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._identity import vm_uuid
 from ansible_collections.drover.kvm.tests.unit import lvm_fake
 from ansible_collections.drover.kvm.tests.unit.devices_fake import WWID, installed
@@ -113,7 +115,8 @@ def test_a_second_vm_on_the_same_lun_by_qemus_own_initiator_is_refused(lab, devi
 def test_a_volume_from_nothing_to_nothing(lab, group):
     made = lab.both(**SHEET, state="running")
     assert made["actions"][0] == f"create /dev/vg0/{NAME} (raw, 8MiB)" or made["actions"][0].startswith("create")
-    assert group.volumes[NAME]["tags"] == [f"drover.vm={UUID}"] and made["vm"]["disks"][0]["size"] == 8 * MIB
+    assert sorted(group.volumes[NAME]["tags"]) == [f"drover.group={group.uuid}", f"drover.vm={UUID}"]
+    assert made["vm"]["disks"][0]["size"] == 8 * MIB
     assert set(group.device(NAME).read_bytes()) == {0}, "old data of others"
     lab.both(name="web1", state="stopped", force=True)
     group.lvcreate(["--size", f"{MIB}b", "--name", "drover-web1-7", "--addtag", "mine", "vg0"])
@@ -133,6 +136,28 @@ def test_a_volume_stays_of_which_somebody_has_a_snapshot(lab, group):
     lvm.LVM.forget()
     lab.both(name="web1", state="absent", remove_disks=True)
     assert sorted(group.volumes) == ["pool0"]
+
+
+def test_a_volume_in_a_copy_of_its_group_is_not_ours(lab, group):
+    """vgimportclone of a LUN that the array has copied: tags stay as they are, as seen with lvm2 2.03.16."""
+    lab.both(**SHEET)
+    group.import_clone()
+    lvm.LVM.forget()
+    lab.both(name="web1", state="absent", remove_disks=True)
+    assert sorted(group.volumes) == [NAME, "pool0"]
+
+
+def test_a_volume_made_by_hand_grows_after_a_run_that_was_cut_off_too(lab, group, monkeypatch):
+    group.lvcreate(["--size", f"{4 * MIB}b", "--name", "by-hand", "vg0"])
+    sheet = {**WEB, "disks": [{"type": "lvm", "vg": "vg0", "lv": "by-hand"}]}
+    lab.both(**sheet)
+    sheet["disks"][0]["size"] = "12MiB"
+    with monkeypatch.context() as patch:
+        patch.setattr(group, "blkdiscard", Mock(side_effect=Failed("killed")))
+        assert "killed" in lab.run(**sheet)["msg"] and "by-hand.part" in group.volumes
+    lab.both(**sheet)
+    assert group.volumes["by-hand"] == {**group.volumes["by-hand"], "size": 6, "tags": []}
+    assert "by-hand.part" not in group.volumes
 
 
 def test_a_volume_grows_in_whole_extents_and_never_shrinks(lab, group):
@@ -174,6 +199,8 @@ def test_a_group_without_room_is_refused_before_anything_is_made(lab, group, siz
 def test_a_volume_of_another_vm_or_kind_is_refused(lab, group):
     group.lvcreate(["--size", f"{MIB}b", "--name", NAME, "--addtag", "drover.vm=other", "vg0"])
     assert "made for another VM" in lab.run(**SHEET)["msg"]
+    unfinished = {"type": "lvm", "vg": "vg0", "lv": "data.part", "size": "8MiB"}
+    assert "that is being made" in lab.run(**{**WEB, "disks": [unfinished]})["msg"]
     assert "of another kind" in lab.run(**{**SHEET, "disks": [{"type": "lvm", "vg": "vg0", "lv": "pool0"}]})["msg"]
     assert "no volume group vg9" in lab.run(**{**SHEET, "disks": [{**DISK, "vg": "vg9"}]})["msg"]
 

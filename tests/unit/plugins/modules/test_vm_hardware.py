@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -33,7 +34,9 @@ ALL: dict[str, Any] = {
     **BASE,
     "uuid": "6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11",
     "max_memory": "128MiB",
+    "min_memory": "32MiB",
     "hugepages": "2MiB",
+    "nosharepages": True,
     "max_vcpus": 8,
     "cpu": "Nehalem",
     "cpu_features": {"require": ["pcid"], "disable": ["x2apic"]},
@@ -69,7 +72,9 @@ ALL: dict[str, Any] = {
 OTHERS: dict[str, Any] = {
     "memory": "96MiB",
     "max_memory": "256MiB",
+    "min_memory": 0,
     "hugepages": False,
+    "nosharepages": False,
     "vcpus": 3,
     "max_vcpus": 12,
     "cpu": "Westmere",
@@ -113,7 +118,7 @@ INSIDE = "<network><name>inside</name><bridge name='virbr7'/></network>"
 AROUND = "<network><name>around</name><forward mode='bridge'/><bridge name='br-int'/></network>"
 # These are taken back by it, and then shown as null.
 TAKEN_BACK = {"hugepages", "cpu_shares", "cpu_quota", "tpm", "watchdog", "console_log", "graphics", "video"}
-TAKEN_BACK |= {"title", "description", "owner", "hostdevs", "filesystems"}
+TAKEN_BACK |= {"min_memory", "title", "description", "owner", "hostdevs", "filesystems"}
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +204,7 @@ def test_a_new_vm_has_the_defaults(run):
     nothing.append("on_maintenance")
     assert {name: made[name] for name in nothing} == dict.fromkeys(nothing)
     assert made["agent"] and made["rng"] and made["clock"] == "utc"
-    assert made["firmware"] == "bios" and made["secure_boot"] is False
+    assert made["firmware"] == "bios" and made["secure_boot"] is False and made["nosharepages"] is False
 
 
 def test_disks_and_nics_are_what_libvirt_keeps(run):
@@ -293,6 +298,24 @@ def test_uefi_starts_what_is_not_signed_unless_asked_to(run, daemon, wanted):
     assert (loader.get("secure") == "yes") is bool(wanted), text_of(loader)
     run(name="web1", secure_boot=bool(wanted))
     run(name="web1", state="absent", force=True, remove_disks=True)
+
+
+def test_a_vm_that_sees_its_machine_s_cpu_runs_where_all_of_that_is(daemon):
+    """libvirt itself says of such a VM's own element that every machine has that CPU."""
+    with connect(daemon.uri()) as node:
+        own, seen = node.host()["host_cpu"], "<cpu mode='host-passthrough' check='none' migratable='on'/>"
+        less, more = parse(own), parse(own)
+        less.remove(next(one for one in less if one.tag == "feature"))
+        # No machine has all of the three.
+        has = {one.get("name") for one in more.iter("feature")}
+        more.append(
+            Element("feature", {"name": next(name for name in ("3dnowext", "fma4", "avx512er") if name not in has)})
+        )
+        cpus = {"a1": own, "b1": text_of(less), "c1": text_of(more)}
+        rows = [node_info.compared(node, "hv1", {"vms": [name], "cpu": cpus[name], "host": True})[0] for name in cpus]
+        assert node.compare_cpu(seen, "qemu") == "superset"
+    assert {row["vm"]: row["compatible"] for row in rows} == {"a1": True, "b1": True, "c1": False}
+    assert "host-passthrough" in rows[2]["reason"]
 
 
 def test_the_cpu_that_all_nodes_have_is_one_that_a_vm_can_be_given(run, daemon):

@@ -51,7 +51,9 @@ HARDWARE_ROWS: dict[str, tuple[Any, str]] = {
     "uuid": ("6F0F1A3C-0f0d-4c5e-9f51-2a1c3c2c8d11", "<uuid>6f0f1a3c-0f0d-4c5e-9f51-2a1c3c2c8d11</uuid>"),
     "memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>2097152</currentMemory>"),
     "max_memory": ("2GiB", "<memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>1048576</currentMemory>"),
+    "min_memory": ("256MiB", "<drover:min_memory>268435456</drover:min_memory>"),
     "hugepages": ("1GiB", "<memoryBacking><hugepages><page size='1048576' unit='KiB'/></hugepages></memoryBacking>"),
+    "nosharepages": (True, "<memoryBacking><nosharepages/></memoryBacking>"),
     "vcpus": (3, "<vcpu>3</vcpu>"),
     "max_vcpus": (8, "<vcpu current='2'>8</vcpu>"),
     "cpu_features": (
@@ -352,6 +354,7 @@ FOREIGN_EDITS = [
     ({"description": "new"}, {"description"}),
     ({"memory": "512MiB"}, {"currentMemory"}),
     ({"max_memory": "4GiB"}, {"memory"}),
+    ({"min_memory": "1GiB"}, {"drover:min_memory"}),
     ({"vcpus": 3}, {"vcpu"}),
     ({"cpu_topology": {"cores": 2, "threads": 2}}, {"topology"}),
     ({"cpu_features": {"disable": ["vmx"]}}, {"feature"}),
@@ -425,6 +428,9 @@ def test_a_nic_keeps_its_address_when_the_vm_is_renamed_or_the_rule_changes():
 
 # Edits of foreign.xml: a disk that is there is named by `type` and `target` only.
 REFUSED = [
+    ({"min_memory": "1025MiB"}, "min_memory=1025MiB is more than the memory of 1GiB"),
+    ({"min_memory": "1GiB", "memory": "512MiB"}, "min_memory=1GiB is more than the memory of 512MiB"),
+    ({"min_memory": "1000000"}, "not whole mebibytes"),
     ({"uuid": "00000000-0000-4000-8000-000000000001"}, "keeps its UUID"),
     ({"machine": "pc"}, "machine is q35 and can't become pc"),
     ({"machine": "pc-i440fx-9.2"}, "machine is q35 and can't become pc-i440fx-9.2"),
