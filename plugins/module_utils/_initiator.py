@@ -11,6 +11,7 @@ is read from sysfs, so only discovery, login and logout start a process. See isc
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import re
@@ -247,19 +248,35 @@ class Initiator:
     def _folder(self, record: Record) -> Path:
         return self.database / "nodes" / record.target / f"{record.portal.address},{record.portal.port},{record.tpgt}"
 
+    def _clear(self, lock: Path, held: Path, seen: int) -> bool:
+        """Take away a lock that a killed run has left, as no iscsiadm would come by it until the node's next start.
+
+        Who works holds it for an instant: one that has been the same all the time, without an iscsiadm, is nobody's.
+        False when it is somebody's.
+        """
+        if any(told(process / "comm") == "iscsiadm" for process in (self.root / "proc").glob("[0-9]*")):
+            return False
+        with lock.open("rb") as stream:
+            # Of several that wait, one clears it; the others see that it is another one then.
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            left = seen != 0 and _changed(held) == seen
+            if left:
+                held.unlink()
+        return left
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of iscsiadm, which is a hard link. Raises TimedOut."""
         self.lock.mkdir(mode=0o660, parents=True, exist_ok=True)
         lock, held = self.lock / "lock", self.lock / "lock.write"
-        lock.touch(mode=0o600)
-        end = time.monotonic() + LOCK_SECONDS
+        os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+        end, seen = time.monotonic() + LOCK_SECONDS, _changed(held)
         while True:
             try:
                 os.link(lock, held)
                 break
             except FileExistsError:
-                if time.monotonic() > end:
+                if time.monotonic() > end and not self._clear(lock, held, seen):
                     raise TimedOut(f"{held} has been there for {LOCK_SECONDS} s; is an iscsiadm at work?") from None
                 # As often as iscsiadm looks.
                 time.sleep(0.01)
@@ -267,6 +284,14 @@ class Initiator:
             yield
         finally:
             held.unlink()
+
+
+def _changed(path: Path) -> int:
+    """When a file was last linked or unlinked, in nanoseconds; 0 when it is not there."""
+    try:
+        return path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def new_values(target: str, portal: Portal, tpgt: int, nic: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ._errors import Failed, Invalid, NotFound, Refused
 from ._run import run, run_json
 
-COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid,origin"
+COLUMNS = "vg_name,lv_name,lv_size,lv_tags,lv_layout,pool_lv,zero,lv_uuid,origin,vg_uuid"
 GROUP_COLUMNS = "vg_name,vg_extent_size,vg_free,vg_uuid,vg_lock_type,vg_size,vg_tags,lv_count"
 DEVICE_COLUMNS = "pv_name,vg_name,dev_size,pv_size,pe_start"
 # Where sanlock keeps the locks of a group: first those of the hosts, then those of its volumes; sanlock(8).
@@ -28,6 +28,11 @@ LOCKED = "locked by other host"
 # For what belongs to no shared group any more: the lock that LVM would take for it may have gone with the group.
 NO_LOCKS = ("--config", "global/use_lvmlockd=0")
 TAG = "drover."
+# Beside a mark: the UUID of the group in which it was written. In a copy of the group, as vgimportclone makes one of a
+# copied LUN, the tags and the UUIDs of volumes are those of the original, and only that of the group is new.
+HOME = "group"
+# The mark of what a volume grows by, while it is wiped: the volume's name.
+GROWTH = "part"
 # The mark of a group that module volume_group made.
 MADE = {"made": "volume_group"}
 DEVICES = "/dev"
@@ -50,13 +55,15 @@ def check_volume_name(name: str) -> None:
         check_lvm_name(name)
     except ValueError as error:
         raise Invalid(str(error), option="name") from None
+    if name.endswith(".part"):
+        raise Invalid(f"{name} is how a volume is called that is being made; choose another name", option="name")
 
 
 @dataclass(frozen=True)
 class Logical:
     """A logical volume; `pool` is its thin pool, `zeroes` says of a pool whether it hands out zeroed blocks only.
 
-    `origin` is the volume of which it is a snapshot.
+    `origin` is the volume of which it is a snapshot, `group` the UUID of its group.
     """
 
     size: int
@@ -66,11 +73,13 @@ class Logical:
     zeroes: bool
     uuid: str = ""
     origin: str = ""
+    group: str = ""
 
     @property
     def mark(self) -> dict[str, str]:
-        """Our mark; empty when there is none."""
-        return _mark(self.tags)
+        """Our mark; empty when there is none, or it was written in another group, of which this one is a copy."""
+        found = _mark(self.tags)
+        return found if found.pop(HOME, self.group) == self.group else {}
 
 
 class Group(NamedTuple):
@@ -185,22 +194,26 @@ class Lvm:
     def create(self, vg: str, name: str, size: int, mark: Mapping[str, Any], pool: str | None = None) -> None:
         """A new volume of so many bytes, thin when a pool is given."""
         space = ["--virtualsize", f"{size}b", "--thinpool", pool] if pool else ["--size", f"{size}b"]
-        self._do("lvcreate", "--yes", *space, "--name", name, *_adding(mark), vg)
+        self._do("lvcreate", "--yes", *space, "--name", name, *_adding(self._at_home(vg, mark)), vg)
 
     def snapshot(self, vg: str, origin: str, name: str, mark: Mapping[str, Any]) -> None:
         """A thin volume that begins as the other one is now. It does not depend on it."""
-        words = ["--snapshot", "--setactivationskip", "n", "--name", name, *_adding(mark)]
+        words = ["--snapshot", "--setactivationskip", "n", "--name", name, *_adding(self._at_home(vg, mark))]
         self._do("lvcreate", "--yes", *words, f"{vg}/{origin}")
         # Whatever it has from the origin is not its own.
         self.tag(vg, name, mark)
 
     def tag(self, vg: str, name: str, mark: Mapping[str, Any]) -> None:
         """Our mark in the volume's tags; tags of others stay."""
-        have, new = self.volumes()[vg, name].tags, _tags(mark)
+        have, new = self.volumes()[vg, name].tags, _tags(self._at_home(vg, mark))
         gone = [word for tag in have if tag.startswith(TAG) and tag not in new for word in ("--deltag", tag)]
         come = [word for tag in new if tag not in have for word in ("--addtag", tag)]
         if gone or come:
             self._do("lvchange", *gone, *come, f"{vg}/{name}")
+
+    def _at_home(self, vg: str, mark: Mapping[str, Any]) -> dict[str, Any]:
+        """A mark that counts in this group only."""
+        return {**mark, HOME: self.group(vg).uuid}
 
     def extend(self, vg: str, name: str, size: int, ranges: str = "") -> None:
         """Make it bigger, on these extents if any are named."""
@@ -285,7 +298,8 @@ def _report(program: str, columns: str, *names: str) -> list[dict[str, str]]:
 def _logical(row: Mapping[str, str]) -> Logical:
     tags = tuple(row["lv_tags"].split(",")) if row["lv_tags"] else ()
     layout = tuple(row["lv_layout"].split(","))
-    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", row["lv_uuid"], row["origin"])
+    names = [row[column] for column in ("lv_uuid", "origin", "vg_uuid")]
+    return Logical(int(row["lv_size"]), tags, layout, row["pool_lv"], row["zero"] == "1", *names)
 
 
 def _group(row: Mapping[str, str]) -> Group:
@@ -331,7 +345,7 @@ def grow_wiped(lvm: Lvm, vg: str, name: str, size: int, how: str = "zero") -> No
     """Make a volume bigger. The new extents are wiped before they are its own: afterwards a guest may write to them."""
     found = lvm.volumes()[vg, name]
     part = f"{name}.part"
-    lvm.create(vg, part, size - found.size, found.mark)
+    lvm.create(vg, part, size - found.size, {**found.mark, GROWTH: name})
     if how != "none":
         wipe(vg, part, how)
     ranges = lvm.ranges(vg, part)

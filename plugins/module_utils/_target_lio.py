@@ -67,7 +67,10 @@ class Rule:
 
 @dataclass
 class Target:
-    """A target; `unit` is (plugin, name) of the backstore behind the logical unit."""
+    """A target; `unit` is (plugin, name) of the backstore behind the logical unit.
+
+    `others` are the logical units that it has beside that one: what is behind each, by its number.
+    """
 
     iqn: str
     online: bool = False
@@ -77,6 +80,7 @@ class Target:
     unit: tuple[str, str] | None = None
     portals: list[str] = field(default_factory=list)
     rules: dict[str, Rule] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
 
     @property
     def sessions(self) -> list[dict[str, str]]:
@@ -330,7 +334,7 @@ def _backstore(found: Any) -> Backstore:
 def _target(found: Any) -> Target:
     group = next((group for group in found.tpgs if group.tag == GROUP), None)
     if group is None:
-        return Target(found.wwn)
+        return Target(found.wwn, others=_others(found))
     return Target(
         iqn=found.wwn,
         online=group.enable,
@@ -340,7 +344,18 @@ def _target(found: Any) -> Target:
         unit=next((_unit(unit) for unit in group.luns if unit.lun == LUN), None),
         portals=sorted(_portal(item) for item in group.network_portals),
         rules={rule.node_wwn: _rule(rule) for rule in group.node_acls},
+        others=_others(found),
     )
+
+
+def _others(found: Any) -> dict[str, str]:
+    """The units that are not ours; also of portal groups that are not."""
+    units = [(group.tag, unit) for group in found.tpgs for unit in group.luns]
+    return {
+        f"{unit.lun}" if tag == GROUP else f"{unit.lun} of group {tag}": (_unit(unit) or ("", "broken"))[1]
+        for tag, unit in units
+        if (tag, unit.lun) != (GROUP, LUN)
+    }
 
 
 def _unit(unit: Any) -> tuple[str, str] | None:

@@ -34,6 +34,8 @@ MARKED = (
     "owner",
     "vm_uuid",
 )
+# Says in a file that its secrets may not be those that tgtd has: a run was changing them.
+UNSURE = '"unsure": true, '
 PASSWORD = re.compile(r"^ +(incoming|outgoing)user \S+ (\S+)$", re.MULTILINE)
 TARGET_LINE = re.compile(r"^<target (\S+)>$", re.MULTILINE)
 
@@ -71,7 +73,7 @@ def parse(text: str) -> dict[str, Any] | None:
         volume = json.loads(text[len(HEAD) :].partition("\n")[0])
     except ValueError:
         return None
-    passwords = dict(PASSWORD.findall(text))
+    passwords = {} if volume.pop("unsure", False) else dict(PASSWORD.findall(text))
     found = {"chap_password": passwords.get("incoming"), "mutual_chap_password": passwords.get("outgoing")}
     return {"mutual_chap_user": "", **volume, "iqn": target.group(1), **found}
 
@@ -123,6 +125,16 @@ class Store:
             if volume and self.path(volume["name"]) == path:
                 found[volume["name"]] = volume
         return found
+
+    def doubt(self, name: str) -> None:
+        """Before tgtd gets another secret: what the file says of it is known no more, until the volume is saved.
+
+        tgtd tells no secret. A run that was killed after it had the new one, and before it was saved, would leave a
+        file that agrees with whoever takes the change back.
+        """
+        if (text := self.text(name)) and not text.startswith(f"{HEAD}{{{UNSURE}"):
+            self._volumes = None
+            replace_file(self.path(name), text.replace(f"{HEAD}{{", f"{HEAD}{{{UNSURE}", 1).encode())
 
     def save(self, volume: Mapping[str, Any]) -> None:
         """Write the volume's file: all of it or nothing, and readable by root only from its first byte."""

@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Client of systemd: which units have read their files."""
+"""Client of systemd: which units have read their files, and which are on their way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
-from ._errors import Failed
+from ._errors import Failed, NotFound
 from ._run import run
 
 UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,240}\.(service|socket|target|timer|mount|path)", re.ASCII)
@@ -45,6 +45,22 @@ def stale(units: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         if files or state["NeedDaemonReload"] == "yes":
             newer[unit] = files
     return dict(sorted(newer.items()))
+
+
+def changing(unit: str) -> str:
+    """What systemd does with a unit, or is about to do (`activating`, `waiting to be started or stopped`), in words.
+
+    Empty when there is nothing, and where systemd does not run. Raises TimedOut.
+    """
+    try:
+        text = run(["systemctl", "show", "--property=ActiveState,Job", "--", unit], timeout=30)
+    except (Failed, NotFound):
+        return ""
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    state = found.get("ActiveState", "")
+    if state in ("activating", "deactivating", "reloading"):
+        return state
+    return "waiting to be started or stopped" if found.get("Job", "0") not in ("", "0") else ""
 
 
 def _states(units: Mapping[str, Any]) -> list[dict[str, str]]:

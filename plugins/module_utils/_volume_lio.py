@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
+from . import _units
 from . import _volume_file as files
 from . import _volume_rules as rules
-from ._errors import Refused
+from ._errors import Refused, Unreachable
 from ._files import locked
 from ._lvm import Lvm
 from ._target_lio import DIRECTORY, LUN, Chap, Lio, Target
@@ -27,7 +28,22 @@ Volume = Mapping[str, Any]
 Change = tuple[str, Callable[[], object]]
 MARKS = ("name", "iqn", "owner", "vm_uuid")
 ALL_ADDRESSES = ["0.0.0.0:3260"]
+# What puts the saved targets in the place of those that are there, and takes all away when it is stopped.
+SERVICE = "rtslib-fb-targetctl.service"
 NAMESPACE = uuid.UUID("0f7a3c0e-5d0e-5b0c-8f5b-3b1a2f8a6a11")
+
+
+def check_restored() -> None:
+    """Raise Unreachable while the service starts or stops, or is about to: what LIO has then is not what it serves.
+
+    It waits for addresses and devices first. Its initiators are not logged in meanwhile, and what is made then is
+    cleared away when it restores what it has read.
+    """
+    if how := _units.changing(SERVICE):
+        raise Unreachable(
+            f"{SERVICE} is {how} just now, and LIO does not have all targets; run this again when it is done "
+            f"(systemctl status {SERVICE})"
+        )
 
 
 class Server:
@@ -42,6 +58,7 @@ class Server:
     def locked(cls, directory: str | None) -> Iterator[Server]:
         """One run at a time changes the volumes of a machine."""
         with locked(Path(directory or DIRECTORY), "is python3-rtslib-fb installed (role san_target)?"):
+            check_restored()
             yield cls(directory or DIRECTORY)
 
 
@@ -278,7 +295,8 @@ class LioVolume:
     def removal(self, before: Volume) -> list[Change]:
         """The changes that take it away; the data, with our mark, goes last and only when asked for."""
         changes: list[Change] = []
-        if self.iqn in self.lio.targets():
+        if target := self.lio.targets().get(self.iqn):
+            rules.refuse_other_units(self.name, self.iqn, target.others)
             changes.append((f"remove the target {self.iqn}", lambda: self.lio.delete_target(self.iqn)))
         if self.key in self.lio.backstores():
             changes.append((f"remove the backstore {self.name}", lambda: self.lio.delete_backstore(*self.key)))

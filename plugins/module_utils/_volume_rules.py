@@ -66,6 +66,17 @@ def refuse_foreign_target(name: str, iqn: str, ours: bool) -> None:
         raise Refused(f"the target {iqn} was not made for volume {name}; it is left alone", iqn=iqn)
 
 
+def refuse_other_units(name: str, iqn: str, others: Mapping[str, str]) -> None:
+    """Logical units that somebody added to our target would go with it. Raises Refused; `others` are data by number."""
+    if others:
+        units = ", ".join(f"{number} ({path})" for number, path in sorted(others.items()))
+        raise Refused(
+            f"the target {iqn} of volume {name} also has logical unit {units}, which this module did not make and "
+            "which would go with it; take that off first",
+            units=dict(others),
+        )
+
+
 def refuse_options(name: str, asked: Mapping[str, Any], where: str, options: Iterable[str]) -> None:
     """Options that can't have an effect. Raises Invalid."""
     given = [option for option in options if asked[option]]

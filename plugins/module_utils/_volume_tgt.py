@@ -206,9 +206,11 @@ class TgtVolume:
 
     def _set_outgoing(self, old: str, wanted: Volume) -> None:
         user, password = wanted["mutual_chap_user"], wanted["mutual_chap_password"]
+        self.store.doubt(self.name)
         known = user and self._has_account(user, password, "mutual_")
         self.tgt.set_outgoing(self.iqn, user, None if known else password)
         self.tgt.delete_account(old)
+        self.store.save(wanted)
 
     def _grow(self, size: int) -> None:
         files.grow(self.path, size)
@@ -217,12 +219,14 @@ class TgtVolume:
 
     def _set_account(self, old: str, wanted: Volume) -> None:
         user, password = wanted["chap_user"], wanted["chap_password"]
+        self.store.doubt(self.name)
         if user and self._has_account(user, password):
             self.tgt.bind_account(self.iqn, user)
         else:
             self.tgt.set_account(self.iqn, user, password)
         for user in old.split(","):
             self.tgt.delete_account(user)
+        self.store.save(wanted)
 
     def _has_account(self, user: str, password: str, kind: str = "") -> bool:
         """Whether tgtd has the account with this secret, as another volume of ours has it."""
@@ -237,6 +241,8 @@ class TgtVolume:
         conf = self.store.path(self.name)
         changes: list[Change] = []
         if self.target is not None:
+            others = {str(lun.number): lun.path for lun in self.target.luns.values() if lun.number not in (0, LUN)}
+            rules.refuse_other_units(self.name, self.iqn, others)
             changes.append((f"remove the target {self.iqn}", lambda: self.tgt.delete_target(self.iqn)))
         for user in filter(None, (before["chap_user"], before["mutual_chap_user"])):
             text = f"remove the CHAP user {user} unless another volume has it"

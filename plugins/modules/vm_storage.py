@@ -97,8 +97,8 @@ options:
   remove_source:
     description:
       - Whether to delete the old file, once the machine uses the copy; an image of Ceph is moved to the trash of its
-        pool. Only what carries the mark of M(drover.kvm.vm) for this machine, and that no other machine has, is
-        deleted. Volumes of a SAN stay.
+        pool. Only what carries the mark of M(drover.kvm.vm) for this machine, and that neither another machine has
+        nor another file beside it is based on, is deleted. Volumes of a SAN stay.
     type: bool
     default: false
   bandwidth:

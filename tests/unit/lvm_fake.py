@@ -22,6 +22,7 @@ class Lvm:
     """
 
     vg = "vg0"
+    uuid = "VG-UUID"
     tags = ""
 
     def __init__(self, base: Path, extents: int = 64, lock: str = ""):
@@ -38,6 +39,10 @@ class Lvm:
     def device(self, name):
         return self.base / name
 
+    def import_clone(self):
+        """As vgimportclone of a copied LUN: what is in it and what its volumes are called and marked with stays."""
+        self.uuid = "UUID-OF-THE-COPY"
+
     def free(self):
         thick = [item["size"] for item in self.volumes.values() if not item["pool"]]
         return self.extents - sum(thick)
@@ -50,7 +55,7 @@ class Lvm:
     def report(self, argv, timeout=60):
         if argv[0] == "vgs":
             row = {"vg_name": self.vg, "vg_extent_size": str(self.extent), "vg_free": str(self.free() * self.extent)}
-            row.update(vg_uuid="VG-UUID", vg_lock_type=self.lock, vg_size=str(self.extents * self.extent))
+            row.update(vg_uuid=self.uuid, vg_lock_type=self.lock, vg_size=str(self.extents * self.extent))
             row.update(vg_tags=self.tags, lv_count=str(len(self.volumes)))
             return {"report": [{"vg": [row]}]}
         if argv[0] == "pvs":
@@ -71,6 +76,7 @@ class Lvm:
                 "zero": item["zero"],
                 "lv_uuid": f"UUID-{name}",
                 "origin": item.get("origin", ""),
+                "vg_uuid": self.uuid,
             }
             for name, item in self.volumes.items()
         ]
@@ -83,7 +89,8 @@ class Lvm:
             raise Failed(f"lvcreate failed: Logical Volume {name} already exists")
         tags = [value for key, value in zip(words, words[1:]) if key == "--addtag"]
         if "--snapshot" in words and origin:
-            self.volumes[name] = {**origin, "tags": [*origin["tags"], *tags], "origin": words[-1].rpartition("/")[2]}
+            tags = sorted({*origin["tags"], *tags})
+            self.volumes[name] = {**origin, "tags": tags, "origin": words[-1].rpartition("/")[2]}
             self.device(name).write_bytes(self.device(words[-1].rpartition("/")[2]).read_bytes())
             return ""
         pool = options.get("--thinpool", "")

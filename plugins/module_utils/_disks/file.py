@@ -284,10 +284,12 @@ def marked(vm: str, uuid: str, disks: Iterable[Mapping[str, Any]]) -> list[Volum
 
 
 def remove(identity: str, uuid: str) -> None:
-    """Delete a file; looks at the mark once more."""
+    """Delete a file; looks once more at the mark, and at what is based on it."""
     path = identity[len("file:") :]
     if read_mark(path) != uuid:
         raise Refused(f"{path} no longer carries the mark of this VM; it was left as it is")
+    if found := based(identity):
+        raise Refused(f"{path} is what {', '.join(found)} is based on; it was left as it is", based=found)
     Path(path).unlink()
 
 

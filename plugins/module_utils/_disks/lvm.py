@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A logical volume of LVM: made, grown as the VM runs, and removed only when it carries our mark.
 
-The mark is the tag `drover.vm=UUID`. In a shared group (lvmlockd) a volume is active on the node alone that runs its
-VM; the hook drover-devices of role hypervisor sees to that, whoever starts and stops the VM.
+The mark is the tag `drover.vm=UUID`, beside `drover.group` with the UUID of the group, as a copy of a group has all its
+tags. In a shared group (lvmlockd) a volume is active on the node alone that runs its VM; the hook drover-devices of
+role hypervisor sees to that, whoever starts and stops the VM.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .._blocks import Blocks
 from .._errors import Failed, Invalid, NotFound, Refused
 from .._fields import Field, size_text
 from .._identity import logical_of, volume_name
-from .._lvm import MADE, Logical, Lvm, check_lvm_name, check_volume_name, device, grow_wiped, wipe
+from .._lvm import GROWTH, MADE, Logical, Lvm, check_lvm_name, check_volume_name, device, grow_wiped, wipe
 from . import block
 from .block import DEVICE
 from .kind import Kind, Options, Store, Volume
@@ -159,7 +160,8 @@ def _remove_part(vg: str, lv: str, uuid: str | None) -> None:
     left = LVM.volumes().get((vg, PART.format(lv)))
     if left is None:
         return
-    if left.mark.get(MARK) != uuid or uuid is None:
+    # A volume that was made by hand grows too, and has no mark of a VM.
+    if left.mark.get(GROWTH) != lv and (left.mark.get(MARK) != uuid or uuid is None):
         raise Refused(f"{vg}/{PART.format(lv)} exists and is not ours; it is left alone")
     LVM.remove(vg, PART.format(lv))
 

@@ -48,6 +48,8 @@ def make(order: Order, check: Callable[[], object]) -> None:
     fetched, converted = parts(order.path)
     if not Path(order.path).parent.is_dir():
         raise Invalid(f"the folder {Path(order.path).parent} does not exist; make it, or mount what belongs there")
+    for part in (fetched, converted):
+        _let_go(part)
     with _alone(fetched) as stream:
         try:
             seen = _download.fetch(order.source, stream, order.checksum.partition(":")[0], order.timeout)
@@ -65,6 +67,15 @@ def make(order: Order, check: Callable[[], object]) -> None:
         finally:
             for part in (fetched, converted):
                 Path(part).unlink(missing_ok=True)
+
+
+def _let_go(part: str) -> None:
+    """A run that was killed just after it had named the template has left a second name: who wrote there would write
+    into the template, and into all clones of it.
+    """
+    with suppress(FileNotFoundError):
+        if os.stat(part).st_nlink > 1:
+            os.unlink(part)
 
 
 @contextmanager

@@ -240,6 +240,8 @@ def _snapshot(options: Options) -> tuple[str, str | None, str, str] | None:
 
 
 def _check_new(options: Options) -> int | None:
+    if options["image"].endswith(".part"):
+        raise Invalid(f"{_name(options)} is how an image is called that is being made; choose another name")
     _check_room(options)
     source = _snapshot(options)
     if source is None:

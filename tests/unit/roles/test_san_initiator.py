@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import sys
 from base64 import b64encode
-from contextlib import closing
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
 from ansible_collections.drover.kvm.plugins.filter.portal import portal
-from ansible_collections.drover.kvm.tests.unit.role_variables import role_variable
+from ansible_collections.drover.kvm.tests.unit.role_variables import expression, role_variable
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
 TEMPLATES = ROLE / "templates"
@@ -103,6 +103,12 @@ def tasks(name: str) -> list[dict[str, Any]]:
     return [one for task in found for one in (task, *task.get("block", ()), *task.get("rescue", ()))]
 
 
+def task_value(name: str, title: str, option: str, **known: object) -> Any:
+    """What an option of a command in a file of tasks comes to, as data."""
+    (task,) = (task for task in tasks(name) if task["name"] == title)
+    return expression(task["ansible.builtin.command"][option], **known)
+
+
 def test_systemd_reads_the_order_once_after_all_of_it_is_written() -> None:
     # What late.yml writes is for transport qemu, and no part of that order.
     names = [path.stem for path in (ROLE / "tasks").glob("*.yml") if path.stem != "late"]
@@ -143,6 +149,37 @@ def test_a_node_without_a_route_has_no_way() -> None:
     assert variable("san_initiator_source", san_initiator_way=way) == "10.231.5.11"
     none = variable("san_initiator_way", san_initiator_route={"rc": 2, "stdout": ""})
     assert variable("san_initiator_source", san_initiator_way=none) == ""
+
+
+def test_the_way_is_proved_over_the_interface_that_the_session_is_bound_to() -> None:
+    """Also where the portal is written in another way; the routes may lead over another interface, or nowhere."""
+    bound = {"10.231.5.10": "nic1", "[FD00:5::10]:3260": "nic2"}
+    for gate, nic in (("10.231.5.10:3260", "nic1"), ("[fd00:5::10]", "nic2"), ("10.231.5.10:3261", "")):
+        known = {"san_initiator_interfaces": bound, "san_initiator_gate": gate, "san_initiator_kernel": True}
+        assert variable("san_initiator_gate_nic", **known) == nic
+        assert variable("san_initiator_gate_nic", **{**known, "san_initiator_kernel": False}) == ""
+        way = {"san_initiator_gate_nic": nic, "san_initiator_gate": gate}
+        argv = task_value("path", "Find the way to the portal", "argv", **way)
+        assert argv[4:] == [portal(gate)["address"], *(["oif", nic] if nic else [])]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_portal_is_asked_over_that_interface(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    program = (ROLE / "files/drover-ask-portal").read_text(encoding="utf-8")
+
+    def ask(port: int, interface: str, seconds: int = 120) -> tuple[int, str]:
+        argv = ["timeout", str(seconds), sys.executable, "-", address, str(port), interface]
+        done = subprocess.run(argv, input=program, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    with socket.create_server((address, 0), family=family) as server:
+        port = server.getsockname()[1]
+        assert ask(port, "") == (0, "") and ask(port, "lo") == (0, "")
+        # Over another one there is no way, though the routes know one.
+        assert ask(port, "no-such-nic", 5)[0] == 124
+    code, said = ask(port, "lo")
+    assert code == 0 and "refused" in said
 
 
 NAME, OTHER = "iqn.1993-08.org.debian:01:aaaa", "iqn.1993-08.org.debian:01:bbbb"
@@ -226,16 +263,3 @@ def test_a_new_site_is_foretold_in_full() -> None:
     (logins,) = (task for task in tasks if "rescue" in task and "Log in" in task["name"])
     changing = [task["name"] for task in logins["block"] if "ansible.builtin.debug" not in task]
     assert changing == ["Log in to the volumes"]
-
-
-@pytest.mark.parametrize("listens", [True, False])
-def test_a_portal_answers_though_nothing_listens_yet(listens: bool) -> None:
-    tasks = yaml.safe_load((ROLE / "tasks/path.yml").read_text(encoding="utf-8"))
-    (ask,) = (task for task in tasks if task["name"] == "Ask the portal")
-    *argv, _address, _port = ask["ansible.builtin.command"]["argv"]
-    with closing(create_server(("127.0.0.1", 0))) as server:
-        port = str(server.getsockname()[1])
-        if not listens:
-            server.close()
-        done = subprocess.run([*argv, "127.0.0.1", port], env=ask["environment"], capture_output=True, check=True)
-    assert (b"refused" in done.stdout) is not listens, done

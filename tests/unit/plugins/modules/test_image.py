@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -202,6 +203,23 @@ def test_what_a_killed_run_left_is_used_up(site, no_vms):
     leftovers[0].write_bytes(b"x")
     gone = site.run(path=str(site.path), state="absent")
     assert gone["actions"] == [f"delete {leftovers[0]}, which a run left"] and site.names() == []
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["as it was fetched", "converted"])
+def test_a_second_name_that_a_killed_run_left_is_not_written_to(site, no_vms, part):
+    """It was killed between naming the template and taking its first name away."""
+    site.make()
+    made = sha(site.path)
+    os.link(site.path, making.parts(str(site.path))[part])
+    new = site.folder / "new"
+    new.write_bytes(b"new" * MIB)
+    right = sha(new) if part == 1 else f"sha256:{64 * '0'}"
+    other = {"source_format": "raw", "source": str(new), "checksum": right}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "_place", Mock(side_effect=Failed("the new one is not named")))
+        words = ("has the checksum", "the new one is not named")[part]
+        assert words in site.make(**other)["msg"]
+    assert sha(site.path) == made and site.names() == ["debian.qcow2"]
 
 
 def test_content_that_changed_is_seen(site, no_vms):

@@ -405,8 +405,33 @@ def test_a_path_without_a_map_is_an_error_where_maps_are_asked_for(run, node, mo
 def test_a_lock_that_stays_is_named(run, node, monkeypatch):
     monkeypatch.setattr(_initiator, "LOCK_SECONDS", 0.1)
     node.write("run/lock/iscsi/lock.write", "")
+    node.write("proc/4711/comm", "iscsiadm\n")
     result = run(**BOTH)
     assert result["error"] == "TimedOut" and "lock.write" in result["msg"]
+
+
+def test_a_lock_that_a_killed_run_has_left_is_cleared(run, node, monkeypatch):
+    """iscsiadm itself would wait for it in vain, until the node starts anew."""
+    monkeypatch.setattr(_initiator, "LOCK_SECONDS", 0.3)
+    node.write("run/lock/iscsi/lock", "")
+    os.link(node.root / "run/lock/iscsi/lock", node.root / "run/lock/iscsi/lock.write")
+    assert run(**BOTH)["changed"] and len(node.sessions()) == 2
+    assert not (node.root / "run/lock/iscsi/lock.write").exists()
+
+
+def test_a_lock_that_changes_hands_is_waited_for_and_left_alone(node, monkeypatch):
+    """Also when it is another one by the time that it is to be cleared."""
+    monkeypatch.setattr(_initiator, "LOCK_SECONDS", 0.3)
+    initiator = _initiator.Initiator(node.root)
+    lock, held = node.root / "run/lock/iscsi/lock", node.root / "run/lock/iscsi/lock.write"
+    node.write("run/lock/iscsi/lock", "")
+    os.link(lock, held)
+    stale = held.stat().st_ctime_ns
+    while held.stat().st_ctime_ns == stale:  # the clock of the file system goes in steps
+        held.unlink()
+        os.link(lock, held)
+    assert initiator._clear(lock, held, stale) is False and held.exists()
+    assert initiator._clear(lock, held, held.stat().st_ctime_ns) is True and not held.exists()
 
 
 def test_two_records_at_one_portal_are_not_ours_to_choose_from(run, node):

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +20,7 @@ from ansible_collections.drover.kvm.plugins.module_utils import _resource
 from ansible_collections.drover.kvm.plugins.module_utils import _volume_file as files
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
+from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
 from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
 from ansible_collections.drover.kvm.tests.unit import tgt_server
@@ -134,6 +138,42 @@ def test_each_option_has_its_effect_and_check_mode_foretells_it(san, option):
     assert not again["changed"] and again["actions"] == []
 
 
+@pytest.fixture
+def small(san):
+    """Two file systems of 8 MiB below the SAN's folder, as two logical volumes would be."""
+    folders = [san.data / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "drover-test", str(folder)], check=True)
+    yield folders
+    for process in san.processes:
+        process.kill()
+        process.wait()
+    for folder in folders:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_volume_that_is_full_takes_no_room_from_another_one(san, small):
+    """Each on storage of its own: the writes of the one fail, the other has all that it had (#9)."""
+
+    def write(name, byte, size):
+        script = f"write -P {byte} 0 {size}M", f"read -P {byte} 0 {size}M"
+        url = san.url(name)
+        return san.ask("qemu-io", "-f", "raw", "-t", "none", *(word for one in script for word in ("-c", one)), url)
+
+    for folder in small:
+        san.make(folder.name, path=f"{folder}/disk.img")
+    free = [shutil.disk_usage(folder).free for folder in small]
+    full = write("a", 1, 16)
+    assert full.returncode != 0 and "write failed" in full.stdout + full.stderr
+    assert [shutil.disk_usage(folder).free for folder in small] == [0, free[1]]
+    other = write("b", 2, 7)
+    assert other.returncode == 0, other.stdout + other.stderr
+    # What fitted is there, and the volume is as declared: nothing is made anew.
+    assert san.ask("qemu-io", "-f", "raw", "-c", "read -P 1 0 4M", san.url()).returncode == 0
+    assert not done(san(volumes=[{"name": name, "path": f"{san.data}/{name}/disk.img"} for name in "ab"]))["changed"]
+
+
 def test_options_that_are_not_given_stay(san):
     made = san.make(chap_user="u", chap_password=SECRET, owner="web", vm_uuid=UUID, serial="00c0ffee00c0ffee")
     again = done(san(name="a"))
@@ -216,6 +256,18 @@ def test_what_is_not_ours_is_left_alone(san):
     refused(san(name="n", iqn_prefix=PREFIX, size="1MiB", chap_user="theirs", chap_password=SECRET), "is not ours")
     assert not done(san(name="old", state="absent", iqn_prefix=PREFIX))["changed"]
     assert san.state() == before
+
+
+def test_a_unit_that_somebody_added_to_our_target_does_not_go_with_it(san):
+    san.make()
+    san.add_unit(2, "0123456789abcdef")
+    before = san.state()
+    for check in (True, False):
+        gone = san(name="a", state="absent", remove_data=True, check=check)
+        refused(gone, f"logical unit 2 ({san.data}/0123456789abcdef.img)", "take that off first")
+    assert san.state() == before and not done(san(name="a"))["changed"]
+    san.admin("delete", "logicalunit", "--lun", "2")
+    assert done(san(name="a", state="absent", remove_data=True))["changed"]
 
 
 def test_another_vms_volume_is_neither_changed_nor_removed(san):
@@ -512,6 +564,21 @@ def _cut_after(number):
         run(step)
 
     return cut
+
+
+@pytest.mark.parametrize("kind", ["", "mutual_"])
+def test_a_secret_that_a_cut_off_run_changed_can_be_taken_back(san, kind):
+    """tgtd tells no secret: what the file says of it must not be believed after such a run."""
+    old = {"chap_user": "u", "chap_password": SECRET, "mutual_chap_user": "san", "mutual_chap_password": MUTUAL}
+    san.make(**old)
+    with pytest.MonkeyPatch.context() as patch:
+        # The kill between tgtd's new secret and the file.
+        patch.setattr(Store, "save", Mock(side_effect=Failed("killed")))
+        assert "killed" in san(**{"name": "a", **old, f"{kind}chap_password": "another-one1"})["msg"]
+    assert not san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}")
+    assert "is not known" in san(name="a")["msg"]
+    assert done(san(name="a", **old))["changed"]
+    assert san.logs_in(f"u%{SECRET}", f"san%{MUTUAL}") and not done(san(name="a", **old))["changed"]
 
 
 def test_access_that_was_closed_by_a_cut_off_run_is_opened_again(san):

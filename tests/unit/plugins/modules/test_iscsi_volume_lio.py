@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ansible_collections.drover.kvm.plugins.module_utils import _lvm, _resource, _target_lio
+from ansible_collections.drover.kvm.plugins.module_utils import _lvm, _resource, _target_lio, _units
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Failed
 from ansible_collections.drover.kvm.plugins.module_utils._volume_file import MARK, MIB
 from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
@@ -218,7 +218,8 @@ def test_clones_and_snapshots_are_copies_of_their_own(san):
     assert clone["size"] == 4 * MIB and kept["size"] == 2 * MIB and kept["initiators"] == []
     assert (clone["readonly"], kept["readonly"], clone["owner"]) == (False, True, None)
     assert len({item["wwid"] for item in (origin, clone, kept)}) == 3
-    assert san.lvm.volumes["b"]["tags"] == [f"drover.iqn={PREFIX}:b", "drover.name=b"]
+    tags = ["drover.group=VG-UUID", f"drover.iqn={PREFIX}:b", "drover.name=b"]
+    assert sorted(san.lvm.volumes["b"]["tags"]) == tags
     (san.devices / "a").write_bytes(b"later" + bytes(2 * MIB - 5))
     assert (san.devices / "b").read_bytes()[:5] == b"guest"
     done(san(name="a", **THIN, state="absent", remove_data=True))
@@ -240,6 +241,41 @@ def test_a_logical_volume_stays_of_which_somebody_has_a_snapshot(san):
     refused(san(name="a", **STORES["lvm"], state="absent", remove_data=True), "vg0/a has the snapshot before-update")
     assert san.state() == before
     assert done(san(name="a", **STORES["lvm"], state="absent"))["changed"] and "before-update" in san.lvm.volumes
+
+
+@pytest.mark.parametrize(
+    "said, word",
+    [
+        ("ActiveState=activating\nJob=212\n", "is activating just now"),
+        ("ActiveState=inactive\nJob=212\n", "waiting to be started"),
+        ("ActiveState=deactivating\n", "is deactivating"),
+    ],
+    ids=["it waits for what the volumes need", "the node boots", "the node goes down"],
+)
+def test_nothing_is_made_or_removed_while_the_service_restores_what_was_saved(san, said, word):
+    """It clears what is there, and until it has restored the targets nobody is logged in whose VM has the volume."""
+    san.make(**STORES["lvm"])
+    san.lio.targets.clear()
+    san.lio.stores.clear()
+    before = san.state()
+    san.patch.setattr(_units, "run", lambda argv, timeout: said)
+    refused(san(name="a", state="absent", remove_data=True, **STORES["lvm"]), word)
+    refused(san(name="b", iqn_prefix=PREFIX, size="2MiB", chap_user=""), word)
+    assert san.state() == before
+    for settled in ("ActiveState=active\n", "ActiveState=inactive\nJob=0\n"):
+        san.patch.setattr(_units, "run", lambda argv, timeout, settled=settled: settled)
+        assert done(san(name="a", **STORES["lvm"], initiators=[HOST], chap_user="", check=True))["changed"]
+
+
+def test_a_copy_of_the_group_holds_nothing_of_ours(san):
+    """vgimportclone of a LUN that the array has copied: tags stay as they are, as seen with lvm2 2.03.16."""
+    san.make(**STORES["lvm"])
+    done(san(name="a", state="absent", **STORES["lvm"]))
+    san.lvm.import_clone()
+    before = san.state()
+    for asked in ({"state": "absent", "remove_data": True}, {"iqn_prefix": PREFIX, "size": "4MiB", "chap_user": ""}):
+        refused(san(name="a", **STORES["lvm"], **asked), "no mark of it")
+    assert san.state() == before
 
 
 def test_a_volume_in_use_is_left_alone_and_the_user_is_named(san):
@@ -311,6 +347,19 @@ def test_what_is_not_ours_stays_as_it_is_running_and_saved(san):
     done(san(name="a", state="absent", remove_data=True))
     assert json.loads((san.conf / "saveconfig.json").read_text()) == {"fabric_modules": [], **saved}
     assert theirs == [group.dump(), san.lio.stores["fileio", "foreign"].dump()]
+
+
+def test_a_unit_that_somebody_added_to_our_target_does_not_go_with_it(san):
+    san.make()
+    lib, theirs = san.lio.module, san.base / "theirs"
+    theirs.write_bytes(bytes(MIB))
+    lib.LUN(san.group(), 2, lib.FileIOStorageObject("theirs", dev=str(theirs), size=MIB, wwn="1"))
+    before = san.state()
+    refused(san(name="a", state="absent", remove_data=True), "logical unit 2 (theirs)", "take that off first")
+    assert san.state() == before
+    san.group().units[2].delete()
+    done(san(name="a", state="absent", remove_data=True))
+    assert list(san.lio.stores) == [("fileio", "theirs")] and theirs.exists()
 
 
 def test_a_unit_that_was_swapped_behind_our_back_is_noticed(san):

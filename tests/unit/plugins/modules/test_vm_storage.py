@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -195,6 +196,14 @@ def test_a_disk_with_snapshots_stays(node, run, tmp_path):
     result = run(disks=[{"target": "vda", "path": str(tmp_path / "new.raw")}])
     assert "web1 has snapshots, which a copy of its disks would not have" in result["msg"]
     assert not (tmp_path / "new.raw").exists() and node.started == 0
+
+
+def test_what_another_file_is_based_on_stays(node, run, tmp_path):
+    """An overlay that somebody made by hand would be worth nothing without it."""
+    words = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(tmp_path / "a.raw"), str(tmp_path / "theirs.qcow2")]
+    subprocess.run(["qemu-img", "create", *words], check=True)
+    assert len(run(remove_source=True)["actions"]) == 2
+    assert names(tmp_path) == ["a.raw", "b.qcow2", "theirs.qcow2"]
 
 
 def test_what_is_not_ours_stays(node, run, tmp_path):
