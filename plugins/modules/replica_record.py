@@ -49,6 +49,11 @@ options:
           - Options of M(drover.kvm.vm) with which the machine starts from the replica;
             RV(drover.kvm.vm_replica#module:replica) has them. Required with O(records[].whole=true).
         type: dict
+      run:
+        description:
+          - Any name of the run that writes the replica. One that another run has begun to write since is not noted as
+            whole by this one, which warns of it.
+        type: str
   directory:
     description: The folder with the records. It is made, for root only.
     type: path
@@ -66,7 +71,7 @@ EXAMPLES = r"""
 - name: Say that a replica is being written
   drover.kvm.replica_record:
     records:
-      - {vm: db1, slot: a, whole: false}
+      - {vm: db1, slot: a, whole: false, run: nightly-20261121}
 
 - name: Say that it is complete
   drover.kvm.replica_record:
@@ -77,6 +82,7 @@ EXAMPLES = r"""
         time: "{{ copied.replica.time }}"
         uuid: "{{ copied.replica.uuid }}"
         sheet: "{{ copied.replica.sheet }}"
+        run: nightly-20261121
 """
 
 RETURN = r"""
@@ -118,6 +124,7 @@ RECORD = (
     Field("time", check=check_moment),
     Field("uuid"),
     Field("sheet", type="dict"),
+    Field("run"),
 )
 FIELDS = (
     Field("records", type="list", elements="dict", default=[], fields=RECORD),
@@ -135,7 +142,7 @@ class ReplicaRecord(Resource):
         found = {}
         for path in sorted(Path(self.name).glob("*.json")):
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
+                record = {"run": None, **json.loads(path.read_text(encoding="utf-8"))}
                 found[path.name] = {field.name: record[field.name] for field in RECORD}
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise Failed(f"{path} is no record of a replica ({error!r}); move it away") from None
@@ -143,13 +150,18 @@ class ReplicaRecord(Resource):
 
     def wanted(self, before: State) -> State:
         """The same with those that were given. Raises Invalid for a complete one without time or sheet."""
-        new = {}
+        new, old = {}, before or {}
         for record in self.params["records"]:
             if record["whole"] and not (record["time"] and record["sheet"]):
                 raise Invalid(f"{record['vm']}: a replica that is whole has a time and a sheet", option="records")
             rest = {} if record["whole"] else {"time": None, "sheet": None}
-            new[f"{record['vm']}.{record['slot']}.json"] = {**record, **rest}
-        return {**(before or {}), **new}
+            name = f"{record['vm']}.{record['slot']}.json"
+            if record["whole"] and record["run"] and record["run"] != (old.get(name) or {}).get("run"):
+                words = f"another run writes replica {record['slot']} of {record['vm']}, so it is not whole"
+                self.warnings = [*self.warnings, words]
+                continue
+            new[name] = {**record, **rest}
+        return {**old, **new}
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """Write each that differs."""

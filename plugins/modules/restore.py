@@ -29,7 +29,9 @@ options:
     type: str
     required: true
   id:
-    description: Which backup, see M(drover.kvm.backup_info). The default is the newest good one.
+    description:
+      - Which backup, see M(drover.kvm.backup_info). The default is the newest good one of the machine that had the name
+        last.
     type: str
   new_name:
     description:
@@ -46,7 +48,8 @@ options:
   disks:
     description:
       - Restore only these, such as V(vdb), to files, and define no machine. The files belong to no machine, so none
-        takes them along when it is removed. A file that was restored so is left as it is by the next run.
+        takes them along when it is removed. A file that was restored so is left as it is by the next run; one that
+        was written to since is in its way.
     type: list
     elements: str
   passphrase:
@@ -186,9 +189,12 @@ class Restore(Resource):
     def _choose(self) -> store.Backup:
         """The backup that is asked for. Raises NotFound and Refused."""
         wanted = self.params["id"]
-        fit = [one for one in self.backups if one.id == wanted or (wanted is None and one.complaint is None)]
+        # The newest good one may be of a machine that had the name before.
+        last = next((one.uuid for one in reversed(self.backups) if one.uuid), None)
+        good = [one for one in self.backups if one.complaint is None and one.uuid == last]
+        fit = good if wanted is None else [one for one in self.backups if one.id == wanted]
         if not fit:
-            there = ", ".join(one.id for one in self.backups) or "none at all"
+            there = ", ".join(f"{one.id} (of {one.uuid or 'nobody knows'})" for one in self.backups) or "none at all"
             raise NotFound(
                 f"there is no {f'backup {wanted}' if wanted else 'good backup'} of {self.name} in "
                 f"{self.params['path']}; there is {there}. Say another one (id), or where they are (path)"

@@ -18,7 +18,7 @@ from .disks import Disk, disks_of
 from .moments import check_quiesce
 from .shelf import Shelf, age
 from .store import Backup
-from .taking import Order, Taking, base_of, check_room, recover, room_needed
+from .taking import Order, Taking, base_of, check_clock, check_room, recover, room_needed
 
 
 class Acts(Shelf):
@@ -41,7 +41,8 @@ class Acts(Shelf):
         good = [backup for backup in self.backups if backup.complaint is None and backup.uuid == uuid]
         if not good:
             return False
-        return age(good[-1]) < self.newer_than
+        # One of the future, made when a clock was wrong, must not stand for those that are due until then.
+        return abs(age(good[-1])) < self.newer_than
 
     def plan(self) -> None:
         """Look at the VM, and choose what is copied. Raises NotFound and Refused."""
@@ -60,9 +61,11 @@ class Acts(Shelf):
             origins.of_disks(self.node, domain, self.order.from_snapshot)
         if domain.has_managed_save:
             self.warnings.append(f"{domain.name} has saved memory, which is not in the backup")
+        check_clock(self.node, self.backups)
         self.base, self.reason = base_of(self.order, domain, disks, self.backups)
         self.kept = files.kept(self.base, self.order.passphrase) if self.base else {}
         self.disks = disks
+        store.check_owner(self.order.root if self.order.root.is_dir() else self.order.root.parent)
         self.check_room(room_needed(self.node, self.order, disks, self.base))
 
     def _check_reading(self, domain: Domain, disks: Sequence[Disk]) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 from xml.etree.ElementTree import Element
 
 from .._disks.template import sync
@@ -57,6 +59,28 @@ def is_free(image: Path) -> bool:
     return True
 
 
+@contextmanager
+def watched(copies: Iterable[Path]) -> Iterator[Callable[[Path], None]]:
+    """These files are being written by others. What is given raises Failed where the disk has lost some of that.
+
+    The kernel tells of it those who had the file open then, once, see fsync(2): whoever opens it later may find holes
+    where data was, and hears nothing.
+    """
+    with ExitStack() as stack:
+        opened = {copy: stack.enter_context(copy.open("rb")) for copy in copies}
+
+        def check(copy: Path) -> None:
+            try:
+                os.fsync(opened[copy].fileno())
+            except OSError as error:
+                raise Failed(
+                    f"{copy.parent.parent} has lost what was written to it: {error.strerror}. Look at its storage or "
+                    "server, and run this again"
+                ) from None
+
+        yield check
+
+
 def create(copy: Path, size: int, key: str | None, options: Sequence[str] = ()) -> None:
     """An image of so many bytes with nothing in it."""
     made = [] if key is None else ["-o", secrecy.ENCRYPT]
@@ -79,10 +103,12 @@ def pack(copy: Path, image: Path, base: str | None, style: Style) -> None:
         return
     options = [] if base is None else ["-B", f"../{base}/{image.name}", *below]
     convert(Source(str(copy), "qcow2"), image, style, options)
+    store.written(image)
     # An incremental image is compared by itself: with all that it is based on it would be as long as a full one.
     alone = [secrecy.alone(one, None) for one in (copy, image)]
     _compare([], alone, style.seconds)
-    copy.unlink()
+    # What of it is not on the disk yet is not wanted there any more.
+    os.truncate(copy, 0)
 
 
 def copy_places(source: str, copy: Path, size: int, places: Sequence[tuple[int, int]], style: Style) -> None:
@@ -138,6 +164,7 @@ class Source(NamedTuple):
 def copy(source: Source, image: Path, style: Style) -> None:
     """All that a disk holds in a new image, compared."""
     convert(source, image, style, ["-r", str(style.bandwidth)] if style.bandwidth else [])
+    store.written(image)
     compare(source, image, style.seconds, style.key)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Callable
 from xml.etree.ElementTree import Element, SubElement
 
 from .._errors import DroverError, Failed, TimedOut
@@ -94,13 +95,22 @@ def changed(node: Node, vm: str, checkpoint: str) -> int | None:
     return sum(int(disk.get("size", 0)) for disk in (() if disks is None else disks))
 
 
-def wait(node: Node, vm: str, seconds: float) -> None:
-    """Wait for the end of the job. Raises Failed with QEMU's words, and TimedOut, when it has been ended."""
+def wait(node: Node, vm: str, seconds: float, is_held: Callable[[], bool]) -> None:
+    """Wait for the end of the job. Raises Failed with QEMU's words, and TimedOut, when it has been ended.
+
+    It is ended, too, when the guest is held up by it (`is_held`), which else would last until the job itself comes to
+    what can't be copied.
+    """
     end = time.monotonic() + seconds
     while node.backup(vm) is not None:
+        if is_held():
+            _end(node, vm)
+            raise Failed(
+                f"{vm} could not write, as what it writes over could not be copied before, or its own disk failed; the "
+                "copy was ended. Is the folder of backups full, or out of reach? Mend that, and run this again"
+            )
         if time.monotonic() > end:
-            with suppress(Failed):  # it may have ended just now
-                node.abort_job(vm)
+            _end(node, vm)
             raise TimedOut(
                 f"the copy of the disks of {vm} took more than {seconds:g} s and was ended. Give it longer (timeout), "
                 "or look what is slow: the folder of backups, or the disks"
@@ -114,6 +124,11 @@ def wait(node: Node, vm: str, seconds: float) -> None:
             f"/var/log/libvirt/qemu/{vm}.log, and run this again",
             job=seen,
         )
+
+
+def _end(node: Node, vm: str) -> None:
+    with suppress(Failed):  # it may have ended just now
+        node.abort_job(vm)
 
 
 def drop(node: Node, vm: str, checkpoint: str) -> None:

@@ -23,7 +23,7 @@ from .._errors import Failed, Refused
 from .._identity import disk_name, vm_mac, vm_uuid
 from .._run import run, run_json
 from .._xml import Property, add, devices, drop, make, parse, target_of
-from . import files, secrecy
+from . import files, secrecy, store
 from .store import Backup
 
 MARK = "user.drover.restore"
@@ -151,8 +151,13 @@ def variables(name: str) -> Path:
 def is_done(place: Place) -> bool:
     """Whether a run has finished this disk: one that was cut off, or one for this disk alone."""
     with suppress(OSError):
-        return os.getxattr(place.path, MARK).decode("ascii", "replace") == place.mark
+        return os.getxattr(place.path, MARK).decode("ascii", "replace") == _noted(place, place.path)
     return False
+
+
+def _noted(place: Place, path: Path | str) -> str:
+    """The mark of a file. One that is nobody's keeps it, and is what was restored only while nobody writes to it."""
+    return place.mark if place.owner else f"{place.mark}/{os.stat(path).st_mtime_ns}"
 
 
 def check_names(disks: list[Place]) -> None:
@@ -214,12 +219,13 @@ def bring(place: Place, timeout: float, whole: bool = False) -> None:
                 pair = [secrecy.address(place.image, place.key), str(part)]
                 words = [*told, "-q", "-m", "8", "-W", "-f", "qcow2", "-O", place.format]
                 run(["qemu-img", "convert", *words, *pair], timeout=timeout)
+            store.written(part)
             files.compare(files.Source(str(part), place.format), place.image, timeout, place.key)
         part.chmod(0o600)
         sync([str(part)])
         if place.owner:
             os.setxattr(part, file.MARK, place.owner.encode())
-        os.setxattr(part, MARK, place.mark.encode())
+        os.setxattr(part, MARK, _noted(place, part).encode())
         os.link(part, place.path)
     except FileExistsError:
         raise Refused(f"{place.path} appeared meanwhile; look at who else uses this name") from None

@@ -78,11 +78,13 @@ class Shelf:
         """
         if self.verdicts is None:
             found: dict[str, str] = {}
+            read: set[str] = set()
             for backup in self.backups:
                 complaint = store.verify(backup)
                 base = backup.manifest["base"]
-                if complaint is None and base is not None and base in found:
-                    complaint = f"{base}, on which it is based, is not good"
+                if complaint is None and base is not None and (base in found or base not in read):
+                    complaint = f"{base}, on which it is based, is {'not good' if base in found else 'gone'}"
+                read.add(backup.id)
                 if complaint and store.is_there(backup):
                     found[backup.id] = complaint
             self.verdicts = found

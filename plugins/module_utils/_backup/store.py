@@ -11,11 +11,14 @@ What is called otherwise, or has no manifest of ours, is never touched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,9 +26,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .._errors import DroverError, Failed, Invalid
+from .._errors import DroverError, Failed, Invalid, Refused, Unreachable
 from .._files import replace_file
-from .._run import run
+from .._run import bounded, run
 from . import secrecy
 
 FORMAT, VERSION = "drover.kvm backup", 1
@@ -36,6 +39,8 @@ ID = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 LEFT = re.compile(r"\.(\d{8}T\d{6}Z)\.(part|gone)", re.ASCII)
 STAMP = "%Y%m%dT%H%M%SZ"
 CHUNK = 4 << 20
+# A mount may be made only now, and a server that went down gets time to come back.
+LOOK_SECONDS = 100
 CHECK_SECONDS_PER_GIB = 150
 
 
@@ -98,11 +103,39 @@ def moment(said: str) -> datetime:
 
 
 def check_root(path: str) -> Path:
-    """The folder of all backups. Raises Invalid where there is none."""
-    root = Path(path)
-    if not root.is_dir():
-        raise Invalid(f"the folder {path} does not exist; make it, or mount what belongs there")
-    return root
+    """The folder of all backups. Raises Invalid where there is none, Unreachable where its server gives no answer."""
+    found = bounded({path: lambda: _why_no_folder(path)}, LOOK_SECONDS)[path]
+    if isinstance(found, Unreachable):
+        raise Unreachable(f"the folder {found.message}; look at its server, or mount it anew")
+    if found:
+        raise Invalid(f"the folder {path} {found}; make it, or mount what belongs there")
+    return Path(path)
+
+
+def _why_no_folder(path: str) -> str:
+    try:
+        return "" if stat.S_ISDIR(os.stat(path).st_mode) else "is no folder"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+
+
+def check_owner(root: Path) -> None:
+    """Raise Refused where we can't write, or are somebody else there; the trial has no name, and is gone at once.
+
+    QEMU, which is another user, is given files there, which takes a server that lets root stay root, exports(5).
+    """
+    try:
+        with tempfile.TemporaryFile(dir=root) as trial:
+            owner = os.fstat(trial.fileno()).st_uid
+    except OSError as error:
+        raise Refused(
+            f"{root} can't be written to: {error.strerror}. A server of NFS must have it exported for writing, with "
+            "no_root_squash"
+        ) from None
+    if owner != os.geteuid():
+        raise Refused(f"what root writes to {root} belongs to user {owner}; export it with no_root_squash")
 
 
 def vms(root: Path) -> list[str]:
@@ -126,8 +159,25 @@ def read(root: Path, vm: str) -> list[Backup]:
 
 def _read(place: Path) -> list[tuple[Path, dict[str, Any]]]:
     folders = sorted(place.iterdir()) if place.is_dir() else []
-    pairs = [(folder, _manifest(folder)) for folder in folders if ID.fullmatch(folder.name)]
+    pairs = [(folder, _manifest(folder) or _lost(folder)) for folder in folders if ID.fullmatch(folder.name)]
     return [(folder, manifest) for folder, manifest in pairs if manifest is not None]
+
+
+def _lost(folder: Path) -> dict[str, Any] | None:
+    """What is known of a backup whose manifest can't be read: that it is ours, as its checksums say, and damaged."""
+    try:
+        json.loads((folder / MANIFEST).read_bytes())
+        return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        words = str(getattr(error, "strerror", None) or error)
+    with suppress(OSError, UnicodeDecodeError):
+        if not (folder / SUMS).read_text(encoding="utf-8").endswith(f"  {MANIFEST}\n"):
+            return None
+    nothing: dict[str, Any] = {"files": {}, "disks": [], "base": None, "checkpoint": None, "type": "full"}
+    vm = {"name": folder.parent.name, "uuid": ""}
+    return {**nothing, "vm": vm, "history": folder.name, "lost": f"{MANIFEST}: {words}"}
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -145,6 +195,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 def _quick(folder: Path, manifest: dict[str, Any]) -> str | None:
     with suppress(OSError, ValueError, KeyError):
         return str(json.loads((folder / DAMAGED).read_bytes())["complaint"])
+    if "lost" in manifest:
+        return str(manifest["lost"])
     for name, size in manifest["files"].items():
         try:
             seen = (folder / name).stat().st_size
@@ -219,7 +271,11 @@ def same(one: Backup, other: Backup) -> bool:
 
 def is_there(backup: Backup) -> bool:
     """Whether it still has its name; one that is removed loses it first."""
-    return _manifest(backup.folder) is not None
+    try:
+        (backup.folder / MANIFEST).lstat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return True
 
 
 def note(backup: Backup, complaint: str | None) -> None:
@@ -230,6 +286,16 @@ def note(backup: Backup, complaint: str | None) -> None:
     else:
         said = {"complaint": complaint, "seen": datetime.now(timezone.utc).strftime(STAMP)}
         replace_file(place, json.dumps(said, indent=2).encode() + b"\n")
+
+
+def written(path: Path) -> None:
+    """Have the disk keep a file, so that what is read of it from now on is what the disk has. Raises Failed."""
+    try:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise Failed(f"{path} could not be written: {error.strerror}. Look at its storage and run this again") from None
 
 
 def digest_of(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from .. import _later
 from .._disks.template import sync
+from .._domain.power import IO_ERROR
 from .._domain.stillness import still
 from .._errors import DroverError, Failed, Refused
 from .._files import free_space, locked, replace_file
@@ -123,6 +124,32 @@ def check_room(root: Path, needed: int, what: str = "a backup", mend: str = LESS
         )
 
 
+def check_clock(node: Node, backups: Sequence[Backup]) -> str:
+    """The name of a backup that begins now. Raises Refused where the last one would be newer."""
+    now = datetime.now(timezone.utc).strftime(store.STAMP)
+    if backups and now < backups[-1].id:
+        raise Refused(
+            f"the clock of {node.name} says {now}, before the last backup {backups[-1].id}; set it. If it was wrong "
+            f"when that one was made, move {backups[-1].folder} away"
+        )
+    return now
+
+
+def is_held(node: Node, vm: str, was: str) -> bool:
+    """Whether a guest that ran is paused as it could not write: what was there could not be copied before."""
+    domain = node.domain(vm) if was == "running" else None
+    return domain is not None and (domain.state, domain.reason) == ("paused", IO_ERROR)
+
+
+def go_on(node: Node, vm: str, was: str) -> None:
+    """Resume such a guest. QEMU, which paused it for that (error_policy of the disk), writes once more then.
+
+    Is it the VM's own disk that fails, it is paused again.
+    """
+    if is_held(node, vm, was):
+        node.resume(vm)
+
+
 def recover(node: Node, vm: str, folder: Path) -> None:
     """Undo what a run that was cut off has begun: its job, its checkpoint, its pause, its folder."""
     begun = store.begun(folder) or {}
@@ -137,6 +164,8 @@ def recover(node: Node, vm: str, folder: Path) -> None:
                 node.abort_job(vm)
             words = f"the backup of {vm} that was cut off does not end; see virsh domjobinfo {vm}, and run this again"
             until(lambda: node.backup(vm) is None, 60, words)
+        if begun.get("was"):
+            go_on(node, vm, begun["was"])
         job.drop_all(node, vm, [job.checkpoint_name(store.id_of(folder))])
         here = (begun.get("node"), begun.get("boot")) == (node.name, BOOT_ID.read_text(encoding="ascii").strip())
         if here and begun["was"] == "running" and begun["mode"] != "snapshot":
@@ -179,13 +208,11 @@ class Taking:
 
     def _begin(self) -> None:
         """The folder under its passing name, with a note of what is going on."""
-        known = [backup.id for backup in store.read(self.order.root, self.order.vm)]
-        self.id = datetime.now(timezone.utc).strftime(store.STAMP)
-        while self.id in known:
+        backups = store.read(self.order.root, self.order.vm)
+        self.id = check_clock(self.node, backups)
+        while backups and self.id == backups[-1].id:
             time.sleep(0.1)
-            self.id = datetime.now(timezone.utc).strftime(store.STAMP)
-        if known and self.id < known[-1]:
-            raise Refused(f"the clock of {self.node.name} says {self.id}, before the last backup {known[-1]}; set it")
+            self.id = check_clock(self.node, backups)
         self.part = self.place / f".{self.id}.part"
         self.part.mkdir()
         said = {"id": self.id, "vm": self.order.vm, "node": self.node.name, "mode": self.order.mode}
@@ -213,17 +240,28 @@ class Taking:
             self._start({target: str(path) for target, path in copies.items()})
             moment = datetime.now(timezone.utc)
         self.quiesced = seen["quiesced"]
+        with files.watched(copies.values()) as check:
+            self._wait()
+            for disk in self.disks:
+                self._pack(disk, copies[disk.target])
+                check(copies[disk.target])
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+        return moment
+
+    def _wait(self) -> None:
         for disk in self.disks if self.order.bandwidth else ():
             with suppress(Failed):  # it may be done already
                 self.node.limit_block_job(self.order.vm, disk.target, self.order.bandwidth)
-        job.wait(self.node, self.order.vm, self.order.timeout)
-        for disk in self.disks:
-            held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
-            until(partial(files.is_free, copies[disk.target]), CLOSE_SECONDS, held)
-            image = self.part / files.image_name(disk.target)
-            below = self.base.id if self.base is not None and disk.noted else None
-            files.pack(copies[disk.target], image, below, self.style)
-        return moment
+        held = partial(is_held, self.node, self.order.vm, self.domain.state)
+        job.wait(self.node, self.order.vm, self.order.timeout, held)
+        go_on(self.node, self.order.vm, self.domain.state)
+
+    def _pack(self, disk: Disk, copy: Path) -> None:
+        held = f"QEMU keeps its copy of {disk.target} of {self.order.vm} open; see whether {self.order.root} works"
+        until(partial(files.is_free, copy), CLOSE_SECONDS, held)
+        below = self.base.id if self.base is not None and disk.noted else None
+        files.pack(copy, self.part / files.image_name(disk.target), below, self.style)
 
     def _copy_images(self, snapshot: str) -> datetime:
         """RBD keeps the moment, so that the VM may do meanwhile what it likes."""
@@ -243,6 +281,7 @@ class Taking:
             copy, pair = self.part / f"{disk.target}.copy", (self.base.manifest["checkpoint"], snapshot)
             rbd.copy_changed(disk, pair, copy, self.style)
             files.pack(copy, image, self.base.id, self.style)
+            copy.unlink(missing_ok=True)
         self.checkpoint = snapshot if order.checkpoint and order.type == "incremental" else None
         if self.checkpoint is None:
             rbd.drop(rbd.identities(self.disks), [snapshot])

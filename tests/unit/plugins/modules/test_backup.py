@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
@@ -135,6 +137,13 @@ class Machine:
 
     def checkpoints(self) -> list[str]:
         return sorted(one.getName() for one in self.vm.listAllCheckpoints(0))
+
+    def damage(self, backup_id: str, uuid: str = UUID) -> None:
+        """A backup is known to be bad; `uuid` is of the machine that it is of."""
+        folder = self.root / "web1" / backup_id
+        said = json.loads((folder / store.MANIFEST).read_text())
+        (folder / store.MANIFEST).write_text(json.dumps({**said, "vm": {"name": "web1", "uuid": uuid}}))
+        (folder / store.DAMAGED).write_text(json.dumps({"complaint": "rot"}))
 
     def restored(self, backup_id: str, target: str = "vda") -> bytes:
         """What is in a backup, with qemu-img alone."""
@@ -550,6 +559,123 @@ def test_a_clock_that_was_set_back_removes_and_makes_nothing(running: Machine, m
     assert running.there() == before
     monkeypatch.setattr(taking, "datetime", datetime)
     running.take()
+
+
+def test_one_of_the_future_does_not_stand_for_those_that_are_due(running: Machine, monkeypatch: Any) -> None:
+    """A clock that was a year ahead and was set right: nothing was backed up for that year, and nobody was told."""
+    with monkeypatch.context() as patch:
+        patch.setattr(taking, "datetime", SimpleNamespace(now=lambda zone: datetime.now(zone) + timedelta(days=365)))
+        running.take()
+    before = running.there()
+    for check in (True, False):
+        done = running.run(newer_than="20h", keep=1, _ansible_check_mode=check)
+        assert done.get("failed") and "before the last backup" in done["msg"] and "move " in done["msg"], done
+    assert running.there() == before
+
+
+def test_one_whose_manifest_can_t_be_read_is_named_and_counts_no_more(running: Machine) -> None:
+    first, second = (running.take()["backup"]["id"] for _number in range(2))
+    (running.root / "web1" / second / store.MANIFEST).write_bytes(b"\0" * 100)
+    mine = running.root / "web1" / "20200101T000000Z"
+    mine.mkdir()
+    (mine / store.MANIFEST).write_bytes(b"not ours, and no JSON")
+    (mine / store.SUMS).write_text("not ours")
+    listed = store.read(running.root, "web1")
+    assert [(one.id, one.complaint is None) for one in listed] == [(first, True), (second, False)]
+    assert listed[1].facts()["complaint"].startswith("manifest.json: ")
+    said = running.run(state="verified")
+    assert not said.get("failed") and list(said["damaged"]) == [second], said
+    assert not running.run(state="verified")["changed"]
+    # The last good one stays, and what can't be read is not taken for another machine's.
+    third = running.take(keep=1, type="incremental")["backup"]
+    assert third["type"] == "full" and running.there() == sorted([mine.name, first, second, third["id"]])
+
+
+def test_what_is_based_on_one_that_is_gone_is_named(running: Machine, monkeypatch: Any) -> None:
+    """Of an encrypted one the checksums alone are read, which don't show it."""
+    full = running.take()["backup"]["id"]
+    above = running.take(type="incremental")["backup"]["id"]
+    shutil.rmtree(running.root / "web1" / full)
+    monkeypatch.setattr(store, "verify", lambda _one: None)
+    said = running.run(state="verified")
+    assert not said.get("failed") and said["damaged"] == {above: f"{full}, on which it is based, is gone"}, said
+
+
+def test_what_the_disk_has_lost_of_the_copy_is_no_backup(running: Machine, monkeypatch: Any) -> None:
+    """As with a server of NFS that was away for a while: the kernel says so once, and reads holes from then on."""
+    fsync, names = os.fsync, {"zstd": "vdb.copy", "none": "vdb.qcow2"}
+
+    def lost(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(names[compression]):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", lost)
+    for compression in names:
+        done = running.run(compression=compression)
+        assert done.get("failed") and "has lost what was written to it: Input/output error" in done["msg"], done
+        assert running.there() == [] and running.checkpoints() == []
+
+
+def test_what_is_compared_is_what_the_disk_has(running: Machine, monkeypatch: Any) -> None:
+    compare, kept = files._compare, []
+
+    def look(words: list[str], pair: list[str], *more: Any) -> None:
+        image = str(json.loads(pair[1][len("json:") :])["file"]["filename"])
+        said = subprocess.run(["fincore", "-b", "-n", "-o", "RES", image], capture_output=True, text=True, check=True)
+        kept.append(int(said.stdout))
+        compare(words, pair, *more)
+
+    if subprocess.run(["stat", "-f", "-c", "%T", running.root], capture_output=True, check=True).stdout == b"tmpfs\n":
+        pytest.skip("what is on a tmpfs is in memory only")
+    monkeypatch.setattr(files, "_compare", look)
+    running.write(5, length="1M")
+    running.take()
+    assert kept == [0, 0]
+
+
+def test_a_folder_where_root_is_somebody_else_or_that_is_away_is_refused(running: Machine, monkeypatch: Any) -> None:
+    def refused(words: str) -> None:
+        for check in (True, False):
+            done = running.run(_ansible_check_mode=check)
+            assert done.get("failed") and words in done["msg"] and "Traceback" not in str(done), done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1)
+        refused("no_root_squash")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", stale)
+        refused("can't be written to: Stale file handle")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_why_no_folder", lambda _path: time.sleep(60))
+        patch.setattr(store, "LOOK_SECONDS", 0.5)
+        refused("gave no answer within 0.5 s; look at its server")
+    assert running.there() == []
+
+
+def stale(**_named: Any) -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_guest_that_the_failing_copy_stopped_goes_on(running: Machine, monkeypatch: Any) -> None:
+    """QEMU lets it overwrite nothing that could not be copied before: where the folder is full, it pauses the guest."""
+    monkeypatch.setattr(taking, "IO_ERROR", "user")  # libvirt says another word of ours
+
+    def stopped(*_args: Any) -> None:
+        running.vm.suspend()
+        raise Failed("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "wait", stopped)
+        done = running.run()
+    assert done["failed"] and "No space left" in done["msg"] and running.there() == []
+    assert running.vm.info()[0] == libvirt.VIR_DOMAIN_RUNNING
+    # One that somebody had paused before stays so.
+    running.vm.suspend()
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "wait", stopped)
+        assert running.run()["failed"]
+    assert running.vm.info()[0] == libvirt.VIR_DOMAIN_PAUSED
 
 
 def test_suspend_and_stop_go_on(running: Machine, monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ from ansible_collections.drover.kvm.tests.unit import hostile
 
 TIME = "2026-11-21T20:15:00Z"
 TORN = {"vm": "db1", "slot": "a", "whole": False}
-WHOLE = {**TORN, "whole": True, "time": TIME, "uuid": "U", "sheet": {"name": "db1"}}
+WHOLE = {**TORN, "whole": True, "time": TIME, "uuid": "U", "sheet": {"name": "db1"}, "run": None}
 
 
 @pytest.fixture
@@ -37,8 +37,19 @@ def test_a_replica_that_is_written_again_is_not_whole_meanwhile(run, tmp_path):
     path = tmp_path / "replicas/db1.a.json"
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert run(TORN)["actions"] == ["write that replica a of db1 is being written"]
-    assert run()["records"] == [{**TORN, "time": None, "uuid": None, "sheet": None}]
+    assert run()["records"] == [{**TORN, "time": None, "uuid": None, "sheet": None, "run": None}]
     assert run({**WHOLE, "slot": "b"})["changed"] and len(run()["records"]) == 2
+
+
+def test_a_replica_that_another_run_has_begun_to_write_is_not_whole(run):
+    """Else it would be taken for whole, with the moment of the first run, while the second one writes over it."""
+    for name in ("one", "two"):
+        run({**TORN, "run": name})
+    late = run({**WHOLE, "run": "one"})
+    assert not late["changed"] and "another run writes replica a of db1" in str(late["warnings"])
+    assert not run()["records"][0]["whole"]
+    assert run({**WHOLE, "run": "two"})["changed"] and run()["records"][0]["whole"]
+    assert not run({**WHOLE, "run": "two"})["changed"]
 
 
 @pytest.mark.parametrize(

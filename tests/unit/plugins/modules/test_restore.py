@@ -159,6 +159,25 @@ def test_one_disk_as_a_file(place: Site) -> None:
     assert "nothing is written over" in place.run(disks=["vda"], directory=str(place.new))["msg"]
 
 
+def test_a_single_disk_that_was_written_to_since_is_not_what_was_restored(place: Site) -> None:
+    done = place.both(disks=["vdb"], directory=str(place.new))
+    path = Path(done["restored"]["files"][0])
+    with path.open("r+b") as stream:
+        stream.write(b"lost")
+    for check in (True, False):
+        again = place.run(disks=["vdb"], directory=str(place.new), _ansible_check_mode=check)
+        assert again.get("failed") and "nothing is written over" in again["msg"], again
+
+
+def test_a_machine_that_had_the_name_before_is_not_restored_unasked(place: Site) -> None:
+    later = place.machine.take()["backup"]["id"]
+    place.machine.damage(later, uuid="22222222-2222-4222-8222-222222222222")
+    options = {"new_name": "web2", "directory": str(place.new)}
+    done = place.run(**options)
+    assert done.get("failed") and f"{place.id} (of {test_backup.UUID})" in done["msg"], done
+    assert place.run(**options, id=place.id, _ansible_check_mode=True)["changed"]
+
+
 def test_a_disk_has_its_file_by_its_target_alone() -> None:
     disk = {"identity": "iscsi:x", "format": "raw", "size": 1, "file": "x.qcow2"}
     vm = {"name": "web1", "uuid": test_backup.UUID}
