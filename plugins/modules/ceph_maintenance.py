@@ -16,6 +16,8 @@ description:
   - Before it begins, Ceph is asked whether all of these OSDs may stop at once (C(ceph osd ok-to-stop)), and the
     monitors on these hosts too (C(ceph mon ok-to-stop)), as a host may be switched off. When data would no longer be
     available, or no majority of the monitors be left, it is refused and nothing is changed.
+  - The same goes while Ceph reports operations that wait for too long (C(SLOW_OPS) of C(ceph health detail)). The OSD
+    that they wait for counts as up, also when its disk or its process answers nobody, and may be the one that is left.
   - A maintenance that this module began carries a mark in the monitors. Only that one is ended, by whoever runs it,
     wherever an earlier run was cut off. A C(noout) that somebody else has set stays.
   - The OSDs themselves are started and stopped by the site (C(ceph-osd.target)). Playbook C(drover.kvm.drain_node) does
@@ -188,8 +190,8 @@ class Maintenance(Resource):
                 for host, one in found.items()
             }
         if any(one["up"] for one in found.values()):
-            self._ask_to_stop("osd", sorted(str(osd) for one in found.values() for osd in one["osds"]))
-            self._ask_to_stop("mon", self._monitors())
+            self._until_allowed("osd", sorted(str(osd) for one in found.values() for osd in one["osds"]))
+            self._until_allowed("mon", self._monitors())
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         mark = {"since": now, "by": self.params["by"], "reason": self.params["reason"]}
         return {
@@ -204,22 +206,33 @@ class Maintenance(Resource):
             one["name"] for one in self.client.ask("mon metadata") if one.get("hostname") in self.params["hosts"]
         )
 
-    def _ask_to_stop(self, kind: str, daemons: list[str]) -> None:
+    def _until_allowed(self, kind: str, daemons: list[str]) -> None:
         end = time.monotonic() + self.params["wait"]
         while daemons:
             try:
-                self.client.ask(f"{kind} ok-to-stop", ids=daemons)
+                self._ask_to_stop(kind, daemons)
                 return
             except Refused as error:
                 words = error
             if time.monotonic() > end:
                 names = [f"{kind}.{daemon}" for daemon in daemons]
-                raise Refused(
-                    f"{', '.join(names)} of {self.name} may not stop now: {words.message}. Bring back what is down, "
-                    "and wait until Ceph has healed (ceph -s)",
-                    daemons=names,
-                )
+                raise Refused(f"{', '.join(names)} of {self.name} may not stop now: {words.message}", daemons=names)
             time.sleep(1)
+
+    def _ask_to_stop(self, kind: str, daemons: list[str]) -> None:
+        """Raise Refused with the mend when these daemons may not stop."""
+        try:
+            self.client.ask(f"{kind} ok-to-stop", ids=daemons)
+        except Refused as error:
+            mend = "Bring back what is down, and wait until Ceph has healed (ceph -s)"
+            raise Refused(f"{error.message}. {mend}") from None
+        # What they wait for counts as up. https://docs.ceph.com/en/reef/rados/operations/health-checks/#slow-ops
+        if slow := self.client.ask("health", detail="detail")["checks"].get("SLOW_OPS"):
+            raise Refused(
+                f"operations wait for too long: {slow['summary']['message']}. Find the OSD that they wait for (ceph "
+                "tell osd.N dump_ops_in_flight, of each of these), mend or stop that one, and wait until Ceph has "
+                "healed (ceph -s)"
+            )
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """The mark before the flag, and away after it: a run that is cut off leaves no flag without a mark."""

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -405,6 +408,107 @@ def test_a_killed_osd_costs_no_write(quorum):
         stalls = {name: watch.longest_gap(name, begin) for name in quorum.sheets()}
     print("longest stalls with a killed OSD:", stalls)
     assert max(stalls.values()) <= LONGEST_STALL and watch.verdict().ok, (stalls, str(watch.verdict()))
+
+
+def holders(quorum: Cluster, name: str) -> list[int]:
+    """The OSDs that have an object of the VMs' pool, the one that answers for it first."""
+    return list(ceph(quorum, f"osd map vms {name}")["acting"])
+
+
+def written_object(quorum: Cluster, name: str) -> str:
+    """The object that a VM writes its counter to."""
+    found = json.loads(quorum.ssh("q1", f"rbd info --format json vms/drover-{name}-0"))
+    return f"{found['block_name_prefix']}.{RECORD_OFFSET >> found['order']:016x}"
+
+
+def slow_ops(quorum: Cluster) -> str:
+    """What Ceph says of operations that wait."""
+    found = ceph(quorum, "health detail")["checks"].get("SLOW_OPS")
+    return str(found["summary"]["message"]) if found else ""
+
+
+@contextmanager
+def held(quorum: Cluster, osd: int, host: str) -> Iterator[None]:
+    """An OSD that does nothing, as on a disk that does not answer, and is not taken for lost; Ceph tells of it soon."""
+    quorum.ssh("q1", f"ceph config set osd osd_op_complaint_time 2; ceph osd set-group nodown osd.{osd}")
+    try:
+        quorum.ssh(host, f"systemctl kill -s STOP ceph-osd@{osd}")
+        yield
+    finally:
+        quorum.ssh(host, f"systemctl kill -s CONT ceph-osd@{osd}")
+        quorum.ssh("q1", f"ceph osd unset-group nodown osd.{osd}; ceph config rm osd osd_op_complaint_time")
+
+
+def refused_while_slow(quorum: Cluster, first: int) -> None:
+    """No node is drained while operations of that OSD wait, also not the one on which the slow one is."""
+    before = quorum.where()
+    for node, options in (("hv1", ["--check"]), ("hv1", []), ("hv2", [])):
+        told = quorum.play("drain_node", *options, node=node, drover_ceph_wait=0)
+        # Check mode shows the plan as a change before it.
+        assert told.code != 0 and "may not stop now" in told.output and (options or told.changed == 0), told.output
+        assert re.search(rf"too long: \d+ slow ops, .*?osd\.{first}\b", told.output), told.output
+    assert quorum.where() == before and flags(quorum) == {}
+    assert quorum.play("undrain_node", node="hv1").good().changed == 0
+    assert not [result for result in asked(quorum, "q1", *ASK[:2]) if result.get("failed")]
+
+
+def told_of(quorum: Cluster, first: int, slow: int) -> None:
+    """Ceph reports that operations of `first` wait for the slow one, and would let any host go all the same."""
+    begin = time.monotonic()
+    wait_until(lambda: f"osd.{first}" in (seen := slow_ops(quorum)) or seen or "none", 90, "slow operations")
+    print(f"after {time.monotonic() - begin:.1f} s: {slow_ops(quorum)}")
+    waiting = quorum.ssh("q1", f"timeout 20 ceph tell osd.{first} dump_ops_in_flight")
+    assert f"waiting for subops from {slow}" in waiting, waiting
+    quorum.ssh("q1", "ceph osd ok-to-stop 0 1 && ceph osd ok-to-stop 2 3")
+
+
+def new_vm_on(quorum: Cluster, osd: int) -> tuple[str, dict[str, Any]]:
+    """A VM whose image would have a copy on this OSD, and the task that makes it."""
+    names = (f"slow{number}" for number in range(32))
+    name = next(name for name in names if osd in holders(quorum, f"rbd_id.drover-{name}-0.part"))
+    return name, {"drover.kvm.vm": {**NEW["drover.kvm.vm"], "name": name}}
+
+
+def is_finished(quorum: Cluster, name: str, task: dict[str, Any]) -> None:
+    """What the time limit cut off is done by the same task, leaves nothing, and goes again."""
+    (made,) = asked(quorum, "hv1", task)
+    assert made["changed"] and not made.get("failed"), made
+    assert [one for one in quorum.ssh("q1", "rbd ls vms").split() if name in one] == [f"drover-{name}-0"]
+    gone = quorum.task("hv1", "vm", name=name, state="absent", remove_disks=True)
+    assert gone["changed"] and not gone["failed"], gone
+
+
+def test_an_osd_that_answers_nobody_refuses_a_drain_and_vms_write_on_when_it_is_given_up(quorum):
+    victim = min(quorum.sheets())
+    first, slow = holders(quorum, written_object(quorum, victim))
+    hosts = {osd: one["name"] for one in ceph(quorum, "osd tree")["nodes"] for osd in one.get("children", ())}
+    new, task = new_vm_on(quorum, slow)
+    with Observer(quorum.lab) as watch:
+        for name in quorum.sheets():
+            watch.wait_word(name)
+        with held(quorum, slow, hosts[slow]):
+            begin = time.monotonic()
+            told_of(quorum, first, slow)
+            refused_while_slow(quorum, first)
+            (told,) = tasks(quorum, "hv1", [{**task, "ignore_errors": True}])
+            assert told["failed"] and told["error"] == "TimedOut" and f"drover-{new}-0" in told["msg"], told
+            # More than one of its questions goes to the OSD that is silent.
+            assert told["seconds"] <= LONGEST_LOSS, told
+            up, still = ceph(quorum, "status")["osdmap"]["num_up_osds"], watch.words(victim)[-1]["time"] < begin + 5
+            assert up == 4 and still and slow_ops(quorum), f"not exercised: {up} OSDs up, {victim} writes: {not still}"
+            # As whoever finds it would: the other copy is enough.
+            begin = time.monotonic()
+            quorum.ssh("q1", f"ceph osd unset-group nodown osd.{slow}; ceph osd down {slow}")
+            watch.wait_word(victim, after=begin, seconds=LONGEST_LOSS)
+            print(f"{victim} wrote {time.monotonic() - begin:.1f} s after osd.{slow} was given up")
+        wait_until(lambda: is_clean(quorum), 180, "two copies of everything")
+        wait_until(lambda: slow_ops(quorum) == "" or slow_ops(quorum), 60, "no slow operations")
+        for name in quorum.sheets():
+            said = watch.wait_word(name, after=time.monotonic())
+            assert said["failed"] == 0 and on_disk(quorum, name) >= said["counter"], said
+    assert watch.verdict().ok, str(watch.verdict())
+    is_finished(quorum, new, task)
+    quorum.play("drain_node", "--check", node="hv1").good()
 
 
 def start_elsewhere(quorum: Cluster, lost: str) -> None:

@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What role ceph_client takes for its user's key, and what it calls a cluster where."""
+"""What role ceph_client takes for its user's key, what it calls a cluster where, and whom playbooks ask about Ceph."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.plugins.filter.mathstuff import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
 
-ROLE = Path(__file__).resolve().parents[3] / "roles/ceph_client"
+ROOT = Path(__file__).resolve().parents[3]
+ROLE = ROOT / "roles/ceph_client"
 
 
 def load(name: str) -> Any:
@@ -40,3 +42,23 @@ def test_the_monitors_host_has_its_own_name_for_the_cluster() -> None:
     assert there == ["{{ ceph_client_monitor_cluster }}"] * 2
     here = (ROLE / "tasks/configure.yml").read_text(encoding="utf-8")
     assert "/etc/ceph/{{ ceph_client_cluster }}" in here and "ceph_client_monitor_cluster" not in here
+
+
+@pytest.mark.parametrize("playbook", ["drain_node", "undrain_node", "rolling_update"])
+def test_the_first_monitor_that_stays_and_answers_is_asked(playbook: str) -> None:
+    """It has the administrator's key, which others need not have; a set, as of `difference`, knows no first one."""
+    plays = yaml.safe_load((ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8"))
+    (text,) = [play["vars"]["drover_ceph_host"] for play in plays if "drover_ceph_host" in play.get("vars", {})]
+    environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
+    environment.filters.update(FilterModule().filters())
+    names = [f"m{number}" for number in range(8)]
+
+    def chosen(monitors: list[str], nodes: list[str], silent: list[str]) -> str:
+        known = {"drover_monitors": monitors, "drover_nodes": nodes, "drover_unreachable": silent}
+        return environment.from_string(text).render(**known)
+
+    for first in range(8):
+        monitors = names[first:] + names[:first]
+        assert chosen(monitors, [], []) == monitors[0]
+        assert chosen(monitors, monitors[:1], monitors[1:2]) == monitors[2]
+    assert chosen(names, names, []) == names[0]

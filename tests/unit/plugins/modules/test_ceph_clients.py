@@ -31,6 +31,7 @@ class Monitor:
         self.monitors = {"a": "q1", "b": "hv1", "c": "hv2"}
         self.flags = {}
         self.keys = {}
+        self.slow = ""
         self.log = []
 
     def ask(self, prefix, **said):
@@ -71,6 +72,11 @@ class Monitor:
         if all(gone & set(osds) for osds in self.hosts.values() if osds):
             raise Refused("osd ok-to-stop: unsafe to stop osd(s) at this time (8 PGs are or would become offline)")
         return {"ok_to_stop": True}
+
+    def ask_health(self, detail):
+        assert detail == "detail"
+        found = {"severity": "HEALTH_WARN", "summary": {"message": self.slow, "count": 1}, "muted": False}
+        return {"status": "HEALTH_WARN", "checks": {"SLOW_OPS": found} if self.slow else {}, "mutes": []}
 
     def ask_mon_metadata(self):
         # Of a monitor that was down since the others started they know the name.
@@ -202,6 +208,21 @@ def test_osds_that_may_not_stop(monitor, run, down, hosts):
     assert result["failed"] and result["error"] == "Refused"
     assert "unsafe to stop" in result["msg"] and "Ceph has healed" in result["msg"]
     assert monitor.log == [] and monitor.flags == {}
+
+
+@pytest.mark.parametrize("hosts", [["hv1"], ["hv2"]])
+def test_osds_may_not_stop_while_operations_wait_and_an_end_does_not_ask(monitor, run, hosts):
+    monitor.slow = "3 slow ops, oldest one blocked for 33 sec, osd.0 has slow ops"
+    for mode in ({"_ansible_check_mode": True}, {}):
+        result = run(ceph_maintenance, hosts=hosts, wait=0, **mode)
+        assert result["failed"] and result["error"] == "Refused" and "may not stop now" in result["msg"]
+        assert monitor.slow in result["msg"] and "mend or stop that one" in result["msg"]
+    assert monitor.log == [] and monitor.flags == {}
+    monitor.keys, monitor.flags = {f"drover/maintenance/{hosts[0]}": "{}"}, {hosts[0]: {"noout"}}
+    assert run(ceph_maintenance, hosts=hosts, state="ended", wait=0)["changed"] and monitor.keys == {}
+    # A host whose OSDs are down already has nothing to ask for.
+    monitor.down = {0, 1} if hosts == ["hv1"] else {2, 3}
+    assert run(ceph_maintenance, hosts=hosts, wait=0)["changed"]
 
 
 def test_a_monitor_whose_loss_would_leave_no_majority_may_not_stop(monitor, run):
