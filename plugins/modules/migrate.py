@@ -200,6 +200,17 @@ options:
     keep:
       description: For O(state=recovered), the node whose copy stays where only a person can choose.
       type: str
+    fenced:
+      description:
+        - For O(state=recovered), nodes that are certainly powered off, by their names in the cluster. A copy that waits
+          for the proof that its source can't run the VM again is resumed then.
+        - B(Danger:) when one of them does run the VM, two copies write to the same disks and destroy them. And a source
+          that ran on after the move had failed has left disks that are newer than the memory of that copy. Name it only
+          when it lost its power while the move was under way.
+        - The default is the empty list.
+      type: list
+      elements: str
+      version_added: "0.1.0"
     destinations:
       description: Facts of the destinations by name, RV(drover.kvm.node_info#module:node), to find more blockers.
       type: dict
@@ -270,6 +281,12 @@ EXAMPLES = r"""
     destinations:
       hv2: "{{ hostvars.hv2.node }}"
   check_mode: true
+
+- name: Finish a move whose source has lost its power, and was seen to be off
+  drover.kvm.migrate:
+    name: web1
+    state: recovered
+    fenced: [hv1]
 
 - name: Finish what an interruption left, wherever it is
   drover.kvm.migrate:
@@ -404,6 +421,7 @@ FIELDS = (
     Field("set_home", choices=("keep", "source", "destination"), default="destination"),
     Field("early_resume", type="bool", default=True),
     Field("keep"),
+    Field("fenced", type="list", elements="str", default=[]),
     Field("destinations", type="dict"),
     Field("heartbeat", type="path"),
 )

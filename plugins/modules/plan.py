@@ -132,8 +132,8 @@ options:
     default: {}
   cpu_matrix:
     description:
-      - What the nodes said when they compared the CPUs of VMs with their own. A pair that is not listed is taken as
-        compatible.
+      - What the nodes said when they compared the CPUs of VMs with their own. Without any answer all are taken as
+        compatible; with some, a node that did not compare the CPU of a VM that runs is none where it can be.
     type: list
     elements: dict
     default: []
@@ -223,7 +223,8 @@ options:
   require_n_minus_1:
     description:
       - Whether it is a blocker when after the plan the loss of a node could not be borne (RV(n_minus_1)).
-      - Default is V(false). With O(operation=consolidate) only V(false) changes something, see there.
+      - Default is V(false). With O(operation=consolidate) only V(false) changes something, see there. With
+        O(operation=place) it is asked where there is a new VM.
     type: bool
     version_added: "0.1.0"
   require_off:

@@ -14,12 +14,28 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.migration import NODES
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 from ansible_collections.drover.kvm.tests.lab.test_main_job import NODE, empty_and_fill, kill_a_drain
 
 # Three VMs on one node: also those that the site keeps apart.
 TOGETHER: dict[str, Any] = {"drover_anti_affinity": []}
 SPEEDS = "for vm in $(virsh -q list --name); do virsh migrate-getspeed $vm; done"
+
+
+@pytest.fixture(autouse=True)
+def at_home(cluster: Cluster) -> dict[str, str]:
+    """Where the VMs are, all at home and no node cordoned, whatever stories before left."""
+    cluster.play("undrain_node", node=",".join(NODES), **TOGETHER).good()
+    return cluster.where()
+
+
+def bring(cluster: Cluster, places: dict[str, str]) -> None:
+    """Move each VM that is elsewhere to its node here."""
+    for name, node in cluster.where().items():
+        if places[name] != node:
+            moved = cluster.task(node, "migrate", name=name, to=places[name])
+            assert moved.get("verified"), moved
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -33,21 +49,19 @@ def test_a_drain_that_is_killed_at_another_moment_is_finished_by_the_next_run(cl
 
 
 @pytest.fixture
-def three(cluster: Cluster) -> Iterator[list[str]]:
+def three(cluster: Cluster, at_home: dict[str, str]) -> Iterator[list[str]]:
     """Three VMs on the node, by name; in the end all are where they were, and none ran twice."""
-    before = cluster.where()
+    here_first = sorted(at_home, key=lambda name: (at_home[name] != NODE, name))
+    elsewhere = {name: node if node != NODE else NODES[-1] for name, node in at_home.items()}
     with Observer(cluster.lab) as watch:
-        for name in before:
+        for name in at_home:
             watch.wait_word(name)
-        guest = min(name for name, node in before.items() if node != NODE)
-        moved = cluster.task(before[guest], "migrate", name=guest, to=NODE)
-        assert moved.get("verified"), moved
+        bring(cluster, {**elsewhere, **dict.fromkeys(here_first[:3], NODE)})
         yield sorted(name for name, node in cluster.where().items() if node == NODE)
         cluster.play("undrain_node", node=NODE, **TOGETHER).good()
-        moved = cluster.task(cluster.where()[guest], "migrate", name=guest, to=before[guest])
-        assert moved.get("verified"), moved
-        assert cluster.where() == before
-        for name in before:
+        bring(cluster, at_home)
+        assert cluster.where() == at_home
+        for name in at_home:
             watch.wait_word(name, after=time.monotonic())
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
@@ -64,8 +78,12 @@ def during_a_drain(cluster: Cluster, see: Callable[[], list[int]], **options: An
             seen.append(now)
         return drain.poll() is not None or str(now)
 
-    wait_until(ended, PLAY_SECONDS, "the end of the drain")
-    output = drain.communicate()[0]
+    try:
+        wait_until(ended, PLAY_SECONDS, "the end of the drain")
+        output = drain.communicate()[0]
+    finally:
+        if drain.poll() is None:
+            cluster.kill(drain)
     assert drain.returncode == 0, output
     assert cluster.domains(NODE) == {}
     print(seen)
@@ -101,9 +119,9 @@ def test_a_node_sends_no_more_than_the_others_and_the_cluster_may_take(cluster: 
 
 
 def test_own_tasks_come_before_what_leaves_a_node_and_after_it_but_not_when_it_is_refused(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, at_home: dict[str, str], tmp_path: Path
 ) -> None:
-    before, log = cluster.where(), tmp_path / "log"
+    log = tmp_path / "log"
     held = cluster.lab.machine(NODE).path("/etc/ansible/facts.d/drover.fact")
     own = {}
     for when in ("before", "after"):
@@ -116,7 +134,7 @@ def test_own_tasks_come_before_what_leaves_a_node_and_after_it_but_not_when_it_i
     assert not log.exists()
     cluster.play("drain_node", node=NODE, **own).good()
     cluster.play("undrain_node", node=NODE, **own).good()
-    assert cluster.where() == before
+    assert cluster.where() == at_home
     # The cordon stands from after the first word to before the last.
     told = log.read_text(encoding="utf-8").splitlines()
     assert told == [f"before {NODE} 0", f"after {NODE} 1", f"before {NODE} 1", f"after {NODE} 0"]

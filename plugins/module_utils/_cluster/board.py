@@ -164,10 +164,10 @@ class Board:
     def _cpu(self, guest: Guest, name: str) -> Obstacle | None:
         rules = self.cluster.rules
         mend = "give the VM the cluster's baseline CPU and power it off and on once"
-        there = rules.cpu.get((guest.name, name), True)
+        there = self.cluster.runs_cpu(guest, name)
         if there is not True:
             return Obstacle("cpu", f"can't run its CPU ({there or 'incompatible'})", mend)
-        back = rules.cpu.get((guest.name, guest.node), True)
+        back = self.cluster.runs_cpu(guest, guest.node)
         if back is not True and rules.check_return and guest.node != name:
             text = f"is a way without return: {guest.node} could not take its CPU again ({back or 'incompatible'})"
             return Obstacle("cpu_return", text, f"{mend}; or check_return: false if it shall not come back")

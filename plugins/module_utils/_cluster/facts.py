@@ -48,11 +48,14 @@ def guest_cpus(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     `results` as for `cluster`.
     """
-    found: dict[tuple[str, ...], list[str]] = {}
-    for domain in (domain for result in results for domain in _facts(result).get("domains") or []):
-        if domain.get("cpu"):
-            found.setdefault(tuple(domain[key] for key in CPU_KEYS), []).append(domain["name"])
-    return [{**dict(zip(CPU_KEYS, kind)), "vms": sorted(names)} for kind, names in found.items()]
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for node in map(_facts, results):
+        for domain in (each for each in node.get("domains") or [] if each.get("cpu")):
+            # libvirt would take a CPU that is said to be the machine's own for one that every machine has.
+            host = node.get("host_cpu") if "host-passthrough" in domain["cpu"].partition(">")[0] else None
+            cpu = {key: domain[key] for key in CPU_KEYS} | ({"cpu": host} if host else {})
+            found.setdefault((*cpu.values(), bool(host)), []).append(domain["name"])
+    return [{**dict(zip((*CPU_KEYS, "host"), kind)), "vms": sorted(names)} for kind, names in found.items()]
 
 
 def sheet(values: Mapping[str, Any]) -> Guest:
@@ -132,6 +135,7 @@ def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
         verb=verb,
         waits=recorded and not running,
         recorded=recorded,
+        cpu=bool(domain.get("cpu")),
         firmware=frozenset(FIRMWARE[name] for name in domain.get("state_files") or [] if name in FIRMWARE),
     )
 

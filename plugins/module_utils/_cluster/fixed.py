@@ -89,6 +89,9 @@ def _devices(domain: Mapping[str, Any]) -> list[Obstacle]:
     if files := domain.get("state_elsewhere") if off else None:
         text = f"{name} is shut off and has {' and '.join(files)} state in a place of its own, which would stay behind"
         found.append(Obstacle("state_file", text, "start it: running, it takes that along"))
+    if off and domain.get("managed_save"):
+        text = f"{name} is shut off and its memory is saved on its node, where it would stay"
+        found.append(Obstacle("managed_save", text, "start it, or remove what is saved (virsh managedsave-remove)"))
     if domain.get("has_snapshots"):
         mend = "remove them first (module snapshot)"
         found.append(Obstacle("snapshots", f"{name} has snapshots, which libvirt would leave behind", mend))

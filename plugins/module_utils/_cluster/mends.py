@@ -122,9 +122,9 @@ def _own(cluster: Cluster, guest: Guest, reasons: set[str]) -> list[Mend]:
     if reasons & {"machine_type", "virt_type"}:
         text = f"{guest.name}: give it a machine type that the others offer, and power it off and on"
         mends.append(Mend(text, _changed(guest, machine="", virt_type="")))
-    if "cpu" in reasons and any(vm == guest.name for vm, _node in cluster.rules.cpu):
+    if "cpu" in reasons and (guest.cpu or any(vm == guest.name for vm, _node in cluster.rules.cpu)):
         text = f"{guest.name}: give it the cluster's baseline CPU, and power it off and on"
-        mends.append(Mend(text, _any_cpu(guest.name)))
+        mends.append(Mend(text, _any_cpu(guest)))
     if "lease" in reasons and guest.lease:
         text = f"{guest.name}: mount {guest.lease} on the other nodes, and apply role hypervisor there"
         mends.append(Mend(text, _changed(guest, lease="")))
@@ -159,9 +159,10 @@ def _unpinned(vm: str) -> Mend:
     return Mend(f"{vm}: change what pins and avoid say of it", apply)
 
 
-def _any_cpu(vm: str) -> Callable[[Cluster], Cluster]:
+def _any_cpu(guest: Guest) -> Callable[[Cluster], Cluster]:
     def apply(cluster: Cluster) -> Cluster:
-        cpu = {key: value for key, value in cluster.rules.cpu.items() if key[0] != vm}
+        cpu = {key: value for key, value in cluster.rules.cpu.items() if key[0] != guest.name}
+        cluster = _changed(guest, cpu=False)(cluster)
         return replace(cluster, rules=replace(cluster.rules, cpu=cpu))
 
     return apply

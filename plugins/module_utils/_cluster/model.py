@@ -62,7 +62,8 @@ class Guest:
     `page` is the size of the huge pages that back its memory (0: none do), `lease` the directory of its lease. One
     that is `fresh` came to its node a short while ago. `verb` is what becomes of it when its node is emptied; one that
     `waits` was shut down for that and is to be started again, so it counts as active; `recorded` is the mark of that,
-    which an interrupted run may leave on one that runs. `firmware` is what it takes of efi and tpm.
+    which an interrupted run may leave on one that runs. `firmware` is what it takes of efi and tpm. `cpu` says that its
+    node told its CPU, which the nodes compare with their own.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Guest:
     waits: bool = False
     recorded: bool = False
     firmware: frozenset[str] = frozenset()
+    cpu: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -163,6 +165,11 @@ class Cluster:
             for way in limited
             if not leaves(self.nodes[name], *way) and any(leaves(other, *way) for other in self.nodes.values())
         )
+
+    def runs_cpu(self, guest: Guest, node: str) -> bool | str:
+        """True if the node can run the guest's CPU, else why not; where others compared it, silence is no yes."""
+        silence = "it was not compared there" if guest.cpu and self.rules.cpu else True
+        return self.rules.cpu.get((guest.name, node), silence)
 
     def groups(self, guest: Guest) -> frozenset[str]:
         """The tags of the guest that keep it away from others; a guest that is shut off disturbs nobody."""

@@ -125,7 +125,9 @@ def _proven(
         nodes, room, only = sorted(made.emptied), params["make_room"], made.leaving
         enough = mends.enough(cluster, made, lambda other: drain(other, nodes, room, only))
     lost = proof.not_borne(cluster, made, opened)
-    if params["require_n_minus_1"]:
+    # Of VMs that have their places already none is to blame, nor can one be left out.
+    asked = params["operation"] != "place" or any(not guest.node for guest in cluster.guests)
+    if params["require_n_minus_1"] and asked:
         made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
     if params["require_off"]:
         made = replace(made, blockers=(*made.blockers, *maintenance.still_on(cluster, made)))

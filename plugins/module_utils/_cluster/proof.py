@@ -71,7 +71,7 @@ def _step(cluster: Cluster, guest: Guest, move: Move, closed: Iterable[str]) -> 
     usual = "live" if guest.active else "offline"
     if move.mode != ("restart" if guest.waits or (guest.active and guest.verb == "restart") else usual):
         found.append(f"{guest.name} is to move {move.mode}")
-    back = cluster.rules.cpu.get((guest.name, move.source), True)
+    back = cluster.runs_cpu(guest, move.source)
     if cluster.rules.check_return and back is not True:
         found.append(f"{guest.name} could never return to {move.source}")
     return found + _site(cluster, guest, move.target, closed)
@@ -91,7 +91,7 @@ def _site(cluster: Cluster, guest: Guest, target: str, closed: Iterable[str]) ->
         "lacks its lease": bool(guest.lease)
         and guest.lease != node.leases
         and any(other.leases for other in cluster.nodes.values()),
-        "lacks its CPU": rules.cpu.get((guest.name, target), True) is not True,
+        "lacks its CPU": cluster.runs_cpu(guest, target) is not True,
         "is not where it is pinned to": guest.name in rules.pins and target not in rules.pins[guest.name],
     }
     return [f"{guest.name} to {target}: {target} {words}" for words, broken in wrong.items() if broken]

@@ -72,10 +72,12 @@ class Guest:
         check_definition(self.name, {("disk", name) for name in names_of(identity)}, others)
 
     def is_ours(self, disk: transfer.Disk) -> bool:
-        """Whether what a disk lies on was made for this VM, and no other VM has it."""
+        """Whether what a disk lies on was made for this VM, and neither another VM nor another volume needs it."""
         store = KINDS[disk.options["type"]].store if disk.options else None
         volume = store.inspect({**(disk.options or {}), "format": "raw"}) if store else None
         if volume is None or volume.mark != self.uuid or disk.options is None:
+            return False
+        if store and store.based(str(disk.identity)):
             return False
         try:
             self.check_unused(disk.options["type"], str(disk.identity))

@@ -20,6 +20,7 @@ from .adopt import FIELDS
 from .cpu import check_arrangement
 from .disks import check_alone, check_target
 from .hardware import HARDWARE, check_seconds
+from .memory import check_minimum
 
 GIB = 2**30
 PROFILES: dict[str, dict[str, int]] = {
@@ -30,7 +31,8 @@ STATES = ("present", "running", "paused", "stopped", "absent")
 OPTIONS = [field.name for field in FIELDS if field.name != "name"]
 OTHERS = ["state", "autostart", "shutdown_timeout", "profile", "number", "networks"]
 POWER = (Field("autostart", type="bool"), Field("shutdown_timeout", type="int", check=check_seconds))
-TOGETHER = [field for field in HARDWARE if field.name in ("memory", "max_memory", "vcpus", "max_vcpus", "cpu_topology")]
+COUPLED = ("memory", "max_memory", "min_memory", "vcpus", "max_vcpus", "cpu_topology")
+TOGETHER = [field for field in HARDWARE if field.name in COUPLED]
 BOOLEANS = {"y", "yes", "on", "1", "true", "t", "1.0"}, {"n", "no", "off", "0", "false", "f", "0.0"}  # Ansible's
 NUMBER = re.compile(r"-?\d{1,20}", re.ASCII)
 BRACES = re.compile(r"\{[{%#]")
@@ -260,6 +262,8 @@ def _check_together(name: str, checked: Mapping[str, Any]) -> None:
                 # Without a number it is that of a VM that is there.
                 if field.name == "cpu_topology" and checked["vcpus"] is not None:
                     check_arrangement(root)
+                elif field.name == "min_memory":
+                    check_minimum(root)
             except DroverError as error:
                 raise Invalid(f"{name}: vm_{error.message}", option=f"vm_{field.name}") from None
     _check_devices(name, checked)

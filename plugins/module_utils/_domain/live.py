@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHECKS = "address checks"
 LINK = nics.PLACED["link"].place
 DISK_LIMITS = {field.name: field.place for field in disks.COMMON if field.when == "live"}
-RECORD = ("tags", "owner", "rollback_safe", "on_maintenance")
+RECORD = ("tags", "owner", "rollback_safe", "on_maintenance", "min_memory")
 
 
 DEVICES = {"disks": "disk", "nics": "interface"}

@@ -27,6 +27,7 @@ ACTIVE = (RUNS, MIGRATING, USER, STUCK, POSTCOPY, DOUBTFUL)
 STATES = {"running": RUNS, "blocked": RUNS, "shutoff": OFF, "shut off": OFF, "absent": ABSENT}
 # Why a VM is off that was not stopped from outside.
 ENDED = ("shutdown", "saved", "from snapshot")
+PAUSED_BY_A_MIGRATION = ("migrating", "migration")
 YES = (True, 1, "1", "true", "yes", "on")
 
 
@@ -146,7 +147,7 @@ def _kind(said: Mapping[str, Any], fenced: bool) -> str:
     kind = STATES.get(state, STUCK)
     if "postcopy" in reason or "post-copy" in reason:
         kind = POSTCOPY
-    elif state == "paused" and reason in ("migrating", "migration"):
+    elif state == "paused" and reason in PAUSED_BY_A_MIGRATION:
         kind = MIGRATING
     elif state == "paused" and reason == "user":
         kind = USER

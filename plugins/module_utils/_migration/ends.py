@@ -69,7 +69,7 @@ class End:
             }
 
     def find(self, names: list[str] | None) -> dict[str, Any]:
-        """What `look` says of these VMs by name, those that are here; with None, of all that carry our marker."""
+        """What `look` says of these VMs by name, those that are here; with None, of all that are on or marked."""
         with translated(f"listing the VMs of {self.node}"):
             here = {domain.name(): domain.UUIDString() for domain in self.connection.listAllDomains()}
         wanted = here if names is None else {name: here[name] for name in names if name in here}
@@ -77,7 +77,7 @@ class End:
         return {
             name: {**look, "uuid": here[name]}
             for name, look in looks.items()
-            if isinstance(look, dict) and (names is not None or look["marker"])
+            if isinstance(look, dict) and (names is not None or look["marker"] or look["state"] != "shutoff")
         }
 
     @staticmethod

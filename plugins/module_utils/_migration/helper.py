@@ -89,7 +89,7 @@ def recover(order: Order, journal: Journal, error: str) -> None:
         journal.phase("recovering", action=text)
 
     limits = Limits(patience=order.timeout, stall=order.stall_timeout)
-    found = Recovery(order.uuid, nodes, note, limits, order.keep).run().as_dict()
+    found = Recovery(order.uuid, nodes, note, limits, order.keep, order.fenced).run().as_dict()
     where = found["where"]
     ok = found["complete"] and (order.kind == "recover" or where == order.target)
     journal.finish(ok=ok, error=error, **found)

@@ -19,6 +19,9 @@ from .rules import decide
 from .site import Sight
 from .unit import Unit
 
+# The VM is known to run, and what is left of its migration waits for a node that gives no answer (see rules.py).
+WAITING = ("4", "11")
+
 
 class Mending:
     """One VM, or all of the cluster that carry the marker."""
@@ -40,7 +43,7 @@ class Mending:
 
     def decision(self, sight: Sight) -> Decision:
         """The rule that applies to the VM."""
-        return decide(sight.said, keep=self.params["keep"])
+        return decide(sight.said, self.params["fenced"], self.params["keep"])
 
     def open(self, sight: Sight) -> bool:
         """Whether there is something to decide: a marker, a copy that a migration left, or nobody knows where it is."""
@@ -77,7 +80,7 @@ class Mending:
             return
         result = self.client.carry_out(self.order(vm))
         self.results[vm] = result
-        if not result["complete"]:
+        if not result["complete"] and result.get("rule") not in WAITING:
             raise Failed(f"{vm} is not recovered: {result.get('text') or result['error']}", where=result["where"])
 
     def order(self, vm: str) -> Order:
@@ -96,6 +99,7 @@ class Mending:
             timeout=self.params["timeout"] or 600,
             stall_timeout=self.params["stall_timeout"] or DEFAULTS["stall_timeout"],
             keep=self.params["keep"],
+            fenced=self.params["fenced"],
         )
 
     def result(self, state: State) -> dict[str, Any]:

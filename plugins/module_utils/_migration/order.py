@@ -41,14 +41,14 @@ class Order:
     `together` is what all live migrations that leave the node may take at once, in the same unit.
     `kind` is live, offline or recover. `nodes` are the libvirt URIs of all nodes by name, `stream` is the URI that
     QEMU sends the memory to. `early` resumes on the death of the source's QEMU instead of waiting for libvirt's call
-    to return. `keep` is the node that a person chose between two copies. `home` says what to remember as the VM's
-    home: keep, source or destination. `copies` are the disks that only the source has and that go along: target, path,
-    format, size. `auto_converge` slows a VM down that changes its memory too fast, `max_downtime` (ms) is what the
-    downtime may grow to, `max_pause` how long it may stand still when its time is over (0: abort). `connections` is
-    the number of connections that the memory is sent over (None: one), `compression` QEMU's way to make it smaller
-    (None: as it is). `devices` are its block devices: path,
-    identity, and the `lock` (VG/LV) of one in a shared group. `state` are the files of UEFI and of a TPM that the
-    source would keep when the VM has left; one that is off takes them along.
+    to return. `keep` is the node that a person chose between two copies, `fenced` are nodes that are certainly off.
+    `home` says what to remember as the VM's home: keep, source or destination. `copies` are the disks that only the
+    source has and that go along: target, path, format, size. `auto_converge` slows a VM down that changes its memory
+    too fast, `max_downtime` (ms) is what the downtime may grow to, `max_pause` how long it may stand still when its
+    time is over (0: abort). `connections` is the number of connections that the memory is sent over (None: one),
+    `compression` QEMU's way to make it smaller (None: as it is). `devices` are its block devices: path, identity, and
+    the `lock` (VG/LV) of one in a shared group. `state` are the files of UEFI and of a TPM that the source would keep
+    when the VM has left; one that is off takes them along.
     """
 
     id: str
@@ -72,6 +72,7 @@ class Order:
     connections: int | None = None
     compression: str | None = None
     keep: str | None = None
+    fenced: list[str] = field(default_factory=list)
     copies: list[dict[str, Any]] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)
     state: list[str] = field(default_factory=list)

@@ -18,6 +18,7 @@ from .._cluster.fixed import holds_medium
 from .._domain import leases, metadata
 from .._domain.facts import disk_facts, hostdev_facts, nic_facts, shares, size_of
 from .._fields import UNITS, size_text
+from .._node import shared_mounts
 from .._xml import devices, find, parse, text_of
 from . import devices as block_devices
 from . import firmware, stream
@@ -25,9 +26,7 @@ from .ends import End
 from .volumes import CLAIM
 
 OVERHEAD = 128 * UNITS["M"]
-SHARED = {"nfs", "nfs4", "ceph", "fuse.ceph", "fuse.glusterfs", "gfs2", "ocfs2", "cifs", "gpfs"}
 AWAY = "take it away (hostdevs, filesystems of module vm) and restart the VM, or shut it down"
-MOUNTS = Path("/proc/self/mounts")
 # What the destination may take for its answer, the time in which the memory's way is tried included.
 SECONDS = stream.SECONDS + 10.0
 
@@ -50,12 +49,6 @@ def at_work(job: str) -> list[dict[str, str]]:
     mend = "wait until it ends (virsh domjobinfo shows it)"
     found = Blocker("job", "it has a job that runs, of another operation: a backup, a snapshot or a dump", mend)
     return [found.as_dict()] if job == "other" else []
-
-
-def shared_mounts(mounts: Path = MOUNTS) -> list[str]:
-    """The mount points of file systems that other nodes see too."""
-    lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
-    return [words[1] for words in lines if len(words) > 2 and words[2] in SHARED]
 
 
 def traits(end: End, uuid: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,9 @@ class Recovery:
         note: Callable[[str], None],
         limits: Limits,
         keep: str | None = None,
+        fenced: Sequence[str] = (),
     ) -> None:
-        self.uuid, self.nodes, self.note, self.keep = uuid, nodes, note, keep
+        self.uuid, self.nodes, self.note, self.keep, self.fenced = uuid, nodes, note, keep, fenced
         self.limits = limits
         self.done: list[str] = []
         self.aborted: float | None = None
@@ -185,10 +186,10 @@ class Recovery:
 
     def settled(self, said: Mapping[str, Any], stalled: bool) -> Decision:
         """The decision, but only if a second look says the same: a migration that just ends passes such states."""
-        decision = decide(said, keep=self.keep, stalled=stalled)
+        decision = decide(said, self.fenced, self.keep, stalled)
         if any(action.verb in VERBS for action in decision.actions):
             time.sleep(self.limits.pause)
-            again = decide(self.nodes.look(self.uuid), keep=self.keep, stalled=stalled)
+            again = decide(self.nodes.look(self.uuid), self.fenced, self.keep, stalled)
             if again != decision:
                 return Decision(again.rule, again.where, again.text, (Action("", "wait", "look again"),))
         return decision

@@ -223,7 +223,7 @@ class Case:
         if target.kind != USER or not target.marker:
             return self.stop("13" if target.active else "10", f"{source.node} gives no answer")
         if source.kind != GONE:
-            text = f"{source.node} gives no answer and may run the VM: fence it, or look for its QEMU process there"
+            text = f"{source.node} gives no answer and may run the VM: switch it off, then name it in fenced"
             return self.stop("10", text)
         text = f"{source.node} is proven not to run the VM; the marker stays until it is seen again"
         return Decision("10", target.node, text, tuple(self.resume(target)))

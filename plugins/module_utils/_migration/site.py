@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from .._errors import NotFound, Refused, Unreachable
 from .._leases import Leases
 from .._libvirt import Node
 from .._peers import CLUSTER, Cluster, ask, read_cluster
+from .copies import PAUSED_BY_A_MIGRATION
 from .ends import End
 from .recovery import LOOK_SECONDS, Nodes
 
@@ -111,10 +113,23 @@ class Sight:
 
 
 def survey(site: Site, names: list[str] | None) -> dict[str, Sight]:
-    """What all nodes say of these VMs; with None, of all VMs that carry our marker."""
+    """What all nodes say of these VMs; with None, of all VMs that an interrupted migration may have left."""
     answers = site.ask(lambda end: end.find(names))
-    found = {name for answer in answers.values() if isinstance(answer, dict) for name in answer}
-    return {name: _sight(name, answers) for name in sorted(found if names is None else set(names))}
+    chosen = set(names) if names is not None else _left_over(answers)
+    return {name: _sight(name, answers) for name in sorted(chosen)}
+
+
+def _left_over(answers: dict[str, Any]) -> set[str]:
+    """The names of VMs with our marker; and, since other tools set none, of such as a migration has left paused, or
+    that are on on several nodes. A migration of another tool that goes on is left alone.
+    """
+    seen = [look for answer in answers.values() if isinstance(answer, dict) for look in answer.items()]
+    marked = {name for name, look in seen if look["marker"]}
+    quiet = [(name, look) for name, look in seen if look["state"] != "shutoff" and not look["job"]]
+    paused = {name for name, look in quiet if look["state"] == "paused" and look["reason"] in PAUSED_BY_A_MIGRATION}
+    # A name may be that of two VMs.
+    on = Counter((name, look["uuid"]) for name, look in quiet)
+    return marked | paused | {name for (name, _uuid), count in on.items() if count > 1}
 
 
 def _sight(name: str, answers: dict[str, Any]) -> Sight:

@@ -201,12 +201,13 @@ def volume_xml(name: str, image_format: str, size: int) -> str:
 def remove_originals(paths: Iterable[str], uuid: str, used: Callable[[str], bool]) -> list[str]:
     """Delete the files, on this node, that the VM has left behind; returns those that stay.
 
-    A file stays when we did not make it for this VM, or a domain of this node (`used`) still has it.
+    A file stays when we did not make it for this VM, a domain of this node (`used`) still has it, or a file beside it
+    is based on it.
     """
     left = []
     for path in paths:
         if Path(path).exists():
-            if file.read_mark(path) != uuid or used(path):
+            if file.read_mark(path) != uuid or used(path) or file.based(f"file:{path}"):
                 left.append(path)
             else:
                 file.remove(f"file:{path}", uuid)

@@ -50,6 +50,8 @@ def domain(name, given):
         "lease": None,
         "age": None,
         "has_snapshots": False,
+        "managed_save": False,
+        "cpu": None,
         "marker": None,
     }
     metadata = {"managed": True, **{key: given.get(key) for key in ("tags", "home", "on_maintenance", "stopped")}}
@@ -136,5 +138,5 @@ def test_every_kind_of_blocker_has_its_scenario():
     shown = " ".join(path.read_text(encoding="utf-8") for path in FILES)
     kinds = """host_device filesystem local_disk local_iso cpu cpu_return machine_type virt_type firmware bridge vlan
         anti_affinity memory pinned interrupted job state defined_twice node_unreachable unknown_node no_destination
-        unknown_place reserved_vlan unknown_vm state_file n_minus_1 hugepages lease on_maintenance"""
+        unknown_place reserved_vlan unknown_vm state_file n_minus_1 hugepages lease on_maintenance managed_save"""
     assert [kind for kind in kinds.split() if f" {kind}\n" not in shown + "\n"] == []

@@ -17,7 +17,22 @@ def test_equal_cpus_are_asked_for_once_and_what_is_shut_off_has_none():
     hv2 = [domain("web1", "<a/>")]
     facts = [{"node": {"name": "hv1", "domains": hv1}}, {"name": "hv2", "domains": hv2}]
     assert FilterModule().filters()["guest_cpus"](facts) == [
-        {"cpu": "<a/>", "virt_type": "kvm", "machine": "pc-q35-10.0", "vms": ["web1", "web2"]},
-        {"cpu": "<b/>", "virt_type": "kvm", "machine": "pc-q35-10.0", "vms": ["db1"]},
-        {"cpu": "<a/>", "virt_type": "kvm", "machine": "pc-q35-7.2", "vms": ["old1"]},
+        {"cpu": "<a/>", "virt_type": "kvm", "machine": "pc-q35-10.0", "host": False, "vms": ["web1", "web2"]},
+        {"cpu": "<b/>", "virt_type": "kvm", "machine": "pc-q35-10.0", "host": False, "vms": ["db1"]},
+        {"cpu": "<a/>", "virt_type": "kvm", "machine": "pc-q35-7.2", "host": False, "vms": ["old1"]},
+    ]
+
+
+def test_of_a_vm_that_sees_its_machine_s_cpu_that_cpu_is_compared():
+    """libvirt takes the element of such a VM for a CPU that every machine has."""
+    seen = "<cpu mode='host-passthrough' check='none' migratable='on'><feature policy='disable' name='vmx'/></cpu>"
+    nodes = [
+        {"name": name, "host_cpu": f"<{name}/>", "domains": [domain(f"{name}-a", seen)]} for name in ("hv1", "hv2")
+    ]
+    nodes[1]["domains"].append(domain("web1", "<cpu mode='custom'><!-- no host-passthrough --></cpu>"))
+    found = FilterModule().filters()["guest_cpus"](nodes)
+    assert [(kind["cpu"], kind["host"], kind["vms"]) for kind in found] == [
+        ("<hv1/>", True, ["hv1-a"]),
+        ("<hv2/>", True, ["hv2-a"]),
+        ("<cpu mode='custom'><!-- no host-passthrough --></cpu>", False, ["web1"]),
     ]

@@ -133,7 +133,8 @@ class End:
 
     def find(self, names):
         found = self.world.nodes[self.node]
-        return {name: vm for name, vm in found.items() if (vm["marker"] if names is None else name in names)}
+        on = {name for name, vm in found.items() if vm["marker"] or vm["state"] != "shutoff"}
+        return {name: vm for name, vm in found.items() if name in (on if names is None else names)}
 
     def incoming(self):
         number = self.world.coming.pop(0) if self.world.coming else 0
@@ -475,18 +476,56 @@ def test_recovered_reports_what_only_a_person_can_decide(world, run):
     assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
 
 
-def test_two_copies_that_run_without_a_marker_are_an_alarm_as_well(world, run):
+def test_a_vm_whose_source_died_on_the_way_is_finished_when_that_is_certainly_off(world, run):
+    world.add("web1", "hv2", state="paused", reason="user", marker={**MARKER, "from": "hv3"})
+    world.silent = {"hv3"}
+    left = run(name="web1", state="recovered")
+    assert not left["changed"] and "switch it off, then name it in fenced" in left["open"]["web1"] and world.log == []
+    fenced = []
+
+    def resumed(order):
+        fenced.extend(order.fenced)
+        world.nodes["hv2"]["web1"].update(state="running", reason="unpaused")
+        return {"ok": False, "where": "hv2", "complete": False, "rule": "11", "error": "", "actions": []}
+
+    world.script = [resumed]
+    done = run(name="web1", state="recovered", fenced=["hv3"])
+    assert done["changed"] and done["where"] == "hv2" and fenced == ["hv3"], done
+    assert not run(name="web1", state="recovered", fenced=["hv3"])["changed"]
+
+
+@pytest.mark.parametrize("which", [{"name": "web1"}, {}])
+def test_two_copies_that_run_without_a_marker_are_an_alarm_as_well(world, run, which):
     world.add("web1", "hv1")
     world.add("web1", "hv2")
-    result = run(name="web1", state="recovered")
+    result = run(**which, state="recovered")
     assert not result["changed"] and "ALARM" in result["open"]["web1"] and not result["verified"]
 
 
-def test_a_vm_that_a_migration_without_a_marker_left_is_told_as_long_as_the_other_end_is_silent(world, run):
+@pytest.mark.parametrize("which", [{"name": "web1"}, {}])
+def test_a_vm_that_a_migration_without_a_marker_left_is_told_as_long_as_the_other_end_is_silent(world, run, which):
     world.add("web1", "hv1", state="paused", reason="migrating")
     world.silent = {"hv2"}
-    result = run(name="web1", state="recovered")
-    assert result["where"] == "unknown" and "gives no answer" in result["open"]["web1"] and not result["verified"]
+    result = run(**which, state="recovered")
+    assert result["places"] == {"web1": "unknown"} and not result["verified"]
+    assert "gives no answer" in result["open"]["web1"]
+
+
+def test_of_all_vms_only_those_that_a_migration_left_are_looked_at(world, run):
+    """A migration of another tool goes on, somebody has paused a VM, and two VMs have one name: nobody's business."""
+    world.add("web1", "hv1", job="migration")
+    world.add("web1", "hv2", state="paused", reason="migrating", job="incoming")
+    world.add("db1", "hv1", state="paused", reason="user")
+    world.add("db1", "hv3", state="shutoff")
+    world.add("mail1", "hv1")
+    world.add("mail1", "hv2")
+    world.nodes["hv2"]["mail1"]["uuid"] = "another"
+    result = run(state="recovered")
+    assert not result["changed"] and result["places"] == {} and result["verified"]
+    world.add("old1", "hv3", state="paused", reason="migrating")
+    assert run(state="recovered", _ansible_check_mode=True)["actions"] == [
+        "recover old1 by rule B4.7: resume it on hv3"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.drover.kvm.plugins.module_utils import _node
 from ansible_collections.drover.kvm.plugins.module_utils._errors import Unreachable
 from ansible_collections.drover.kvm.plugins.module_utils._libvirt import connect, libvirt
 from ansible_collections.drover.kvm.plugins.module_utils._migration import ends, prechecks
@@ -169,10 +170,12 @@ def test_every_reason_has_a_mend():
         assert found.text and found.mend
 
 
-def test_file_systems_of_the_network_are_shared(tmp_path):
-    mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/vda / ext4 rw 0 0\nsan:/vms /vms nfs4 rw 0 0\n")
-    assert prechecks.shared_mounts(mounts) == ["/vms"]
+def test_file_systems_of_the_network_are_shared(tmp_path, monkeypatch):
+    """The facts that plans are made from say the same."""
+    monkeypatch.setattr(_node, "MOUNTS", tmp_path / "mounts")
+    lines = ["/dev/vda / ext4 rw 0 0", "san:/vms /our\\040vms nfs4 rw 0 0", "ceph-fuse /ceph fuse.ceph rw 0 0"]
+    (tmp_path / "mounts").write_text("\n".join([*lines, ""]))
+    assert prechecks.shared_mounts() == ["/ceph", "/our vms"]
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,14 @@ def test_a_silent_source_is_never_replaced():
     assert cluster.log == [] and not result.complete and result.decision.where == "unknown"
 
 
+def test_the_copy_that_has_arrived_is_resumed_when_its_source_is_certainly_off():
+    cluster = Cluster(hv1={"state": "unreachable"}, hv2=copy_of("paused", "user"))
+    result = recover(cluster, fenced=["hv1"])
+    assert cluster.log == ["resume hv2"] and (result.decision.rule, result.decision.where) == ("11", "hv2")
+    cluster.log.clear()
+    assert recover(cluster, fenced=["hv1"]).decision.rule == "11" and cluster.log == []
+
+
 def test_it_waits_for_a_job_and_then_decides():
     cluster = Cluster(hv1=copy_of("running", job="outgoing"), hv2=copy_of("paused", "migrating", job="incoming"))
 

@@ -115,6 +115,17 @@ def test_a_file_that_is_not_ours_or_in_use_stays(original):
     assert original.exists()
 
 
+def test_a_file_that_another_one_is_based_on_stays(original):
+    overlay = original.with_name("theirs.qcow2")
+    words = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(original), str(overlay)]
+    subprocess.run(["qemu-img", "create", *words], check=True)
+    assert volumes.remove_originals([str(original)], UUID, lambda path: False) == [str(original)]
+    with pytest.raises(Refused, match=r"is what .*theirs\.qcow2 is based on"):
+        file.remove(f"file:{original}", UUID)
+    overlay.unlink()
+    assert volumes.remove_originals([str(original)], UUID, lambda path: False) == [] and not original.exists()
+
+
 @pytest.mark.parametrize("claimed", [True, False])
 def test_the_hook_marks_what_was_made_for_a_copy(tmp_path, claimed):
     path = tmp_path / "a.raw"
