@@ -28,8 +28,16 @@ COLLECTIONS = Path(os.environ.get("DROVER_COLLECTIONS", ROOT / "build/collection
 SINK = "10.231.100.1:9000"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 IMAGES = "/srv/drover/images"
+# A command that begins so is told to end when the stories' process has ended, however that was. It must be started by a
+# thread that waits for it. Ansible ends its workers then, which else would go on: each leads a session of its own.
+LEASH = ("setpriv", "--pdeathsig", "TERM")
 # No limit for how quick one is, but the end of one that hangs: bare servers beside three other labs took over 600 s.
 PLAY_SECONDS = 900
+
+
+def program(name: str) -> list[str]:
+    """The beginning of the command line of one of Ansible's programs, on the leash."""
+    return [*LEASH, str(Path(sys.executable).parent / name)]
 
 
 @dataclass
@@ -91,9 +99,8 @@ class Cluster:
     def command(self, playbook: str, *options: str, **variables: Any) -> list[str]:
         """The command line of one of the collection's playbooks, or of a file."""
         name = playbook if "/" in playbook else f"drover.kvm.{playbook}"
-        program = str(Path(sys.executable).parent / "ansible-playbook")
         extra = ["-e", json.dumps(variables)] if variables else []
-        return [program, *self.inventory, name, *options, *extra]
+        return [*program("ansible-playbook"), *self.inventory, name, *options, *extra]
 
     def play(self, playbook: str, *options: str, **variables: Any) -> Played:
         """Run a playbook to its end (`play_seconds` at most)."""
@@ -110,8 +117,7 @@ class Cluster:
 
     def task(self, node: str, module: str, check: bool = False, **task: Any) -> dict[str, Any]:
         """The result of one of the collection's modules on a node."""
-        program = str(Path(sys.executable).parent / "ansible")
-        argv = [program, *self.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
+        argv = [*program("ansible"), *self.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
         done = subprocess.run(
             [*argv, *(["--check"] if check else [])],
             env=self.environment,
@@ -166,10 +172,8 @@ class Cluster:
 
     def sheets(self) -> dict[str, Any]:
         """The declared VMs and their variables, as Ansible sees them."""
-        program = str(Path(sys.executable).parent / "ansible-inventory")
-        text = subprocess.run(
-            [program, *self.inventory, "--list"], env=self.environment, capture_output=True, text=True, check=True
-        ).stdout
+        argv = [*program("ansible-inventory"), *self.inventory, "--list"]
+        text = subprocess.run(argv, env=self.environment, capture_output=True, text=True, check=True).stdout
         data = json.loads(text)
         return {name: data["_meta"]["hostvars"][name] for name in data["vms"]["hosts"]}
 

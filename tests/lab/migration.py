@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.nodes import command_name
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, program, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODES = ("hv1", "hv2", "hv3")
@@ -169,10 +168,9 @@ class Mover:
     # The module
     def start(self, node: str, check: bool = False, module: str = "migrate", **task: Any) -> subprocess.Popen[str]:
         """Begin module migrate, or another one, on a node."""
-        program = str(Path(sys.executable).parent / "ansible")
-        argv = [program, *self.cluster.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
+        words = [*self.cluster.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps(task)]
         process = subprocess.Popen(
-            [*argv, *(["--check"] if check else [])],
+            [*program("ansible"), *words, *(["--check"] if check else [])],
             env=self.cluster.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

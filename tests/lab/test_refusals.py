@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, program
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +64,12 @@ def test_a_name_that_is_none(cluster: Cluster, name: str, tmp_path) -> None:
     cluster.play(str(play)).refused(name, "not a valid name")
 
 
+def test_a_kernel_that_is_not_the_nodes_own(cluster: Cluster) -> None:
+    refused = cluster.task("hv1", "ksm", run=1)
+    assert refused["failed"] and "this is a container (systemd-nspawn): KSM is its host's" in refused["msg"], refused
+    assert not cluster.task("hv1", "ksm", state="absent")["changed"]
+
+
 def test_a_volume_in_use_is_not_removed(cluster: Cluster, tmp_path) -> None:
     play = tmp_path / "play.yml"
     play.write_text(
@@ -85,9 +89,8 @@ def test_a_frozen_libvirtd_costs_ten_seconds_at_most(cluster: Cluster) -> None:
     cluster.lab.freeze("hv2", "libvirtd")
     try:
         begin = time.monotonic()
-        program = str(Path(sys.executable).parent / "ansible-inventory")
         done = subprocess.run(
-            [program, "-i", str(config), "--graph"],
+            [*program("ansible-inventory"), "-i", str(config), "--graph"],
             env=cluster.environment,
             capture_output=True,
             text=True,

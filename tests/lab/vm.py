@@ -12,13 +12,11 @@ import base64
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, program, wait_until
 
 NODE = "hv1"
 FOLDER = "/srv/snap"
@@ -61,8 +59,8 @@ class Fate(NamedTuple):
 
 def cut_off(site: Cluster, node: str, vm: str, moment: str, module: str = "snapshot", **options: Any) -> Fate:
     """Run a module for a VM and kill it with SIGKILL as soon as a shell condition on the node is true."""
-    program = str(Path(sys.executable).parent / "ansible")
-    argv = [program, *site.inventory, node, "-m", f"drover.kvm.{module}", "-a", json.dumps({"name": vm, **options})]
+    task = json.dumps({"name": vm, **options})
+    argv = [*program("ansible"), *site.inventory, node, "-m", f"drover.kvm.{module}", "-a", task]
     # Pipelining, which the sites use, leaves nothing in the process's command line by which it could be told.
     argv += ["-e", json.dumps({"ansible_ssh_pipelining": False})]
     with subprocess.Popen(
