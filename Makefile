@@ -51,7 +51,7 @@ unit-nodes:
 unit-controller:
 	$(TOOL) pytest -n 2 --dist worksteal $(MOST) tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
 
-unit-slow: ## The unit tests that make check leaves out: they compute for seconds, or run playbooks
+unit-slow: ## The unit tests that make check leaves out: they compute for seconds, run playbooks or machines
 	@$(MAKE) --no-print-directory MOST='-m slow' unit
 
 docs: ## antsibull-docs: every option, link and reference of the documentation

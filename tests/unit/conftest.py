@@ -10,5 +10,5 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tell pytest the mark `slow`."""
-    words = "computes for seconds or runs playbooks; make check leaves it out, make unit and make test run it"
+    words = "computes for seconds, runs playbooks or machines; make unit and make test run it, make check does not"
     config.addinivalue_line("markers", f"slow: {words}")

@@ -37,7 +37,7 @@ libvirt_qemu = pytest.importorskip("libvirt_qemu")
 LACKING = libvirt_server.missing() or next(
     (f"{one} is not installed" for one in ("qemu-img", "qemu-system-x86_64") if not shutil.which(one)), None
 )
-pytestmark = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
+pytestmark = [pytest.mark.skipif(LACKING is not None, reason=str(LACKING)), pytest.mark.slow]
 MIB = 2**20
 UUID = "11111111-1111-4111-8111-111111111111"
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>
@@ -185,7 +185,6 @@ def alone(running: Machine, monkeypatch: Any) -> Iterator[Machine]:
         found.undefine()
 
 
-@pytest.mark.slow
 def test_each_point_of_a_chain_of_five_comes_back_as_it_was(running: Machine) -> None:
     seen = {}
     for number in range(6):
@@ -232,7 +231,6 @@ def volumes(machine: Machine) -> Iterator[Machine]:
         yield machine
 
 
-@pytest.mark.slow
 def test_each_of_six_backups_of_volumes_comes_back_as_it_was(volumes: Machine) -> None:
     """QEMU can note no changes there, so each is a full one, and says so."""
     seen = {}
@@ -451,7 +449,6 @@ def test_a_machine_that_is_off_and_one_whose_marks_are_lost(machine: Machine) ->
     assert third["type"] == "full" and "can't tell" in third["reason"], third
 
 
-@pytest.mark.slow
 def test_of_mixed_disks_those_are_incremental_that_can_be(machine: Machine) -> None:
     machine.formats["vdb"] = "raw"
     qemu_img("create", "-q", "-f", "raw", machine.disk("vdb"), "8M")

@@ -22,7 +22,7 @@ from ansible_collections.drover.kvm.tests.unit.images import qemu_img
 from ansible_collections.drover.kvm.tests.unit.plugins.modules import test_backup
 from ansible_collections.drover.kvm.tests.unit.plugins.modules.test_backup import Killed, Machine
 
-pytestmark = [test_backup.pytestmark, pytest.mark.slow]
+pytestmark = test_backup.pytestmark
 daemon, machine = test_backup.daemon, test_backup.machine
 running, alone = test_backup.running, test_backup.alone
 PHRASE = "correct horse, b'attery $taple ä"

@@ -27,6 +27,7 @@ __all__ = ["both", "ceph", "run", "vms"]
 pytestmark = [
     pytest.mark.skipif(libvirt is None, reason="not installed: Python package libvirt"),
     pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-io is not installed"),
+    pytest.mark.slow,
 ]
 IMAGES = ["web1-0", "web1-1"]
 
@@ -120,7 +121,6 @@ def test_each_point_of_a_chain_comes_back_as_it_was(saved):
     assert saved.left() == [] and not saved.take(state="verified")["changed"]
 
 
-@pytest.mark.slow
 def test_an_encrypted_chain_comes_back_with_the_key_of_its_history(saved, monkeypatch):
     monkeypatch.setattr(secrecy, "SLOW", 10)
     for number, kind in enumerate(("full", "incremental")):

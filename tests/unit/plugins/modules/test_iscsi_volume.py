@@ -612,13 +612,14 @@ def test_a_target_that_tgtd_lost_is_made_again_as_it_was(san):
 
 def test_secrets_stay_secret(san):
     """Not in the result, the diff, tgtd's log or the arguments of any process while the module works."""
+    secret = f"hidden-{os.getpid():08}"  # a worker beside this one may hand tools the secret of all tests
     seen, stop = set(), threading.Event()
 
     def watch():
         while not stop.is_set():
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    if SECRET.encode() in path.read_bytes():
+                    if secret.encode() in path.read_bytes():
                         seen.add(path)
                 except OSError:
                     continue
@@ -628,18 +629,18 @@ def test_secrets_stay_secret(san):
     watcher.start()
     texts = []
     for args in (
-        {"chap_user": "u", "chap_password": SECRET, "size": "16MiB", "iqn_prefix": PREFIX, "check": True},
-        {"chap_user": "u", "chap_password": SECRET, "size": "16MiB", "iqn_prefix": PREFIX},
-        {"chap_password": SECRET, "size": "bad"},
-        {"chap_password": SECRET, "chap_user": "other"},
-        {"volumes": [{"name": "a", "chap_password": SECRET, "no_such_option": 1}]},
+        {"chap_user": "u", "chap_password": secret, "size": "16MiB", "iqn_prefix": PREFIX, "check": True},
+        {"chap_user": "u", "chap_password": secret, "size": "16MiB", "iqn_prefix": PREFIX},
+        {"chap_password": secret, "size": "bad"},
+        {"chap_password": secret, "chap_user": "other"},
+        {"volumes": [{"name": "a", "chap_password": secret, "no_such_option": 1}]},
     ):
         san(**{"name": "a", "_ansible_diff": True, **args})
         texts.append(san.text)
     stop.set()
     watcher.join()
-    assert not seen and SECRET not in "".join(texts) and SECRET not in (san.base / "log").read_text()
-    holders = [path for path in san.base.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert not seen and secret not in "".join(texts) and secret not in (san.base / "log").read_text()
+    holders = [path for path in san.base.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert holders == [san.conf / "drover-a.conf"] and holders[0].stat().st_mode & 0o777 == 0o600
 
 
