@@ -26,7 +26,10 @@ from ansible_collections.drover.kvm.plugins.modules import iscsi_volume
 from ansible_collections.drover.kvm.tests.unit import tgt_server
 from ansible_collections.drover.kvm.tests.unit.volume_runs import VolumeRuns, done, refused
 
-pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
+pytestmark = [
+    pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}"),
+    pytest.mark.slow,
+]
 PREFIX = tgt_server.PREFIX
 IQN = f"{PREFIX}:a"
 SECRET, MUTUAL = "hidden-Canary1", "hidden-Canary2"

@@ -8,7 +8,7 @@ import pytest
 
 from ansible_collections.drover.kvm.tests.unit import networkd_server
 
-pytestmark = pytest.mark.skipif(bool(networkd_server.missing()), reason=networkd_server.missing())
+pytestmark = [pytest.mark.skipif(bool(networkd_server.missing()), reason=networkd_server.missing()), pytest.mark.slow]
 BRIDGE = {"name": "br100", "ports": [{"name": "nic1"}]}
 GIVEN = {"name": "br100", "addresses": ["10.9.9.1/24"]}
 SITE = {"bridges": [BRIDGE], "addresses": [GIVEN]}

@@ -271,6 +271,7 @@ def test_a_network_takes_the_place_of_a_bridge(run, daemon):
 
 
 @pytest.mark.skipif(not (Path("/usr/share/OVMF").exists() and shutil.which("swtpm")), reason="needs ovmf and swtpm")
+@pytest.mark.slow
 def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
     # What this machine, or a libvirtd without cgroups, may lack.
     lacks = ("hugepages", "cpu_features", "cpu_quota", "hostdevs", "filesystems")
@@ -289,6 +290,7 @@ def test_what_firmware_and_tpm_keep_goes_with_the_disks_only(run, daemon):
 
 @pytest.mark.skipif(not Path("/usr/share/OVMF").exists(), reason="needs ovmf")
 @pytest.mark.parametrize("wanted", [None, False, True])
+@pytest.mark.slow
 def test_uefi_starts_what_is_not_signed_unless_asked_to(run, daemon, wanted):
     asked = {} if wanted is None else {"secure_boot": wanted}
     started = run(**BASE, machine="q35", firmware="efi", state="running", **asked)
