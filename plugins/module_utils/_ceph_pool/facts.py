@@ -23,6 +23,7 @@ VARIABLES = {
     "crush_rule": "crush_rule",
     "allow_ec_overwrites": "allow_ec_overwrites",
     "bulk": "bulk",
+    "pg_autoscale_bias": "pg_autoscale_bias",
     "target_size_ratio": "target_size_ratio",
     "target_size": "target_size_bytes",
     "compression_mode": "compression_mode",
@@ -37,6 +38,7 @@ QUOTAS = {"quota_bytes": "max_bytes", "quota_objects": "max_objects"}
 UNSET: dict[str, Any] = {
     "pg_num_min": 0,
     "pg_num_max": 0,
+    "pg_autoscale_bias": 1.0,
     "target_size_ratio": 0.0,
     "target_size": 0,
     "compression_mode": None,
@@ -93,6 +95,11 @@ def ratio(most: float = 1e6) -> Callable[[float], float]:
         return value
 
     return check
+
+
+def check_bias(value: float) -> float:
+    """A factor of the autoscaler. With 0 the monitors forget what was set, and none means 1. Raises ValueError."""
+    return ratio(1000.0)(value) or 1.0
 
 
 def alike(one: Any, other: Any) -> bool:
