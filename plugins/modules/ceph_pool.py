@@ -96,6 +96,12 @@ options:
     description: Whether Ceph chooses the number of placement groups itself, or warns when it would.
     type: str
     choices: ["on", "off", warn]
+  pg_autoscale_bias:
+    description:
+      - By what the autoscaler multiplies the number of placement groups that it would choose, up to 1000; 1 for a pool
+        that was never given one, and 0 says the same. More than 1 is for pools of many small objects or keys, such as
+        the metadata of CephFS, for which Ceph itself sets 4.
+    type: float
   pg_num:
     description:
       - Number of placement groups, 1 to 65536. What is compared is the number that the pool is on its way to.
@@ -237,6 +243,10 @@ pool:
       description: Number of placement groups that it has, or is on its way to.
       type: int
       sample: 32
+    pg_autoscale_bias:
+      description: What the autoscaler multiplies by; 1 when it was never set.
+      type: float
+      sample: 1.0
     crush_rule:
       description: Name of its rule.
       type: str
@@ -277,31 +287,19 @@ FIELDS = (
     Field("confirm_name"),
     Field("accept_risk", type="bool", default=False),
     Field("type", choices=("replicated", "erasure")),
-    Field("size", type="int", check=between(1, 10)),
-    Field("min_size", type="int", check=between(1, 64)),
-    Field("crush_rule", check=check_name),
+    *facts.SETTINGS,
     Field("failure_domain", check=check_name),
     Field("device_class", check=check_name),
     Field("crush_root", check=check_name),
     Field("erasure_profile", check=check_name),
     Field("erasure_k", type="int", check=between(2, 32)),
     Field("erasure_m", type="int", check=between(1, 32)),
-    Field("allow_ec_overwrites", type="bool"),
-    Field("pg_autoscale_mode", choices=("on", "off", "warn")),
     Field("pg_num", type="int", check=between(1, 65536)),
     Field("pg_num_min", type="int", check=between(0, 65536)),
     Field("pg_num_max", type="int", check=between(0, 65536)),
-    Field("target_size_ratio", type="float", check=facts.ratio()),
-    Field("target_size", type="size"),
-    Field("bulk", type="bool"),
     Field("applications", type="names", check=facts.check_names),
     Field("quota_bytes", type="size"),
     Field("quota_objects", check=facts.parse_count),
-    Field("compression_mode", choices=("none", "passive", "aggressive", "force")),
-    Field("compression_algorithm", choices=("none", "snappy", "zlib", "zstd", "lz4")),
-    Field("compression_required_ratio", type="float", check=facts.ratio(1.0)),
-    Field("compression_min_blob_size", type="size"),
-    Field("compression_max_blob_size", type="size"),
     Field("flags", type="names", check=facts.check_flags),
     *OPTIONS,
 )

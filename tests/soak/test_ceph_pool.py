@@ -89,6 +89,7 @@ def test_a_pool_is_made_changed_and_renamed(pools: Pools) -> None:
         "crush_rule": RULES[0],
         "failure_domain": "host",
         "target_size_ratio": 0.1,
+        "pg_autoscale_bias": 1.5,
         "quota_bytes": "2GiB",
         "quota_objects": "10k",
         "applications": ["foo", "bar"],
@@ -111,6 +112,9 @@ def test_a_pool_is_made_changed_and_renamed(pools: Pools) -> None:
     assert renamed["pool"]["id"] == made["pool"]["id"]
     kept = {"size": 2, "min_size": 2, "flags": ["nodelete"], "pg_autoscale_mode": "off", "quota_objects": 10000}
     assert {key: renamed["pool"][key] for key in kept} == kept
+    (usual,) = pools.settle({"name": f"{PREFIX}disks", "pg_autoscale_bias": 0})
+    assert (renamed["pool"]["pg_autoscale_bias"], usual["pool"]["pg_autoscale_bias"]) == (1.5, 1.0)
+    refused(pools.run({"name": f"{PREFIX}disks", "pg_autoscale_bias": 1001}), "from 0 to 1000")
     refused(pools.run({"name": f"{PREFIX}disks", "type": "erasure"}), "can't become erasure")
 
 

@@ -144,9 +144,10 @@ class Monitor:
             self._set_pg_num(pool, int(val))
         elif var == "pg_autoscale_mode":
             pool[var] = val
-        elif val == "0":
+        elif _value(val) == 0:
             pool["options"].pop(var, None)
         else:
+            self._check_bias({var: _value(val)})
             self._check_pgs(pool["pg_num_target"], {**pool["options"], var: _value(val)})
             pool["options"][var] = _value(val)
 
@@ -172,6 +173,11 @@ class Monitor:
             raise Refusal(EINVAL, f"specified pg_num_min {least} > pg_num {number}")
         if most and most < number:
             raise Refusal(EINVAL, f"specified pg_num_max {most} < pg_num {number}")
+
+    @staticmethod
+    def _check_bias(options: dict[str, Any]) -> None:
+        if not 0 <= options.get("pg_autoscale_bias", 1) <= 1000:
+            raise Refusal(EINVAL, "pg_autoscale_bias must be between 0 and 1000")
 
     def osd_pool_set_quota(self, given: dict[str, Any]) -> Any:
         self._pool(given)[f"quota_{given['field']}"] = int(given["val"])

@@ -105,7 +105,7 @@ def _set_commands(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Itera
             continue
         # With the size the monitors change min_size, without a word.
         if before.get(option) != wanted[option] or (resized and option == "min_size"):
-            yield _set(wanted["name"], option, variable, wanted[option])
+            yield _set(wanted["name"], option, variable.name, wanted[option])
 
 
 def _pg_commands(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Command]:

@@ -8,43 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from .._fields import names_after
+from .._fields import Field, between, check_name, names_after
 
 State = Optional[Mapping[str, Any]]
 TYPES = {1: "replicated", 3: "erasure"}
 FLAGS = ("nodelete", "nopgchange", "nosizechange", "noscrub", "nodeep-scrub")
-# Options that `osd pool set` takes under these names, in an order in which each finds what it needs.
-VARIABLES = {
-    "pg_autoscale_mode": "pg_autoscale_mode",
-    "size": "size",
-    "min_size": "min_size",
-    "crush_rule": "crush_rule",
-    "allow_ec_overwrites": "allow_ec_overwrites",
-    "bulk": "bulk",
-    "target_size_ratio": "target_size_ratio",
-    "target_size": "target_size_bytes",
-    "compression_mode": "compression_mode",
-    "compression_algorithm": "compression_algorithm",
-    "compression_required_ratio": "compression_required_ratio",
-    "compression_min_blob_size": "compression_min_blob_size",
-    "compression_max_blob_size": "compression_max_blob_size",
-}
 PGS = ("pg_num", "pg_num_min", "pg_num_max")
 QUOTAS = {"quota_bytes": "max_bytes", "quota_objects": "max_objects"}
-# What a pool has only when it was set, and what it means not to have it.
-UNSET: dict[str, Any] = {
-    "pg_num_min": 0,
-    "pg_num_max": 0,
-    "target_size_ratio": 0.0,
-    "target_size": 0,
-    "compression_mode": None,
-    "compression_algorithm": None,
-    "compression_required_ratio": 0.0,
-    "compression_min_blob_size": 0,
-    "compression_max_blob_size": 0,
-}
 PLACE = ("failure_domain", "device_class", "crush_root")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}", re.ASCII)
 COUNT = re.compile(r"(\d{1,15}) ?([kMGT]?)", re.ASCII)
@@ -95,6 +67,56 @@ def ratio(most: float = 1e6) -> Callable[[float], float]:
     return check
 
 
+def check_bias(value: float) -> float:
+    """A factor of the autoscaler. With 0 the monitors forget what was set, and none means 1. Raises ValueError."""
+    return ratio(1000.0)(value) or 1.0
+
+
+class Variable(NamedTuple):
+    """How `osd pool set` calls an option.
+
+    One that is `optional` is shown by the monitors only once it was set: `unset` is what Ceph does without it.
+    """
+
+    name: str
+    optional: bool = False
+    unset: Any = None
+
+
+def _optional(option: str, unset: Any, name: str = "", **about: Any) -> Field:
+    return Field(option, place=Variable(name or option, True, unset), **about)
+
+
+def _always(option: str, **about: Any) -> Field:
+    return Field(option, place=Variable(option), **about)
+
+
+# Options that `osd pool set` takes, in an order in which each finds what it needs.
+SETTINGS = (
+    _always("pg_autoscale_mode", choices=("on", "off", "warn")),
+    _always("size", type="int", check=between(1, 10)),
+    _always("min_size", type="int", check=between(1, 64)),
+    _always("crush_rule", check=check_name),
+    _always("allow_ec_overwrites", type="bool"),
+    _always("bulk", type="bool"),
+    _optional("pg_autoscale_bias", 1.0, type="float", check=check_bias),
+    _optional("target_size_ratio", 0.0, type="float", check=ratio()),
+    _optional("target_size", 0, "target_size_bytes", type="size"),
+    _optional("compression_mode", None, choices=("none", "passive", "aggressive", "force")),
+    _optional("compression_algorithm", None, choices=("none", "snappy", "zlib", "zstd", "lz4")),
+    _optional("compression_required_ratio", 0.0, type="float", check=ratio(1.0)),
+    _optional("compression_min_blob_size", 0, type="size"),
+    _optional("compression_max_blob_size", 0, type="size"),
+)
+VARIABLES: dict[str, Variable] = {field.name: field.place for field in SETTINGS}
+# What a pool has only when it was set.
+OPTIONAL = {
+    **{option: Variable(option, True, 0) for option in ("pg_num_min", "pg_num_max")},
+    **{option: variable for option, variable in VARIABLES.items() if variable.optional},
+}
+UNSET: dict[str, Any] = {option: variable.unset for option, variable in OPTIONAL.items()}
+
+
 def alike(one: Any, other: Any) -> bool:
     """Whether two values are the same to Ceph, which keeps some ratios in 32 bits."""
     if isinstance(one, float) and isinstance(other, float):
@@ -105,7 +127,7 @@ def alike(one: Any, other: Any) -> bool:
 def state_of(raw: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A pool of `osd pool ls detail` by the names of the options; `pg_num` is the aim while PGs split or merge."""
     flags = set(raw["flags_names"].split(","))
-    unset = {name: raw["options"].get(VARIABLES.get(name, name), empty) for name, empty in UNSET.items()}
+    unset = {option: raw["options"].get(variable.name, variable.unset) for option, variable in OPTIONAL.items()}
     return {
         "name": raw["pool_name"],
         "id": raw["pool_id"],

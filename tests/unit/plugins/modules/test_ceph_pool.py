@@ -70,7 +70,7 @@ def refused(run, monitor):
         assert [result.get("failed") for result in results] == [True, True]
         assert results[0]["msg"] == results[1]["msg"]
         assert (json.dumps(monitor.pools), monitor.told) == (before, told)
-        return f"{results[0]['error']}: {results[0]['msg']}"
+        return f"{results[0].get('error', 'by Ansible')}: {results[0]['msg']}"
 
     return call
 
@@ -104,6 +104,7 @@ OPTIONS = [
     ({"size": 2, "min_size": 1, "accept_risk": True}, ["set size of vms to 2", "set min_size of vms to 1"]),
     ({"pg_autoscale_mode": "off", "pg_num": 64}, ["set pg_autoscale_mode of vms to off", "set pg_num of vms to 64"]),
     ({"pg_autoscale_mode": "warn"}, ["set pg_autoscale_mode of vms to warn"]),
+    ({"pg_autoscale_bias": 4}, ["set pg_autoscale_bias of vms to 4.0"]),
     ({"pg_num_max": 64}, ["set pg_num_max of vms to 64"]),
     ({"pg_num_min": 1}, ["set pg_num_min of vms to 1"]),
     ({"target_size_ratio": 0.3}, ["set target_size_ratio of vms to 0.3"]),
@@ -161,6 +162,23 @@ def test_a_ratio_of_32_bits_is_the_same_ratio(both, monitor):
     monitor.pools["vms"]["options"]["target_size_ratio"] = 0.10000000149011612
     assert both(target_size_ratio=0.1)["actions"] == []
     assert both(target_size_ratio=0)["actions"] == ["set target_size_ratio of vms to 0.0"]
+
+
+def test_a_bias_of_0_is_the_1_of_a_pool_that_has_none(both, monitor):
+    assert both(pg_autoscale_bias=0)["actions"] == ["make replicated pool vms"]
+    raised = both(pg_autoscale_bias=2.5)
+    assert raised["diff"]["before"] == {"pg_autoscale_bias": 1.0}
+    assert raised["diff"]["after"] == {"pg_autoscale_bias": 2.5}
+    assert both(bulk=True)["pool"]["pg_autoscale_bias"] == 2.5
+    assert both(pg_autoscale_bias=0)["actions"] == ["set pg_autoscale_bias of vms to 1.0"]
+    assert both(pg_autoscale_bias=1)["actions"] == []
+    monitor.pools["vms"]["options"].clear()
+    assert both(pg_autoscale_bias=1)["pool"]["pg_autoscale_bias"] == 1.0
+
+
+def test_a_new_pool_gets_its_bias(both):
+    made = both(pg_autoscale_bias=1000)
+    assert made["actions"] == ["make replicated pool vms", "set pg_autoscale_bias of vms to 1000.0"]
 
 
 def test_the_aim_is_compared_while_pgs_are_split(both, monitor):
@@ -286,6 +304,9 @@ REFUSED = [
     ({"pg_autoscale_mode": "off", "pg_num": 8, "pg_num_min": 16}, "not between"),
     ({"pg_num": 65537}, "from 1 to 65536"),
     ({"target_size_ratio": -1}, "out of range"),
+    ({"name": "new", "pg_autoscale_bias": 1000.5}, "pg_autoscale_bias: 1000.5 is out of range"),
+    ({"pg_autoscale_bias": -0.5}, "from 0 to 1000"),
+    ({"pg_autoscale_bias": "nan"}, "from 0 to 1000"),
     ({"compression_required_ratio": 1.5}, "from 0 to 1"),
     ({"quota_objects": "10 apples"}, "not a number of objects"),
     ({"quota_bytes": "much"}, "not a size"),
@@ -296,7 +317,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("options, words", REFUSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_the_monitors_would_let_pass_is_refused(both, refused, options, words):
+def test_what_is_refused_changes_nothing(both, refused, options, words):
     both()
     assert words in refused(**options)
 
