@@ -202,6 +202,8 @@ class Ksm(Resource):
     @staticmethod
     def _gives_back(before: dict[str, Any], after: dict[str, Any]) -> bool:
         """Whether what is merged must be unmerged: for good, or for settings that change in no other way."""
+        if "run" not in before:
+            return False
         if after.get("run") == 2:
             return bool(before["run"] != 2)
         left = before["file"] is not None and after["file"] is None
@@ -220,7 +222,9 @@ class Ksm(Resource):
             # As set_advisor_defaults() of mm/ksm.c sets it with that.
             now["pages_to_scan"] = _ksm.DEFAULTS["pages_to_scan"]
         for name in _ksm.DEFAULTS:
-            if name in now and now[name] != after[name]:
+            # The adviser sets that itself, and lets nobody else.
+            advised = name == "pages_to_scan" and after.get("advisor_mode") == "scan-time"
+            if name in now and now[name] != after[name] and not advised:
                 words = f"{name} {now[name]} -> {after[name]}"
                 steps.append(Step(words, partial(_ksm.put, name, after[name])))
         if now["file"] != after["file"]:

@@ -125,10 +125,9 @@ def _proven(
         nodes, room, only = sorted(made.emptied), params["make_room"], made.leaving
         enough = mends.enough(cluster, made, lambda other: drain(other, nodes, room, only))
     lost = proof.not_borne(cluster, made, opened)
-    # Of VMs that have their places already none is to blame, nor can one be left out.
-    asked = params["operation"] != "place" or any(not guest.node for guest in cluster.guests)
-    if params["require_n_minus_1"] and asked:
-        made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in lost.items())))
+    if params["require_n_minus_1"]:
+        worse = _worse(cluster, made, opened, lost) if params["operation"] == "place" else lost
+        made = replace(made, blockers=(*made.blockers, *(_not_borne(node, vms) for node, vms in worse.items())))
     if params["require_off"]:
         made = replace(made, blockers=(*made.blockers, *maintenance.still_on(cluster, made)))
     return _result((now, cluster), made, steps, lost, (enough, params["bandwidth"]))
@@ -141,6 +140,16 @@ def _report(now: Cluster) -> dict[str, Any]:
     result = _result((now, now), seen, [], lost, ((), None))
     text = report.placement_text(seen, lines(guests), result["nodes"], lost)
     return {**result, "operation": "report", "guests": guests, "text": text}
+
+
+def _worse(
+    cluster: Cluster, made: Plan, opened: Sequence[str], lost: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Of what is lost with a node only what would not be without the new guests; none of the others is to blame."""
+    known = replace(cluster, guests=tuple(guest for guest in cluster.guests if guest.node))
+    before = proof.not_borne(known, made, opened)
+    found = {node: [name for name in vms if name not in before.get(node, [])] for node, vms in lost.items()}
+    return {node: vms for node, vms in found.items() if vms}
 
 
 def _not_borne(node: str, vms: Sequence[str]) -> Blocker:

@@ -18,7 +18,7 @@ from .._errors import Failed
 from .._fields import size_text
 from .._xml import find, make
 from .cpu import PERIOD, QUOTA, VCPUS, maximum, quota_of
-from .memory import KIB, MEMORY, most
+from .memory import KIB, MEMORY, MIN_MEMORY, most
 
 if TYPE_CHECKING:
     from .._libvirt import Node
@@ -99,6 +99,16 @@ def _put_memory(live: Element, value: int) -> None:
     element.text = str(value // KIB)
 
 
+def _sure(root: Element) -> int:
+    """What the VM has whatever its node runs short of, in bytes."""
+    return MIN_MEMORY.get(root) or MEMORY.get(root) or 0
+
+
+def _lacks(live: Element, after: Element) -> bool:
+    """Whether the node has taken memory that nobody would give back any more, as there is no minimum now."""
+    return not MIN_MEMORY.get(after) and (MEMORY.get(live) or 0) < _sure(after) <= most(live)
+
+
 def _plug_vcpus(node: Node, name: str, count: int) -> None:
     try:
         node.set_vcpus(name, count, live=True, config=False)
@@ -119,6 +129,16 @@ ROWS = (
         lambda node, name, value: node.set_memory(name, value, live=True, config=False),
         size_text,
         lambda live, after: (MEMORY.get(after) or 0) <= most(live),
+        ahead=True,
+    ),
+    Row(
+        "min_memory",
+        "give back all of its memory at once, {1}",
+        _sure,
+        _put_memory,
+        lambda node, name, value: node.set_memory(name, value, live=True, config=False),
+        size_text,
+        _lacks,
         ahead=True,
     ),
     Row(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -51,13 +52,14 @@ def test_what_is_taken_and_given_stays_in_its_bounds_whatever_the_node_has(seed)
         if available < THRESHOLD:
             assert 0 <= taken <= THRESHOLD * 5 // 4 - available
         elif available <= THRESHOLD * 7 // 4:
-            assert found == {}
+            assert all(has[one.name] <= max(one.current, one.least) for one in balloons)
+            assert 0 <= -taken <= max(0, available - THRESHOLD * 6 // 4)
         else:
             assert 0 <= -taken <= available - THRESHOLD * 6 // 4
         sums.append(has)
-    # The more the node has, the more has each VM.
+    # The more the node has, the more has each VM, but for what is left over of whole MiB.
     for less, more in zip(sums, sums[1:]):
-        assert all(less[name] <= more[name] for name in less)
+        assert all(less[name] <= more[name] + len(balloons) * MIB for name in less)
 
 
 def test_each_gives_in_proportion_to_what_it_can_and_gets_in_proportion_to_what_it_lacks():
@@ -72,6 +74,11 @@ def test_each_gives_in_proportion_to_what_it_can_and_gets_in_proportion_to_what_
     assert targets(4 * GIB, THRESHOLD, balloons) == targets(7 * GIB, THRESHOLD, balloons) == {}
     assert targets(7 * GIB + 4 * MIB, THRESHOLD, balloons) == {"b": 3076 * MIB}
     assert targets(64 * GIB, THRESHOLD, balloons) == {"b": 4 * GIB}
+    # Who uses nearly all that it was left comes first, and before others lack nothing any more.
+    needy = [*balloons, Balloon("d", 2 * GIB, 2560 * MIB, GIB, 4 * GIB)]
+    assert targets(6 * GIB, THRESHOLD, needy) == {}
+    assert targets(7 * GIB, THRESHOLD, needy) == {"d": 2560 * MIB}
+    assert targets(7 * GIB + 256 * MIB, THRESHOLD, needy) == {"b": 2486 * MIB, "d": 2889 * MIB}
 
 
 def test_one_below_a_minimum_that_was_raised_gets_it_even_when_the_node_is_short():
@@ -89,12 +96,15 @@ REPORTS: list[tuple[int, dict[str, int], int]] = [
     (4000, {"usable": 3900}, 1000),
     # The balloon has moved since the guest said this.
     (2000, {"available": 3800, "usable": 1200}, 3000),
+    # It reports no more.
+    (2000, {"available": 3800, "usable": 3700, "last-update": -3}, 2000),
 ]
 
 
 @pytest.mark.parametrize("current, report, left", REPORTS)
 def test_no_more_is_taken_than_the_guest_has_free(current, report, left):
     stats = {f"balloon.{name}": size * 1024 for name, size in report.items()}
+    stats.update({"balloon.last-update": int(time.time()) - 61} if report.get("last-update") == -3 else {})
     assert program.least(1000 * MIB, current * MIB, 4000 * MIB, stats) == left * MIB
 
 
@@ -118,6 +128,10 @@ class Guest:
     ended: bool = False
     balloon: str = "virtio"
     period: int = 0
+    # What it never used of what it has, and how much of its memory it gives up between two rounds.
+    unused: int = 0
+    pace: int | None = None
+    goal: int = 0
     log: list[Any] = field(default_factory=list)
 
     def __post_init__(self):
@@ -152,15 +166,21 @@ class Guest:
         if self.ended:
             raise libvirt.libvirtError("Domain not found")
         self.log.append(size // 1024)
-        if not self.deaf:
-            self.current = size // 1024
+        self.goal = size // 1024
+        if not self.deaf and (self.pace is None or self.goal > self.current):
+            self.current = self.goal
+
+    def go_on(self):
+        if self.pace and self.goal:
+            self.current = max(self.goal, self.current - self.pace)
 
     def stats(self):
         found = {"balloon.current": self.current * 1024, "balloon.maximum": self.memory * 1024}
+        found["balloon.rss"] = (self.current - self.unused) * 1024
         if self.balloon == "virtio":
             found["balloon.last-update"] = 0
         if self.period and self.used is not None:
-            found["balloon.last-update"] = 1
+            found["balloon.last-update"] = int(time.time())
             found["balloon.available"] = self.current * 1024
             found["balloon.usable"] = (self.current - self.used) * 1024
         return found
@@ -173,11 +193,12 @@ class Node:
         self.guests, self.asked, self.others = guests, 0, 0
         self.total = 8192
         self.getAllDomainStats = self.stats
+        monkeypatch.setattr(program, "PATIENCE", 0)
         monkeypatch.setattr(program, "meminfo", lambda: {"MemTotal": 8192 * MIB, "MemAvailable": self.available * MIB})
 
     @property
     def available(self):
-        return self.total - self.others - sum(guest.current for guest in self.guests)
+        return self.total - self.others - sum(guest.current - guest.unused for guest in self.guests)
 
     def stats(self, kinds, flags):
         assert kinds == libvirt.VIR_DOMAIN_STATS_BALLOON
@@ -206,7 +227,12 @@ def domain_of(guest):
 
 
 def turns(keeper, node, rounds=6):
-    return [sentence for turn in range(rounds) for sentence in keeper.look(node)]
+    said = []
+    for _turn in range(rounds):
+        said += keeper.look(node)
+        for guest in node.guests:
+            guest.go_on()
+    return said
 
 
 def test_a_node_that_runs_short_takes_what_it_needs_and_gives_it_back_once(monkeypatch):
@@ -280,6 +306,59 @@ def test_a_guest_that_does_not_follow_is_asked_once(monkeypatch):
     assert len(turns(keeper, node)) == 1 and node.guests[0].log == [256]
 
 
+def test_what_was_asked_for_ends_when_the_guest_needs_its_memory_or_the_node_has_enough(monkeypatch):
+    node = Node(monkeypatch, Guest("a", memory=2048, pace=200))
+    node.others = 8192
+    keeper = Keeper(1024 * MIB)
+    turns(keeper, node, 5)
+    assert node.guests[0].log == [304] and node.guests[0].current == 1248
+    node.guests[0].used = 1200
+    assert turns(keeper, node)[0].startswith("a: stays at 1248 MiB,") and node.guests[0].current == 1248
+    node.guests[0].used = 100
+    turns(keeper, node, 2)
+    node.others, left = 8192 - 1400 - node.guests[0].current, node.guests[0].current
+    assert turns(keeper, node)[0].startswith(f"a: stays at {left} MiB,") and node.guests[0].current == left
+
+
+def test_a_guest_that_boots_has_time_for_its_first_report(monkeypatch):
+    node = Node(monkeypatch, Guest("a", used=None))
+    node.others, now = 8192, [100.0]
+    monkeypatch.setattr(program, "PATIENCE", 300)
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    keeper = Keeper(1024 * MIB)
+    assert turns(keeper, node) == []
+    now[0] += 299
+    assert turns(keeper, node) == []
+    now[0] += 1
+    assert turns(keeper, node) == ["a: 1024 MiB -> 256 MiB, as the node has -1024 MiB available"]
+
+
+def test_one_that_asks_for_rare_reports_is_asked_for_more(monkeypatch):
+    node = Node(monkeypatch, Guest("a", period=3600))
+    node.others = 8192
+    turns(Keeper(1024 * MIB), node)
+    assert node.guests[0].period == 5
+
+
+def test_what_was_given_and_is_not_used_yet_is_not_given_again(monkeypatch):
+    a, b = Guest("a", memory=2048), Guest("b", memory=2048)
+    node, keeper = Node(monkeypatch, a, b), Keeper(1024 * MIB)
+    node.others = 8192
+    turns(keeper, node)
+    taken = 2048 - a.current
+    assert taken == 2048 - b.current
+    # 364 MiB are beyond six quarters of the threshold.
+    node.others = 8192 - a.current - b.current - 1900
+    assert len(list(keeper.look(node))) == 2
+    given = [guest.current - 2048 + taken for guest in node.guests]
+    assert 362 <= sum(given) <= 364
+    a.unused, b.unused = given
+    assert turns(keeper, node, 40) == []
+    # One that has all and was given it counts too.
+    a.current, a.unused = 2048, 2048 - 2048 + taken
+    assert turns(keeper, node, 5) == []
+
+
 def test_one_that_ends_meanwhile_is_no_matter(monkeypatch):
     node = Node(monkeypatch, Guest("a", ended=True), Guest("b"))
     node.others = 8192
@@ -301,12 +380,29 @@ def test_off_changes_nothing_where_it_can_not_give_all_back(monkeypatch):
     node.others = 7000
     turns(Keeper(1024 * MIB), node)
     before = [list(guest.log) for guest in node.guests]
-    with pytest.raises(program.BalloonError, match=r"1536 MiB are to be given back to VMs and 680 MiB are available"):
+    with pytest.raises(program.BalloonError, match=r"1536 MiB are .* of 680 MiB that are available 163 MiB stay"):
+        program.off(node)
+    node.others = 8192 - 512 - 1536
+    with pytest.raises(program.BalloonError, match=r"of 1536 MiB that are available 163 MiB stay"):
         program.off(node)
     node.others, node.guests[1].job = 0, libvirt.VIR_DOMAIN_JOB_UNBOUNDED
     with pytest.raises(program.BalloonError, match="b: in a migration or another job"):
         program.off(node)
     assert [guest.log for guest in node.guests] == before
+
+
+def test_off_goes_on_when_a_vm_ends_meanwhile_and_tells_all_else(monkeypatch):
+    node = Node(monkeypatch, Guest("a"), Guest("b"))
+    node.others = 8192
+    turns(Keeper(1024 * MIB), node)
+    node.others, code = 0, [program.GONE[0]]
+    monkeypatch.setattr(libvirt.libvirtError, "get_error_code", lambda error: code[0])
+    node.guests[0].ended = True
+    program.off(node)
+    assert [guest.current for guest in node.guests] == [256, 1024]
+    code[0] = libvirt.VIR_ERR_INTERNAL_ERROR
+    with pytest.raises(libvirt.libvirtError):
+        program.off(node)
 
 
 def test_the_service_goes_on_when_libvirt_comes_back(monkeypatch, capsys):

@@ -185,6 +185,13 @@ def test_the_kernel_chooses_its_pace_and_no_longer(kernel, both):
     assert (kernel["advisor_mode"], kernel["pages_to_scan"]) == ("[none] scan-time", "1000")
 
 
+def test_a_pace_of_ones_own_is_left_for_that_of_the_kernel(kernel, both):
+    both(pages_to_scan=1000)
+    kernel.written.clear()
+    both(pages_to_scan=1000, advisor_mode="scan-time")
+    assert "pages_to_scan" not in kernel.written and kernel["pages_to_scan"] == "500"
+
+
 def test_an_older_kernel_has_the_rest_and_no_new_settings(kernel, both, run):
     for name in NEW:
         (kernel.folder / name).unlink()

@@ -136,6 +136,16 @@ def test_a_balloon_between_the_minimum_and_the_memory_is_no_change(lab):
     assert waits == ["memory 128MiB -> 192MiB", "max_memory 128MiB -> 256MiB"]
 
 
+def test_without_its_minimum_a_vm_has_back_what_its_node_had_taken(lab):
+    lab.both(**WEB, max_memory="128MiB", min_memory="32MiB", state="running")
+    lab.node.set_memory("web1", 40 * MIB, live=True, config=False)
+    # As long as it has one, the service of the node sees to it.
+    assert not any("give back" in words for words in lab.both(name="web1", min_memory="36MiB")["actions"])
+    result = lab.both(name="web1", min_memory=0)
+    assert "give back all of its memory at once, 64MiB" in result["actions"] and result["pending_restart"] == []
+    assert "<currentMemory unit='KiB'>65536<" in lab.node.domain("web1").live_xml
+
+
 def test_the_least_that_a_vm_is_left_is_said_at_once_and_taken_back(lab):
     lab.run(**WEB, state="running")
     result = lab.both(name="web1", min_memory="48MiB")
