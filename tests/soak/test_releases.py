@@ -96,8 +96,12 @@ def test_a_machine_type_of_the_newer_qemu_is_refused_by_the_older_before_anythin
         assert result["failed"] and not result["changed"], result
         assert [blocker["reason"] for blocker in result["details"]["blockers"]] == ["machine"], result
         assert newest in result["msg"], result["msg"]
-    words = f"{name} has no place: hv3 does not offer machine type {newest}"
-    mixed.play("drain_node", node=",".join(NEWER), **TOGETHER).refused(words, "give the VM an older machine type")
+    words = (
+        f"{name} (",
+        f"has no place: hv3 does not offer machine type {newest}",
+        "give the VM an older machine type",
+    )
+    mixed.play("drain_node", node=",".join(NEWER), **TOGETHER).refused(*words)
     assert mixed.where() == before
 
 
