@@ -99,6 +99,10 @@ def _put_memory(live: Element, value: int) -> None:
     element.text = str(value // KIB)
 
 
+def _set_memory(node: Node, name: str, value: int) -> None:
+    node.set_memory(name, value, live=True, config=False)
+
+
 def _sure(root: Element) -> int:
     """What the VM has whatever its node runs short of, in bytes."""
     return MIN_MEMORY.get(root) or MEMORY.get(root) or 0
@@ -126,7 +130,7 @@ ROWS = (
         "set the memory at once to {1}",
         MEMORY.get,
         _put_memory,
-        lambda node, name, value: node.set_memory(name, value, live=True, config=False),
+        _set_memory,
         size_text,
         lambda live, after: (MEMORY.get(after) or 0) <= most(live),
         ahead=True,
@@ -136,7 +140,7 @@ ROWS = (
         "give back all of its memory at once, {1}",
         _sure,
         _put_memory,
-        lambda node, name, value: node.set_memory(name, value, live=True, config=False),
+        _set_memory,
         size_text,
         _lacks,
         ahead=True,
