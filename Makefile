@@ -53,6 +53,8 @@ unit-controller:
 
 unit-slow: ## The unit tests that make check leaves out: they compute for seconds, run playbooks or machines
 	@$(MAKE) --no-print-directory MOST='-m slow' unit
+	@# What make test does not run is at least read: the helpers of unit tests that it uses are where it looks for them.
+	$(TOOL) pytest --collect-only -qq tests/benchmarks tests/soak >/dev/null
 
 docs: ## antsibull-docs: every option, link and reference of the documentation
 	$(TOOL) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs=all .
