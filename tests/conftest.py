@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The marks of the unit tests, also for stories that use their helpers; here, as ansible-test has its own configuration."""
+"""The marks of the unit tests, for benchmarks too; here, as ansible-test has a configuration of its own."""
 
 from __future__ import annotations
 

@@ -98,6 +98,11 @@ def merged() -> int | None:
     return sum(int(count or 0) for count in counts) * os.sysconf("SC_PAGE_SIZE") if counts[0] else None
 
 
+def settled() -> bool:
+    """Whether the kernel takes what is UNMERGED: it holds no page for others, even where these have ended."""
+    return not int(told(FOLDER / "pages_shared") or 0)
+
+
 def rivals() -> list[str]:
     """The units that set KSM here too, running or to be started at boot. Raises Failed and TimedOut."""
     blocks = run([*SHOW, *RIVALS], timeout=30).strip().split("\n\n")

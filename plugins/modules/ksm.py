@@ -208,7 +208,7 @@ class Ksm(Resource):
             return bool(before["run"] != 2)
         left = before["file"] is not None and after["file"] is None
         changed = any(before[name] != after[name] for name in _ksm.UNMERGED if name in before)
-        return (left or changed) and (before.get("run") == 1 or bool(_ksm.merged()))
+        return (left or changed) and (before.get("run") == 1 or not _ksm.settled() or bool(_ksm.merged()))
 
     def steps(self, before: State, wanted: State) -> list[Step]:
         """A step for each setting, and one for the file at the end, by which a run that was cut off is known."""
@@ -251,7 +251,7 @@ def _check_room() -> None:
 
 
 def _nothing_merged() -> object:
-    return not _ksm.merged() or f"{_ksm.merged()} bytes are merged"
+    return (_ksm.settled() and not _ksm.merged()) or "pages are still merged"
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def inside() -> Iterator[list[str]]:
         folder.mkdir(exist_ok=True)
         for name in ("libvirt-sock", "libvirt-sock-ro"):
             if not (folder / name).exists():
-                (folder / name).symlink_to(daemon.folder / name)
+                (folder / name).symlink_to(Path(libvirt_server.SOCKET).with_name(name))
         yield ["nsenter", "--mount", "--target", str(daemon.process.pid)]
 
 

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A private libvirtd for tests: its files lie in a mount namespace, its sockets in a temporary folder."""
+"""A private libvirtd for tests: its files lie in a mount namespace, and nothing is left when tests are killed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ OWN = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/run", "/var/l
 # finds here it sees for itself whether it is still true.
 CAPABILITIES = "/var/cache/libvirt/qemu/capabilities"
 KNOWN = Path(os.environ.get("DROVER_CACHE", "/nonexistent")) / "qemu-capabilities"
+# Not where a libvirtd of the whole machine would answer until the mounts are made.
+SOCKET = "/run/drover-private/libvirt-sock"
 SOCKETS = """
-unix_sock_dir = "{folder}"
+unix_sock_dir = "/run/drover-private"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 host_uuid = "00000000-0000-4000-8000-0000000000a1"
@@ -41,17 +43,18 @@ stdio_handler = "file"
 START = """
 extra=64055::/var/lib/libvirt:/usr/sbin/nologin
 for place in {own}; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
-mkdir -p /var/log/libvirt/qemu /run/lock {capabilities}
+mkdir -p /var/log/libvirt/qemu /run/lock /run/drover-private {capabilities}
 for file in {known}/*.xml; do [ ! -e $file ] || cp $file {capabilities}; done
-cp {folder}/qemu.conf /etc/libvirt/
+printf %s '{sockets}' >/etc/libvirt/libvirtd.conf
+printf %s '{qemu}' >/etc/libvirt/qemu.conf
 # The guests' user, which comes with a package that also starts a libvirtd for the whole machine.
 for file in passwd group; do
-    cp /etc/$file {folder}/$file
-    grep -q ^libvirt-qemu: {folder}/$file || echo "libvirt-qemu:x:64055:$extra" >>{folder}/$file
-    mount --bind {folder}/$file /etc/$file
+    cp /etc/$file /run/$file
+    grep -q ^libvirt-qemu: /run/$file || echo "libvirt-qemu:x:64055:$extra" >>/run/$file
+    mount --bind /run/$file /etc/$file
     extra=
 done
-exec libvirtd -f {folder}/libvirtd.conf -p /run/libvirtd.pid
+exec libvirtd -f /etc/libvirt/libvirtd.conf -p /run/libvirtd.pid
 """
 
 
@@ -69,13 +72,12 @@ def missing() -> str | None:
 class Daemon:
     """The running libvirtd."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
-        self.folder = folder
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
 
     def uri(self, readonly: bool = False) -> str:
         """Where it answers."""
-        return f"qemu+unix:///system?socket={self.folder}/libvirt-sock{'-ro' if readonly else ''}"
+        return f"qemu+unix:///system?socket={self.path(SOCKET)}{'-ro' if readonly else ''}"
 
     def path(self, path: str) -> Path:
         """A file as the daemon sees it."""
@@ -108,22 +110,18 @@ def _listens(path: Path) -> bool:
 @contextmanager
 def private_libvirtd() -> Iterator[Daemon]:
     """Start it, wait for its socket, end it."""
-    with tempfile.TemporaryDirectory(prefix="libvirtd-") as name:
-        folder = Path(name)
-        (folder / "libvirtd.conf").write_text(SOCKETS.format(folder=folder), encoding="utf-8")
-        (folder / "qemu.conf").write_text(QEMU, encoding="utf-8")
-        script = START.format(own=" ".join(OWN), folder=folder, known=KNOWN, capabilities=CAPABILITIES)
-        with (folder / "log").open("wb") as log:
-            # It dies with the tests, also when those are killed.
-            argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "sh", "-ec", script]
-            # A session of its own: the kernel lets a stopped process go on when its group loses its shell.
-            process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+    script = START.format(own=" ".join(OWN), known=KNOWN, capabilities=CAPABILITIES, sockets=SOCKETS, qemu=QEMU)
+    # It dies with the tests, also when those are killed.
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "sh", "-ec", script]
+    with tempfile.TemporaryFile() as log:
+        # A session of its own: the kernel lets a stopped process go on when its group loses its shell.
+        process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+        daemon = Daemon(process)
         try:
             end = time.monotonic() + 30
-            while not _listens(folder / "libvirt-sock"):
-                assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text(encoding="utf-8")
+            while not _listens(daemon.path(SOCKET)):
+                assert process.poll() is None and time.monotonic() < end, os.pread(log.fileno(), 1 << 20, 0).decode()
                 time.sleep(0.05)
-            daemon = Daemon(folder, process)
             yield daemon
             _keep(daemon.path(CAPABILITIES))
         finally:

@@ -27,6 +27,7 @@ BOOTED = {
     "use_zero_pages": "0",
     "smart_scan": "1",
     "advisor_mode": "[none] scan-time",
+    "pages_shared": "0",
     "pages_sharing": "0",
     "ksm_zero_pages": "0",
 }
@@ -60,8 +61,8 @@ class Kernel:
     def __setitem__(self, name, text):
         (self.folder / name).write_text(f"{text}\n")
 
-    def merge(self, pages):
-        self["pages_sharing"] = pages
+    def merge(self, pages, shared=1):
+        self["pages_shared"], self["pages_sharing"] = shared, pages
 
     def put(self, name, value):
         self.written.append(name)
@@ -70,7 +71,7 @@ class Kernel:
         self.take(name, text)
 
     def take(self, name, text):
-        if name in _ksm.UNMERGED and self["pages_sharing"] != "0":
+        if name in _ksm.UNMERGED and self["pages_shared"] != "0":
             raise Failed("Device or resource busy")
         advised = self["advisor_mode"].endswith("[scan-time]") if (self.folder / "advisor_mode").exists() else False
         if name == "pages_to_scan" and advised:
@@ -79,7 +80,7 @@ class Kernel:
             self["pages_to_scan"] = {"none": 100, "scan-time": 500}[text]
             text = {"none": "[none] scan-time", "scan-time": "none [scan-time]"}[text]
         if (name, text) == ("run", "2"):
-            self.merge(0)
+            self.merge(0, shared=0)
         self[name] = text
 
     def run(self, argv, timeout, ok=(0,)):
@@ -171,6 +172,13 @@ def test_stopping_leaves_merged_what_is_and_unmerging_does_not(kernel, both):
     assert both(run=0)["actions"][0] == "run 1 -> 0" and kernel["pages_sharing"] == "7"
     assert both(run=2)["actions"][0] == "give back what is merged (run 0 -> 2)"
     assert (kernel["run"], kernel["pages_sharing"]) == ("2", "0")
+
+
+def test_a_page_whose_sharers_have_ended_is_given_back_too(kernel, both):
+    both(run=0)
+    kernel.merge(0)
+    assert both(run=0, merge_across_nodes=False)["actions"][0] == "give back what is merged (run 0 -> 2)"
+    assert kernel["merge_across_nodes"] == "0"
 
 
 def test_the_kernel_chooses_its_pace_and_no_longer(kernel, both):
