@@ -33,7 +33,8 @@ options:
   state:
     description:
       - V(started) asks whether the OSDs may stop, and sets C(noout).
-      - V(ended) takes C(noout) away at once, and then waits until the OSDs are up.
+      - V(ended) takes C(noout) away at once, and then waits until the OSDs are up, also where there was no flag to take
+        away. For one that Ceph has given up (it is C(out)) it does not wait.
     type: str
     choices: [started, ended]
     default: started
@@ -103,6 +104,11 @@ maintenance:
       type: list
       elements: int
       sample: [0, 1]
+    down:
+      description: The numbers of those that are down and that Ceph has not given up (they are C(in)).
+      type: list
+      elements: int
+      sample: []
     noout:
       description: Whether the flag is set for it, by whomever.
       type: bool
@@ -153,6 +159,10 @@ def osds_of(tree: Mapping[str, Any], host: str) -> list[int]:
     return sorted(known[host])
 
 
+def _short(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
 class Maintenance(Resource):
     """The maintenance of some hosts, which begins and ends for all of them together."""
 
@@ -169,17 +179,23 @@ class Maintenance(Resource):
     def read(self) -> State:
         """Per host its OSDs, the flag, and our mark."""
         tree, osds = self.client.ask("osd tree"), self.client.ask("osd dump")
-        up = {one["osd"] for one in osds["osds"] if one["up"]}
+        each = {one["osd"]: one for one in osds["osds"]}
         flags = osds.get("crush_node_flags", {})
-        return {host: self._read_host(host, osds_of(tree, host), up, flags) for host in self.params["hosts"]}
+        found = {host: [each[osd] for osd in osds_of(tree, host) if osd in each] for host in self.params["hosts"]}
+        return {host: self._read_host(host, osds, "noout" in flags.get(host, [])) for host, osds in found.items()}
 
-    def _read_host(self, host: str, osds: list[int], up: set[int], flags: Mapping[str, Any]) -> dict[str, Any]:
+    def _read_host(self, host: str, osds: list[dict[str, Any]], noout: bool) -> dict[str, Any]:
         try:
             mark = self.client.ask("config-key get", key=MARK + host)
         except NotFound:
             mark = None
-        noout = "noout" in flags.get(host, [])
-        return {"osds": osds, "up": [osd for osd in osds if osd in up], "noout": noout, "mark": mark}
+        return {
+            "osds": [one["osd"] for one in osds],
+            "up": [one["osd"] for one in osds if one["up"]],
+            "down": [one["osd"] for one in osds if one["in"] and not one["up"]],
+            "noout": noout,
+            "mark": mark,
+        }
 
     def wanted(self, before: State) -> State:
         """All hosts with or without the flag. Raises Refused when the OSDs may not stop."""
@@ -201,10 +217,13 @@ class Maintenance(Resource):
         }
 
     def _monitors(self) -> list[str]:
-        """The monitors on the hosts; of one that is down nobody knows where it is."""
-        return sorted(
-            one["name"] for one in self.client.ask("mon metadata") if one.get("hostname") in self.params["hosts"]
-        )
+        """The monitors on the hosts; of one that is down nobody knows where it is.
+
+        CRUSH has a host's short name unless it is told another one, a monitor says all of it.
+        https://docs.ceph.com/en/reef/rados/operations/crush-map/#crush-location
+        """
+        hosts = {_short(host) for host in self.params["hosts"]}
+        return sorted(one["name"] for one in self.client.ask("mon metadata") if _short(one.get("hostname", "")) in hosts)
 
     def _until_allowed(self, kind: str, daemons: list[str]) -> None:
         end = time.monotonic() + self.params["wait"]
@@ -239,12 +258,15 @@ class Maintenance(Resource):
         steps = []
         for host, after in (wanted or {}).items():
             now = (before or {})[host]
-            osds = ", ".join(f"osd.{osd}" for osd in now["osds"])
+            osds, down = (", ".join(f"osd.{osd}" for osd in now[kind]) for kind in ("osds", "down"))
             if after["noout"] and not now["noout"]:
                 steps.append(Step(f"set noout for {host} ({osds})", partial(self._begin, host, after["mark"])))
             elif now["mark"] is not None and after["mark"] is None:
                 words = f"end the maintenance of {host} ({osds})"
                 steps.append(Step(words, partial(self._end, host), self._all_up, self.params["wait"]))
+            elif self.params["state"] == "ended" and down:
+                # A run before this one has ended it, and may have waited in vain.
+                steps.append(Step(f"wait until {down} is up", lambda: None, self._all_up, self.params["wait"]))
         return steps
 
     def _begin(self, host: str, mark: Mapping[str, Any]) -> None:
@@ -256,8 +278,7 @@ class Maintenance(Resource):
         self.client.tell("config-key rm", key=MARK + host)
 
     def _all_up(self) -> bool | str:
-        found = self.read() or {}
-        down = [f"osd.{osd}" for one in found.values() for osd in one["osds"] if osd not in one["up"]]
+        down = [f"osd.{osd}" for one in (self.read() or {}).values() for osd in one["down"]]
         return not down or f"{', '.join(down)} down"
 
     def result(self, state: State) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Monitor:
     def __init__(self):
         self.users = {"client.admin": {"mon": "allow *", "osd": "allow *"}}
         self.hosts = {"hv1": [0, 1], "hv2": [2, 3], "empty": []}
-        self.down = set()
+        self.down, self.out = set(), set()
         self.monitors = {"a": "q1", "b": "hv1", "c": "hv2"}
         self.flags = {}
         self.keys = {}
@@ -63,7 +63,8 @@ class Monitor:
         return {"nodes": [{"type": "root", "name": "default", "children": [-2, -3]}, *nodes]}
 
     def ask_osd_dump(self):
-        osds = [{"osd": osd, "up": int(osd not in self.down)} for osds in self.hosts.values() for osd in osds]
+        every = [osd for osds in self.hosts.values() for osd in osds]
+        osds = [{"osd": osd, "up": int(osd not in self.down), "in": int(osd not in self.out)} for osd in every]
         return {"osds": osds, "crush_node_flags": {host: sorted(flags) for host, flags in self.flags.items()}}
 
     def ask_osd_ok_to_stop(self, ids):
@@ -201,6 +202,18 @@ def test_the_flag_goes_although_the_osds_stay_down(monitor, run):
     assert monitor.flags == {"hv1": set()} and monitor.keys == {}
 
 
+def test_an_end_that_had_nothing_to_take_away_waits_for_the_osds_too(monitor, run, monkeypatch):
+    monitor.down = {1}
+    for _time in range(2):
+        result = run(ceph_maintenance, hosts=["hv1"], state="ended", wait=0)
+        assert result["failed"] and "wait until osd.1 is up: not there" in result["msg"] and monitor.log == []
+    monitor.out = {1}
+    assert run(ceph_maintenance, hosts=["hv1"], state="ended", wait=0)["changed"] is False
+    monitor.out = set()
+    monkeypatch.setattr("time.sleep", lambda _seconds: monitor.down.clear())
+    assert run(ceph_maintenance, hosts=["hv1"], state="ended", wait=5)["maintenance"][0]["up"] == [0, 1]
+
+
 @pytest.mark.parametrize("down, hosts", [({2}, ["hv1"]), (set(), ["hv1", "hv2"])])
 def test_osds_that_may_not_stop(monitor, run, down, hosts):
     monitor.down = down
@@ -230,6 +243,9 @@ def test_a_monitor_whose_loss_would_leave_no_majority_may_not_stop(monitor, run)
     result = run(ceph_maintenance, hosts=["hv1"], wait=0)
     assert result["failed"] and "mon.b of hv1 may not stop now" in result["msg"] and "not enough" in result["msg"]
     assert monitor.log == [] and monitor.flags == {}
+    # The monitor says the whole name of its host, and CRUSH has the first part.
+    monitor.monitors["b"] = "hv1.example.org"
+    assert "mon.b of hv1 may not stop now" in run(ceph_maintenance, hosts=["hv1"], wait=0)["msg"]
     # A cluster whose monitors are elsewhere is not asked about them.
     monitor.monitors = {"a": "q1"}
     assert run(ceph_maintenance, hosts=["hv1"])["changed"]
