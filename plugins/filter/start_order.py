@@ -17,7 +17,9 @@ def start_order(
     With `variables` (hostvars), an item has the seconds of its vm_shutdown_timeout, where there are some.
     """
     groups: list[list[dict[str, Any]]] = [[] for _tag in (*order, None)]
-    for vm in sorted(vms, key=lambda vm: str(vm["name"])):
+    # One that a node has besides, as it died and is back, is the same VM.
+    each = {str(vm["name"]): vm for vm in sorted(vms, key=lambda vm: vm.get("state") != "stopped")}
+    for _name, vm in sorted(each.items()):
         tags = vm["metadata"]["tags"]
         place = next((number for number, tag in enumerate(order) if tag in tags), len(order))
         seconds = variables[vm["name"]].get("vm_shutdown_timeout") if variables and vm["name"] in variables else None

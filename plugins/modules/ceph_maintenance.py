@@ -223,7 +223,9 @@ class Maintenance(Resource):
         https://docs.ceph.com/en/reef/rados/operations/crush-map/#crush-location
         """
         hosts = {_short(host) for host in self.params["hosts"]}
-        return sorted(one["name"] for one in self.client.ask("mon metadata") if _short(one.get("hostname", "")) in hosts)
+        return sorted(
+            one["name"] for one in self.client.ask("mon metadata") if _short(one.get("hostname", "")) in hosts
+        )
 
     def _until_allowed(self, kind: str, daemons: list[str]) -> None:
         end = time.monotonic() + self.params["wait"]

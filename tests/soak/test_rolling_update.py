@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import PLAY_SECONDS, Cluster, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODES = ("hv1", "hv2", "hv3")
@@ -113,6 +113,39 @@ def test_all_nodes_are_updated_and_a_run_that_stopped_is_gone_on_with(
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
     print(f"{stopped.seconds:.0f} s until it stopped, {again.seconds:.0f} s to go on\n{again.output}")
+
+
+def test_a_run_that_is_killed_as_the_vms_come_home_is_gone_on_with_there(
+    cluster: Cluster, work: dict[str, Any], tmp_path: Path
+) -> None:
+    before = cluster.where()
+    fact, cordon = (cluster.lab.machine("hv1").path(path) for path in (FACT, "/etc/ansible/facts.d/drover.fact"))
+
+    def coming() -> bool | str:
+        """Whether the node is done, VMs may come, and the first one has not."""
+        assert process.poll() is None, f"not exercised: {process.communicate()[0]}"
+        done = fact.exists() and '"filling"' in fact.read_text(encoding="utf-8")
+        return (done and '"since"' not in cordon.read_text(encoding="utf-8")) or "not done yet"
+
+    with Observer(cluster.lab) as watch:
+        for name in before:
+            watch.wait_word(name)
+        process = cluster.start("rolling_update", node="hv1", drover_bandwidth="4MiB", drover_parallel=1, **work)
+        try:
+            wait_until(coming, cluster.play_seconds, "the way home")
+        finally:
+            said = cluster.kill(process)
+        assert "PLAY RECAP" not in said and cluster.where() != before, f"not exercised: {said}"
+        cluster.ssh("hv1", "rm", MARK)
+
+        foretold = cluster.play("rolling_update", "--check", "--diff", node="hv1", **work).good()
+        assert "Done but for the way home of its VMs, which is next: hv1" in foretold.output, foretold.output
+        again = cluster.play("rolling_update", node="hv1", **work).good()
+        assert "Done but for the way home of its VMs, which is next: hv1" in again.output, again.output
+        assert cluster.where() == before and not updated(cluster)
+        assert not cluster.ssh("hv1", "cat", FACT, check=False)
+    verdict = watch.verdict()
+    assert verdict.ok, str(verdict)
 
 
 class Repository:

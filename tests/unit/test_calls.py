@@ -60,6 +60,25 @@ def test_an_option_of_a_call_that_is_spelt_wrong_is_refused_in_all_playbooks_of_
     assert code != 0 and "drover_backup_pathh (of hv1): drover_backup_path may be meant" in said, said
 
 
+@pytest.mark.parametrize(
+    "playbook, said, words",
+    [
+        (
+            "build_vms",
+            "drover_fenced=hv2",
+            """drover_fenced is a list, and is given as a text: say -e '{"drover_fenced": [""",
+        ),
+        ("rolling_update", "drover_ignore_units=certbot*", "drover_ignore_units is a list, and is given as a text"),
+        ("stop_vms", "drover_start_order=db,web", "drover_start_order is a list, and is given as a text"),
+        ("stop_vms", '{"drover_fenced": ["hv9"]}', "hv9 (drover_fenced) is not in group hypervisors (hv1)."),
+        ("rolling_update", "drover_reboot=true", "drover_reboot is true; it is one of if_needed, always and never."),
+    ],
+)
+def test_a_value_that_would_be_taken_for_another_is_refused(tmp_path, playbook, said, words):
+    code, output = call(tmp_path, f"{playbook}.yml", "-e", said)
+    assert code != 0 and words in output, output
+
+
 def test_what_a_site_has_named_for_itself_is_fine(tmp_path):
     words = ["-e", "drover_room=a", "-e", '{"drover_own_variables": ["drover_room"]}', "-e", "vms=nobody"]
     code, said = call(tmp_path, "build_vms.yml", *words)

@@ -39,17 +39,24 @@ def _list(names: list[str]) -> str:
 
 
 def spread(cluster: Cluster, limits: Limits) -> Plan:
-    """Bring all guests home that have one elsewhere and fit there, then even out the rest; no guest moves twice."""
-    board, moves = Board(cluster), list[Move]()
-    away = [g for g in cluster.guests if g.home in cluster.nodes and g.home != g.node and not g.fixed]
+    """Bring all guests home that have one elsewhere and fit there, then even out the rest; no guest moves twice.
+
+    Those that can't come to a home that takes others are named.
+    """
+    board, moves, kept = Board(cluster), list[Move](), list[str]()
+    away = [guest for guest in cluster.guests if guest.home in cluster.nodes and guest.home != guest.node]
     for guest in choose.by_size(board, away):
-        if board.hindrance(guest, str(guest.home)) is None:
-            board.put(guest, str(guest.home), out_of=guest.node)
-            moves.append(move(guest, str(guest.home), "home"))
+        home = str(guest.home)
+        hindrance = guest.fixed[0] if guest.fixed else board.hindrance(guest, home)
+        if hindrance is None:
+            board.put(guest, home, out_of=guest.node)
+            moves.append(move(guest, home, "home"))
+        elif board.shut(home) is None:
+            kept.append(f"{guest.name} stays on {guest.node}, away from its home {home}: {hindrance.text}")
     there = {(each.vm, each.source): each.target for each in moves}
     stay = frozenset((guest.name, there.get(guest.key, guest.node)) for guest in away)
     rest = rebalance(moved(cluster, moves), limits, stay=stay)
-    return replace(rest, moves=(*moves, *rest.moves))
+    return replace(rest, moves=(*moves, *rest.moves), warnings=(*rest.warnings, *sorted(kept)))
 
 
 def moved(cluster: Cluster, moves: list[Move]) -> Cluster:

@@ -81,6 +81,9 @@ def test_groups_follow_the_order_of_tags():
     names = [[one["name"] for one in group] for group in start_order(vms, ["nas", "none", "db"])]
     assert names == [["both", "nas1"], ["db1"], ["app1", "web1"]]
     assert start_order(vms, [], {"elsewhere": {}}), "a VM that the inventory does not have"
+    again = [{**vms[0], "state": "running"}, {**vms[0], "state": "stopped", "metadata": {"tags": ["db"]}}]
+    assert start_order(again, ["db", "web"]) == [[{"name": "web1"}]], "a node that died has it still"
+    assert start_order(again[::-1], ["web"]) == [[{"name": "web1"}]]
     assert start_order([], ["db"]) == [] and list(FilterModule().filters()) == ["start_order"]
     assert [[one["name"] for one in group] for group in start_order(vms, [])] == [sorted(vm["name"] for vm in vms)]
     hosts: dict[str, dict[str, Any]] = {vm["name"]: {} for vm in vms}
