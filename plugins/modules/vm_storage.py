@@ -98,7 +98,8 @@ options:
     description:
       - Whether to delete the old file, once the machine uses the copy; an image of Ceph is moved to the trash of its
         pool. Only what carries the mark of M(drover.kvm.vm) for this machine, and that neither another machine has
-        nor another file beside it is based on, is deleted. Volumes of a SAN stay.
+        nor another file beside it is based on, is deleted. Volumes of a SAN stay. Of what
+        stays a warning says why.
     type: bool
     default: false
   bandwidth:
@@ -255,6 +256,7 @@ class VmStorage(Resource):
         super().__init__(params, client)
         self.guest = Guest(client, self.name, params["fenced"])
         self.old: dict[str, transfer.Disk] = {}
+        self.looked_at: set[str] = set()
 
     @classmethod
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Site]:
@@ -291,9 +293,19 @@ class VmStorage(Resource):
             taken[folder] = taken.get(folder, 0) + (transfer.space(copy.size) if "copy" in verbs else 0)
             steps += [self.step(verb, copy, place) for verb in verbs]
             old = self.old[copy.disk.target]
-            if self.params["remove_source"] and old.identity != place.identity and self.guest.is_ours(old):
-                steps.append(Step(f"delete {old.name}", partial(self.guest.remove, old)))
+            if self.params["remove_source"] and old.identity != place.identity:
+                steps += self.removal(old)
         return steps
+
+    def removal(self, old: transfer.Disk) -> list[Step]:
+        """The deletion of what the disk lay on; where that stays, a warning says why."""
+        kept, again = self.guest.why_kept(old), old.target in self.looked_at
+        self.looked_at.add(old.target)
+        if kept is None:
+            return [Step(f"delete {old.name}", partial(self.guest.remove, old))]
+        if not again:
+            self.warnings.append(f"{old.name}, where {old.target} was, stays: {kept}")
+        return []
 
     def step(self, verb: str, copy: Copy, place: Place) -> Step:
         """One change."""

@@ -71,19 +71,23 @@ class Guest:
             others.update(peers)
         check_definition(self.name, {("disk", name) for name in names_of(identity)}, others)
 
-    def is_ours(self, disk: transfer.Disk) -> bool:
-        """Whether what a disk lies on was made for this VM, and neither another VM nor another volume needs it."""
+    def why_kept(self, disk: transfer.Disk) -> str | None:
+        """Why what a disk lies on is not deleted: not made for this VM, or needed by another; None when it may be."""
         store = KINDS[disk.options["type"]].store if disk.options else None
-        volume = store.inspect({**(disk.options or {}), "format": "raw"}) if store else None
-        if volume is None or volume.mark != self.uuid or disk.options is None:
-            return False
-        if store and store.based(str(disk.identity)):
-            return False
+        if store is None or disk.options is None:
+            return "only files of the node and images of Ceph are deleted"
+        volume = store.inspect({**disk.options, "format": "raw"})
+        if volume is None:
+            return "it is not there"
+        if volume.mark != self.uuid:
+            return f"it does not carry the mark of {self.name}, so it was not made for it"
+        if clones := store.based(str(disk.identity)):
+            return f"{', '.join(clones)} is based on it"
         try:
             self.check_unused(disk.options["type"], str(disk.identity))
-        except Refused:
-            return False
-        return True
+        except Refused as error:
+            return error.message
+        return None
 
     def end_together(self, targets: Sequence[str]) -> None:
         """End the copies of these disks without a change over, all of one moment: a running VM stands still for it."""

@@ -167,7 +167,7 @@ def test_a_disk_moves_and_a_second_run_changes_nothing(node, run, tmp_path, remo
         *([f"delete {tmp_path}/a.raw"] if remove else []),
     ]  # fmt: skip
     assert real["disks"] == [{"target": "vda", "storage": f"file:{tmp_path}/b.qcow2", "format": "qcow2"}]
-    assert names(tmp_path) == (["b.qcow2"] if remove else ["a.raw", "b.qcow2"])
+    assert names(tmp_path) == (["b.qcow2"] if remove else ["a.raw", "b.qcow2"]) and not real.get("warnings")
     assert not file.is_unfinished(f"{tmp_path}/b.qcow2", UUID)
     assert run(remove_source=remove)["actions"] == []
 
@@ -202,13 +202,16 @@ def test_what_another_file_is_based_on_stays(node, run, tmp_path):
     """An overlay that somebody made by hand would be worth nothing without it."""
     words = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(tmp_path / "a.raw"), str(tmp_path / "theirs.qcow2")]
     subprocess.run(["qemu-img", "create", *words], check=True)
-    assert len(run(remove_source=True)["actions"]) == 2
+    moved = run(remove_source=True)
+    words = f"{tmp_path}/a.raw, where vda was, stays: {tmp_path}/theirs.qcow2 is based on it"
+    assert len(moved["actions"]) == 2 and words in json.dumps(moved["warnings"])
     assert names(tmp_path) == ["a.raw", "b.qcow2", "theirs.qcow2"]
 
 
 def test_what_is_not_ours_stays(node, run, tmp_path):
     os.removexattr(tmp_path / "a.raw", file.MARK)
-    assert len(run(remove_source=True)["actions"]) == 2
+    moved = run(remove_source=True)
+    assert len(moved["actions"]) == 2 and "stays: it does not carry the mark of web1" in json.dumps(moved["warnings"])
     assert names(tmp_path) == ["a.raw", "b.qcow2"]
     before = (tmp_path / "a.raw").read_bytes()
     assert "is there already" in run("a.raw", "raw")["msg"] and (tmp_path / "a.raw").read_bytes() == before
