@@ -108,13 +108,16 @@ def with_ceph(folder, **nodes):
 
 
 def test_a_refused_drain_leaves_the_flag_of_a_node_whose_osds_are_down_on_purpose(tmp_path):
-    site = with_ceph(tmp_path)
+    site = with_ceph(tmp_path, hv2={"vms": {"web1": {}}})
     hosts = [{"host": "hv1", "up": [], "osds": [0]}, {"host": "hv2", "up": [1], "osds": [1]}]
     told = {"when": {"state": ["ended", "started"]}, "changed": True, "maintenance": hosts}
     site.answers["hv3"]["ceph_maintenance"] = {"failed": True, "msg": "osd.1 may not stop now", "cases": [told]}
     code, said = site.play("drain_node", node="hv1,hv2", drover_osd_unit="basic.target")
     assert code != 0 and "osd.1 may not stop now" in said, said
     assert [call["args"]["hosts"] for call in site.calls("ceph_maintenance")] == [["hv2"]]
+    site.answers["hv3"]["ceph_maintenance"].pop("cases")
+    code, said = site.play("drain_node", "--check", node="hv1,hv2", drover_osd_unit="basic.target")
+    assert code != 0 and "changed=1" not in said, "what is refused would change nothing"
 
 
 def test_the_osds_of_a_node_that_did_not_get_empty_are_left_alone(tmp_path):
