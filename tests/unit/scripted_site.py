@@ -70,10 +70,11 @@ class Site:
         systemctl.write_text("#!/bin/sh\nprintf 'LoadState=loaded\\nActiveState=active\\n'\n", encoding="ascii")
         systemctl.chmod(0o700)
 
-    def play(self, playbook: str, *words: str, **variables: Any) -> tuple[int, str]:
-        """Run a playbook; its exit status and output as one line."""
+    def play(self, playbook: str | Path, *words: str, **variables: Any) -> tuple[int, str]:
+        """Run a playbook of the collection, or a file; its exit status and output as one line."""
         hosts = {name: {**LOCAL, **own} for name, own in self.nodes.items()}
-        children: dict[str, Any] = {"hypervisors": {"hosts": hosts}, "vms": {"hosts": {name: {} for name in self.vms}}}
+        # The first host of all is a VM, which has no variable of the nodes.
+        children: dict[str, Any] = {"vms": {"hosts": {name: {} for name in self.vms}}, "hypervisors": {"hosts": hosts}}
         children |= {group: {"hosts": {name: {} for name in names}} for group, names in self.groups.items()}
         files = {name: self.folder / f"{name}.json" for name in ("hosts", "answers", "calls")}
         files["hosts"].write_text(json.dumps({"all": {"children": children}}), encoding="utf-8")
@@ -89,15 +90,8 @@ class Site:
             "SCRIPTED_CALLS": str(files["calls"]),
         }
         code = "import sys; from ansible.cli.playbook import main; main()"
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            "-i",
-            str(files["hosts"]),
-            str(self.playbooks / f"{playbook}.yml"),
-            *words,
-        ]
+        file = playbook if isinstance(playbook, Path) else self.playbooks / f"{playbook}.yml"
+        command = [sys.executable, "-c", code, "-i", str(files["hosts"]), str(file), *words]
         if variables:
             command += ["-e", json.dumps(variables)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)

@@ -70,7 +70,6 @@ def test_an_option_of_a_call_that_is_spelt_wrong_is_refused_in_all_playbooks_of_
         ),
         ("rolling_update", "drover_ignore_units=certbot*", "drover_ignore_units is a list, and is given as a text"),
         ("stop_vms", "drover_start_order=db,web", "drover_start_order is a list, and is given as a text"),
-        ("stop_vms", '{"drover_fenced": ["hv9"]}', "hv9 (drover_fenced) is not in group hypervisors (hv1)."),
         ("rolling_update", "drover_reboot=true", "drover_reboot is true; it is one of if_needed, always and never."),
     ],
 )

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import time
 
-from ansible_collections.drover.kvm.tests.unit.scripted_site import Site
+import pytest
+import yaml
+
+from ansible_collections.drover.kvm.tests.unit.scripted_site import ROOT, Site
 
 pytestmark = pytest.mark.slow
 HUNG = {"failed": True, "msg": "libvirt gave no answer within 30 s"}
@@ -61,8 +65,15 @@ def test_recovery_names_a_node_that_nobody_sees_and_looks_from_one_that_holds_vm
     site.answers["hv2"] = {"node_info": HUNG}
     code, said = site.play("recover_migrations")
     assert code != 0 and "what is on hv2 is not known, as it gives no answer (hv2: libvirt gave no answer" in said, said
-    site.answers["hv2"] = {"node_info": "ssh: no route to host"}
+    site.answers["hv2"] = {"node_info": "ssh: no route to host", "migrate": "ssh: no route to host"}
     assert site.play("recover_migrations", drover_fenced=["hv2"])[0] == 0
+    (web1,) = site.answers["hv1"]["node_info"]["node"]["domains"]
+    web1["marker"] = {"id": "m1", "from": "hv2", "to": "hv1", "phase": "perform3"}
+    code, said = site.play("recover_migrations", drover_fenced=["hv2"])
+    assert code == 0 and [call["args"].get("name") for call in site.calls("migrate")] == ["web1", None], said
+    site.answers["hv1"] = {"node_info": HUNG}
+    code, said = site.play("recover_migrations")
+    assert code != 0 and "No hypervisor that holds VMs answers (hv1: libvirt gave no answer" in said, said
 
 
 def test_a_report_that_lacks_a_node_fails(tmp_path):
@@ -83,21 +94,22 @@ def test_check_mode_says_that_a_move_would_be_finished_first(tmp_path):
     assert site.calls("cordon", check=True) == []
 
 
-def test_what_a_dead_node_left_defined_is_neither_stopped_nor_started_there(tmp_path):
-    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={"vms": {"web1": {"state": "stopped"}}})
+def test_what_a_dead_node_left_defined_is_not_stopped_there_and_refused_before_any_start(tmp_path):
+    stale, own = {"web1": {"state": "stopped"}}, {"web1": {}, "web2": {}}
+    site = Site(tmp_path, hv1={"vms": own}, hv2={}, hv3={"vms": stale})
     code, said = site.play("stop_vms")
-    assert code == 0, said
+    assert (
+        code == 0 and "so that start_vms will refuse to start: web1 on hv1, web1 on hv3; virsh undefine it" in said
+    ), said
     for module in ("stop_record", "vm"):
         assert [call["where"] for call in site.calls(module)] == ["hv1"]
-    stopped = {"state": "stopped", "stopped": "outage"}
-    site = Site(
-        tmp_path / "morning", hv1={"vms": {"web1": stopped}}, hv2={}, hv3={"vms": {"web1": {"state": "stopped"}}}
-    )
-    code, said = site.play("start_vms")
-    assert code == 0 and [call["where"] for call in site.calls("vm")] == ["hv1"], said
-    site = Site(tmp_path / "twice", hv1={"vms": {"web1": stopped}}, hv2={}, hv3={"vms": {"web1": stopped}})
-    code, said = site.play("start_vms")
-    assert code != 0 and "web1 is off on two nodes" in said and site.calls("vm") == [], said
+    stopped = {name: {"state": "stopped", "stopped": "outage"} for name in own}
+    for number, there in enumerate((stale, {"web1": stopped["web1"]})):
+        site = Site(tmp_path / str(number), hv1={"vms": stopped}, hv2={}, hv3={"vms": there})
+        code, said = site.play("start_vms")
+        assert code != 0 and "On more than one node: web1 on hv1, web1 on hv3; virsh undefine it" in said, said
+        assert site.calls("vm") == []
+        assert site.play("start_vms", vms="web2")[0] == 0 and len(site.calls("vm")) == 1
 
 
 def with_ceph(folder, **nodes):
@@ -125,3 +137,62 @@ def test_the_osds_of_a_node_that_did_not_get_empty_are_left_alone(tmp_path):
     code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
     assert code != 0 and "hv1 still holds web1" in said and "drover_osd_unit" not in said, said
     assert site.calls("ceph_maintenance") == []
+
+
+WORK = "packages, reboot if_needed"
+NOW, LONG_AGO = time.time(), time.time() - 100 * 3600
+
+
+@pytest.mark.parametrize(
+    "record, options, todo, filling",
+    [
+        ({}, {}, [], []),
+        ({}, {"drover_upgrades": True}, ["hv1"], []),
+        ({"work": WORK, "done": NOW}, {"drover_rebooting": "always"}, [], []),
+        ({"work": WORK, "done": 0, "filling": NOW}, {}, ["hv1"], ["hv1"]),
+        ({"work": WORK, "done": 0, "filling": LONG_AGO}, {}, ["hv1"], ["hv1"]),
+        ({"work": "/firmware.yml, reboot never", "done": 0, "filling": NOW}, {}, ["hv1"], ["hv1"]),
+        ({"work": WORK, "done": 0, "filling": NOW}, {"drover_upgrades": True}, ["hv1"], []),
+        ({"work": "other", "done": 0, "filling": NOW}, {"drover_update_tasks": "firmware.yml"}, ["hv1"], []),
+        ({"work": WORK, "done": 0, "filling": NOW}, {"drover_rebooting": "always"}, ["hv1"], ["hv1"]),
+        ({"work": WORK, "done": 0, "had": {}}, {"cordon": "rolling_update"}, ["hv1"], []),
+        ({"work": WORK, "done": 0, "filling": NOW}, {"cordon": "rolling_update"}, ["hv1"], ["hv1"]),
+    ],
+)
+def test_a_cycle_knows_which_nodes_lack_only_the_way_home(tmp_path, record, options, todo, filling):
+    """The tasks that choose, with what those before them have found."""
+    cordon = {"reason": options["cordon"]} if "cordon" in options else None
+    site = Site(tmp_path, hv1={})
+    wanted = ("See whether it is to be done", "Choose the nodes")
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/rolling_work.yml").read_text(encoding="utf-8"))
+    known = {"drover_asked": ["hv1"], "drover_facts": [{"name": "hv1", "cordon": cordon}], "drover_work": WORK}
+    known |= {"drover_rebooting": "if_needed", "drover_upgrades": False, **options}
+    local = {"drover_rolling": record} if record else {}
+    found = {"ansible.builtin.set_fact": {"ansible_local": local, "cacheable": True}}
+    say = {"ansible.builtin.debug": {"msg": "todo={{ drover_todo | to_json }} filling={{ drover_filling | to_json }}"}}
+    play = {"hosts": "hv1", "gather_facts": False, "vars": known}
+    play["tasks"] = [found, *(task for task in tasks if task["name"] in wanted), say]
+    (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    code, said = site.play(tmp_path / "play.yml")
+    assert code == 0 and f"todo={json.dumps(todo)} filling={json.dumps(filling)}" in said.replace("\\", ""), said
+
+
+def test_a_word_of_the_nodes_variables_is_looked_at_on_the_nodes(tmp_path):
+    site = Site(tmp_path, hv1={"vms": {"a1": {}}}, hv2={})
+    site.nodes["hv1"] = {"drover_reboot": "true"}
+    code, said = site.play("rolling_update")
+    assert code != 0 and "drover_reboot is true; it is one of" in said and site.calls("node_info") == [], said
+    site.nodes["hv1"] = {"drover_ignore_units": "certbot*"}
+    code, said = site.play("rolling_update")
+    assert code != 0 and "drover_ignore_units is a list" in said and site.calls("node_info") == [], said
+
+
+def test_a_drain_whose_osds_do_not_stop_takes_back_only_what_it_did(tmp_path):
+    """hv1 was emptied yesterday; the unit of hv2 holds no OSD."""
+    site = with_ceph(tmp_path)
+    hosts = [{"host": "hv1", "up": [], "osds": [0]}, {"host": "hv2", "up": [1], "osds": [1]}]
+    site.answers["hv3"]["ceph_maintenance"] = {"maintenance": hosts}
+    code, said = site.play("drain_node", node="hv1,hv2", drover_osd_unit="basic.target")
+    assert code != 0 and "The OSDs of hv2 were not stopped, and noout is not set: they are still up" in said, said
+    ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
+    assert ended == [["hv2"]]
