@@ -205,7 +205,14 @@ class Mover:
     def start_slowly(self, **task: Any) -> subprocess.Popen[str]:
         """Begin the move at low speed, and wait until it is in Perform."""
         process = self.start(self.source, name=self.vm, to=self.target, bandwidth=SLOW, **task)
-        self.hits("Perform", lambda: self.processed(self.source) > self.sent or f"{self.processed(self.source)} B sent")
+
+        def sends() -> bool | str:
+            if process.poll() is not None:
+                raise Missed(f"not exercised: the move ended before: {self.end(process)}")
+            sent = self.processed(self.source)
+            return sent > self.sent or f"{sent} B sent"
+
+        self.hits("Perform", sends)
         self.in_phase("perform3")
         return process
 
