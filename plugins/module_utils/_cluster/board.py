@@ -67,9 +67,10 @@ class Board:
 
     def hindrance(self, guest: Guest, node: str) -> Obstacle | None:
         """Why the guest can't be on that node now; None when it can."""
-        lasting = self.lasting(guest, node)
-        if lasting:
-            return lasting
+        return self.lasting(guest, node) or self.crowded(guest, node)
+
+    def crowded(self, guest: Guest, node: str) -> Obstacle | None:
+        """What of those that are on the node now hinders the guest, which is not among them; None when nothing does."""
         rivals = self.rivals(guest, node)
         if rivals:
             tags = ", ".join(sorted(self.cluster.groups(guest) & self.cluster.groups(rivals[0])))

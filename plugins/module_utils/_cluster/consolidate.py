@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import choose, proof
-from .attempt import move
 from .board import Board
 from .drain import drain
-from .model import Cluster, Move, Plan
+from .model import Cluster, Guest, Move, Plan
 from .rebalance import Limits, rebalance
+from .undrain import in_turn
 
 
 def consolidate(cluster: Cluster, n_minus_1: bool = True) -> Plan:
@@ -39,24 +39,25 @@ def _list(names: list[str]) -> str:
 
 
 def spread(cluster: Cluster, limits: Limits) -> Plan:
-    """Bring all guests home that have one elsewhere and fit there, then even out the rest; no guest moves twice.
+    """Bring all guests home that have one elsewhere and fit there, then even out those that have none.
 
-    Those that can't come to a home that takes others are named.
+    No guest moves twice. Those that can't come to a home that takes others are named.
     """
-    board, moves, kept = Board(cluster), list[Move](), list[str]()
-    away = [guest for guest in cluster.guests if guest.home in cluster.nodes and guest.home != guest.node]
-    for guest in choose.by_size(board, away):
-        home = str(guest.home)
-        hindrance = guest.fixed[0] if guest.fixed else board.hindrance(guest, home)
-        if hindrance is None:
-            board.put(guest, home, out_of=guest.node)
-            moves.append(move(guest, home, "home"))
-        elif board.shut(home) is None:
-            kept.append(f"{guest.name} stays on {guest.node}, away from its home {home}: {hindrance.text}")
+    board = Board(cluster)
+    settled = [guest for guest in cluster.guests if guest.home in cluster.nodes]
+    moves, waiting = in_turn(board, choose.by_size(board, [guest for guest in settled if guest.home != guest.node]))
     there = {(each.vm, each.source): each.target for each in moves}
-    stay = frozenset((guest.name, there.get(guest.key, guest.node)) for guest in away)
+    # Moved away from home by this one, they would come back by the next.
+    stay = frozenset((guest.name, there.get(guest.key, guest.node)) for guest in settled)
     rest = rebalance(moved(cluster, moves), limits, stay=stay)
-    return replace(rest, moves=(*moves, *rest.moves), warnings=(*rest.warnings, *sorted(kept)))
+    kept = sorted(_kept(board, guest) for guest in waiting if board.shut(str(guest.home)) is None)
+    return replace(rest, moves=(*moves, *rest.moves), warnings=(*rest.warnings, *kept))
+
+
+def _kept(board: Board, guest: Guest) -> str:
+    hindrance = guest.fixed[0] if guest.fixed else board.hindrance(guest, str(guest.home))
+    words = hindrance.text if hindrance else "its turn did not come"
+    return f"{guest.name} stays on {guest.node}, away from its home {guest.home}: {words}"
 
 
 def moved(cluster: Cluster, moves: list[Move]) -> Cluster:

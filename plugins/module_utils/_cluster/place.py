@@ -11,7 +11,7 @@ from dataclasses import replace
 from .._reserved import trespass
 from . import choose
 from .board import Board
-from .model import Blocker, Cluster, Guest, Plan
+from .model import Blocker, Cluster, Guest, Plan, size_text
 
 
 def place(cluster: Cluster, wanted: Sequence[Guest], fenced: Collection[str] = ()) -> tuple[Cluster, Plan]:
@@ -21,10 +21,13 @@ def place(cluster: Cluster, wanted: Sequence[Guest], fenced: Collection[str] = (
     `fenced` (somebody made sure that they are off or empty).
     """
     known = _known(cluster, wanted)
+    before = {guest.key: cluster.size(guest) for guest in cluster.guests}
     cluster = _with_wanted(cluster, wanted, known)
     board = Board(cluster)
+    more = [guest for guest in cluster.guests if guest.node and cluster.size(guest) > before[guest.key]]
     blockers = [b for guest in wanted for copy in known[guest.name][:1] for b in _doubtful(copy)]
     blockers += [blocker for guest in wanted for blocker in _trespasses(cluster, guest)]
+    blockers += [blocker for guest in more for blocker in _crowded(board, guest)]
     placements = {guest.name: known[guest.name][0].node for guest in wanted if known[guest.name]}
     new = [guest for guest in cluster.guests if not guest.node]
     silent = sorted(name for name, node in cluster.nodes.items() if not node.reachable and name not in fenced)
@@ -69,6 +72,19 @@ def _as_wanted(guest: Guest, sheet: Guest) -> Guest:
 
 def _doubtful(guest: Guest) -> list[Blocker]:
     return [blocker for blocker in choose.fixed(guest) if blocker.reason == "defined_twice"]
+
+
+def _crowded(board: Board, guest: Guest) -> list[Blocker]:
+    """What hinders a guest that starts, or takes more, where it is. The board has it already as it will be."""
+    board.put(guest, "", out_of=guest.node)
+    hindrance = board.crowded(guest, guest.node)
+    board.put(guest, guest.node)
+    if hindrance is None:
+        return []
+    size = size_text(board.cluster.size(guest))
+    text = f"{guest.name} ({size}) has no place where it is: {guest.node} {hindrance.text}"
+    mend = f"move it or others away (module migrate); or {hindrance.mend}"
+    return [Blocker(guest.name, guest.node, hindrance.reason, text, mend)]
 
 
 def _trespasses(cluster: Cluster, guest: Guest) -> list[Blocker]:

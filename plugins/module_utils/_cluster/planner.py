@@ -23,7 +23,7 @@ from .placement import lines, placement
 from .rebalance import Limits, rebalance
 from .rolling import rolling
 from .stages import stages
-from .undrain import undrain
+from .undrain import one_way, undrain
 
 # What a cycle has of all its steps.
 SUMS = ("moves", "stages", "blockers", "enough", *report.POWER)
@@ -92,7 +92,7 @@ def _make(now: Cluster, params: Mapping[str, Any], sheets: Sequence[Guest]) -> t
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
-        return now, undrain(now, nodes)
+        return one_way(now), undrain(now, nodes)
     now = maintenance.calm(now)
     if operation == "consolidate":
         return now, consolidate(now, params["require_n_minus_1"] is not False)

@@ -12,7 +12,7 @@ from . import maintenance
 from .consolidate import moved
 from .drain import drain
 from .model import Cluster, Plan
-from .undrain import undrain
+from .undrain import one_way, undrain
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def rolling(cluster: Cluster, nodes: Sequence[str], room: bool = True, come_home
         cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
         if come_home:
             returning = undrain(cluster, [name])
-            yield Step(name, "undrain", cluster, returning)
+            yield Step(name, "undrain", one_way(cluster), returning)
             cluster = moved(maintenance.after(cluster, returning), list(returning.moves))
         if name in cluster.nodes:
             # The end of its turn lifts its cordon, which an earlier run may have left.

@@ -24,7 +24,9 @@ def marks(cluster: Cluster, nodes: Sequence[str]) -> dict[str, str]:
     found = {RULES: _hash(cluster.rules)}
     for name, node in cluster.nodes.items():
         known = replace(node, cordon=None) if name in nodes else node
-        found[name] = _hash((known, [guest for guest in cluster.guests if guest.node == name]))
+        # Guests grow older by themselves.
+        guests = [replace(guest, fresh=False) for guest in cluster.guests if guest.node == name]
+        found[name] = _hash((known, guests))
     return found
 
 

@@ -21,23 +21,39 @@ def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
     another home by that, and stays. Those that were shut down for the time start again. The nodes may still be
     cordoned: lifting the cordon is part of bringing the guests back.
     """
-    # The way back from home to the present node is not needed: it was only a stay.
-    cluster = replace(cluster, rules=replace(cluster.rules, check_return=False))
+    cluster = one_way(cluster)
     board = Board(cluster, opened=nodes)
     warnings = tuple(text for text in choose.left_out(board) if "cordoned" not in text)
     blockers = [blocker for name in nodes for blocker in choose.missing_node(board, name)]
     blocked = {blocker.node for blocker in blockers}
     open_nodes = [name for name in nodes if name not in blocked]
     away = [guest for guest in cluster.guests if guest.home in open_nodes and guest.home != guest.node and guest.node]
-    moves, waiting = _in_turn(board, choose.by_size(board, away))
+    moves, waiting = in_turn(board, choose.by_size(board, away))
     for guest in waiting:
         home = str(guest.home)
         hindrance = board.hindrance(guest, home)
         blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {home: hindrance}) if hindrance else [])
     plan = Plan(tuple(moves), warnings=warnings)
     starts = maintenance.starts(cluster, plan, open_nodes)
-    blockers += _overfull(board, {node for _name, node in starts})
-    return replace(plan, starts=starts, blockers=tuple(sorted(blockers, key=lambda b: (b.vm, b.reason, b.text))))
+    # They start before the others move.
+    for moment in (Board(cluster, opened=nodes), board):
+        blockers += _overfull(moment, {node for _name, node in starts}) + _beside_rivals(moment, starts)
+    return replace(plan, starts=starts, blockers=tuple(sorted({*blockers}, key=lambda b: (b.vm, b.reason, b.text))))
+
+
+def one_way(cluster: Cluster) -> Cluster:
+    """The cluster for guests that come home: the way back to the present node is not needed, it was only a stay."""
+    return replace(cluster, rules=replace(cluster.rules, check_return=False))
+
+
+def _beside_rivals(board: Board, starts: Sequence[tuple[str, str]]) -> list[Blocker]:
+    """Guests that are to start again where one is by now from which they must be kept apart."""
+    found = []
+    for name, node in starts:
+        for rival in board.rivals(board.at[node][name, node], node):
+            text = f"{name} starts again on {node}, where {rival.name} is, and the two must be kept apart"
+            found.append(Blocker(name, node, "anti_affinity", text, f"move {rival.name} away (module migrate)"))
+    return found
 
 
 def _overfull(board: Board, nodes: set[str]) -> list[Blocker]:
@@ -48,7 +64,7 @@ def _overfull(board: Board, nodes: set[str]) -> list[Blocker]:
     return [Blocker("", name, "memory", words[name], mend) for name, size in missing.items() if size > 0]
 
 
-def _in_turn(board: Board, guests: Sequence[Guest]) -> tuple[list[Move], list[Guest]]:
+def in_turn(board: Board, guests: Sequence[Guest]) -> tuple[list[Move], list[Guest]]:
     """The moves in an order in which each is possible, and those for whom no turn came."""
     moves: list[Move] = []
     waiting, waited = list(guests), 0

@@ -123,7 +123,7 @@ def marker_from_text(text: str | None) -> dict[str, Any] | None:
 def marker_xml(values: dict[str, Any]) -> str:
     """The marker as libvirt's metadata call wants it. `autostart` is a boolean, `started` seconds since the epoch."""
     texts = {**values, "autostart": "yes" if values.get("autostart") else "no"}
-    names = ("id", "from", "to", "was", "autostart", "started")
+    names = ("id", "from", "to", "was", "autostart", "started", "home")
     element = Element("migration", {name: str(texts[name]) for name in names if texts.get(name) is not None})
     for path in values.get("copies") or ():
         add(element, "copy", {"path": path})
@@ -144,6 +144,7 @@ def noted(text: str) -> str:
 def _marker(element: Element) -> dict[str, Any]:
     values: dict[str, Any] = {name: element.get(name) for name in ("id", "from", "to", "was")}
     values.update({"ran": True} if element.get("ran") == "yes" else {})
+    values.update({"home": element.get("home")} if element.get("home") else {})
     started = element.get("started") or ""
     values["autostart"] = element.get("autostart") == "yes"
     values["started"] = int(started) if started.isdecimal() else None

@@ -35,7 +35,8 @@ YES = (True, 1, "1", "true", "yes", "on")
 class Marker:
     """The mark that our migration leaves in the domain, on both ends, until it is finished.
 
-    `ran` is what a recovery adds at the source: the VM ran on there when the migration had failed.
+    `ran` is what a recovery adds at the source: the VM ran on there when the migration had failed. `home` is the node
+    that shall be the VM's home once it is there, where that changes.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Marker:
     copies: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     ran: bool = False
+    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _marker(said: Mapping[str, Any] | None) -> Marker | None:
     autostart = str(said.get("autostart")).lower() in [str(word).lower() for word in YES]
     names = (str(said["id"]), str(said["from"]), str(said["to"]), str(said.get("was") or ""))
     paths = (tuple(said.get("copies") or ()), tuple(said.get("state") or ()))
-    return Marker(*names, autostart, *paths, ran=bool(said.get("ran")))
+    return Marker(*names, autostart, *paths, ran=bool(said.get("ran")), home=str(said.get("home") or ""))
 
 
 def report(rule: str, copies: Mapping[str, Copy], text: str, where: str = "unknown") -> Decision:

@@ -124,6 +124,11 @@ class End:
         metadata.edit(root, {"home": home})
         self._set_metadata(uuid, metadata.record_xml(root), metadata.NAMESPACE)
 
+    def rehome(self, uuid: str, home: str) -> None:
+        """Give a VM that goes back to another node this one as its home; one that goes nowhere back keeps to that."""
+        if self.home(uuid) not in (None, home):
+            self.set_home(uuid, home)
+
     def _xml(self, uuid: str, flags: int = 0) -> str:
         with translated(f"reading the definition on {self.node}"):
             return str(self._domain(uuid).XMLDesc(flags))

@@ -125,6 +125,7 @@ class LiveMove:
             "copies": self.brought,
             "devices": order.devices,
             "state": order.state,
+            "home": order.new_home,
         }
         self.journal.phase("marking")
         self.source.set_marker(uuid, self.marker)
@@ -190,8 +191,8 @@ class LiveMove:
         uuid, order = self.order.uuid, self.order
         if self.marker["autostart"]:
             self.target.set_autostart(uuid, True)
-        if order.home == "destination" and self.target.home(uuid) not in (None, order.target):
-            self.target.set_home(uuid, order.target)
+        if order.home == "destination":
+            self.target.rehome(uuid, order.target)
         self.source.forget(order.state)
         left = self.settle() if order.copies else []
         if self.brought:

@@ -65,8 +65,8 @@ def move_definition(order: Order, source: OfflineEnd, target: OfflineEnd, journa
     source.forget(order.state)
     if autostart:
         target.set_autostart(uuid, True)
-    if order.home == "destination" and target.home(uuid) not in (None, order.target):
-        target.set_home(uuid, order.target)
+    if order.home == "destination":
+        target.rehome(uuid, order.target)
     target.set_marker(uuid, None)
     return {"downtime_ms": None, "resumed_early": False}
 
@@ -102,4 +102,5 @@ def _marker(order: Order, autostart: bool) -> dict[str, Any]:
         "started": int(time.time()),
         "copies": order.state,
         "state": order.state,
+        "home": order.new_home,
     }

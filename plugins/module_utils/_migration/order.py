@@ -32,6 +32,7 @@ class End(Protocol):
     def set_autostart(self, uuid: str, on: bool) -> None: ...
     def home(self, uuid: str) -> str | None: ...
     def set_home(self, uuid: str, home: str) -> None: ...
+    def rehome(self, uuid: str, home: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Order:
     def uri(self) -> str:
         """The destination's libvirt URI."""
         return self.nodes[self.target]
+
+    @property
+    def new_home(self) -> str | None:
+        """The node that is the VM's home when it is there; None when that does not change by the move."""
+        return self.target if self.home == "destination" else None
 
 
 def unit_name(uuid: str) -> str:

@@ -27,7 +27,7 @@ SILENCE = 15.0
 # An abort counts only when libvirt comes back from what it waits for: a connection, or the destination's preparing.
 # That takes as long as the kernel tries to connect (131 s on Linux 6.5 and later).
 ABORTED = 150.0
-VERBS = {"destroy", "undefine", "resume", "set_autostart", "clear_marker", "abort_job"}
+VERBS = {"destroy", "undefine", "resume", "set_autostart", "set_home", "clear_marker", "abort_job"}
 VERBS |= {"remove_copies", "remove_originals", "release_copies", "forget"}  # files that were copied
 
 
@@ -79,6 +79,7 @@ class Nodes:
                 "undefine": lambda: end.undefine(uuid),
                 "resume": lambda: end.resume(uuid),
                 "set_autostart": lambda: end.set_autostart(uuid, bool(action.value)),
+                "set_home": lambda: end.rehome(uuid, str(action.value)),
                 "clear_marker": lambda: end.set_marker(uuid, None),
                 "note": lambda: end.note(uuid),
                 "abort_job": lambda: end.abort(uuid),
@@ -164,11 +165,12 @@ class Recovery:
             if (seen := progress(said)) != sent:
                 sent, moved = seen, now
             decision = self.settled(said, stalled=now - moved > self.limits.stall)
+            # At once: a source that loses its power while this one waits must not be taken for one that never ran on.
+            self.apply([action for action in decision.actions if action.verb == "note"], said)
             verbs = {action.verb for action in decision.actions}
             if self.ending(verbs, now) or now - start < self.patience(said, verbs):
                 time.sleep(self.limits.pause)
             elif not verbs & VERBS or rounds == ROUNDS:
-                self.apply([action for action in decision.actions if action.verb == "note"], said)
                 return Recovered(said, decision, self.done, not verbs & {"wait", *VERBS} and not_marked(said))
             else:
                 rounds += 1

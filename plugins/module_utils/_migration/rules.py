@@ -223,7 +223,10 @@ class Case:
         if target.kind != USER or not target.marker:
             return self.stop("13" if target.active else "10", f"{source.node} gives no answer")
         if source.kind != GONE:
-            text = f"{source.node} gives no answer and may run the VM: switch it off, then name it in fenced"
+            text = (
+                f"{source.node} gives no answer and may run the VM, or have run on: bring it back. Only if it lost its "
+                "power while the move was under way, make sure that it is off and name it in fenced"
+            )
             return self.stop("10", text)
         text = f"{source.node} is proven not to run the VM; the marker stays until it is seen again"
         return Decision("10", target.node, text, tuple(self.resume(target)))
@@ -278,6 +281,8 @@ class Case:
         actions = self.files(copy) if certain else []
         if self.marker.autostart and copy.persistent is not False:
             actions.append(Action(copy.node, "set_autostart", f"switch autostart on again on {copy.node}", True))
+        if self.marker.home == copy.node:
+            actions.append(Action(copy.node, "set_home", f"make {copy.node} its home", copy.node))
         if copy.marker:
             actions.append(Action(copy.node, "clear_marker", f"take the marker away on {copy.node}"))
         return actions

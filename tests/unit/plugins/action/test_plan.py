@@ -100,6 +100,16 @@ def test_the_example_of_simulate_is_planned():
         assert line in (EXAMPLES / "../docs/planning.md").read_text(encoding="utf-8")
 
 
+def test_a_saved_plan_holds_although_its_vms_grew_older():
+    def at(age):
+        return [node("hv1", vm("web1", age=age), *(vm(f"m{number}") for number in range(6))), node("hv2")]
+
+    asked = {"operation": "rebalance", "hold_off": 3600}
+    plan = json.loads(json.dumps(run(nodes=at(1800), **asked)))
+    again = run(nodes=at(3700), saved=plan, **asked)
+    assert plan["moves"] and again.get("stages") == plan["stages"], again.get("msg")
+
+
 CHANGED = {
     "another VM": ([node("hv1", vm("web1")), *FACTS[1:]], {}, "(hv1)"),
     "another node": ([*FACTS[:2], node("hv3", bridges=[{"name": "br9"}])], {}, "(hv3)"),

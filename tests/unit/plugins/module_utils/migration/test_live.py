@@ -15,6 +15,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._disks.file import MARK
 from ansible_collections.drover.kvm.plugins.module_utils._domain import metadata
 from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverError, Failed, Refused
 from ansible_collections.drover.kvm.plugins.module_utils._migration import live, order
+from ansible_collections.drover.kvm.plugins.module_utils._migration.ends import End
 
 UUID = "7d4da458-de51-4138-9921-aae15234a969"
 
@@ -74,6 +75,8 @@ class Node:
     def set_home(self, uuid, home):
         self.note(f"home {home}")
         self.vm["home"] = home
+
+    rehome = End.rehome
 
     def on_event(self, uuid, heard):
         self.world.ears[self.name] = heard

@@ -480,7 +480,8 @@ def test_a_vm_whose_source_died_on_the_way_is_finished_when_that_is_certainly_of
     world.add("web1", "hv2", state="paused", reason="user", marker={**MARKER, "from": "hv3"})
     world.silent = {"hv3"}
     left = run(name="web1", state="recovered")
-    assert not left["changed"] and "switch it off, then name it in fenced" in left["open"]["web1"] and world.log == []
+    assert not left["changed"] and world.log == []
+    assert "make sure that it is off and name it in fenced" in left["open"]["web1"]
     fenced = []
 
     def resumed(order):

@@ -55,8 +55,8 @@ class Cluster:
             others = [node for node, said in self.said.items() if isinstance(said, dict) and said["state"] == "running"]
             assert not others, f"resumed on {action.node} although it runs on {others}"
             one.update(state="running", reason="unpaused")
-        elif action.verb == "set_autostart":
-            one["autostart"] = action.value
+        elif action.verb in ("set_autostart", "set_home"):
+            one[action.verb.removeprefix("set_")] = action.value
         elif action.verb == "clear_marker":
             one["marker"] = None
         elif action.verb == "abort_job":
@@ -127,6 +127,29 @@ def test_a_recovery_that_was_cut_anywhere_is_finished_by_the_next(rule, cut):
     assert result.complete and result.decision.where == where
     holders = {node: one for node, one in cluster.said.items() if isinstance(one, dict)}
     assert set(holders) == {where} and holders[where]["state"] == "running" and not holders[where]["marker"]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_new_home_is_written_down_by_the_recovery_where_the_vm_went_there(rule):
+    """Else the next return of its old home's VMs would take it along, though it was moved on purpose."""
+    said, _log, where = CASES[rule]
+    new = {"marker": {**MARKER, "home": "hv2"}, "home": "hv1"}
+    cluster = Cluster(**{node: {**one, **new} if isinstance(one, dict) else one for node, one in said.items()})
+    assert recover(cluster).complete and cluster.said[where]["home"] == where
+    if where == "hv2":
+        assert cluster.log[-2:] == ["set_home hv2", "clear_marker hv2"]
+
+
+def test_what_ran_on_is_written_down_before_anything_is_waited_for():
+    """A source that loses its power while the recovery waits must not be taken for one that never ran on."""
+    cluster = Cluster(hv1=copy_of("running", "migration canceled"), hv2={"state": "unreachable"})
+
+    def dies(cluster):
+        cluster.said["hv1"] = copy_of("shutoff", "unknown", marker=cluster.said["hv1"]["marker"])
+        cluster.said["hv2"] = copy_of("paused", "user")
+
+    cluster.script = [lambda cluster: None, dies]
+    assert not recover(cluster).complete and cluster.log == ["note hv1"]
 
 
 def test_a_silent_target_leaves_the_marker():
