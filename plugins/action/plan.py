@@ -23,15 +23,16 @@ class ActionModule(Action):
         """The plan; raises Refused with all blockers unless fail_on_blockers is false."""
         result = plan(params)
         result["diff"] = {"prepared": result["text"] + "\n"}
-        result["refusal"] = _refusal(params["operation"], result["blockers"])
+        result["refusal"] = _refusal(params["operation"], result["blockers"], result.get("enough") or ())
         if result["refusal"] and params["fail_on_blockers"]:
             raise Refused(result["refusal"], **result)
         return result
 
 
-def _refusal(operation: str, blockers: Sequence[Mapping[str, str]]) -> str:
+def _refusal(operation: str, blockers: Sequence[Mapping[str, str]], enough: Sequence[str]) -> str:
     if not blockers:
         return ""
     count = "1 blocker" if len(blockers) == 1 else f"{len(blockers)} blockers"
     lines = (f"- {blocker['text']}. Mend: {blocker['mend']}." for blocker in blockers)
-    return "\n".join([f"{operation} can't be done, {count}:", *lines])
+    least = [f"It is enough to mend: {'; '.join(enough)}."] if enough and len(blockers) > 1 else []
+    return "\n".join([f"{operation} can't be done, {count}:", *lines, *least])

@@ -19,7 +19,7 @@ from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 NODES = ("hv1", "hv2", "hv3")
 MARK = "/srv/updated"
-FACT = "/etc/ansible/facts.d/drover_rolling.fact"
+FACT, CORDON = "/etc/ansible/facts.d/drover_rolling.fact", "/etc/ansible/facts.d/drover.fact"
 PACKAGE, UPDATES, SOURCE = "drover-story", "/srv/updates", "/etc/apt/sources.list.d/story.list"
 CONTROL = f"""Package: {PACKAGE}
 Version: %s
@@ -102,7 +102,7 @@ def test_all_nodes_are_updated_and_a_run_that_stopped_is_gone_on_with(
         assert updated(cluster) == ["hv1"]
         assert cluster.domains("hv2") == {} and sorted(cluster.where()) == sorted(before)
         assert told(tmp_path) == ["before hv1", "after hv1", "before hv2", "after hv2"]
-        assert '"rolling_update"' in cluster.ssh("hv2", "cat", "/etc/ansible/facts.d/drover.fact")
+        assert '"rolling_update"' in cluster.ssh("hv2", "cat", CORDON)
 
         (tmp_path / "sick").unlink()
         again = cluster.play("rolling_update", **work).good()
@@ -119,11 +119,12 @@ def test_a_run_that_is_killed_as_the_vms_come_home_is_gone_on_with_there(
     cluster: Cluster, work: dict[str, Any], tmp_path: Path
 ) -> None:
     before = cluster.where()
-    fact, cordon = (cluster.lab.machine("hv1").path(path) for path in (FACT, "/etc/ansible/facts.d/drover.fact"))
 
     def coming() -> bool | str:
         """Whether the node is done, VMs may come, and the first one has not."""
         assert process.poll() is None, f"not exercised: {process.communicate()[0]}"
+        # It reboots meanwhile, and is another machine then.
+        fact, cordon = (cluster.lab.machine("hv1").path(path) for path in (FACT, CORDON))
         done = fact.exists() and '"filling"' in fact.read_text(encoding="utf-8")
         return (done and '"since"' not in cordon.read_text(encoding="utf-8")) or "not done yet"
 

@@ -78,6 +78,31 @@ def test_a_value_that_would_be_taken_for_another_is_refused(tmp_path, playbook, 
     assert code != 0 and words in output, output
 
 
+def test_an_inventory_that_is_not_there_is_no_success(tmp_path):
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path)}
+    code = "import sys; from ansible.cli.playbook import main; main()"
+    words = ["-i", str(tmp_path / "none"), str(ROOT / "playbooks/drain_node.yml"), "-e", "node=hv1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode != 0 and "has no host in group hypervisors; correct -i" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "words, refusal",
+    [
+        (
+            {"node": "hv1, hv2"},
+            "hv2 is not in group hypervisors (hv1). Several names stand with commas and without blanks",
+        ),
+        ({"node": "hv1", "drover_plan_file": "none.json"}, "none.json; correct -e drover_plan_file."),
+    ],
+)
+def test_a_node_with_a_blank_and_a_plan_that_is_not_there_are_named(tmp_path, words, refusal):
+    code, said = call(tmp_path, "drain_node.yml", "-e", json.dumps(words))
+    assert code != 0 and refusal in said, said
+
+
 def test_what_a_site_has_named_for_itself_is_fine(tmp_path):
     words = ["-e", "drover_room=a", "-e", '{"drover_own_variables": ["drover_room"]}', "-e", "vms=nobody"]
     code, said = call(tmp_path, "build_vms.yml", *words)

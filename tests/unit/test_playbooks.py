@@ -196,3 +196,22 @@ def test_a_drain_whose_osds_do_not_stop_takes_back_only_what_it_did(tmp_path):
     assert code != 0 and "The OSDs of hv2 were not stopped, and noout is not set: they are still up" in said, said
     ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
     assert ended == [["hv2"]]
+
+
+def test_a_plan_and_facts_are_saved_where_they_are_said_to_be_and_with_the_rules(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    site = Site(tmp_path / "site", hv1={"vms": {"web1": {}}}, hv2={})
+    site.nodes["hv1"] = {"drover_pins": {"web1": ["hv1"]}}
+    code, said = site.play("drain_node", "--check", node="hv2", drover_save_plan="plan.json")
+    assert code == 0 and json.loads((tmp_path / "plan.json").read_text())["operation"] == "drain", said
+    assert site.play("drain_node", "--check", node="hv2", drover_plan_file="plan.json")[0] == 0
+    code, said = site.play("simulate", drover_save_facts="facts.yml")
+    told = yaml.safe_load((tmp_path / "facts.yml").read_text())
+    assert code == 0 and told["pins"] == {"web1": ["hv1"]} and len(told["nodes"]) == 2, said
+    asked = {"drover_cluster_file": "facts.yml", "drover_operation": "drain", "node": "hv1"}
+    assert "pinned" in site.play("simulate", **asked)[1]
+    code, said = site.play("simulate", **asked, drover_pinz={})
+    assert code != 0 and "No such variable: drover_pinz" in said, said
+    site.answers = {name: {"node_info": HUNG} for name in site.answers}
+    code, said = site.play("simulate", drover_save_facts="none.yml")
+    assert code != 0 and "No hypervisor answers" in said and not (tmp_path / "none.yml").exists(), said
