@@ -20,7 +20,16 @@ from ansible_collections.drover.kvm.tests.unit.plugins.module_utils.cluster.test
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTIONS = ROOT.parents[2]
-SCRIPTED = ("node_info", "migrate", "vm", "stop_record", "cordon", "ceph_maintenance", "fence", "path_info")
+SCRIPTED: tuple[str, ...] = (
+    "node_info",
+    "migrate",
+    "vm",
+    "stop_record",
+    "cordon",
+    "ceph_maintenance",
+    "fence",
+    "path_info",
+)
 SCRIPTED += ("shutdown_info",)
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 # Answers by host and module; of a host that has none for it, {}. What is not a dictionary is why it can't be reached.
@@ -104,7 +113,7 @@ class Site:
 
 
 def _told(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    told = node_info(name, given)
+    told: dict[str, Any] = node_info(name, given)
     told["node"] |= {"clock": 0.0, "vm_capable": given.get("vm_capable", True), "cpu_matrix": []}
     for domain in told["node"]["domains"]:
         domain |= {"autostart": False}

@@ -89,7 +89,7 @@ class Action:
     node: str
     verb: str
     text: str
-    value: bool | tuple[str, ...] | None = None
+    value: bool | str | tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As data for a result."""
