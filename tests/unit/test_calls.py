@@ -163,7 +163,7 @@ def test_what_can_not_be_done_is_told_in_words_and_not_as_the_whole_plan(tmp_pat
 
 def end_of(folder: Path, playbook: str, task: str) -> Path:
     """A playbook of one task of the second play of `playbook`, with what is told to it by variables of the hosts."""
-    _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
+    *_check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
     play["tasks"] = [one for one in play["tasks"] if one["name"] == task]
     path = folder / "end.yml"
     path.write_text(yaml.safe_dump([play]))
@@ -222,7 +222,7 @@ def test_snapshot_vms_says_what_was_done(tmp_path, words, end):
 
 def around(folder: Path, playbook: str, works: bool) -> Path:
     """What `playbook` does around its work, of which only an end is left."""
-    _check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
+    *_check, play = yaml.safe_load((ROOT / "playbooks" / playbook).read_text(encoding="utf-8"))
     (block,) = [task for task in play["tasks"] if "block" in task]
     block["block"][-1] = {"name": "Work", "ansible.builtin.assert": {"that": works}}
     tasks = folder / "tasks"
@@ -282,7 +282,7 @@ def test_no_stage_begins_after_one_that_failed_on_another_node(tmp_path):
 
 def test_the_volumes_of_a_vm_stay_on_the_san_while_a_node_could_not_remove_it(tmp_path):
     """Another node goes on where one has failed, and would carry out what is run once."""
-    _check, play = yaml.safe_load((ROOT / "playbooks" / "remove_vms.yml").read_text(encoding="utf-8"))
+    *_check, play = yaml.safe_load((ROOT / "playbooks" / "remove_vms.yml").read_text(encoding="utf-8"))
     tasks = {one["name"]: one for one in play["tasks"]}
     vm, volumes = tasks["Remove them from each node"], tasks["Remove their volumes from the SAN"]
     del vm["drover.kvm.vm"], volumes["drover.kvm.iscsi_volume"]
