@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from .model import Cluster, Guest, Obstacle, size_text
 
@@ -87,6 +88,10 @@ class Board:
             mend = f"reserve {size_text(guest.memory)} more in huge pages of {page} on one node, at its boot"
             return Obstacle("hugepages", text, mend)
         return None
+
+    def starts(self, guest: Guest, node: str) -> bool:
+        """Whether it could run there beside those that are there now, also when it is shut off."""
+        return self.crowded(replace(guest, active=True), node) is None
 
     def load(self, guest: Guest, node: str) -> float:
         """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""

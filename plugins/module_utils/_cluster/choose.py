@@ -15,11 +15,14 @@ Choice = Callable[[Board, Guest, Iterable[str]], Optional[str]]
 
 
 def spread(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
-    """Its home if that is among them, else the node that is least busy with it, by wishes. Keeps loads even."""
+    """Its home if that is among them, else the node that is least busy with it, by wishes. Keeps loads even.
+
+    One that is shut off goes where it could start, if there is such a node.
+    """
     possible = [node for node in nodes if node != guest.node and board.hindrance(guest, node) is None]
     if guest.home in possible:
         return guest.home
-    return min(possible, key=lambda node: (board.wish(guest, node), node), default=None)
+    return min(possible, key=lambda node: (not board.starts(guest, node), board.wish(guest, node), node), default=None)
 
 
 def tight(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
