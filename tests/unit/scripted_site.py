@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.drover.kvm.tests.unit.playbook_run import COLLECTIONS, ROOT, run
 from ansible_collections.drover.kvm.tests.unit.plugins.module_utils.cluster.test_golden import node_info
 
-ROOT = Path(__file__).resolve().parents[2]
-COLLECTIONS = ROOT.parents[2]
 SCRIPTED: tuple[str, ...] = (
     "node_info",
     "migrate",
@@ -29,8 +27,8 @@ SCRIPTED: tuple[str, ...] = (
     "ceph_maintenance",
     "fence",
     "path_info",
+    "shutdown_info",
 )
-SCRIPTED += ("shutdown_info",)
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 # Answers by host and module; of a host that has none for it, {}. What is not a dictionary is why it can't be reached.
 ACTION = """
@@ -90,21 +88,14 @@ class Site:
         files["answers"].write_text(json.dumps(self.answers), encoding="utf-8")
         files["calls"].write_text("", encoding="utf-8")
         environment = {
-            **os.environ,
             "ANSIBLE_COLLECTIONS_PATH": f"{self.folder}:{COLLECTIONS}",
-            "ANSIBLE_HOME": str(self.folder),
-            "ANSIBLE_NOCOLOR": "1",
             "PATH": f"{self.folder}:{os.environ['PATH']}",
             "SCRIPTED_ANSWERS": str(files["answers"]),
             "SCRIPTED_CALLS": str(files["calls"]),
         }
-        code = "import sys; from ansible.cli.playbook import main; main()"
         file = playbook if isinstance(playbook, Path) else self.playbooks / f"{playbook}.yml"
-        command = [sys.executable, "-c", code, "-i", str(files["hosts"]), str(file), *words]
-        if variables:
-            command += ["-e", json.dumps(variables)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)
-        return done.returncode, " ".join((done.stdout + done.stderr).split())
+        said = ["-e", json.dumps(variables)] if variables else []
+        return run(self.folder, "-i", str(files["hosts"]), str(file), *words, *said, **environment)
 
     def calls(self, module: str, check: bool = False) -> list[dict[str, Any]]:
         """What the last playbook asked of a module, in check mode or not."""

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ansible_collections.drover.kvm.tests.unit.playbook_run import ROOT, run
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
-COLLECTIONS = ROOT.parents[2]
 HOSTS: dict[str, Any] = {"hypervisors": {"hosts": {"hv1": {}}}, "vms": {"hosts": {"www1": {}, "db1": {}}}}
 
 
@@ -26,12 +23,7 @@ def call(folder: Path, playbook: str | Path, *words: str, place: Path | None = N
     """Run a playbook on an inventory of names, from the folder `place`; its exit status and output as one line."""
     inventory = folder / "hosts.json"
     inventory.write_text(json.dumps({"all": {"children": {**HOSTS, **groups}}}))
-    code = "import sys; from ansible.cli.playbook import main; main()"
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder)}
-    environment["ANSIBLE_NOCOLOR"] = "1"
-    command = [sys.executable, "-c", code, "-i", str(inventory), str(ROOT / "playbooks" / playbook), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120, cwd=place)
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
+    return run(folder, "-i", str(inventory), str(ROOT / "playbooks" / playbook), *words, place=place)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +71,9 @@ def test_a_value_that_would_be_taken_for_another_is_refused(tmp_path, playbook, 
 
 
 def test_an_inventory_that_is_not_there_is_no_success(tmp_path):
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path)}
-    code = "import sys; from ansible.cli.playbook import main; main()"
     words = ["-i", str(tmp_path / "none"), str(ROOT / "playbooks/drain_node.yml"), "-e", "node=hv1"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode != 0 and "has no host in group hypervisors; correct -i" in " ".join(done.stdout.split())
+    code, said = run(tmp_path, *words)
+    assert code != 0 and "has no host in group hypervisors; correct -i" in said, said
 
 
 @pytest.mark.parametrize(
@@ -350,17 +338,19 @@ def test_how_long_the_nodes_were_asked_is_known(tmp_path):
 def part(folder: Path, tasks: str, names: Sequence[str], **instead: Any) -> Path:
     """A play of some tasks of a file, wherever they stand there, with other modules in place of those of `instead`."""
     found: dict[str, dict[str, Any]] = {}
+    around: dict[str, Any] = {}
     todo = yaml.safe_load((ROOT / "playbooks/tasks" / tasks).read_text(encoding="utf-8"))
     for task in todo:
         todo += task.get("block", [])
+        around |= task["vars"] if "block" in task and "vars" in task else {}
         found[task["name"]] = task
     for name, module in instead.items():
         task = found[name.replace("__", ", ").replace("_", " ")]
         del task[next(key for key in task if "." in key)]
         task.update(module)
     path = folder / "part.yml"
-    play = {"name": "Part", "hosts": "hypervisors", "gather_facts": False, "tasks": [found[name] for name in names]}
-    path.write_text(yaml.safe_dump([play]))
+    play = {"name": "Part", "hosts": "hypervisors", "gather_facts": False, "vars": around}
+    path.write_text(yaml.safe_dump([{**play, "tasks": [found[name] for name in names]}]))
     return path
 
 
@@ -394,7 +384,9 @@ def test_a_run_that_goes_on_knows_what_the_node_had_before(tmp_path, cordon, gon
         "rolling_node.yml",
         ["Remember what the node has, or had when its turn began", "Write down that it is done but for that"],
         Write_down_that_it_is_done_but_for_that={
-            "ansible.builtin.debug": {"msg": "{{ (now | drover.kvm.node_faults(drover_had)) or ['nothing'] }}"}
+            "ansible.builtin.debug": {
+                "msg": "{{ (now | drover.kvm.node_faults(had)) or ['nothing'] }} {{ had.keys() }}"
+            }
         },
     )
     options = {
@@ -402,10 +394,11 @@ def test_a_run_that_goes_on_knows_what_the_node_had_before(tmp_path, cordon, gon
         "drover_turn": "hv1",
         "drover_record": {"had": had},
         "now": now,
+        "had": "{{ drover_progress.had }}",
         "drover_filling": [],
     }
     code, said = call(tmp_path, path, "-e", json.dumps(options))
-    assert code == 0 and gone in said, said
+    assert code == 0 and gone in said and "bridges" in said and "domains" not in said, said
 
 
 @pytest.mark.parametrize("more, due", [({}, False), ({"drover_upgrades": True}, True)])

@@ -191,8 +191,8 @@ class LiveMove:
         uuid, order = self.order.uuid, self.order
         if self.marker["autostart"]:
             self.target.set_autostart(uuid, True)
-        if order.home == "destination":
-            self.target.rehome(uuid, order.target)
+        if order.new_home:
+            self.target.rehome(uuid, order.new_home)
         self.source.forget(order.state)
         left = self.settle() if order.copies else []
         if self.brought:

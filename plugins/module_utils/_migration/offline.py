@@ -65,8 +65,8 @@ def move_definition(order: Order, source: OfflineEnd, target: OfflineEnd, journa
     source.forget(order.state)
     if autostart:
         target.set_autostart(uuid, True)
-    if order.home == "destination":
-        target.rehome(uuid, order.target)
+    if order.new_home:
+        target.rehome(uuid, order.new_home)
     target.set_marker(uuid, None)
     return {"downtime_ms": None, "resumed_early": False}
 
