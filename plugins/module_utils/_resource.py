@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from traceback import format_exc
 from typing import Any, Callable, ClassVar, Optional
 
@@ -209,7 +209,7 @@ def run_module(
     module = (_Discreet if secrets else _Module)(argument_spec=spec, supports_check_mode=True, **rules)
     try:
         wanted = _item_params(module.params, fields, items)
-        with resource_class.connect(wanted[0] if wanted else module.params) as client:
+        with resource_class.connect(wanted[0] if wanted else _of_none(module.params, fields)) as client:
             plans = _plans([resource_class(params, client) for params in wanted], resource_class)
             if not module.check_mode:
                 with ThreadPoolExecutor(max_workers=parallel) as pool:
@@ -232,6 +232,11 @@ def _item_params(params: Mapping[str, Any], fields: Sequence[Field], items: str 
         given = {name: value for name, value in item.items() if value is not None}
         result.append(normalise(fields, {**top, **given}, f"{items}[{number}]."))
     return result
+
+
+def _of_none(params: Mapping[str, Any], fields: Sequence[Field]) -> dict[str, Any]:
+    """What the items of an empty list would inherit. It is looked at all the same, so that nonsense is refused."""
+    return normalise([replace(field, required=False) for field in fields], params)
 
 
 def _plans(resources: list[Resource], resource_class: type[Resource]) -> list[Plan]:

@@ -367,6 +367,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._fields import Field, c
 from ansible_collections.drover.kvm.plugins.module_utils._migration.client import Client
 from ansible_collections.drover.kvm.plugins.module_utils._migration.mending import Mending
 from ansible_collections.drover.kvm.plugins.module_utils._migration.moving import Moving
+from ansible_collections.drover.kvm.plugins.module_utils._migration.pace import check_compression
 from ansible_collections.drover.kvm.plugins.module_utils._resource import Resource, State, Step, run_module
 
 MOST = 16
@@ -444,7 +445,8 @@ class Migration(Resource):
 
     @classmethod
     def connect(cls, params: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """What all moves share."""
+        """What all moves share. Where there is none, what they would share is looked at before a playbook begins."""
+        check_compression(params)
         return Client.of(params)
 
     @classmethod

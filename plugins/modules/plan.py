@@ -547,7 +547,7 @@ not_borne:
   elements: dict
   sample: [{node: hv2, vms: [db1]}]
 notes:
-  description: Nodes that were left out, and why.
+  description: Nodes that were left out, and why; for a report also what rules name and nobody has.
   returned: always
   type: list
   elements: str

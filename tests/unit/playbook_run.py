@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,15 +17,15 @@ CODE = "import sys; from ansible.cli.playbook import main; main()"
 SECONDS = 180
 
 
-def run(folder: Path, *words: str, place: Path | None = None, **environment: str) -> tuple[int, str]:
+def run(folder: Path, *words: str, place: Path | None = None, more: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Run it with these words, from the folder `place`; its exit status and output as one line.
 
-    What it keeps is in `folder`. `environment` is added to that of the tests.
+    What it keeps is in `folder`. `more` is added to the environment of the tests.
     """
     own = {"ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *words],
-        env={**os.environ, **own, **environment},
+        env={**os.environ, **own, **(more or {})},
         capture_output=True,
         text=True,
         check=False,

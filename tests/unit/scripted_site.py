@@ -95,7 +95,7 @@ class Site:
         }
         file = playbook if isinstance(playbook, Path) else self.playbooks / f"{playbook}.yml"
         said = ["-e", json.dumps(variables)] if variables else []
-        return run(self.folder, "-i", str(files["hosts"]), str(file), *words, *said, **environment)
+        return run(self.folder, "-i", str(files["hosts"]), str(file), *words, *said, more=environment)
 
     def calls(self, module: str, check: bool = False) -> list[dict[str, Any]]:
         """What the last playbook asked of a module, in check mode or not."""

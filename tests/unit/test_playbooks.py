@@ -11,7 +11,8 @@ import time
 import pytest
 import yaml
 
-from ansible_collections.drover.kvm.tests.unit.scripted_site import ROOT, Site
+from ansible_collections.drover.kvm.tests.unit.playbook_run import ROOT
+from ansible_collections.drover.kvm.tests.unit.scripted_site import Site
 
 pytestmark = pytest.mark.slow
 HUNG = {"failed": True, "msg": "libvirt gave no answer within 30 s"}
@@ -196,6 +197,18 @@ def test_a_drain_whose_osds_do_not_stop_takes_back_only_what_it_did(tmp_path):
     assert code != 0 and "The OSDs of hv2 were not stopped, and noout is not set: they are still up" in said, said
     ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
     assert ended == [["hv2"]]
+
+
+def test_values_that_moves_do_not_take_are_refused_before_a_cordon(tmp_path):
+    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={})
+    refused = {"when": {"moves": [[], None]}, "failed": True, "msg": "parallel: 0 is too few"}
+    site.answers["hv1"]["migrate"] = {"cases": [refused]}
+    for mode in ([], ["--check"]):
+        code, said = site.play("drain_node", *mode, node="hv1", drover_parallel=0)
+        assert code != 0 and "parallel: 0 is too few" in said, said
+        assert not site.calls("cordon") + site.calls("cordon", check=True)
+    site.play("drain_node", "--check", node="hv1")
+    assert not site.calls("migrate", check=True), "nothing is to be looked at"
 
 
 def test_a_plan_and_facts_are_saved_where_they_are_said_to_be_and_with_the_rules(tmp_path, monkeypatch):

@@ -29,6 +29,20 @@ def bind(cluster: Cluster, wanted: Iterable[Guest], pins: Words, avoid: Words) -
     return replace(cluster, rules=replace(cluster.rules, pins=bound))
 
 
+def idle(cluster: Cluster, pins: Words, avoid: Words) -> tuple[str, ...]:
+    """In words, what rules name and the cluster does not have: often a slip of the pen, and then no rule at all."""
+    rules = cluster.rules
+    tags = frozenset[str]().union(*(guest.tags for guest in cluster.guests))
+    names = {*tags, *(guest.name for guest in cluster.guests)}
+    nodes = frozenset(rules.failure_domains).union(*pins.values(), *avoid.values()) - cluster.nodes.keys()
+    found = {"node": nodes}
+    # One that gives no answer may hold what is missed.
+    if all(node.reachable for node in cluster.nodes.values()):
+        words = ({*pins, *avoid} - names) | ((rules.anti_affinity | rules.affinity) - tags)
+        found["VM and no tag of a VM"] = frozenset(words)
+    return tuple(f"a rule names {word}, which is no {kind}" for kind in found for word in sorted(found[kind]))
+
+
 def _nodes(cluster: Cluster, words: frozenset[str], pins: Words, avoid: Words) -> frozenset[str]:
     allowed = [pins[word] for word in words & pins.keys()]
     shunned = [avoid[word] for word in words & avoid.keys()]

@@ -17,7 +17,7 @@ from .consolidate import consolidate, spread
 from .drain import drain
 from .model import Blocker, Cluster, Guest, Move, Plan, Rules, size_text
 from .options import ONLY, SHEET_FIELDS
-from .pins import bind
+from .pins import bind, idle
 from .place import place
 from .placement import lines, placement
 from .rebalance import Limits, rebalance
@@ -45,7 +45,7 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     if operation == "rolling":
         return _cycle(now, params)
     if operation == "report":
-        return _report(now)
+        return _report(now, idle(now, params["pins"], params["avoid"]))
     cluster, made = _make(now, params, sheets)
     marks = saved.marks(now, params["node"])
     if params["saved"] is not None:
@@ -133,9 +133,10 @@ def _proven(
     return _result((now, cluster), made, steps, lost, (enough, params["bandwidth"]))
 
 
-def _report(now: Cluster) -> dict[str, Any]:
-    """The result for what is, without a plan."""
+def _report(now: Cluster, notes: Sequence[str]) -> dict[str, Any]:
+    """The result for what is, without a plan, with these notes on it."""
     guests, seen = placement(now)
+    seen = replace(seen, warnings=(*seen.warnings, *notes))
     lost = proof.not_borne(now, seen)
     result = _result((now, now), seen, [], lost, ((), None))
     text = report.placement_text(seen, lines(guests), result["nodes"], lost)

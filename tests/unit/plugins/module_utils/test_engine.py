@@ -145,6 +145,12 @@ def test_items_inherit_the_other_options_and_share_one_connection(capsys):
     assert [diff["after"]["size"] for diff in result["diff"]] == [8, 16]
 
 
+def test_what_no_item_inherits_is_looked_at_all_the_same(capsys):
+    assert not module(capsys, boxes=[])["changed"] and not SHELF
+    result = module(capsys, size="much", boxes=[])
+    assert result["failed"] and "size" in result["msg"], result
+
+
 def test_a_failing_item_lets_the_others_finish(capsys):
     result = module(capsys, boxes=[{"name": "fails"}, {"name": "b"}])
     assert result["failed"] and result["completed"] == ["b"] and "b" in SHELF

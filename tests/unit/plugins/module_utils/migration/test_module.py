@@ -321,6 +321,22 @@ def test_a_policy_applies_to_the_vms_of_its_tag(world, run, monkeypatch):
     assert (order.max_pause, order.bandwidth, order.timeout) == (30, 5 * 2**20, 300)
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, ""),
+        ({"parallel": 0}, "parallel"),
+        ({"bandwidth": "fast"}, "bandwidth"),
+        ({"policies": [{"tag": "db", "compression": "zstd"}]}, "compression zstd needs parallel_connections"),
+        ({"policies": [{"tag": "db", "when_stuck": "wait"}]}, "when_stuck"),
+    ],
+)
+def test_no_moves_are_a_look_at_the_options(world, run, options, words):
+    result = run(moves=[], **options)
+    assert bool(result.get("failed")) == bool(words) and words in result.get("msg", ""), result
+    assert not result.get("changed") and not world.log
+
+
 def test_a_queue_keeps_to_its_places(world, run):
     for number in range(6):
         world.add(f"web{number}", "hv1")
