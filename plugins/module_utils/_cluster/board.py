@@ -90,8 +90,11 @@ class Board:
         return None
 
     def starts(self, guest: Guest, node: str) -> bool:
-        """Whether it could run there beside those that are there now, also when it is shut off."""
-        return self.crowded(replace(guest, active=True), node) is None
+        """Whether it could start there, where the guest can be, if those that are shut off there started too."""
+        if guest.active:
+            return True
+        there = tuple(replace(other, active=True, node=node) for other in self.at[node].values())
+        return Board(replace(self.cluster, guests=there)).crowded(replace(guest, active=True), node) is None
 
     def load(self, guest: Guest, node: str) -> float:
         """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""

@@ -20,7 +20,7 @@ def spread(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
     One that is shut off goes where it could start, if there is such a node.
     """
     possible = [node for node in nodes if node != guest.node and board.hindrance(guest, node) is None]
-    if guest.home in possible:
+    if guest.home in possible and board.starts(guest, guest.home):
         return guest.home
     return min(possible, key=lambda node: (not board.starts(guest, node), board.wish(guest, node), node), default=None)
 
@@ -40,7 +40,7 @@ def under(ceiling: float, choice: Choice) -> Choice:
 
     def choose(board: Board, guest: Guest, nodes: Iterable[str]) -> str | None:
         nodes = list(nodes)
-        home = _first(board, guest, [node for node in nodes if node == guest.home])
+        home = _first(board, guest, [node for node in nodes if node == guest.home and board.starts(guest, node)])
         low = [node for node in nodes if board.filled(node, guest) <= ceiling]
         if home or not (board.cluster.rules.failure_domains and board.cluster.groups(guest)):
             return home or choice(board, guest, low)

@@ -47,9 +47,9 @@ def spread(cluster: Cluster, limits: Limits) -> Plan:
     settled = [guest for guest in cluster.guests if guest.home in cluster.nodes]
     moves, waiting = in_turn(board, choose.by_size(board, [guest for guest in settled if guest.home != guest.node]))
     there = {(each.vm, each.source): each.target for each in moves}
-    # Moved away from home by this one, they would come back by the next.
-    stay = frozenset((guest.name, there.get(guest.key, guest.node)) for guest in settled)
-    rest = rebalance(moved(cluster, moves), limits, stay=stay)
+    # Moved away from home to even out loads, they would come back by the next one.
+    bound = {(guest.name, there.get(guest.key, guest.node)) for guest in settled}
+    rest = rebalance(moved(cluster, moves), limits, stay={(each.vm, each.target) for each in moves}, settled=bound)
     kept = sorted(_kept(board, guest) for guest in waiting if board.shut(str(guest.home)) is None)
     return replace(rest, moves=(*moves, *rest.moves), warnings=(*rest.warnings, *kept))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import choose
@@ -82,6 +82,7 @@ class Descent:
     scale: Scale
     limits: Limits
     stay: set[tuple[str, str]]
+    settled: frozenset[tuple[str, str]]
     cost: int
     moves: list[Move] = field(default_factory=list)
     memory: int = 0
@@ -103,8 +104,12 @@ class Descent:
             self._rate([guest.node, target])
 
     def _part(self) -> None:
-        """Take guests apart that must be kept apart and are on one node, the smaller one of two moving."""
-        for guest in reversed(choose.by_size(self.board, self.board.cluster.guests)):
+        """Take guests apart that must be kept apart and are on one node, the smaller one of two moving.
+
+        One that is settled goes where the others can't.
+        """
+        smallest = reversed(choose.by_size(self.board, self.board.cluster.guests))
+        for guest in sorted(smallest, key=lambda guest: guest.key in self.settled):
             loose = guest.node in self.scale.nodes and not guest.fixed and guest.key not in self.stay
             if loose and self._within(guest.memory) and self.board.rivals(guest, guest.node):
                 target = choose.spread(self.board, guest, self.scale.nodes)
@@ -161,7 +166,8 @@ class Descent:
 
     def _loose(self, guest: Guest) -> bool:
         """Whether it may be moved to even out loads."""
-        return guest.active and not guest.fixed and not guest.fresh and guest.key not in self.stay
+        bound = guest.fixed or guest.fresh or guest.key in self.stay or guest.key in self.settled
+        return guest.active and not bound
 
     def _rated(self, source: str, target: str, off: Mapping[str, tuple[float, float]]) -> list[Rated]:
         """The guests whose move from source to target helps, the one that helps most for its cost first.
@@ -192,19 +198,20 @@ def rebalance(
     cluster: Cluster,
     limits: Limits,
     weights: Mapping[str, float] | None = None,
-    stay: frozenset[tuple[str, str]] = frozenset(),
+    stay: Collection[tuple[str, str]] = (),
+    settled: Collection[tuple[str, str]] = (),
 ) -> Plan:
     """Bring the running guests of the nodes nearer to the nodes' weights (none: by what the nodes can take).
 
-    Nodes that take no guests are left as they are, and so are the guests whose keys are in `stay`. Nothing that breaks
-    a rule is planned, and no guest moves twice.
+    Nodes that take no guests are left as they are, and so are the guests whose keys are in `stay`; those in `settled`
+    move only to be kept apart from others. Nothing that breaks a rule is planned, and no guest moves twice.
     """
     scale = Scale(Board(cluster), weights or {})
     before = scale.worst()
     descents = []
     for cost in MOVE_COSTS:
         board = Board(cluster)
-        descents.append(Descent(board, Scale(board, weights or {}), limits, set(stay), cost))
+        descents.append(Descent(board, Scale(board, weights or {}), limits, set(stay), frozenset(settled), cost))
         descents[-1].run(before > limits.threshold)
     best = min(descents, key=lambda each: each.result)
     return Plan(tuple(best.moves), warnings=_notes(best, before))

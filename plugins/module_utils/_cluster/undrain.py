@@ -35,9 +35,10 @@ def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
         blockers += choose.fixed(guest) + (choose.nowhere(board, guest, {home: hindrance}) if hindrance else [])
     plan = Plan(tuple(moves), warnings=warnings)
     starts = maintenance.starts(cluster, plan, open_nodes)
-    # They start before the others move.
+    # They start before the others move. One whose mark is left over runs already.
+    waking = sorted({guest.key for guest in cluster.guests if guest.waits}.intersection(starts))
     for moment in (Board(cluster, opened=nodes), board):
-        blockers += _overfull(moment, {node for _name, node in starts}) + _beside_rivals(moment, starts)
+        blockers += _overfull(moment, {node for _name, node in waking}) + _beside_rivals(moment, waking)
     return replace(plan, starts=starts, blockers=tuple(sorted({*blockers}, key=lambda b: (b.vm, b.reason, b.text))))
 
 
