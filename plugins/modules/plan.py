@@ -186,6 +186,11 @@ options:
         next one's; they end on other nodes than before.
     type: bool
     version_added: "0.1.0"
+  only_fill:
+    description: With O(operation=rolling), those of O(node) that an earlier run has emptied; their VMs only come home.
+    type: list
+    elements: str
+    version_added: "0.1.0"
   weights:
     description:
       - With O(operation=rebalance), how much of the load each node shall carry, as numbers of any scale, such as 75 and

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -149,6 +150,20 @@ def test_a_run_that_is_killed_as_the_vms_come_home_is_gone_on_with_there(
         assert not cluster.ssh("hv1", "cat", FACT, check=False)
     verdict = watch.verdict()
     assert verdict.ok, str(verdict)
+
+
+def test_undrain_node_ends_what_a_run_left_that_nobody_goes_on_with(cluster: Cluster) -> None:
+    record = {"work": "packages", "done": 0, "filling": 1_700_000_000, "had": {"bridges": [{"name": "br9"}]}}
+    fact = cluster.lab.machine("hv1").path(FACT)
+    fact.parent.mkdir(parents=True, exist_ok=True)
+    fact.write_text(json.dumps(record), encoding="utf-8")
+    try:
+        told = cluster.play("rolling_update", "--check", node="hv1").good().output
+        assert "way home of its VMs, which is next: hv1" in told, told
+        cluster.play("undrain_node", node="hv1").good()
+        assert json.loads(fact.read_text(encoding="utf-8")) == {"work": "packages", "done": record["filling"]}
+    finally:
+        fact.unlink()
 
 
 class Repository:

@@ -162,7 +162,8 @@ def _cycle(now: Cluster, params: Mapping[str, Any]) -> dict[str, Any]:
     """The result for a whole cycle: that of each step, and over all of them the moves and the blockers."""
     nodes = params["node"] or Board(now).targets()
     cycle, parts = [], []
-    for step in rolling(now, nodes, params["make_room"], params["come_home"] is not False):
+    home, filled = params["come_home"] is not False, params["only_fill"] or ()
+    for step in rolling(now, nodes, params["make_room"], home, filled):
         one = _proven(step.cluster, step.cluster, step.plan, params, [step.node] if step.what == "undrain" else ())
         cycle.append({"node": step.node, "operation": step.what, **one})
         parts.append(f"{step.what} {step.node}:\n" + "\n".join(f"  {line}" for line in one["text"].splitlines()))

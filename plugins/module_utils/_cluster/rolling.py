@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from . import maintenance
@@ -25,19 +25,22 @@ class Step:
     plan: Plan
 
 
-def rolling(cluster: Cluster, nodes: Sequence[str], room: bool = True, come_home: bool = True) -> Iterator[Step]:
+def rolling(
+    cluster: Cluster, nodes: Sequence[str], room: bool = True, come_home: bool = True, only_fill: Collection[str] = ()
+) -> Iterator[Step]:
     """The steps in their order, each planned on what the one before leaves; a step with blockers is still gone on from.
 
     With `come_home` the guests of a node come back before the next one is emptied, so that each guest moves twice and
     all are where they were. Without it the next node's guests mostly go to the node that was just emptied, which is the
-    least busy: each moves about once, and ends elsewhere.
+    least busy: each moves about once, and ends elsewhere. The nodes of `only_fill` are not emptied: that was done.
     """
     for name in nodes:
-        leaving = drain(cluster, [name], room)
-        yield Step(name, "drain", cluster, leaving)
-        cluster = maintenance.after(cluster, leaving)
-        cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
-        if come_home:
+        if name not in only_fill:
+            leaving = drain(cluster, [name], room)
+            yield Step(name, "drain", cluster, leaving)
+            cluster = maintenance.after(cluster, leaving)
+            cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
+        if come_home or name in only_fill:
             returning = undrain(cluster, [name])
             yield Step(name, "undrain", one_way(cluster), returning)
             cluster = moved(maintenance.after(cluster, returning), list(returning.moves))
