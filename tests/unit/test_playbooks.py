@@ -199,6 +199,36 @@ def test_a_drain_whose_osds_do_not_stop_takes_back_only_what_it_did(tmp_path):
     assert ended == [["hv2"]]
 
 
+def test_osds_that_came_up_during_the_moves_are_taken_back_too(tmp_path):
+    site = with_ceph(tmp_path)
+    down, up = [{"host": "hv1", "up": [], "osds": [0]}], [{"host": "hv1", "up": [0], "osds": [0]}]
+    cases = [
+        {"when": {"state": ["ended", "started"]}},
+        {"when": {"reason": ["drain_node", None]}, "maintenance": up, "diff": {"after": {"hv1": {"noout": True}}}},
+        {"when": {"wait": [0, None]}, "maintenance": up},
+    ]
+    site.answers["hv3"]["ceph_maintenance"] = {"maintenance": down, "cases": cases}
+    code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
+    assert code != 0 and "The OSDs of hv1 were not stopped, and noout is not set: they are still up" in said, said
+    ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
+    assert ended == [["hv1"]]
+
+
+def test_a_check_that_can_not_save_its_plan_fails(tmp_path):
+    site = Site(tmp_path / "site", hv1={"vms": {"web1": {"marker": {"from": "hv1", "to": "hv2", "id": "1"}}}}, hv2={})
+    site.answers["hv1"]["migrate"] = {"changed": True}
+    code, said = site.play("drain_node", "--check", node="hv1", drover_save_plan=str(tmp_path / "plan.json"))
+    assert code != 0 and "No plan was saved, as these are to be finished first: web1." in said, said
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_nodes_that_hold_no_vms_are_not_asked_what_moves_take(tmp_path):
+    site = Site(tmp_path, hv1={"vm_capable": False}, hv2={"vms": {"web1": {}}}, hv3={})
+    code, said = site.play("drain_node", "--check", node="hv2", drover_parallel=3)
+    asked = [(call["where"], call["args"]["moves"]) for call in site.calls("migrate", check=True)]
+    assert code == 0 and sorted(asked) == [("hv2", []), ("hv3", [])], said
+
+
 def test_values_that_moves_do_not_take_are_refused_before_a_cordon(tmp_path):
     site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={})
     refused = {"when": {"moves": [[], None]}, "failed": True, "msg": "parallel: 0 is too few"}
