@@ -28,6 +28,7 @@ SCRIPTED: tuple[str, ...] = (
     "fence",
     "path_info",
     "shutdown_info",
+    "vm_ports",
 )
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 # Answers by host and module; of a host that has none for it, {}. What is not a dictionary is why it can't be reached.

@@ -214,6 +214,39 @@ def test_osds_that_came_up_during_the_moves_are_taken_back_too(tmp_path):
     assert ended == [["hv1"]]
 
 
+def test_why_osds_were_not_stopped_is_said_also_when_they_do_not_start_again(tmp_path):
+    site = with_ceph(tmp_path)
+    cases = [
+        {"when": {"state": ["ended", "started"]}, "failed": True, "msg": "osd.0 down"},
+        {"when": {"reason": ["drain_node", None]}, "failed": True, "msg": "no answer from any monitor"},
+    ]
+    site.answers["hv3"]["ceph_maintenance"] = {"maintenance": [{"host": "hv1", "up": [0], "osds": [0]}], "cases": cases}
+    code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
+    assert code != 0 and "The OSDs of hv1 were not stopped, and noout is not set: no answer from any monitor" in said, (
+        said
+    )
+
+
+def test_a_monitor_is_not_stopped_with_osds_that_are_down(tmp_path):
+    """Ceph was not asked whether it may."""
+    site = with_ceph(tmp_path)
+    site.answers["hv3"]["ceph_maintenance"] = {"maintenance": [{"host": "hv1", "up": [], "osds": [0]}]}
+    code, said = site.play("drain_node", "-v", node="hv1", drover_osd_unit="basic.target")
+    assert code == 0 and "TASK [Stop them] *" in said, said
+    assert "skipping: [hv1]" in said.split("TASK [Stop them]")[1].split("TASK")[0], said
+
+
+def test_vms_that_nobody_hears_are_moved(tmp_path):
+    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={})
+    for name, silent in {"hv1": ["web1"], "hv2": [], "hv3": []}.items():
+        site.answers[name]["vm_ports"] = {"silent": silent, "ports": []}
+    for mode in (["--check"], []):
+        _code, said = site.play("repair_network", *mode, migrate=True)
+        assert "web1 hv1 -> hv" in said, said
+    (moved,) = [call for call in site.calls("migrate") if call["args"]["moves"]]
+    assert moved["where"] == "hv1" and [one["vm"] for one in moved["args"]["moves"]] == ["web1"]
+
+
 def test_a_check_that_can_not_save_its_plan_fails(tmp_path):
     site = Site(tmp_path / "site", hv1={"vms": {"web1": {"marker": {"from": "hv1", "to": "hv2", "id": "1"}}}}, hv2={})
     site.answers["hv1"]["migrate"] = {"changed": True}
