@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
 from .model import Cluster, Guest, Obstacle, size_text
 
@@ -93,8 +92,14 @@ class Board:
         """Whether it could start there, where the guest can be, if those that are shut off there started too."""
         if guest.active:
             return True
-        there = tuple(replace(other, active=True, node=node) for other in self.at[node].values())
-        return Board(replace(self.cluster, guests=there)).crowded(replace(guest, active=True), node) is None
+        groups = guest.tags & self.cluster.rules.anti_affinity
+        off = [guest, *(other for other in self.at[node].values() if not other.active)]
+        paged = sum(each.memory for each in off if each.page == guest.page)
+        return (
+            not any(groups & other.tags for other in self.at[node].values())
+            and sum(map(self.cluster.awake, off)) <= self.free(node)
+            and (not guest.page or paged <= self._pages_left(guest, node))
+        )
 
     def load(self, guest: Guest, node: str) -> float:
         """How busy the node would be with the guest: share of memory taken, plus vCPUs per thread."""

@@ -50,7 +50,9 @@ def spread(cluster: Cluster, limits: Limits) -> Plan:
     # Moved away from home to even out loads, they would come back by the next one.
     bound = {(guest.name, there.get(guest.key, guest.node)) for guest in settled}
     rest = rebalance(moved(cluster, moves), limits, stay={(each.vm, each.target) for each in moves}, settled=bound)
-    kept = sorted(_kept(board, guest) for guest in waiting if board.shut(str(guest.home)) is None)
+    apart = {(each.vm, each.source) for each in rest.moves}
+    left = [guest for guest in waiting if board.shut(str(guest.home)) is None and guest.key not in apart]
+    kept = sorted(_kept(board, guest) for guest in left)
     return replace(rest, moves=(*moves, *rest.moves), warnings=(*rest.warnings, *kept))
 
 

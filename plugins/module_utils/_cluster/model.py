@@ -143,7 +143,11 @@ class Cluster:
 
     def need(self, guest: Guest) -> int:
         """The bytes that the guest takes on its node beside huge pages; nothing while it is shut off."""
-        return (0 if guest.page else guest.memory) + self.rules.overhead if guest.active else 0
+        return self.awake(guest) if guest.active else 0
+
+    def awake(self, guest: Guest) -> int:
+        """The same as if it ran."""
+        return (0 if guest.page else guest.memory) + self.rules.overhead
 
     def paged(self, guest: Guest) -> int:
         """The bytes that it takes in huge pages."""
