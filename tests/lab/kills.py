@@ -33,6 +33,9 @@ MOMENTS = {
     "blockcommit": ("true", DOES.format("active-commit"), f"! {KEEPS.format('e1')}"),
     "backup": (HOLDS.format("begun.json"), HOLDS.format("vda.copy"), HOLDS.format("vda.qcow2")),
 }
+# Acts that a busy machine may look past, with what undoes them: a small VM is paused for a moment only.
+SHORT = {"create": {"snapshot": "s1", "state": "absent"}}
+TRIES = 3
 Moment = Callable[[str], str]
 
 
@@ -59,7 +62,11 @@ def kill_each(vm: Vm, moment: Moment, number: int) -> dict[str, Fate]:
 
         def killed(options: dict[str, Any], act: str = act) -> dict[str, Any]:
             module = "backup" if act == "backup" else "snapshot"
-            fates[act] = cut_off(vm.site, NODE, vm.name, moment(act), module, **options)
+            for _try in range(TRIES):
+                fates[act] = cut_off(vm.site, NODE, vm.name, moment(act), module, **options)
+                if fates[act].killed or act not in SHORT:
+                    break
+                vm.settled(module, **SHORT[act])
             return vm.settled(module, **options)
 
         run(vm, killed, number)
