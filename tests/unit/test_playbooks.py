@@ -120,6 +120,12 @@ def with_ceph(folder, **nodes):
     return site
 
 
+def taken_back(site):
+    """The hosts whose maintenance was ended, by call."""
+    calls = [call["args"] for call in site.calls("ceph_maintenance")]
+    return [args["hosts"] for args in calls if args.get("state") == "ended"]
+
+
 def test_a_refused_drain_leaves_the_flag_of_a_node_whose_osds_are_down_on_purpose(tmp_path):
     site = with_ceph(tmp_path, hv2={"vms": {"web1": {}}})
     hosts = [{"host": "hv1", "up": [], "osds": [0]}, {"host": "hv2", "up": [1], "osds": [1]}]
@@ -195,8 +201,7 @@ def test_a_drain_whose_osds_do_not_stop_takes_back_only_what_it_did(tmp_path):
     site.answers["hv3"]["ceph_maintenance"] = {"maintenance": hosts}
     code, said = site.play("drain_node", node="hv1,hv2", drover_osd_unit="basic.target")
     assert code != 0 and "The OSDs of hv2 were not stopped, and noout is not set: they are still up" in said, said
-    ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
-    assert ended == [["hv2"]]
+    assert taken_back(site) == [["hv2"]]
 
 
 def test_osds_that_came_up_during_the_moves_are_taken_back_too(tmp_path):
@@ -210,8 +215,7 @@ def test_osds_that_came_up_during_the_moves_are_taken_back_too(tmp_path):
     site.answers["hv3"]["ceph_maintenance"] = {"maintenance": down, "cases": cases}
     code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
     assert code != 0 and "The OSDs of hv1 were not stopped, and noout is not set: they are still up" in said, said
-    ended = [call["args"]["hosts"] for call in site.calls("ceph_maintenance") if call["args"].get("state") == "ended"]
-    assert ended == [["hv1"]]
+    assert taken_back(site) == [["hv1"]]
 
 
 def test_why_osds_were_not_stopped_is_said_also_when_they_do_not_start_again(tmp_path):
