@@ -355,7 +355,10 @@ class Mover:
         if self.marked() or len(self.says()) != 1:
             result = self.migrate(self.source, state="recovered", name=self.vm)
             assert not result["failed"], result
-        for node, (state, _autostart) in self.says().items():
+        # A second copy is let go on by nobody, not by a story either.
+        said = self.says()
+        assert len(said) == 1, said
+        for node, (state, _persistent) in said.items():
             if state != "running":
                 self.virsh(node, "resume" if state == "paused" else "start", self.vm)
         wait_until(lambda: list(self.says().values()) == [WELL] or self.says(), 60, f"{self.vm} at rest")
