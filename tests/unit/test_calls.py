@@ -128,6 +128,10 @@ def test_simulate_finds_a_file_by_its_name_from_where_it_is_called(tmp_path):
         ("[]", "is to hold options of module plan"),
         ("operation: drain", "is to hold options of module plan"),
         ("nodes: []", "unless -e drover_operation=drain"),
+        (
+            "{nodes: [], operation: report, max_move: 1, saved: {}}",
+            "no such option: max_move, saved. There are: affinity",
+        ),
     ],
 )
 def test_simulate_says_what_its_file_lacks(tmp_path, content, words):

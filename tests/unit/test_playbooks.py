@@ -278,6 +278,15 @@ def test_values_that_moves_do_not_take_are_refused_before_a_cordon(tmp_path):
     assert not site.calls("migrate", check=True), "nothing is to be looked at"
 
 
+@pytest.mark.parametrize("name", ["drain_node", "undrain_node", "placement_report", "consolidate", "spread"])
+def test_what_is_said_of_rebalance_for_all_playbooks_hinders_no_other(name, tmp_path):
+    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={})
+    told = {"drover_max_moves": 5, "drover_max_memory_moved": "9GiB", "drover_threshold": 5, "drover_hold_off": 60}
+    told |= {"drover_weights": {"hv1": 1, "hv2": 1, "hv3": 1}, "drover_come_home": True, "drover_require_off": False}
+    code, said = site.play(name, "--check", **{"node": "hv1"} if "drain" in name else {}, **told)
+    assert code == 0, said
+
+
 def test_a_plan_and_facts_are_saved_where_they_are_said_to_be_and_with_the_rules(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     site = Site(tmp_path / "site", hv1={"vms": {"web1": {}}}, hv2={})

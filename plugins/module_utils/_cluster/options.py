@@ -58,7 +58,7 @@ def _weights(value: dict[str, Any]) -> dict[str, float]:
     weights = {}
     for node, weight in value.items():
         try:
-            weights[str(node)] = float(weight)
+            weights[str(node)] = float("no" if isinstance(weight, bool) else weight)
         except (TypeError, ValueError):
             raise ValueError(f"{node}: {weight!r} is not a number") from None
         if not 0 <= weights[str(node)] < float("inf"):
@@ -66,6 +66,11 @@ def _weights(value: dict[str, Any]) -> dict[str, float]:
     if not any(weights.values()):
         raise ValueError("at least one node must have a weight above 0")
     return weights
+
+
+def _speed(value: int) -> int | None:
+    """Bytes per second; 0 is no limit for a move, so nothing is known of it."""
+    return value or None
 
 
 CPU_FIELDS = (
@@ -138,7 +143,7 @@ FIELDS = (
     Field("hold_off", type="int", check=_count),
     Field("require_n_minus_1", type="bool"),
     Field("require_off", type="bool"),
-    Field("bandwidth", type="size"),
+    Field("bandwidth", type="size", check=_speed),
     Field("saved", type="dict"),
     Field("memory_reserve", type="size", default="2GiB"),
     Field("memory_overhead", type="size", default="128MiB"),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from .._errors import Failed, Invalid, Refused
@@ -49,7 +49,8 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     cluster, made = _make(now, params, sheets)
     marks = saved.marks(now, params["node"])
     if params["saved"] is not None:
-        made = saved.restore(params["saved"], operation, marks, made)
+        made = saved.restore(params["saved"], operation, marks, cluster, made)
+        saved.keep_budget(made, cluster, _limits(params), free=operation == "spread")
     result = _proven(now, cluster, made, params, params["node"] if operation == "undrain" else ())
     return {**result, "operation": operation, "facts": marks}
 
@@ -98,16 +99,24 @@ def _make(now: Cluster, params: Mapping[str, Any], sheets: Sequence[Guest]) -> t
         return now, consolidate(now, params["require_n_minus_1"] is not False)
     if operation == "spread":
         return now, spread(now, _limits(params))
-    weights = params["weights"]
-    missing = [name for name in Board(now).targets() if weights and name not in weights]
+    _check_weights(params["weights"], Board(now).targets())
+    return now, rebalance(now, _limits(params), params["weights"])
+
+
+def _check_weights(weights: Mapping[str, float] | None, nodes: Sequence[str]) -> None:
+    """Refuse weights that leave out one of the nodes that take VMs, or are zero for all of them."""
+    if not weights or not nodes:
+        return
+    missing = [name for name in nodes if name not in weights]
     if missing:
         raise Invalid(f"weights: say it of every node that takes VMs, also of {', '.join(missing)}", option="weights")
-    return now, rebalance(now, _limits(params), weights)
+    if not any(weights[name] for name in nodes):
+        text = f"weights: one of the nodes that take VMs must have a weight above 0 ({', '.join(nodes)})"
+        raise Invalid(text, option="weights")
 
 
 def _limits(params: Mapping[str, Any]) -> Limits:
-    given = {name: params[name] for name in ("max_moves", "max_memory_moved", "threshold") if params[name] is not None}
-    return Limits(**given)
+    return Limits(**{field.name: params[field.name] for field in fields(Limits) if params[field.name] is not None})
 
 
 def _proven(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import choose
@@ -31,6 +31,11 @@ class Limits:
     max_moves: int | None = None
     max_memory_moved: int | None = None
     threshold: float = 0.1
+
+    def allow(self, moves: int, memory: int) -> bool:
+        """Whether so many moves, of so many bytes together, are within the budgets."""
+        enough = self.max_moves is None or moves <= self.max_moves
+        return enough and (self.max_memory_moved is None or memory <= self.max_memory_moved)
 
 
 class Scale:
@@ -128,9 +133,8 @@ class Descent:
         return round(self.scale.uneven(), 6), self.memory
 
     def _within(self, more: int) -> bool:
-        limits = self.limits
-        moves = limits.max_moves is None or len(self.moves) < limits.max_moves
-        return moves and (limits.max_memory_moved is None or self.memory + more <= limits.max_memory_moved)
+        """Whether the budgets allow one move more, of so many bytes."""
+        return self.limits.allow(len(self.moves) + 1, self.memory + more)
 
     def _next(self) -> tuple[Guest, str] | None:
         """The best move that is possible now."""
@@ -214,10 +218,10 @@ def rebalance(
         descents.append(Descent(board, Scale(board, weights or {}), limits, set(stay), frozenset(settled), cost))
         descents[-1].run(before > limits.threshold)
     best = min(descents, key=lambda each: each.result)
-    return Plan(tuple(best.moves), warnings=_notes(best, before))
+    return Plan(tuple(best.moves), warnings=_notes(best, before, " beside those that come home" if stay else ""))
 
 
-def _notes(descent: Descent, before: float) -> tuple[str, ...]:
+def _notes(descent: Descent, before: float, beside: str) -> tuple[str, ...]:
     """What people ask afterwards: how even it was and will be, and why it stops there."""
     limits, after = descent.limits, descent.scale.worst()
     said = [f"the node furthest from its aim is {100 * before:.1f} % off, {100 * after:.1f} % after it"]
@@ -226,5 +230,14 @@ def _notes(descent: Descent, before: float) -> tuple[str, ...]:
     elif after > limits.threshold:
         count = len(descent.moves)
         spent = f"{count} move{'s' * (count != 1)}, {size_text(descent.memory)}"
-        said.append(f"it stays uneven: the budget, the rules or the sizes of the VMs allow no more ({spent})")
-    return (*said, *choose.left_out(descent.board))
+        said.append(f"it stays uneven: the budget, the rules or the sizes of the VMs allow no more ({spent}{beside})")
+    return (*said, *_together(descent.board, descent.scale.nodes), *choose.left_out(descent.board))
+
+
+def _together(board: Board, nodes: Iterable[str]) -> Iterator[str]:
+    """In words, the guests that are still with one from which they must be kept apart."""
+    for name in nodes:
+        for guest in sorted(board.at[name].values(), key=lambda guest: guest.key):
+            others = [other.name for other in board.rivals(guest, name) if other.key < guest.key]
+            if others:
+                yield f"{guest.name} stays on {name} with {', '.join(others)}, from which it must be kept apart"

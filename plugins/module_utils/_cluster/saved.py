@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from .._errors import Invalid, Refused
-from .model import Cluster, Move, Plan
+from .attempt import move
+from .model import Cluster, Plan, size_text
+from .rebalance import Limits
 
 RULES = "the rules"  # No name of a node has a blank.
 
@@ -47,37 +49,44 @@ def _plain(value: object) -> str:
     return repr(value)
 
 
-def restore(plan: Mapping[str, Any], operation: str, now: Mapping[str, str], fresh: Plan) -> Plan:
-    """The moves of the saved plan (a result of the action plan), with all else as in the `fresh` one.
+def restore(plan: Mapping[str, Any], operation: str, now: Mapping[str, str], cluster: Cluster, fresh: Plan) -> Plan:
+    """The moves of the saved plan (a result of the action plan) and what it noted, with all else as in the `fresh` one.
 
-    Raises Refused when it was made for another operation or from other facts than those of `now` (`marks`), and
-    Invalid when it is no plan.
+    Only who goes where, and the order, is taken from it: what else it says of a VM follows from the facts, which are
+    those it was made from. Raises Refused when it was made for another operation or from other facts than those of
+    `now` (`marks`), or was altered, and Invalid when it is no plan.
     """
     try:
-        before, moves = dict(plan["facts"]), [_move(each) for stage in plan["stages"] for each in stage]
-        made_for = plan["operation"]
+        before, made_for, notes = dict(plan["facts"]), plan["operation"], list(plan["notes"])
+        moves = [(each["vm"], each["from"], each["to"]) for stage in plan["stages"] for each in stage]
+        strange = [word for word in (*before, *notes, *(name for each in moves for name in each)) if not _text(word)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Invalid(f"saved: this is not a plan that was saved ({error!r})", option="saved") from None
+    if strange:
+        raise Invalid(f"saved: this is not a plan that was saved ({strange[0]!r} is no text)", option="saved")
     if made_for != operation:
         raise Refused(f"the saved plan is for {made_for}, not for {operation}")
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
         raise Refused(f"the facts changed since the plan was saved ({', '.join(changed)}): make a new one")
-    strange = sorted({each.target for each in moves} - set(now))
-    if strange:
-        raise Refused(f"the saved plan was altered: {', '.join(strange)} is no node of this cluster")
-    return replace(fresh, moves=tuple(moves))
+    guests = {guest.key: guest for guest in cluster.guests}
+    wrong = [f"{vm} is not on {source}" for vm, source, _target in moves if (vm, source) not in guests]
+    wrong += [f"{target} is no node of this cluster" for _vm, _source, target in moves if target not in cluster.nodes]
+    if wrong:
+        raise Refused(f"the saved plan was altered: {'; '.join(wrong)}")
+    made = tuple(move(guests[vm, source], target, "as saved") for vm, source, target in moves)
+    return replace(fresh, moves=made, warnings=tuple(notes))
 
 
-def _move(each: Mapping[str, Any]) -> Move:
-    return Move(
-        vm=each["vm"],
-        uuid=each["uuid"],
-        source=each["from"],
-        target=each["to"],
-        mode=each["mode"],
-        memory=int(each["memory"]),
-        why="as saved",
-        copies=each.get("storage") == "copy",
-        ejects=bool(each.get("eject_cdrom")),
-    )
+def _text(word: object) -> bool:
+    return isinstance(word, str)
+
+
+def keep_budget(made: Plan, cluster: Cluster, limits: Limits, free: bool) -> None:
+    """Refuse a saved plan that moves more than the budgets allow by now; with `free`, the way home costs nothing."""
+    homes = {guest.key: guest.home for guest in cluster.guests} if free else {}
+    counted = [each for each in made.moves if homes.get((each.vm, each.source)) != each.target]
+    memory = sum(each.memory for each in counted)
+    if not limits.allow(len(counted), memory):
+        moved = f"{len(counted)} VMs with {size_text(memory)}"
+        raise Refused(f"the saved plan moves {moved}, more than max_moves or max_memory_moved allows: make a new one")
