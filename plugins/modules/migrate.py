@@ -207,6 +207,8 @@ options:
         - B(Danger:) when one of them does run the VM, two copies write to the same disks and destroy them. And a source
           that ran on after the move had failed has left disks that are newer than the memory of that copy. Name it only
           when it lost its power while the move was under way.
+        - For O(state=migrated), a VM that is off or paused is moved although these nodes give no answer; else it is
+          refused, as one of them may run it.
         - The default is the empty list.
       type: list
       elements: str

@@ -183,7 +183,8 @@ options:
     description:
       - With O(operation=rolling), whether the VMs of a node come back before the next is emptied. Default is V(true).
       - With V(false) each VM moves about once instead of twice, since the node that was just emptied takes most of the
-        next one's; they end on other nodes than before.
+        next one's; they end on other nodes than before. What was shut down for the turn of its node starts again.
+      - With O(operation=undrain), V(false) only starts what was shut down there, and nobody moves.
     type: bool
     version_added: "0.1.0"
   only_fill:

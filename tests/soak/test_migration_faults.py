@@ -186,7 +186,7 @@ def test_f03_the_controller_loses_the_source_in_perform(mover: Mover) -> None:
     process = mover.start(mover.source, name=mover.vm, to=mover.target)
     predicted = mover.move(check=True)
     assert predicted["actions"] == [f"wait for the migration of {mover.vm} to {mover.target}, which runs"], predicted
-    mover.speed_up()
+    mover.speed_up(done=True)
     result = mover.end(process)
     assert result.get("verified") and result["actions"] == predicted["actions"], result
     mover.rests_on(mover.target)

@@ -31,7 +31,8 @@ SCRIPTED: tuple[str, ...] = (
     "vm_ports",
 )
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-# Answers by host and module; of a host that has none for it, {}. What is not a dictionary is why it can't be reached.
+# Answers by host and module; of a host that has none for it, {}. What is not a dictionary, or stands
+# under `unreachable`, is why it can't be reached.
 ACTION = """
 import json, os
 from ansible.errors import AnsibleConnectionFailure
@@ -53,6 +54,8 @@ class ActionModule(ActionBase):
             if all(self._task.args.get(key, default) == value for key, (value, default) in case["when"].items()):
                 answer = case
                 break
+        if "unreachable" in answer:
+            raise AnsibleConnectionFailure(answer["unreachable"])
         return {"changed": False, **{key: value for key, value in answer.items() if key not in ("cases", "when")}}
 """
 

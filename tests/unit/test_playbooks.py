@@ -226,9 +226,111 @@ def test_why_osds_were_not_stopped_is_said_also_when_they_do_not_start_again(tmp
     ]
     site.answers["hv3"]["ceph_maintenance"] = {"maintenance": [{"host": "hv1", "up": [0], "osds": [0]}], "cases": cases}
     code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
-    assert code != 0 and "The OSDs of hv1 were not stopped, and noout is not set: no answer from any monitor" in said, (
-        said
+    words = (
+        "not stopped, and what was done could not be taken back (look whether they run, and for noout in ceph osd dump"
     )
+    assert code != 0 and words in said and ": no answer from any monitor" in said, said
+
+
+def test_a_monitor_that_can_not_be_reached_after_the_stop_leaves_no_osd_stopped(tmp_path):
+    site = with_ceph(tmp_path)
+    up = [{"host": "hv1", "up": [0], "osds": [0]}]
+    cases = [
+        {"when": {"reason": ["drain_node", None]}, "maintenance": up, "diff": {"after": {"hv1": {"noout": True}}}},
+        {"when": {"wait": [0, None], "state": ["started", "started"]}, "unreachable": "ssh: no route to host"},
+    ]
+    site.answers["hv3"]["ceph_maintenance"] = {"maintenance": up, "cases": cases}
+    code, said = site.play("drain_node", node="hv1", drover_osd_unit="basic.target")
+    assert code != 0 and "were not stopped, and noout is not set: hv3 can't be reached: " in said, said
+    assert "changed: [hv1]" in said.split("TASK [Start them]")[1] or "ok: [hv1]" in said.split("TASK [Start them]")[1]
+    assert taken_back(site) == [["hv1"]]
+
+
+def test_osds_without_a_monitor_to_ask_are_refused(tmp_path):
+    site = with_ceph(tmp_path)
+    del site.groups["ceph_mon"]
+    for name in ("drain_node", "undrain_node"):
+        code, said = site.play(name, node="hv1")
+        assert code != 0 and "hv1 has OSDs (group ceph_osd), and nobody is in group ceph_mon" in said, said
+    code, said = site.play("drain_node", node=["hv1"])
+    assert code != 0 and "node is no list here" in said, said
+
+
+def test_a_failover_names_a_vm_of_which_only_an_old_definition_is_seen(tmp_path):
+    site = failover(tmp_path)
+    site.answers["hv1"] = Site(tmp_path / "old", hv1={"vms": {"web1": {"state": "stopped"}}}).answers["hv1"]
+    for mode in ([], ["--check"]):
+        code, said = site.play("failover_node", *mode, node="hv3")
+        assert code != 0 and "web1 is off where it is seen (hv1), so it is not taken for one of hv3" in said, said
+        assert site.calls("fence") + site.calls("fence", check=True) == []
+    assert site.play("failover_node", node="hv3", vm_state="stopped")[0] == 0
+
+
+def test_the_next_stage_waits_for_what_could_not_be_started_on_another_node(tmp_path):
+    lic = {"state": "stopped", "on_maintenance": "restart", "stopped": "maintenance"}
+    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={"vms": {"lic1": lic}})
+    site.answers["hv3"]["vm"] = {"failed": True, "msg": "lic1 did not start"}
+    code, said = site.play("drain_node", node="hv1")
+    assert code != 0 and "lic1 did not start" in said, said
+    assert [call for call in site.calls("migrate") if call["args"]["moves"]] == []
+
+
+def test_nothing_is_planned_without_a_node_whose_recovery_failed(tmp_path):
+    marker = {"id": "m1", "from": "hv1", "to": "hv3", "phase": "perform3"}
+    site = Site(tmp_path, hv1={"vms": {"web1": {"marker": marker}}}, hv2={"vms": {"web2": {}}}, hv3={})
+    site.answers["hv1"]["migrate"] = {"failed": True, "msg": "web1 is not recovered"}
+    code, said = site.play("drain_node", node="hv2")
+    assert code != 0 and "web1 is not recovered" in said and site.calls("cordon") == [], said
+    code, said = site.play("recover_migrations")
+    assert code != 0 and "hv1: it answered before, and a task failed there" in said, said
+
+
+def test_consolidate_switches_nothing_off_while_a_node_is_silent_and_says_so_before(tmp_path):
+    site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={"vms": {"web2": {}}}, hv3={}, hv4={}, hv5={})
+    site.nodes |= dict.fromkeys(site.nodes, AGENT)
+    site.answers["hv5"] = {"node_info": HUNG}
+    for mode in ([], ["--check"]):
+        code, said = site.play("consolidate", *mode, drover_power_off=True)
+        assert code != 0 and "hv5 gives no answer (hv5: libvirt gave no answer" in said, said
+        assert site.calls("migrate") + site.calls("migrate", check=True) + site.calls("cordon") == []
+
+
+@pytest.mark.parametrize("word", ["restart", "shutdown", "leave"])
+def test_repair_network_moves_nobody_whose_word_is_against_it(tmp_path, word):
+    site = Site(tmp_path, hv1={"vms": {"web1": {"on_maintenance": word}, "web2": {}}}, hv2={}, hv3={})
+    for name, silent in {"hv1": ["web1", "web2"], "hv2": [], "hv3": []}.items():
+        site.answers[name]["vm_ports"] = {"silent": silent, "ports": []}
+    code, said = site.play("repair_network", migrate=True)
+    assert code != 0 and "web1 can't be moved while it runs (on_maintenance of module vm)" in said, said
+    assert not [call for call in site.calls("migrate") if call["args"].get("moves")] and site.calls("vm") == []
+    site.play("repair_network", vms="vms:!web1")
+    assert {str(call["args"]["names"]) for call in site.calls("vm_ports")} == {"['web2']"}
+
+
+def test_a_cordon_under_which_the_plan_is_refused_is_taken_away(tmp_path):
+    site = Site(tmp_path / "site", hv1={"vms": {"web1": {}}}, hv2={})
+    tied = Site(tmp_path / "tied", hv1={"vms": {"gpu1": {"hostdevs": ["pci"]}}}, hv2={})
+    site.answers["hv1"]["cordon"] = {"changed": True}
+    own = tmp_path / "own.yml"
+    content = json.dumps({**site.answers, "hv1": {**site.answers["hv1"], **tied.answers["hv1"]}})
+    copy = {"content": content, "dest": "{{ lookup('ansible.builtin.env', 'SCRIPTED_ANSWERS') }}", "mode": "0600"}
+    own.write_text(json.dumps([{"name": "A VM comes", "ansible.builtin.copy": copy}]))
+    code, said = site.play("drain_node", node="hv1", drover_before_tasks=str(own))
+    assert code != 0 and "gpu1 uses a device of its node" in said and "no cordon is left" in said, said
+    assert [call["args"].get("state") for call in site.calls("cordon")] == [None, "absent"]
+    assert not [call for call in site.calls("migrate") if call["args"].get("moves")]
+
+
+def test_vms_that_a_silent_node_may_run_are_no_success_of_undrain(tmp_path):
+    site = Site(tmp_path, hv1={}, hv2={"vms": {"web1": {"home": "hv1"}}}, hv3={})
+    site.answers["hv2"]["cordon"] = {}
+    assert site.play("undrain_node", node="hv1")[0] == 0
+    site.answers["hv3"] = {"node_info": HUNG}
+    code, said = site.play("undrain_node", node="hv1")
+    assert code != 0 and "hv3 gives no answer (hv3: libvirt gave no answer" in said, said
+    assert [one["vm"] for call in site.calls("migrate") for one in call["args"].get("moves", [])] == ["web1"]
+    site.answers["hv3"] = {"node_info": "ssh: no route to host"}
+    assert site.play("undrain_node", node="hv1", drover_fenced=["hv3"])[0] == 0
 
 
 def test_a_monitor_is_not_stopped_with_osds_that_are_down(tmp_path):

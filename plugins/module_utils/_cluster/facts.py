@@ -22,8 +22,10 @@ USUAL_PAGE = 2 * 2**20
 FIRMWARE = {"nvram": "efi", "tpm": "tpm"}
 
 
-def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules) -> Cluster:
-    """The cluster as the nodes describe it; `unreachable` names those that gave no answer.
+def cluster(
+    results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], rules: Rules, dark: Sequence[str] = ()
+) -> Cluster:
+    """The cluster as the nodes describe it; `unreachable` names those that gave no answer, `dark` those that may be on.
 
     `results` are results of node_info or the facts in them (the value of `node`). Raises ValueError.
     """
@@ -35,7 +37,7 @@ def cluster(results: Iterable[Mapping[str, Any]], unreachable: Iterable[str], ru
             raise ValueError(f"node {node['name']} is named twice, or both as seen and as unreachable")
         try:
             nodes[node["name"]] = _node(node)
-            guests += [_guest(domain, node["name"], rules) for domain in node.get("domains") or []]
+            guests += [_guest(domain, node["name"], rules, dark) for domain in node.get("domains") or []]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{node['name']}: these are not the facts that node_info gives ({error!r})") from None
     busy = {domain["name"] for node in facts for domain in node.get("domains") or [] if fixed.interrupted(domain)}
@@ -107,7 +109,7 @@ def _node(facts: Mapping[str, Any]) -> Node:
     )
 
 
-def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
+def _guest(domain: Mapping[str, Any], node: str, rules: Rules, dark: Sequence[str]) -> Guest:
     metadata, age = domain.get("metadata") or {}, domain.get("age")
     verb, running, recorded = maintenance.verb(domain), domain.get("state") in RUNNING, maintenance.recorded(domain)
     # What is copied along is copied from a VM that runs.
@@ -125,7 +127,7 @@ def _guest(domain: Mapping[str, Any], node: str, rules: Rules) -> Guest:
         machine=domain.get("machine") or "",
         virt_type=domain.get("virt_type") or "",
         home=metadata.get("home"),
-        fixed=fixed.obstacles(domain, copies, rules.eject_cdrom),
+        fixed=(*fixed.obstacles(domain, copies, rules.eject_cdrom), *fixed.elsewhere(domain, dark)),
         copies=copies and fixed.copied(domain),
         ejects=rules.eject_cdrom and any(map(fixed.holds_medium, domain.get("disks") or [])),
         state_elsewhere=bool(domain.get("state_elsewhere")),

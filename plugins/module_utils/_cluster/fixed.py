@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import maintenance
-from .model import Obstacle
+from .model import RESTART, Obstacle
 
 # States in which libvirt refuses a migration or the guest would not survive it.
 UNFIT = {
@@ -29,6 +29,21 @@ def obstacles(domain: Mapping[str, Any], copies: bool = False, ejects: bool = Fa
     """
     own = maintenance.obstacles(domain)
     return (*_work(domain), *_state(domain), *_devices(domain), *_disks(domain, copies, ejects), *own)
+
+
+def elsewhere(domain: Mapping[str, Any], dark: Sequence[str]) -> list[Obstacle]:
+    """Why the domain stays while the `dark` nodes give no answer: it does not run here, and may run there.
+
+    Modules migrate and vm refuse it, too.
+    """
+    name, nodes = domain["name"], ", ".join(dark)
+    if domain.get("state") != "running":
+        text = f"{name} is {domain.get('state')} here, and may run on {nodes}, of which there is no answer"
+    else:
+        text = f"{name} would be shut down, and not be started while there is no answer of {nodes}"
+    mend = f"bring {nodes} back, or name it in fenced (playbooks: drover_fenced) if it is certainly off"
+    seen = domain.get("state") == "running" and maintenance.verb(domain) != RESTART
+    return [] if seen or not dark else [Obstacle("node_unreachable", text, mend)]
 
 
 def copied(domain: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,17 @@ def starts(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> tuple[tu
         if guest.recorded and guest.key not in moved and (here or left_over):
             found.append(guest.key)
     return tuple(sorted(found))
+
+
+def not_started(cluster: Cluster, plan: Plan, dark: Sequence[str]) -> list[Blocker]:
+    """A blocker for each guest that is to start again, and that one of the `dark` nodes may run: they don't answer."""
+    nodes = ", ".join(dark)
+    mend = f"bring {nodes} back, or name it in fenced (playbooks: drover_fenced) if it is certainly off"
+    return [
+        Blocker(g.name, g.node, "node_unreachable", f"{g.name} is to start again, and may run on {nodes}", mend)
+        for g in cluster.guests
+        if dark and g.waits and g.key in plan.starts
+    ]
 
 
 def after(cluster: Cluster, plan: Plan) -> Cluster:

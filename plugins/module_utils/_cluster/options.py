@@ -105,7 +105,7 @@ ONLY = {
     "node": ("drain", "undrain", "rolling"),
     "names": ("drain",),
     "vms": ("place",),
-    "come_home": ("rolling",),
+    "come_home": ("undrain", "rolling"),
     "only_fill": ("rolling",),
     "require_off": ("drain", "rolling"),
     "weights": ("rebalance",),

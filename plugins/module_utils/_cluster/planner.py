@@ -37,7 +37,7 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     operation = params["operation"]
     _check(params)
     try:
-        now = facts.cluster(params["nodes"], params["unreachable"], _rules(params))
+        now = facts.cluster(params["nodes"], params["unreachable"], _rules(params), _dark(params))
     except ValueError as error:
         raise Invalid(f"nodes: {error}", option="nodes") from None
     sheets = _sheets(now, params["vms"])
@@ -53,6 +53,11 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
         saved.keep_budget(made, cluster, _limits(params), free=operation == "spread")
     result = _proven(now, cluster, made, params, params["node"] if operation == "undrain" else ())
     return {**result, "operation": operation, "facts": marks}
+
+
+def _dark(params: Mapping[str, Any]) -> list[str]:
+    """The nodes that give no answer, and of which nobody says that they are off."""
+    return sorted(set(params["unreachable"]) - set(params["fenced"]))
 
 
 def _check(params: Mapping[str, Any]) -> None:
@@ -93,7 +98,7 @@ def _make(now: Cluster, params: Mapping[str, Any], sheets: Sequence[Guest]) -> t
     if operation == "drain":
         return now, drain(now, nodes, params["make_room"], params["names"])
     if operation == "undrain":
-        return one_way(now), undrain(now, nodes)
+        return one_way(now), undrain(now, nodes, params["come_home"] is not False)
     now = maintenance.calm(now)
     if operation == "consolidate":
         return now, consolidate(now, params["require_n_minus_1"] is not False)
@@ -129,6 +134,7 @@ def _proven(
         raise Refused(f"the saved plan was altered, it does not hold: {'; '.join(wrong)}")
     if wrong:
         raise Failed(f"the plan does not hold, nothing was done; this is a fault of the planner: {'; '.join(wrong)}")
+    made = replace(made, blockers=(*made.blockers, *maintenance.not_started(cluster, made, _dark(params))))
     enough: list[str] = []
     if made.emptied and made.blockers:
         nodes, room, only = sorted(made.emptied), params["make_room"], made.leaving

@@ -32,7 +32,8 @@ def rolling(
 
     With `come_home` the guests of a node come back before the next one is emptied, so that each guest moves twice and
     all are where they were. Without it the next node's guests mostly go to the node that was just emptied, which is the
-    least busy: each moves about once, and ends elsewhere. The nodes of `only_fill` are not emptied: that was done.
+    least busy: each moves about once, and ends elsewhere; what was shut down for the turn starts again. The nodes of
+    `only_fill` are not emptied: that was done, and all that is missing there is the way home.
     """
     for name in nodes:
         if name not in only_fill:
@@ -40,8 +41,9 @@ def rolling(
             yield Step(name, "drain", cluster, leaving)
             cluster = maintenance.after(cluster, leaving)
             cluster = moved(_with_homes(cluster, leaving) if come_home else cluster, list(leaving.moves))
-        if come_home or name in only_fill:
-            returning = undrain(cluster, [name])
+        home = come_home or name in only_fill
+        returning = undrain(cluster, [name], home)
+        if home or returning.starts or returning.blockers:
             yield Step(name, "undrain", one_way(cluster), returning)
             cluster = moved(maintenance.after(cluster, returning), list(returning.moves))
         if name in cluster.nodes:

@@ -14,12 +14,13 @@ from .board import Board
 from .model import Blocker, Cluster, Guest, Move, Plan, size_text
 
 
-def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
+def undrain(cluster: Cluster, nodes: Sequence[str], come_home: bool = True) -> Plan:
     """Exactly the guests whose home is one of the nodes and that are elsewhere, the largest first.
 
     One that waits for room that another one leaves goes after it. A guest that was moved on purpose since has got
     another home by that, and stays. Those that were shut down for the time start again. The nodes may still be
-    cordoned: lifting the cordon is part of bringing the guests back.
+    cordoned: lifting the cordon is part of bringing the guests back. Without `come_home` those that were shut down
+    start, and nobody moves.
     """
     cluster = one_way(cluster)
     board = Board(cluster, opened=nodes)
@@ -27,7 +28,7 @@ def undrain(cluster: Cluster, nodes: Sequence[str]) -> Plan:
     blockers = [blocker for name in nodes for blocker in choose.missing_node(board, name)]
     blocked = {blocker.node for blocker in blockers}
     open_nodes = [name for name in nodes if name not in blocked]
-    away = [guest for guest in cluster.guests if guest.home in open_nodes and guest.home != guest.node and guest.node]
+    away = [g for g in cluster.guests if come_home and g.home in open_nodes and g.home != g.node and g.node]
     moves, waiting = in_turn(board, choose.by_size(board, away))
     for guest in waiting:
         home = str(guest.home)

@@ -79,7 +79,8 @@ class Moving:
             raise NotFound(f"there is no VM {self.name} on any node that answers{also}")
         if wanted and wanted != sight.uuid:
             raise Refused(f"{self.name} has the UUID {sight.uuid}, not {wanted}: it is another VM")
-        self.decision = decide(sight.said)
+        # Of what an interrupted move left only state=recovered takes it for proof that a node is off.
+        self.decision = decide(sight.said, () if sight.marker else self.params["fenced"])
 
     @property
     def where(self) -> str:
