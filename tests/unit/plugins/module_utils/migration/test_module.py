@@ -418,6 +418,12 @@ def test_a_vm_that_is_off_does_not_move_while_a_node_is_silent(world, run):
     world.add("web1", "hv1", "shutoff")
     world.silent = {"hv3"}
     assert run(name="web1", to="hv2")["failed"] and world.log == []
+    # Of what a move left it is no proof: that is for state=recovered.
+    world.nodes["hv1"]["web1"]["marker"] = {"id": "m", "from": "hv3", "to": "hv1", "was": "running"}
+    assert run(name="web1", to="hv2", fenced=["hv3"])["failed"] and world.log == []
+    world.nodes["hv1"]["web1"]["marker"] = None
+    assert run(name="web1", to="hv2", fenced=["hv3"])["where"] == "hv2"
+    assert world.log == ["offline web1 hv1 hv2"]
 
 
 def test_a_failure_tells_where_the_vm_is(world, run):
