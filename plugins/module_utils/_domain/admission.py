@@ -55,7 +55,7 @@ class Admission:
 
     def answers(self, act: str, seconds: float = FRESH_SECONDS) -> dict[str, list[dict[str, Any]]]:
         """What the peers hold. Raises Refused when one gave no answer and is not known to be off."""
-        peers, silent = self.site.peers(seconds)
+        peers, silent = self.site.peers(seconds, lambda peer: peer not in self.fenced)
         silent = [peer for peer in silent if peer not in self.fenced]
         if silent:
             raise Refused(

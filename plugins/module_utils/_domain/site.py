@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Callable
 
 from .. import _bridges, _reserved
 from .._errors import DroverError
@@ -21,6 +22,8 @@ from .neighbours import Survey, survey
 
 FRESH_SECONDS = 15.0
 PEER_SECONDS = 10.0
+# A node on which much starts at once takes longer; nothing is refused for that.
+PATIENT_SECONDS = 45.0
 LIBVIRT_VLANS = 11  # the first version that gives a port of a Linux bridge its VLAN
 
 
@@ -36,7 +39,8 @@ class Site:
         self.node = node
         self._looked_at: set[str] = set()
         self._lock = threading.Lock()
-        self._asked: tuple[float, dict[str, Any]] | None = None
+        self._asked: tuple[float, dict[str, Any]] = (-math.inf, {})
+        self._limit, self._hopeless = PEER_SECONDS, -math.inf
 
     @cached_property
     def known(self) -> dict[str, Domain]:
@@ -83,19 +87,36 @@ class Site:
         self._looked_at.add(name)
         return self.known.get(name)
 
-    def peers(self, seconds: float = FRESH_SECONDS) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-        """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer."""
+    def peers(
+        self, seconds: float = FRESH_SECONDS, needed: Callable[[str], bool] | None = None
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+        """What the domains of each peer hold, not older than `seconds`, and the peers that gave no answer.
+
+        Where one is silent whose answer is `needed`, all are asked again, and from then on, with more patience; when
+        that does not help either, not for a minute.
+        """
         with self._lock:
-            if self._asked is None or time.monotonic() - self._asked[0] > seconds:
-                began = time.monotonic()
-                told = ask_peers(survey_node, PEER_SECONDS)
-                found: dict[str, Any] = {
-                    name: one if isinstance(one, DroverError) else Survey(one) for name, one in told.items()
-                }
-                self._asked = began, found
-            answers = self._asked[1]
-        silent = sorted(name for name, answer in answers.items() if isinstance(answer, DroverError))
-        return {name: answer for name, answer in answers.items() if name not in silent}, silent
+            if time.monotonic() - self._asked[0] > seconds:
+                self._ask()
+            if self._missing(needed) and self._limit == PEER_SECONDS and time.monotonic() > self._hopeless:
+                self._limit = PATIENT_SECONDS
+                self._ask()
+                if self._missing(needed):
+                    self._limit, self._hopeless = PEER_SECONDS, time.monotonic() + 60
+            silent = self._silent
+            return {name: one for name, one in self._asked[1].items() if name not in silent}, silent
+
+    def _ask(self) -> None:
+        """What each peer says within the limit, and when the question began."""
+        began, told = time.monotonic(), ask_peers(survey_node, self._limit)
+        self._asked = began, {name: one if isinstance(one, DroverError) else Survey(one) for name, one in told.items()}
+
+    @property
+    def _silent(self) -> list[str]:
+        return sorted(name for name, answer in self._asked[1].items() if isinstance(answer, DroverError))
+
+    def _missing(self, needed: Callable[[str], bool] | None) -> bool:
+        return needed is not None and any(map(needed, self._silent))
 
 
 @contextmanager

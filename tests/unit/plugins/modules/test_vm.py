@@ -279,6 +279,26 @@ def test_another_peer_that_gives_no_answer_does(lab):
     assert result["error"] == "Refused" and "hv3 gave no answer" in result["msg"] and "hv2" not in result["msg"]
 
 
+def test_a_peer_that_is_slow_is_asked_once_more_and_with_patience_not_for_each_vm(lab, monkeypatch):
+    asked = []
+
+    def ask(_call, seconds):
+        asked.append(seconds)
+        return {"hv2": [] if seconds >= slow else Unreachable("silent"), "hv3": Unreachable("silent")}
+
+    monkeypatch.setattr(site, "ask_peers", ask)
+    slow = 40
+    assert lab.run(**WEB, state="running", fenced=["hv3"])["vm"]["state"] == "running"
+    assert asked[0] == site.PEER_SECONDS and set(asked[1:]) == {site.PATIENT_SECONDS}
+    slow, asked[:] = 99, []
+    result = lab.run(
+        vms=[{"name": f"new{number}", "memory": "64MiB", "vcpus": 1} for number in range(3)],
+        state="running",
+        fenced=["hv3"],
+    )
+    assert "hv2 gave no answer" in result["msg"] and asked.count(site.PATIENT_SECONDS) == 1, result
+
+
 def test_of_two_controllers_that_build_a_vm_on_two_nodes_at_once_none_starts_it_beside_the_other(lab, monkeypatch):
     lab.peers = {"hv2": []}
     define = lab.node.define
