@@ -295,15 +295,15 @@ def test_consolidate_switches_nothing_off_while_a_node_is_silent_and_says_so_bef
         assert site.calls("migrate") + site.calls("migrate", check=True) + site.calls("cordon") == []
 
 
-@pytest.mark.parametrize("word", ["restart", "shutdown", "leave"])
-def test_repair_network_moves_nobody_whose_word_is_against_it(tmp_path, word):
-    site = Site(tmp_path, hv1={"vms": {"web1": {"on_maintenance": word}, "web2": {}}}, hv2={}, hv3={})
-    for name, silent in {"hv1": ["web1", "web2"], "hv2": [], "hv3": []}.items():
+def test_repair_network_moves_nobody_whose_word_is_against_it(tmp_path):
+    own = {word: {"on_maintenance": word} for word in ("leave", "restart", "shutdown")}
+    site = Site(tmp_path, hv1={"vms": {**own, "web2": {}}}, hv2={}, hv3={})
+    for name, silent in {"hv1": [*own, "web2"], "hv2": [], "hv3": []}.items():
         site.answers[name]["vm_ports"] = {"silent": silent, "ports": []}
     code, said = site.play("repair_network", migrate=True)
-    assert code != 0 and "web1 can't be moved while it runs (on_maintenance of module vm)" in said, said
+    assert code != 0 and "leave, restart, shutdown can't be moved while it runs (on_maintenance" in said, said
     assert not [call for call in site.calls("migrate") if call["args"].get("moves")] and site.calls("vm") == []
-    site.play("repair_network", vms="vms:!web1")
+    site.play("repair_network", vms="vms:!leave:!restart:!shutdown")
     assert {str(call["args"]["names"]) for call in site.calls("vm_ports")} == {"['web2']"}
 
 
@@ -380,7 +380,7 @@ def test_values_that_moves_do_not_take_are_refused_before_a_cordon(tmp_path):
     assert not site.calls("migrate", check=True), "nothing is to be looked at"
 
 
-@pytest.mark.parametrize("name", ["drain_node", "undrain_node", "placement_report", "consolidate", "spread"])
+@pytest.mark.parametrize("name", ["drain_node", "spread"])
 def test_what_is_said_of_rebalance_for_all_playbooks_hinders_no_other(name, tmp_path):
     site = Site(tmp_path, hv1={"vms": {"web1": {}}}, hv2={}, hv3={})
     told = {"drover_max_moves": 5, "drover_max_memory_moved": "9GiB", "drover_threshold": 5, "drover_hold_off": 60}
