@@ -8,7 +8,7 @@ DROVER_LAB_PREPARED=0    bare nodes, for stories that test the installation too
 DROVER_LAB_KEEP=1        leave it up at the end; a lab that is up already is used as it is
 DROVER_SEEDS=N           run each story that leaves something to chance (fixture `dice`) N times, in N orders
 
-Two lanes of stories could run side by side, each with a lab of its own name: those on the site that is set up
+Two lanes of stories can run side by side, each with a lab of its own name: those on the site that is set up
 (pytest --lane site), in their order, and all others (pytest --lane others).
 """
 

@@ -36,14 +36,15 @@ def elsewhere(domain: Mapping[str, Any], dark: Sequence[str]) -> list[Obstacle]:
 
     Modules migrate and vm refuse it, too.
     """
+    seen = domain.get("state") == "running" and maintenance.verb(domain) != RESTART
+    if seen or not dark:
+        return []
     name, nodes = domain["name"], ", ".join(dark)
     if domain.get("state") != "running":
         text = f"{name} is {domain.get('state')} here, and may run on {nodes}, of which there is no answer"
     else:
         text = f"{name} would be shut down, and not be started while there is no answer of {nodes}"
-    mend = f"bring {nodes} back, or name it in fenced (playbooks: drover_fenced) if it is certainly off"
-    seen = domain.get("state") == "running" and maintenance.verb(domain) != RESTART
-    return [] if seen or not dark else [Obstacle("node_unreachable", text, mend)]
+    return [Obstacle("node_unreachable", text, maintenance.bring_back(dark))]
 
 
 def copied(domain: Mapping[str, Any]) -> bool:

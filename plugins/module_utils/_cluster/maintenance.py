@@ -87,12 +87,16 @@ def starts(cluster: Cluster, plan: Plan, opened: Iterable[str] = ()) -> tuple[tu
     return tuple(sorted(found))
 
 
+def bring_back(dark: Sequence[str]) -> str:
+    """What helps while one of the `dark` nodes, which don't answer, may run a guest."""
+    return f"bring {', '.join(dark)} back, or name it in fenced (playbooks: drover_fenced) if it is certainly off"
+
+
 def not_started(cluster: Cluster, plan: Plan, dark: Sequence[str]) -> list[Blocker]:
     """A blocker for each guest that is to start again, and that one of the `dark` nodes may run: they don't answer."""
-    nodes = ", ".join(dark)
-    mend = f"bring {nodes} back, or name it in fenced (playbooks: drover_fenced) if it is certainly off"
+    text = f"is to start again, and may run on {', '.join(dark)}"
     return [
-        Blocker(g.name, g.node, "node_unreachable", f"{g.name} is to start again, and may run on {nodes}", mend)
+        Blocker(g.name, g.node, "node_unreachable", f"{g.name} {text}", bring_back(dark))
         for g in cluster.guests
         if dark and g.waits and g.key in plan.starts
     ]

@@ -59,7 +59,9 @@ def restore(plan: Mapping[str, Any], operation: str, now: Mapping[str, str], clu
     try:
         before, made_for, notes = dict(plan["facts"]), plan["operation"], list(plan["notes"])
         moves = [(each["vm"], each["from"], each["to"]) for stage in plan["stages"] for each in stage]
-        strange = [word for word in (*before, *notes, *(name for each in moves for name in each)) if not _text(word)]
+        strange = [
+            word for word in (*before, *notes, *(name for each in moves for name in each)) if not isinstance(word, str)
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Invalid(f"saved: this is not a plan that was saved ({error!r})", option="saved") from None
     if strange:
@@ -76,10 +78,6 @@ def restore(plan: Mapping[str, Any], operation: str, now: Mapping[str, str], clu
         raise Refused(f"the saved plan was altered: {'; '.join(wrong)}")
     made = tuple(move(guests[vm, source], target, "as saved") for vm, source, target in moves)
     return replace(fresh, moves=made, warnings=tuple(notes))
-
-
-def _text(word: object) -> bool:
-    return isinstance(word, str)
 
 
 def keep_budget(made: Plan, cluster: Cluster, limits: Limits, free: bool) -> None:
