@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
-from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import PROGRAM, Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "examples/lab"
@@ -200,22 +200,45 @@ def example_lab(name: str, example: Path) -> AbstractContextManager[Cluster]:
 
 
 @contextmanager
+def borrowed(lab: Lab) -> Iterator[None]:
+    """Take the lab down at the end, also when this process is killed; with DROVER_LAB_KEEP=1 it stays."""
+    if keeps():
+        yield
+        return
+    # No process but ours can write to its standard input, which therefore ends when we do.
+    down = [sys.executable, str(PROGRAM), "--name", lab.name, "down"]
+    watch = subprocess.Popen(
+        ["sh", "-c", 'read -r _word || exec "$@"', "sh", *down],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        watch.communicate("ended\n")
+        lab.down()
+
+
+def keeps() -> bool:
+    """Whether labs stay up at the end, for the next run."""
+    return os.environ.get("DROVER_LAB_KEEP", "0") == "1"
+
+
+@contextmanager
 def own_lab(name: str, topology: Path, site: Path) -> Iterator[Cluster]:
     """The nodes of a topology on a lab of its own, prepared and not set up as `site` yet; gone at the end.
 
     With DROVER_LAB_KEEP=1 it stays, and one that is there already is used as it is.
     """
-    keep = os.environ.get("DROVER_LAB_KEEP", "0") == "1"
-    if not keep:
+    if not keeps():
         Lab(name).down()
     lab = Lab(name, topology.read_text(encoding="utf-8"))
-    try:
+    with borrowed(lab):
         lab.up(prepared=True)
         lab.restore()
         yield Cluster(lab, site)
-    finally:
-        if not keep:
-            lab.down()
 
 
 def tasks(cluster: Cluster, hosts: str, each: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab import evidence
-from ansible_collections.drover.kvm.tests.lab.cluster import Cluster
+from ansible_collections.drover.kvm.tests.lab.cluster import Cluster, borrowed
 from ansible_collections.drover.kvm.tests.lab.migration import Mover
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
@@ -84,7 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A lab that is up. What a killed session left of it is repaired, or taken down when it is of another kind."""
+    """A lab that is up. What there is of it is repaired, or taken down when it is of another kind."""
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
     found = Lab(os.environ.get("DROVER_LAB_NAME", "drover-test"))
@@ -92,13 +92,12 @@ def lab() -> Iterator[Lab]:
     if found.settings and found.settings["prepared"] != prepared:
         found.down()
         found = Lab(found.name)
-    found.up(prepared=prepared)
-    found.restore()
-    for machine in found.machines.values():
-        machine.signal(machine.find("libvirtd"), signal.SIGCONT)
-    yield found
-    if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
-        found.down()
+    with borrowed(found):
+        found.up(prepared=prepared)
+        found.restore()
+        for machine in found.machines.values():
+            machine.signal(machine.find("libvirtd"), signal.SIGCONT)
+        yield found
 
 
 @pytest.fixture(scope="session")

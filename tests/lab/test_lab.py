@@ -19,6 +19,7 @@ from ansible_collections.drover.kvm.roles.lab.files.drover_lab import cgroups
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.guest import Guests
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import PROGRAM, STATE_ROOT, Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, wait_until
 from ansible_collections.drover.kvm.tests.lab.observer import Observer
 
 OTHER = "drover-test-other"
@@ -34,6 +35,18 @@ systemctl restart openvswitch-switch
 ovs-vsctl --may-exist add-br br0 -- set bridge br0 datapath_type=netdev
 ovs-vsctl --may-exist add-bond br0 bond0 nic1 nic2 lacp=active -- set port bond0 other_config:lacp-time=fast
 ip link set nic1 up; ip link set nic2 up; ip link set br0 up"""
+
+# The stories' process, while it has a lab.
+STORY = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
+from ansible_collections.drover.kvm.tests.lab.cluster import borrowed
+with borrowed(Lab(sys.argv[2])):
+    Lab(sys.argv[2]).up()
+    print("up", flush=True)
+    time.sleep(120)
+"""
 
 
 def traces(name: str) -> list[str]:
@@ -202,6 +215,16 @@ def test_down_leaves_nothing_and_two_labs_do_not_meet(lab: Lab, other: Lab) -> N
     assert not before & births([pid for pid, _birth in before])
     assert other.down() is False
     assert lab.ssh("hv1", "cat /proc/sys/kernel/random/boot_id") == here
+
+
+def test_a_lab_goes_down_with_the_stories_that_were_killed(other: Lab) -> None:
+    argv = [sys.executable, "-c", STORY, str(ROOT.parents[2]), OTHER]
+    story = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert story.stdout is not None
+    with story:
+        assert story.stdout.readline() == "up\n" and traces(OTHER)
+        story.kill()
+    wait_until(lambda: not (seen := traces(OTHER)) or str(seen), 60, "the end of the lab")
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.0, 3.0, 4.5])

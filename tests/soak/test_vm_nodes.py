@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.run import LabError
-from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, wait_until
+from ansible_collections.drover.kvm.tests.lab.cluster import ROOT, Cluster, borrowed, keeps, wait_until
 from ansible_collections.drover.kvm.tests.lab.test_lab import births, traces
 
 TOPOLOGY = Path(__file__).with_name("vm_topology.json")
@@ -77,13 +77,10 @@ def lab() -> Iterator[Lab]:
     prepared = os.environ.get("DROVER_LAB_PREPARED", "1") != "0"
     Lab("drover-vm").down()
     found = Lab("drover-vm", TOPOLOGY.read_text(encoding="utf-8"))
-    try:
+    with borrowed(found):
         assert found.up(prepared=prepared) is True
         yield found
-    finally:
-        if os.environ.get("DROVER_LAB_KEEP", "0") != "1":
-            found.down()
-            assert traces("drover-vm") == []
+    assert keeps() or traces("drover-vm") == []
 
 
 def rtt(lab: Lab, node: str, address: str) -> float:
