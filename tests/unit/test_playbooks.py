@@ -326,6 +326,7 @@ def test_vms_that_a_silent_node_may_run_are_no_success_of_undrain(tmp_path):
     site.answers["hv2"]["cordon"] = {}
     assert site.play("undrain_node", node="hv1")[0] == 0
     site.answers["hv3"] = {"node_info": HUNG}
+    assert site.play("undrain_node", "--check", node="hv1")[0] != 0
     code, said = site.play("undrain_node", node="hv1")
     assert code != 0 and "hv3 gives no answer (hv3: libvirt gave no answer" in said, said
     assert [one["vm"] for call in site.calls("migrate") for one in call["args"].get("moves", [])] == ["web1"]
