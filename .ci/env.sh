@@ -13,6 +13,8 @@ VENV=$CACHE/venv-$(hash_of requirements-dev.txt)
 VENV_NEWEST=$CACHE/venv-$(hash_of requirements-newest.txt)
 PYTHONS="3.9 3.10 3.11 3.12 3.13"
 unit_venv() { echo "$CACHE/venv-$(hash_of tests/unit/requirements.txt)-py$1"; } # unit_venv VERSION
+# What a node has of ansible-core, for the Pythons on which ansible-core itself does not run.
+NODE_CORE=$CACHE/node-core-$(hash_of requirements-dev.txt)
 
 # The collections ours depends on, cut out of the PyPI package that bundles them.
 BUNDLE=12.3.0
