@@ -44,15 +44,16 @@ ON_NODES := tests/unit/plugins/modules tests/unit/plugins/module_utils
 unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at hand; ARGS="-k name" narrows
 
 # More workers than cores: these tests wait for real daemons most of their time. MOST leaves out those that compute for
-# seconds (mark slow), which unit-slow runs for make test.
+# seconds (mark slow), which make test runs in unit-slow and units-oldest.
 unit-nodes:
 	$(TOOL) pytest -n 6 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
 
 unit-controller:
 	$(TOOL) pytest -n 2 --dist worksteal $(MOST) tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
 
-unit-slow: ## The unit tests that make check leaves out: they compute for seconds, run playbooks or machines
-	@$(MAKE) --no-print-directory MOST='-m slow' unit
+# Those of nodes are left to units-oldest, which runs them all, on another Python.
+unit-slow: ## What make check leaves out of the controller's unit tests: they compute for seconds, or run playbooks
+	@$(MAKE) --no-print-directory MOST='-m slow' unit-controller
 	@# What make test does not run is at least read: the helpers of unit tests that it uses are where it looks for them.
 	$(TOOL) pytest --collect-only -qq tests/benchmarks tests/soak >/dev/null
 
@@ -67,8 +68,10 @@ sanity: sanity-main sanity-newest ## ansible-test sanity on ansible-core 2.19 an
 sanity-main:
 	$(TOOL) ansible-test sanity --local
 
-# For make test: pylint and pep8 see the same code by the same rules in sanity-main, and pylint takes long.
-sanity-newest-quick: QUICK := --skip-test pylint --skip-test pep8
+# For make test: pylint and pep8 see the same code by the same rules in sanity-main, and pylint takes long. There are imports on
+# all Pythons in sanity-main, too.
+sanity-newest-quick: QUICK = --skip-test pylint --skip-test pep8 $(addprefix --python ,$(NEWEST_PYTHON))
+NEWEST_PYTHON = $(shell source .ci/env.sh; "$$VENV_NEWEST/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 sanity-newest sanity-newest-quick:
 	$(TOOL) --newest ansible-test sanity --local $(QUICK)
 
@@ -77,7 +80,7 @@ units-oldest: ## The unit tests of what runs on nodes on Python 3.9, their oldes
 	.ci/setup units
 	@source .ci/env.sh; if find_python 3.9 >/dev/null; then \
 		$(TOOL) --first "$$(unit_venv 3.9)/bin" env PYTHONPATH="$$NODE_CORE" pytest -n 6 --dist worksteal $(ON_NODES) $(ARGS); \
-	else echo "SKIPPED: no Python 3.9 here"; fi
+	else echo "SKIPPED: no Python 3.9 here, so with the main one"; $(MAKE) --no-print-directory unit-nodes; fi
 
 units: ## ansible-test units on every Python from 3.9 to 3.13 that is here
 	.ci/setup units
