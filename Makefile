@@ -45,8 +45,9 @@ unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at han
 
 # More workers than cores: these tests wait for real daemons most of their time. MOST leaves out those that compute for
 # seconds (mark slow), which make test runs in unit-slow and units-oldest.
+PYTEST_NODES = pytest -n 6 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
 unit-nodes:
-	$(TOOL) pytest -n 6 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
+	$(TOOL) $(PYTEST_NODES)
 
 unit-controller:
 	$(TOOL) pytest -n 2 --dist worksteal $(MOST) tests/unit $(addprefix --ignore=,$(ON_NODES)) $(ARGS) || [ $$? = 5 ]
@@ -79,7 +80,7 @@ sanity-newest sanity-newest-quick:
 units-oldest: ## The unit tests of what runs on nodes on Python 3.9, their oldest; the lab's have 3.13, make check 3.11
 	.ci/setup units
 	@source .ci/env.sh; if find_python 3.9 >/dev/null; then \
-		$(TOOL) --first "$$(unit_venv 3.9)/bin" env PYTHONPATH="$$NODE_CORE" pytest -n 6 --dist worksteal $(ON_NODES) $(ARGS); \
+		$(TOOL) --first "$$(unit_venv 3.9)/bin" env PYTHONPATH="$$NODE_CORE" $(PYTEST_NODES); \
 	else echo "SKIPPED: no Python 3.9 here, so with the main one"; $(MAKE) --no-print-directory unit-nodes; fi
 
 units: ## ansible-test units on every Python from 3.9 to 3.13 that is here

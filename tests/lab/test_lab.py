@@ -42,8 +42,9 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
 from ansible_collections.drover.kvm.tests.lab.cluster import borrowed
-with borrowed(Lab(sys.argv[2])):
-    Lab(sys.argv[2]).up()
+lab = Lab(sys.argv[2])
+with borrowed(lab):
+    lab.up()
     print("up", flush=True)
     time.sleep(120)
 """
