@@ -45,7 +45,7 @@ unit: unit-nodes unit-controller ## Unit tests with libvirt's test driver at han
 
 # More workers than cores: these tests wait for real daemons most of their time. MOST leaves out those that compute for
 # seconds (mark slow), which make test runs in unit-slow and units-oldest.
-PYTEST_NODES = pytest -n 6 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
+PYTEST_NODES = pytest -n 4 --dist worksteal $(MOST) $(ON_NODES) $(ARGS) || [ $$? = 5 ]
 unit-nodes:
 	$(TOOL) $(PYTEST_NODES)
 
