@@ -127,7 +127,7 @@ demo: lab-host ## From bare servers to a drained node, in the lab
 # The playbook installs what the lab needs. DROVER_LAB_KEEP=1 leaves the lab up, also when no story used it.
 stories: install stories-all ## The stories of tests/lab against the installed collection; ARGS="-k name" narrows
 
-# Two parts for make test, each with a lab: the stories on the site that is set up, and all others. After make install.
+# Two parts for make test, each with a lab: the stories on the site that is set up, and all others, at once. After make install.
 stories-site stories-others: LANE = --lane $(@:stories-%=%)
 stories-others: STORY_LAB := $(STORY_LAB)-others
 stories-all stories-site stories-others:
@@ -155,11 +155,12 @@ bench: lab-host ## Measurements, side by side; the table is in build/benchmarks.
 soak: lab-host ## Stories that take long: long limits, nodes that are full VMs; docs/soak.md has the last result
 	$(STORIES) pytest tests/soak $(ARGS)
 
+# The stories on the site take longest; the others come beside their end, when all that computes is done.
 test: ## The gates and the stories, quick first; stops at the first failure
-	.ci/steps check install docs dist --then stories-site stories-others --beside sanity-main unit-slow units-oldest sanity-newest-quick
+	.ci/steps check install --then stories-site --beside docs dist sanity-main unit-slow units-oldest sanity-newest-quick stories-others
 
 test-all: ## What test runs, on all Pythons, then molecule
-	.ci/steps check install docs dist molecule --then stories-site stories-others --beside sanity-main unit-slow units sanity-newest
+	.ci/steps check install molecule --then stories-site --beside docs dist sanity-main unit-slow units sanity-newest stories-others
 
 clean: ## Remove what was built here and this checkout's staged copy; the cache stays
 	@source .ci/env.sh; rm -rf $(BUILD) "$$STAGE_ROOT"
