@@ -16,8 +16,8 @@ from typing import Any
 
 NAMESPACE = uuid.UUID("7c1d0a52-6c1b-5e0e-9a64-1d1d6b0c5f3e")
 INITIATOR_PREFIX = "iqn.2026-01.org.drover"
-# Folders of /dev that are no volume groups.
-NOT_GROUPS = {"mapper", "disk", "block", "san"}
+# Folders of /dev that are no volume groups; md has the arrays of mdadm. Not looked at: a name is one on all nodes.
+NOT_GROUPS = {"mapper", "disk", "block", "san", "md"}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

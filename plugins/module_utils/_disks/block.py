@@ -63,6 +63,12 @@ def look(path: str) -> Block | None:
         return None
 
 
+def is_other(path: str) -> bool:
+    """Whether a device is there that is not LVM's, though its name may look so (/dev/VG/LV)."""
+    found = look(path)
+    return found is not None and not found.uuid.startswith("LVM-")
+
+
 def stable_name(block: Block) -> str | None:
     """The best name of a device: the SAN's, the map's, or udev's by its identity."""
     names = [f"/dev/mapper/{block.map}"] if block.is_multipath else []
@@ -82,12 +88,14 @@ def speaks_against(path: str) -> str | None:
     """Why a path is no name for a device to rely on; None when it is one."""
     if not path.startswith("/dev/"):
         return f"{path} is no block device; give one by /dev/san/NAME, /dev/mapper/NAME or /dev/disk/by-id/NAME"
-    if logical_of(path):
+    if logical_of(path) and not is_other(path):
         return f"{path} is a logical volume; give it with type lvm, by vg and lv"
-    if UNSTABLE.fullmatch(path):
+    if logical_of(path) or UNSTABLE.fullmatch(path):
         found = look(path)
         name = stable_name(found) if found else None
         better = f"write {name}" if name else "give it by /dev/san/NAME, /dev/mapper/NAME or /dev/disk/by-id/NAME"
+        if logical_of(path):
+            return f"{path} would be taken for a logical volume by its name; {better}"
         return f"{path} may be another disk after the next boot, and on another node; {better}"
     return None
 

@@ -38,7 +38,7 @@ def read(disks: Iterable[Element], lvm: Lvm) -> list[dict[str, Any]]:
         path = Property("source/@dev").get(disk)
         if disk.get("type") == "block" and path and disk.get("device", "disk") == "disk":
             logical = logical_of(path)
-            facts = _logical(lvm, *logical) if logical else _plain(path)
+            facts = _logical(lvm, *logical) if logical and not block.is_other(path) else _plain(path)
             found.append({"target": target_of(disk), "path": path, **facts})
     return found
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
+
+from ansible_collections.drover.kvm.plugins.module_utils._xml import parse
 
 HOOK = Path(__file__).resolve().parents[3] / "roles/hypervisor/files/drover-devices"
 UUID = "7d4da458-de51-4138-9921-aae15234a969"
@@ -181,6 +185,35 @@ def test_other_operations_and_vms_without_volumes_ask_nothing(node):
         assert node.hook(*words).returncode == 0
     assert node.hook("prepare", "begin", volume="mapper/x").returncode == 0
     assert node.state["log"] == []
+
+
+@pytest.mark.parametrize(
+    "kind, uuid, activated",
+    [
+        (stat.S_IFBLK, "", {}),
+        (stat.S_IFBLK, "mpath-3600a", {}),
+        (stat.S_IFBLK, "LVM-abc", {"md/vm1": "y"}),
+        # What was written to the path of a volume that was not active.
+        (stat.S_IFREG, "", {"md/vm1": "y"}),
+        (None, "", {"md/vm1": "y"}),
+    ],
+)
+def test_lvm_is_not_asked_for_an_array_of_mdadm(node, monkeypatch, kind, uuid, activated):
+    real, program = os.stat, run_path(str(HOOK))
+
+    def status(path, **more):
+        if path != "/dev/md/vm1":
+            return real(path, **more)
+        if kind is None:
+            raise FileNotFoundError(path)
+        return SimpleNamespace(st_mode=kind, st_rdev=os.makedev(9, 127))
+
+    monkeypatch.setattr(os, "stat", status)
+    monkeypatch.setenv("PATH", node.env["PATH"])
+    program["answer"].__globals__["read"] = {"/sys/dev/block/9:127/dm/uuid": uuid}.get
+    root = parse(DOMAIN.format(uuid=UUID, metadata="", volume="md/vm1"))
+    program["answer"]("prepare", root)
+    assert node.state["here"] == activated and bool(node.state["log"]) is bool(activated)
 
 
 NETWORK = """<domain type='kvm'><name>web1</name><uuid>{}</uuid>{}<devices><disk type='network' device='disk'>

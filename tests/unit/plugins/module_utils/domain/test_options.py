@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.drover.kvm.plugins.module_utils import _bridges
+from ansible_collections.drover.kvm.plugins.module_utils._disks import block
 from ansible_collections.drover.kvm.plugins.module_utils._disks.landing import LANDINGS
 from ansible_collections.drover.kvm.plugins.module_utils._domain import disks, nics, sheet, site
 from ansible_collections.drover.kvm.plugins.module_utils._domain.facts import disk_identity
@@ -23,6 +24,7 @@ from ansible_collections.drover.kvm.plugins.module_utils._errors import DroverEr
 from ansible_collections.drover.kvm.plugins.module_utils._fields import normalise
 from ansible_collections.drover.kvm.plugins.module_utils._xml import devices, parse, text_of
 from ansible_collections.drover.kvm.plugins.modules.vm import FIELDS
+from ansible_collections.drover.kvm.tests.unit.devices_fake import installed
 
 FOREIGN = Path(__file__).with_name("foreign.xml").read_text(encoding="utf-8").rstrip("\n")
 BRIDGES = {"br-int": "ovs", "br0": "linux", "br-vlans": "filtering"}
@@ -254,8 +256,19 @@ def test_disks(option):
         assert sheet.read(root)["disks"][0][option] == params["disks"][0][option]
 
 
-def test_a_block_device_goes_by_its_name():
-    check(*build(disks=[BLOCK]), NEW_BLOCK % "/dev/san/web1")
+@pytest.mark.parametrize("path", ["/dev/san/web1", "/dev/md/web1"])
+def test_a_block_device_goes_by_its_name(path):
+    root, params = build(disks=[{**BLOCK, "path": path}])
+    check(root, params, NEW_BLOCK % path)
+    assert disk_identity(devices(root, "disk")[0]) == ("block", f"block:{path}")
+
+
+def test_a_device_that_is_named_like_a_logical_volume_has_a_better_name(tmp_path, monkeypatch):
+    node = installed(tmp_path, monkeypatch, block)
+    (node.root / "dev/shop").mkdir()
+    node.add("sdb", "8:16", ["shop/db1", "san/db1"])
+    with pytest.raises(DroverError, match="/dev/shop/db1 would be taken for a logical volume .*; write /dev/san/db1"):
+        build(disks=[{"type": "block", "path": "/dev/shop/db1"}])
 
 
 REFUSED_DEVICES = {

@@ -69,6 +69,12 @@ def test_a_logical_volume_lies_on_the_disks_of_its_group(node, monkeypatch, shar
     assert found["lock"] == lock and fault in found["fault"]
 
 
+def test_a_lun_that_is_named_like_a_logical_volume_is_its_wwid_too(node):
+    (node.root / "dev/shop").mkdir()
+    (node.root / "dev/shop/db1").symlink_to(node.root / "dev/sdb")
+    assert read("/dev/shop/db1") == {**read(ONE), "path": "/dev/shop/db1"}
+
+
 def test_a_node_without_the_group_says_so(node, monkeypatch):
     monkeypatch.setattr(_lvm, "run_json", Groups({}).report)
     assert "no volume group vmsan" in read("/dev/vmsan/web1")["fault"]
