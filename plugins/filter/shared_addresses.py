@@ -14,13 +14,16 @@ def shared_addresses(nodes: Iterable[Mapping[str, Any]]) -> list[str]:
     """One text for each address of the management or of migrations that several nodes (their variables) have."""
     holders: dict[str, dict[str, str]] = {}
     for node in nodes:
-        name = str(node["inventory_hostname"])
-        management = node.get("hypervisor_management_address", node.get("ansible_host", name))
-        migration = node.get("hypervisor_migration_address", management)
-        for what, address in (("migration", migration), ("management", management)):
-            holders.setdefault(_plain(str(address)), {})[name] = what
+        for what, address in addresses_of(node).items():
+            holders.setdefault(_plain(address), {})[str(node["inventory_hostname"])] = what
     shared = {address: of for address, of in sorted(holders.items()) if len(of) > 1}
     return [f"{address} is the address of {_words(of)}" for address, of in shared.items()]
+
+
+def addresses_of(node: Mapping[str, Any]) -> dict[str, str]:
+    """Its addresses, or names, as the role takes them from its variables."""
+    management = node.get("hypervisor_management_address", node.get("ansible_host", node["inventory_hostname"]))
+    return {"migration": str(node.get("hypervisor_migration_address", management)), "management": str(management)}
 
 
 def _words(of: Mapping[str, str]) -> str:

@@ -164,6 +164,23 @@ def test_a_run_that_was_cut_off_as_it_took_it_away_is_made_good(node):
     assert node.play(on=False)[0] > 0 and node.files() == set() and not node.state["active"]
 
 
+@pytest.mark.slow
+def test_names_of_peers_are_written_as_all_their_addresses(node):
+    """Its own name, which may mean lo, is not looked up."""
+    hv2 = {"ansible_host": "hv2.example.org", "hypervisor_migration_address": "198.51.100.2"}
+    node.hosts = {"hv1": LOCAL, "hv2": hv2, "hv3": {}}
+    node.write(names={"hv3": ["192.0.2.32", "192.0.2.31", "fd00::3"], "hv2.example.org": ["192.0.2.2"]})
+    assert node.play()[0] > 0
+    let_in = re.findall(r"(ip6?) saddr (\S+) accept", (node.folder / RULES).read_text())
+    four = ["192.0.2.2", "192.0.2.31", "192.0.2.32", "198.51.100.2"]
+    assert let_in == [*(("ip", one) for one in four), ("ip6", "fd00::3")]
+    node.write(names={"hv3": ["fd00::3", "192.0.2.31", "192.0.2.32"], "hv2.example.org": ["192.0.2.2"]})
+    assert node.play("--check")[0] == 0
+    node.write(names={"hv3": ["192.0.2.32"]})
+    changed, said = node.play()
+    assert changed == -1 and "hv1 finds no address of hv2.example.org, which its firewall is to let in." in said, said
+
+
 def namespace(script: str) -> str:
     """What a script of the shell says in a network namespace of its own."""
     argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-e", "-c", script]
