@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ansible_collections.drover.kvm.plugins.filter.plain_address import plain_address
 
 
 def shared_addresses(nodes: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -15,7 +16,7 @@ def shared_addresses(nodes: Iterable[Mapping[str, Any]]) -> list[str]:
     holders: dict[str, dict[str, str]] = {}
     for node in nodes:
         for what, address in addresses_of(node).items():
-            holders.setdefault(_plain(address), {})[str(node["inventory_hostname"])] = what
+            holders.setdefault(plain_address(address), {})[str(node["inventory_hostname"])] = what
     shared = {address: of for address, of in sorted(holders.items()) if len(of) > 1}
     return [f"{address} is the address of {_words(of)}" for address, of in shared.items()]
 
@@ -28,14 +29,6 @@ def addresses_of(node: Mapping[str, Any]) -> dict[str, str]:
 
 def _words(of: Mapping[str, str]) -> str:
     return " and ".join(f"{name} (hypervisor_{what}_address)" for name, what in of.items())
-
-
-def _plain(address: str) -> str:
-    """One form for each way to write an address; names as they are."""
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return address
 
 
 class FilterModule:

@@ -29,6 +29,7 @@ SCRIPTED: tuple[str, ...] = (
     "path_info",
     "shutdown_info",
     "vm_ports",
+    "ovs_bridge",
 )
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 # Answers by host and module; of a host that has none for it, {}. What is not a dictionary, or stands

@@ -1,0 +1,78 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What role open_vswitch does about the host's addresses, on a node whose `ip` and `networkctl` are scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.unit.scripted_site import Site
+
+IP = '#!/bin/sh\n[ "$*" = "-json address show" ] && cat {folder}/links.json\n'
+# A link that is set up anew has what it shall have.
+NETWORKCTL = '#!/bin/sh\necho "$@" >>{folder}/told\n[ "$1" = reload ] || cp {folder}/whole.json {folder}/links.json\n'
+ADDRESSES = ["10.231.5.11/24", "FD00:5:0:0::0011/64"]
+PORTS = [{"name": "nic1"}, {"name": "storage0", "type": "internal", "tag": 5}]
+AS_IS: dict[str, Any] = {"changed": False}
+DECLARED: dict[str, Any] = {
+    "open_vswitch_bridges": [{"name": "br0", "ports": PORTS}],
+    "open_vswitch_addresses": [{"name": "storage0", "addresses": ADDRESSES}],
+    "open_vswitch_address_timeout": 1,
+    "open_vswitch_plug_vms": False,
+    "open_vswitch_installed": AS_IS,
+    "open_vswitch_running": {"stat": {"exists": True}},
+    "open_vswitch_member_files": AS_IS,
+    "open_vswitch_address_files": AS_IS,
+    "open_vswitch_removed_files": AS_IS,
+}
+
+
+def links(*addresses: str, flags: tuple[str, ...] = ("UP",)) -> list[dict[str, Any]]:
+    """As `ip` prints them; the flags are those of nic1."""
+    given = [dict(zip(("local", "prefixlen"), (text.split("/")[0], int(text.split("/")[1])))) for text in addresses]
+    storage = {"ifname": "storage0", "flags": ["UP"], "addr_info": given}
+    return [{"ifname": "nic1", "flags": list(flags), "addr_info": []}, storage]
+
+
+WHOLE = links("10.231.5.11/24", "fd00:5::11/64")
+
+
+class Node:
+    """One node, with the links that it has."""
+
+    def __init__(self, folder: Path, *now: dict[str, Any]) -> None:
+        self.folder = folder
+        self.site = Site(folder, hv1={})
+        for name, text in (("ip", IP), ("networkctl", NETWORKCTL)):
+            (folder / name).write_text(text.format(folder=folder), encoding="ascii")
+            (folder / name).chmod(0o700)
+        (folder / "links.json").write_text(json.dumps(now), encoding="ascii")
+        (folder / "whole.json").write_text(json.dumps(WHOLE), encoding="ascii")
+
+    def run(self, *words: str, **more: Any) -> tuple[int, str, list[str]]:
+        """Build the bridges and give the addresses: exit status, output, and what networkctl was told."""
+        (self.folder / "told").write_text("", encoding="ascii")
+        role = {"ansible.builtin.include_role": {"name": "drover.kvm.open_vswitch", "tasks_from": "run"}}
+        play = {"hosts": "hv1", "gather_facts": False, "vars": {**DECLARED, **more}, "tasks": [role]}
+        (self.folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+        code, said = self.site.play(self.folder / "play.yml", *words)
+        return code, said, (self.folder / "told").read_text(encoding="ascii").splitlines()
+
+
+@pytest.mark.slow
+def test_an_address_is_there_however_it_is_written(tmp_path):
+    code, said, told = Node(tmp_path, *WHOLE).run()
+    assert code == 0 and "changed=0" in said and told == ["reload"], said
+
+
+@pytest.mark.slow
+def test_a_port_that_lacks_an_address_is_set_up_anew(tmp_path):
+    node = Node(tmp_path, *links("10.231.5.11/24", "fd00:5::11/65"))
+    code, said, told = node.run()
+    assert code == 0 and "changed=1" in said and told == ["reload", "reconfigure storage0"], said
+    assert "changed=0" in node.run()[1]
