@@ -1,7 +1,7 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What role open_vswitch does about the host's addresses, on a node whose `ip` and `networkctl` are scripts."""
+"""Units of role open_vswitch, and what it does about addresses on a node whose `ip` and `networkctl` are scripts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from ansible_collections.drover.kvm.tests.unit.scripted_site import Site
 
+ROLE = Path(__file__).resolve().parents[3] / "roles/open_vswitch"
+SWITCH = {"Debian": "openvswitch-switch.service", "RedHat": "openvswitch.service"}
 IP = '#!/bin/sh\n[ "$*" = "-json address show" ] && cat {folder}/links.json\n'
 # A link that is set up anew has what it shall have.
 NETWORKCTL = '#!/bin/sh\necho "$@" >>{folder}/told\n[ "$1" = reload ] || cp {folder}/whole.json {folder}/links.json\n'
@@ -76,3 +80,19 @@ def test_a_port_that_lacks_an_address_is_set_up_anew(tmp_path):
     code, said, told = node.run()
     assert code == 0 and "changed=1" in said and told == ["reload", "reconfigure storage0"], said
     assert "changed=0" in node.run()[1]
+
+
+@pytest.mark.parametrize("family", SWITCH)
+@pytest.mark.parametrize("name", ["port-guard", "addresses-online"])
+def test_a_unit_comes_after_the_switch_and_before_libvirt(name, family):
+    known = {"ansible_managed": "", "open_vswitch_addresses": [], "open_vswitch_address_timeout": 60}
+    for file in ("main", family):
+        known |= yaml.safe_load((ROLE / f"vars/{file}.yml").read_text(encoding="utf-8"))
+    environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
+    text = (ROLE / f"templates/{name}.service.j2").read_text(encoding="utf-8")
+    lines = environment.from_string(text).render(known).splitlines()
+    order = {
+        key: line.split("=")[1].split() for line in lines for key in ("After", "Before") if line.startswith(f"{key}=")
+    }
+    assert SWITCH[family] in order["After"] and {"libvirtd.service", "virtqemud.service"} == set(order["Before"])
+    assert not [unit for units in order.values() for unit in units if unit.count(".") != 1]
