@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ansible_collections.drover.kvm.tests.unit.scripted_site import Site
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/open_vswitch"
 SWITCH = {"Debian": "openvswitch-switch.service", "RedHat": "openvswitch.service"}
-IP = '#!/bin/sh\n[ "$*" = "-json address show" ] && cat {folder}/links.json\n'
+IP = '#!/bin/sh\n[ "$*" = "-json address show" ] && exec cat {folder}/links.json\n'
 # A link that is set up anew has what it shall have.
 NETWORKCTL = '#!/bin/sh\necho "$@" >>{folder}/told\n[ "$1" = reload ] || cp {folder}/whole.json {folder}/links.json\n'
 ADDRESSES = ["10.231.5.11/24", "FD00:5:0:0::0011/64"]
@@ -29,6 +31,7 @@ DECLARED: dict[str, Any] = {
     "open_vswitch_address_timeout": 1,
     "open_vswitch_plug_vms": False,
     "open_vswitch_installed": AS_IS,
+    "open_vswitch_networkd_started": AS_IS,
     "open_vswitch_running": {"stat": {"exists": True}},
     "open_vswitch_member_files": AS_IS,
     "open_vswitch_address_files": AS_IS,
@@ -58,12 +61,16 @@ class Node:
         (folder / "links.json").write_text(json.dumps(now), encoding="ascii")
         (folder / "whole.json").write_text(json.dumps(WHOLE), encoding="ascii")
 
-    def run(self, *words: str, **more: Any) -> tuple[int, str, list[str]]:
-        """Build the bridges and give the addresses: exit status, output, and what networkctl was told."""
+    def run(self, *words: str, cases: Sequence[dict[str, Any]] = ({},)) -> tuple[int, str, list[str]]:
+        """Build the bridges and give the addresses: exit status, output, and what networkctl was told.
+
+        With several cases once for each, with these variables.
+        """
         (self.folder / "told").write_text("", encoding="ascii")
         role = {"ansible.builtin.include_role": {"name": "drover.kvm.open_vswitch", "tasks_from": "run"}}
-        play = {"hosts": "hv1", "gather_facts": False, "vars": {**DECLARED, **more}, "tasks": [role]}
-        (self.folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+        play = {"hosts": "hv1", "gather_facts": False, "tasks": [role]}
+        plays = [{**play, "vars": {**DECLARED, **case}} for case in cases]
+        (self.folder / "play.yml").write_text(json.dumps(plays), encoding="utf-8")
         code, said = self.site.play(self.folder / "play.yml", *words)
         return code, said, (self.folder / "told").read_text(encoding="ascii").splitlines()
 
@@ -80,6 +87,32 @@ def test_a_port_that_lacks_an_address_is_set_up_anew(tmp_path):
     code, said, told = node.run()
     assert code == 0 and "changed=1" in said and told == ["reload", "reconfigure storage0"], said
     assert "changed=0" in node.run()[1]
+
+
+@pytest.mark.slow
+def test_check_mode_says_what_would_be_set_up_anew(tmp_path):
+    node = Node(tmp_path, *links("10.231.5.11/24", flags=()))
+    code, said, told = node.run("--check")
+    assert code == 0 and "changed=1" in said and told == [], said
+    assert re.search(r"Set up anew what lacks an address or is down\] \*+ changed", said), said
+    assert "nic1, storage0: would be set up anew" in said
+    code, said, told = node.run()
+    assert code == 0 and "changed=1" in said and told == ["reload", "reconfigure nic1 storage0"], said
+    assert "changed=0" in node.run("--check")[1]
+
+
+@pytest.mark.slow
+def test_check_mode_looks_at_no_addresses_that_come_with_what_is_made_first(tmp_path):
+    """Nor does a node without any program fail."""
+    node = Node(tmp_path)
+    (tmp_path / "ip").write_text("#!/bin/sh\nexit 1\n", encoding="ascii")
+    names = ("installed", "networkd_started", "member_files", "address_files", "removed_files")
+    cases: list[dict[str, Any]] = [{f"open_vswitch_{name}": {"changed": True}} for name in names]
+    code, said, told = node.run("--check", cases=[*cases, {"open_vswitch_running": {"stat": {"exists": False}}}])
+    assert code == 0 and "changed=0" in said and told == [], said
+    node.site.answers["hv1"]["ovs_bridge"] = {"changed": True}
+    code, said, told = node.run("--check")
+    assert code == 0 and "changed=1" in said and told == [], said
 
 
 @pytest.mark.parametrize("family", SWITCH)
