@@ -129,3 +129,69 @@ def test_a_unit_comes_after_the_switch_and_before_libvirt(name, family):
     }
     assert SWITCH[family] in order["After"] and {"libvirtd.service", "virtqemud.service"} == set(order["Before"])
     assert not [unit for units in order.values() for unit in units if unit.count(".") != 1]
+
+
+IPV4 = {"address": "192.0.2.11"}
+MACHINE = {
+    "nic1": {"ipv4": IPV4},
+    "nic2": {"ipv4": {"address": "198.51.100.11"}, "ipv4_secondaries": [IPV4]},
+    "nic3": {"ipv6": [{"address": "fe80::1"}, {"address": "2001:db8::11"}]},
+    "bond-a": {"slaves": ["nic4"]},
+    "bond-a.5": {},
+    "br_a": {"interfaces": ["bond-a.5", "nic5"], "ipv4": {"address": "203.0.113.11"}},
+    "nic6": {},
+}
+# The addresses through which Ansible comes, and the NICs that it cuts off.
+CUT = {
+    "192.0.2.11": ["nic1", "nic2"],
+    "2001:db8::11": ["nic3"],
+    "fe80::1%nic3": ["nic3"],
+    "203.0.113.11": ["nic4", "nic5"],
+    "203.0.113.12": [],
+}
+
+
+def preflight(folder, *plays, asked):
+    """Those tasks of the preflight for each of these facts and variables; all that is said."""
+    tasks = yaml.safe_load((ROLE / "tasks/preflight.yml").read_text(encoding="utf-8"))
+    tasks = [{**task, "ignore_errors": True} for task in tasks if task["name"] in asked]
+    known = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
+    site = Site(folder, hv1={})
+    # The scripted module finds them.
+    found = [
+        {"when": {"name": [str(place), None]}, "ansible_facts": facts} for place, (facts, _own) in enumerate(plays)
+    ]
+    site.answers["hv1"]["ovs_bridge"] = {"cases": found}
+    whole = [
+        {
+            "hosts": "hv1",
+            "gather_facts": False,
+            "vars": {**known, **variables},
+            "vars_files": [str(ROLE / "vars/main.yml")],
+            "tasks": [{"drover.kvm.ovs_bridge": {"name": str(place)}}, *tasks],
+        }
+        for place, (_facts, variables) in enumerate(plays)
+    ]
+    (folder / "play.yml").write_text(json.dumps(whole), encoding="utf-8")
+    code, said = site.play(folder / "play.yml")
+    assert code == 0, said
+    return said
+
+
+@pytest.mark.slow
+def test_what_ansible_comes_through_is_not_taken(tmp_path):
+    """By an address of either family, its second one too, and below all that carries it."""
+    asked = (
+        "Find the interfaces that carry the connection and the default route",
+        "Refuse to cut the branch on which Ansible sits",
+    )
+    ports = [{"name": f"nic{number}"} for number in range(1, 7)]
+    known = {"open_vswitch_bridges": [{"name": "br0", "ports": ports}]}
+    facts = {"interfaces": list(MACHINE), "default_ipv4": {}, "default_ipv6": {}}
+    facts |= {name.replace("-", "_"): {"device": name, **device} for name, device in MACHINE.items()}
+    plays = [({**facts, "env": {"SSH_CONNECTION": f"192.0.2.1 50000 {address} 22"}}, known) for address in CUT]
+    said = preflight(
+        tmp_path, *plays, ({**facts, "env": {}, "default_ipv6": {"interface": "nic6"}}, known), asked=asked
+    )
+    told = re.findall(r"fatal: .*? => .*?\"msg\": \"(\S.*?) of hv1 carries the connection", said)
+    assert told == [", ".join(names) for names in [*CUT.values(), ["nic6"]] if names], said
