@@ -29,7 +29,7 @@ DECLARED: dict[str, Any] = {
     "open_vswitch_bridges": [{"name": "br0", "ports": PORTS}],
     "open_vswitch_addresses": [{"name": "storage0", "addresses": ADDRESSES}],
     "open_vswitch_address_timeout": 1,
-    "open_vswitch_plug_vms": False,
+    "open_vswitch_plug_vms": True,
     "open_vswitch_installed": AS_IS,
     "open_vswitch_networkd_started": AS_IS,
     "open_vswitch_running": {"stat": {"exists": True}},
@@ -58,6 +58,7 @@ class Node:
         for name, text in (("ip", IP), ("networkctl", NETWORKCTL)):
             (folder / name).write_text(text.format(folder=folder), encoding="ascii")
             (folder / name).chmod(0o700)
+        (folder / "libvirt-sock").touch()
         (folder / "links.json").write_text(json.dumps(now), encoding="ascii")
         (folder / "whole.json").write_text(json.dumps(WHOLE), encoding="ascii")
 
@@ -71,7 +72,8 @@ class Node:
         play = {"hosts": "hv1", "gather_facts": False, "tasks": [role]}
         plays = [{**play, "vars": {**DECLARED, **case}} for case in cases]
         (self.folder / "play.yml").write_text(json.dumps(plays), encoding="utf-8")
-        code, said = self.site.play(self.folder / "play.yml", *words)
+        # Variables of the role itself give way to those of the command line only.
+        code, said = self.site.play(self.folder / "play.yml", *words, open_vswitch_libvirt_folder=str(self.folder))
         return code, said, (self.folder / "told").read_text(encoding="ascii").splitlines()
 
 
@@ -110,6 +112,7 @@ def test_check_mode_looks_at_no_addresses_that_come_with_what_is_made_first(tmp_
     cases: list[dict[str, Any]] = [{f"open_vswitch_{name}": {"changed": True}} for name in names]
     code, said, told = node.run("--check", cases=[*cases, {"open_vswitch_running": {"stat": {"exists": False}}}])
     assert code == 0 and "changed=0" in said and told == [], said
+    assert len(node.site.calls("vm_ports", check=True)) == len(names) - 1, "only where there is a switch"
     node.site.answers["hv1"]["ovs_bridge"] = {"changed": True}
     code, said, told = node.run("--check")
     assert code == 0 and "changed=1" in said and told == [], said
