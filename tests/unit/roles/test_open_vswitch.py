@@ -92,6 +92,14 @@ def test_a_port_that_lacks_an_address_is_set_up_anew(tmp_path):
 
 
 @pytest.mark.slow
+def test_who_gets_no_address_is_named(tmp_path):
+    node = Node(tmp_path, *links("10.231.5.11/24"))
+    (tmp_path / "networkctl").write_text("#!/bin/sh\n", encoding="ascii")
+    code, said, _told = node.run()
+    assert code != 0 and "storage0 of hv1: down or without its addresses after 1 s; networkctl status storage0" in said
+
+
+@pytest.mark.slow
 def test_check_mode_says_what_would_be_set_up_anew(tmp_path):
     node = Node(tmp_path, *links("10.231.5.11/24", flags=()))
     code, said, told = node.run("--check")
