@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
 from ansible_collections.drover.kvm.plugins.filter.portal import portal
+from ansible_collections.drover.kvm.tests.unit.playbook_run import run
 from ansible_collections.drover.kvm.tests.unit.role_variables import expression, role_variable
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/san_initiator"
@@ -263,3 +267,71 @@ def test_a_new_site_is_foretold_in_full() -> None:
     (logins,) = (task for task in tasks if "rescue" in task and "Log in" in task["name"])
     changing = [task["name"] for task in logins["block"] if "ansible.builtin.debug" not in task]
     assert changing == ["Log in to the volumes"]
+
+
+# udev of a node: what the names lead to is in a file, and applied rules put it right.
+UDEV = """#!/bin/sh
+cd "$NODE" && case $1 in
+    info) cat names ;;
+    trigger) echo 36002 > names; echo 36001 >> names; touch triggered ;;
+esac
+"""
+# What each node's names lead to, and whether the run has changed the rules or the sessions before.
+LED = {
+    "whole": ("36002 36001", False, False),
+    "killed": ("36002", False, False),
+    "other": ("36002 36003", False, False),
+    "kept": ("36002 36001 36004", False, False),
+    "written": ("36002", True, False),
+    "entered": ("36002", False, True),
+}
+
+
+def play_of_names(folder: Path) -> tuple[str, ...]:
+    """The words for ansible-playbook: the tasks from the look at the names on, with the udev of each node of `LED`."""
+    program = folder / "bin/udevadm"
+    program.parent.mkdir()
+    program.write_text(UDEV)
+    program.chmod(0o755)
+    hosts = {}
+    for name, (led, rules, logins) in LED.items():
+        (folder / name).mkdir()
+        (folder / name / "names").write_text("\n".join(led.split()) + "\n")
+        hosts[name] = {"san_initiator_rules": {"changed": rules}, "san_initiator_sessions": {"changed": logins}}
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    known = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "san_initiator_transport": "lacp",
+        "san_initiator_names": NAMES,
+    }
+    wanted = ("See what the names in /dev/san lead to", "Apply the rules to the disks that are there")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars": known,
+        "vars_files": [str(ROLE / "vars/main.yml")],
+        "environment": {"PATH": path, "NODE": str(folder / "{{ inventory_hostname }}")},
+        "tasks": [task for task in tasks("volumes") if task["name"] in wanted],
+    }
+    (folder / "play.json").write_text(json.dumps([play]))
+    return "-i", str(folder / "hosts.json"), str(folder / "play.json")
+
+
+@pytest.mark.slow
+def test_names_that_a_killed_run_has_not_made_are_made_by_the_next_one(tmp_path: Path) -> None:
+    """Check mode foretells it. A run that writes the rules or logs in has said already that it changes something."""
+    play = play_of_names(tmp_path)
+
+    def changed(*words: str) -> set[str]:
+        code, said = run(tmp_path, *play, *words)
+        assert code == 0, said
+        return set(re.findall(r"(\w+) : ok=\d+ changed=1", said))
+
+    def triggered() -> set[str]:
+        return {path.parent.name for path in tmp_path.glob("*/triggered")}
+
+    assert changed("--check") == {"killed", "other", "kept"} and triggered() == set()
+    assert changed() == {"killed", "other", "kept"} and triggered() == set(LED) - {"whole"}
+    assert changed() == set()
