@@ -38,20 +38,25 @@ EXAMPLES = r"""
 - name: An IPv6 portal has brackets
   ansible.builtin.debug:
     msg: "{{ '[fd00:5::10]:3260' | drover.kvm.portal }}"
+
+- name: In the form in which open-iscsi and tgtd show it
+  ansible.builtin.debug:
+    msg: "{{ ('[FD00:5:0::10]' | drover.kvm.portal).text }}"
 """
 
 RETURN = r"""
 _value:
-  description: A dictionary of C(address) (without brackets) and C(port), 3260 when it was left out.
+  description: >-
+    A dictionary of C(address) (without brackets), C(port), 3260 when it was left out, and C(text), which is both.
   type: dict
-  sample: {address: 10.231.5.10, port: 3260}
+  sample: {address: 10.231.5.10, port: 3260, text: "10.231.5.10:3260"}
 """
 
 PORTAL = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<four>[0-9.]+))(?::(?P<port>\d{1,5}))?", re.ASCII)
 
 
 def portal(value: Any) -> dict[str, Any]:
-    """Address and port. Raises ValueError."""
+    """Address and port, and both as text. Raises ValueError."""
     match = PORTAL.fullmatch(value) if isinstance(value, str) else None
     try:
         if match is None:
@@ -64,7 +69,7 @@ def portal(value: Any) -> dict[str, Any]:
         raise ValueError(
             f"{value!r} is not an iSCSI portal such as 10.231.5.10:3260 or [fd00:5::10]:3260: {error}"
         ) from None
-    return {"address": address, "port": port}
+    return {"address": address, "port": port, "text": f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
 
 
 class FilterModule:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Failed, Invalid, NotFound, Refused
-from ._fields import check_iqn, check_portal
+from ._fields import check_iqn
+from ._initiator import parse_portal
 
 MIB = 2**20
 MARK = "user.drover.volume"
@@ -96,11 +97,7 @@ def check_serial(value: str) -> str:
 
 def check_portals(change: dict[str, list[str]]) -> dict[str, list[str]]:
     """Addresses with ports, in the form in which they are compared."""
-    portals = {key: [check_portal(item) for item in items] for key, items in change.items()}
-    for item in [item for items in portals.values() for item in items]:
-        if not item.startswith("[") and not item.rpartition(":")[0].replace(".", "").isdecimal():
-            raise ValueError(f"{item} has a name; a portal is an address of the SAN with its port")
-    return portals
+    return {key: [str(parse_portal(item)) for item in items] for key, items in change.items()}
 
 
 def check_uuid(value: str) -> str:

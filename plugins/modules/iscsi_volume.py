@@ -141,6 +141,7 @@ options:
   portals: &portals
     description:
       - Addresses and ports on which the volume's target answers, such as V(10.231.5.10:3260) or V([fd00:5::10]:3260).
+        A port that is left out is 3260.
         A list means exactly these; a dictionary with V(add) and V(remove) changes the present ones.
       - An empty list, and the default for a new volume, is all IPv4 addresses. On LIO that fails while another target
         has a portal on a single address with the same port.

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,11 @@ import yaml
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt import Tgt
 from ansible_collections.drover.kvm.plugins.module_utils._target_tgt_conf import Store
 from ansible_collections.drover.kvm.tests.unit import tgt_server
+from ansible_collections.drover.kvm.tests.unit.role_variables import role_variable
 
 pytestmark = pytest.mark.skipif(bool(tgt_server.missing()), reason=f"not here: {tgt_server.missing()}")
-PROGRAM = Path(__file__).resolve().parents[3] / "roles/san_target/files/drover-tgt-start"
+ROLE = Path(__file__).resolve().parents[3] / "roles/san_target"
+PROGRAM = ROLE / "files/drover-tgt-start"
 SECRET, MUTUAL = "hidden-Canary1", "hidden-Canary2"
 
 
@@ -43,6 +47,24 @@ def test_it_listens_on_the_portals_and_nowhere_else(san):
     assert start(other) == f"listen on {other}\nno longer listen on {here}\n" and Tgt().portals() == [other]
     assert start(other) == ""
     assert "is the address on this machine?" in start(other, f"192.0.2.1:{san.port}", status=1)
+
+
+def test_portals_are_compared_in_the_form_in_which_tgtd_shows_them(san):
+    """One without its port, or in long IPv6, is neither opened nor closed anew by each run."""
+    asked = ["127.0.0.2", f"127.0.0.1:{san.port}", f"127.0.0.1:{san.port}"]
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        asked.append(f"[0:0:0:0::1]:{san.port}")
+    except OSError:
+        pass
+    gates = role_variable(ROLE / "vars/main.yml", "san_target_gates", san_target_portals=asked)
+    assert gates == ["127.0.0.2:3260", f"127.0.0.1:{san.port}", f"[::1]:{san.port}"][: len(asked) - 1]
+    start(*gates[1:])
+    assert sorted(Tgt().portals()) == sorted(gates[1:]) and start(*gates[1:]) == ""
+    # Nobody but the argument's check knows the portals as they were given.
+    files = [*ROLE.glob("tasks/*.yml"), *ROLE.glob("templates/*")]
+    expressions = re.findall(r"\{[{%].*?[}%]\}", "".join(path.read_text(encoding="utf-8") for path in files), re.DOTALL)
+    assert "san_target_gates" in str(expressions) and "san_target_portals" not in str(expressions)
 
 
 def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch):
@@ -84,7 +106,7 @@ def test_tgt_admin_finds_the_accounts_made_and_shows_no_secret(san, monkeypatch)
 
 
 def test_check_mode_asks_the_daemon_of_a_server_that_lacks_the_program(san, tmp_path):
-    tasks = yaml.safe_load((PROGRAM.parents[1] / "tasks/run_tgt.yml").read_text(encoding="utf-8"))
+    tasks = yaml.safe_load((ROLE / "tasks/run_tgt.yml").read_text(encoding="utf-8"))
     as_is = {"changed": False}
     play = {
         "hosts": "localhost",
@@ -96,6 +118,7 @@ def test_check_mode_asks_the_daemon_of_a_server_that_lacks_the_program(san, tmp_
             "san_target_started": as_is,
             "ansible_python_interpreter": sys.executable,
         },
+        "vars_files": [str(ROLE / "vars/main.yml")],
         "tasks": [tasks[-1]],
     }
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))

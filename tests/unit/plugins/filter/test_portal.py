@@ -12,16 +12,16 @@ from ansible_collections.drover.kvm.plugins.filter.portal import portal
 
 
 @pytest.mark.parametrize(
-    "text,address,port",
+    "text,address,port,shown",
     [
-        ("10.231.5.10:3260", "10.231.5.10", 3260),
-        ("10.231.5.10", "10.231.5.10", 3260),
-        ("[fd00:5::10]:860", "fd00:5::10", 860),
-        ("[FD00:5::0:10]", "fd00:5::10", 3260),
+        ("10.231.5.10:3260", "10.231.5.10", 3260, "10.231.5.10:3260"),
+        ("10.231.5.10", "10.231.5.10", 3260, "10.231.5.10:3260"),
+        ("[fd00:5::10]:860", "fd00:5::10", 860, "[fd00:5::10]:860"),
+        ("[FD00:5::0:10]", "fd00:5::10", 3260, "[fd00:5::10]:3260"),
     ],
 )
-def test_portals(text, address, port):
-    assert portal(text) == {"address": address, "port": port}
+def test_portals(text, address, port, shown):
+    assert portal(text) == {"address": address, "port": port, "text": shown}
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,12 @@ def test_the_order_in_which_the_kernel_lists_it_is_no_change_after_a_reboot(san)
     assert done(san(name="a", **args))["changed"]
 
 
+def test_a_port_that_is_left_out_is_no_change(san):
+    made = san.make(portals=["127.0.0.1:3260", "[::1]:3260"])
+    assert made["volume"]["portals"] == ["127.0.0.1:3260", "[::1]:3260"]
+    assert not done(san(name="a", portals=["127.0.0.1", "[0:0::1]"]))["changed"]
+
+
 def test_old_data_is_wiped_before_a_thick_volume_gets_it(san):
     san.make(**STORES["lvm"])
     assert done(san(name="a", **STORES["lvm"], size="4MiB"))["changed"]
@@ -388,8 +394,8 @@ BAD = [
     ("initiators", ["ALL"], "IQN only"),
     ("initiators", ["iqn.2026-11.example:x"], "a dot"),
     ("iqn", "iqn.2026-11.example:x", "a dot"),
-    ("portals", ["10.231.5.10"], "portal"),
-    ("portals", ["san1:3260"], "name"),
+    ("portals", ["10.231.5.10:"], "portal"),
+    ("portals", ["san1:3260"], "write address and port"),
     ("portals", ["[fd00::zz]:3260"], "portal"),
     ("chap_user", "NULL", "NULL"),
     ("chap_password", "NULLhidden-Ca", "NULL"),
