@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import yaml
 from ansible.plugins.filter.mathstuff import FilterModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
+
+from ansible_collections.drover.kvm.tests.unit.playbook_run import run
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles/ceph_client"
@@ -42,6 +46,46 @@ def test_the_monitors_host_has_its_own_name_for_the_cluster() -> None:
     assert there == ["{{ ceph_client_monitor_cluster }}"] * 2
     here = (ROLE / "tasks/configure.yml").read_text(encoding="utf-8")
     assert "/etc/ceph/{{ ceph_client_cluster }}" in here and "ceph_client_monitor_cluster" not in here
+
+
+KEY = {"ceph_client_key": "hidden-Canary1", "ceph_client_fsid": "a", "ceph_client_monitors": ["192.0.2.1"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "hosts, refused",
+    [
+        (
+            {
+                "first": {},
+                "same": {"ceph_client_pools": ["b", "a"]},
+                "place": {"ceph_client_monitor_host": "big1"},
+                "user": {"ceph_client_user": "big"},
+                "pools": {"ceph_client_pools": ["a"]},
+                "keyed": KEY,
+            },
+            {"place", "user", "pools", "keyed"},
+        ),
+        # Nobody asks, so they may differ.
+        ({"first": KEY, "user": {**KEY, "ceph_client_user": "big"}}, set()),
+        # What is done once is not done at all where the first host does without the role.
+        ({"first": {"takes_it": False}, "keyed": KEY, "other": {}}, {"other"}),
+    ],
+    ids=["asked", "given", "without"],
+)
+def test_a_host_that_would_get_what_another_one_asked_for_is_refused(
+    tmp_path: Path, hosts: dict[str, dict[str, Any]], refused: set[str]
+) -> None:
+    known = {"ansible_connection": "local", "ceph_client_pools": ["a", "b"], "ceph_client_monitor_host": "mon1"}
+    everywhere = {**load("defaults/main.yml"), **known, "takes_it": True}
+    (tmp_path / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": everywhere}}))
+    tasks = {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml"), "when": "takes_it"}
+    play = {"hosts": "all", "gather_facts": False, "vars_files": [str(ROLE / "vars/main.yml")], "tasks": [tasks]}
+    (tmp_path / "play.json").write_text(json.dumps([play]))
+    code, said = run(tmp_path, "-i", str(tmp_path / "hosts.json"), str(tmp_path / "play.json"))
+    assert bool(code) == bool(refused) and "hidden-Canary1" not in said
+    assert set(re.findall(r"(\w+) would ask for", said)) == refused, said
+    assert ("first, which asks for all hosts of this run, for user libvirt" in said) == ("same" in hosts)
 
 
 def test_the_first_monitor_that_stays_and_answers_is_asked() -> None:
