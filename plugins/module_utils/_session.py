@@ -163,6 +163,23 @@ def logs_in(name: str, have: Mapping[str, Any], after: Mapping[str, Any]) -> boo
     return bool(after[name]["logged_in"]) and not goes_on
 
 
+def leave_out(
+    have: Mapping[str, Any],
+    after: Mapping[str, dict[str, Any]],
+    sessions: Iterable[Session],
+    answers: Callable[[Portal], bool],
+) -> list[str]:
+    """While another path works, or can be made, want no session at a silent portal that has a record; says so."""
+    back = [name for name, at in after.items() if at["logged_in"] and name in have and not have[name]["logged_in"]]
+    silent = [name for name in back if not answers(parse_portal(name))]
+    works = any(one.state == "LOGGED_IN" and str(one.portal) in after for one in sessions)
+    if not works and len(silent) == len(back):
+        return []
+    for name in silent:
+        after[name]["logged_in"] = False
+    return [f"the portal {name} does not answer; what was logged in there before goes on without it" for name in silent]
+
+
 def check_chap(target: str, after: Mapping[str, Any]) -> None:
     """The rules of CHAP (RFC 7143, 9.2.1) over all options together. Raises Invalid."""
     for user, password in (("chap_user", "chap_password"), ("mutual_chap_user", "mutual_chap_password")):

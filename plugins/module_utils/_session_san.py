@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ._blocks import Blocks
-from ._errors import NotFound
+from ._errors import NotFound, Unreachable
 from ._initiator import Initiator, Portal
 from ._session_twins import Arrivals
 
@@ -21,6 +21,7 @@ class San:
         self.name = self.initiator.name()
         self.defaults = self.initiator.defaults()
         self.offered: dict[Portal, dict[str, int]] = {}
+        self.listens: dict[Portal, bool] = {}
 
     def group(self, target: str, portal: Portal) -> int:
         """The portal group of a target at a portal. Raises NotFound, Unreachable."""
@@ -34,3 +35,13 @@ class San:
                 offered=sorted(found),
             )
         return found[target]
+
+    def answers(self, portal: Portal) -> bool:
+        """Whether somebody listens at a portal; asked once, so that all targets go by one answer."""
+        if portal not in self.listens:
+            try:
+                self.initiator.answers(portal)
+                self.listens[portal] = True
+            except Unreachable:
+                self.listens[portal] = False
+        return self.listens[portal]

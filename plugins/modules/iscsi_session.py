@@ -95,6 +95,8 @@ options:
   multipath: &multipath
     description:
       - Every path must be in a map of C(multipathd) after the login; the module waits for it, and fails without.
+      - A portal that does not answer, where the target has a record and no session, as after a boot, is left out
+        with a warning while another path works; the next run that finds it back logs in there.
       - The default is V(false).
     type: bool
   same_units_as: &same_units_as
@@ -306,6 +308,9 @@ class IscsiSession(Resource):
         """What shall be at each portal; a unit that grew on the SAN shall have its new size here."""
         have = before["portals"] if before else {}
         after = rules.wanted_portals(self.name, have, self.params, self.client.defaults)
+        if self.params["multipath"]:
+            left_out = rules.leave_out(have, after, self.sessions.values(), self.client.answers)
+            self.warnings += [text for text in left_out if text not in self.warnings]
         self.disks.refuse_use(lambda session: rules.logs_out(str(session.portal), have, after))
         self.groups = {name: self._group(name) for name in after}
         self.grown = {lun: found for lun, found in self.disks.grown().items() if not self._waits(lun, found)}

@@ -220,6 +220,27 @@ def test_a_path_may_be_cut_under_load(example: Cluster, silent: bool) -> None:
     assert longest > 2, f"not exercised: {said}"
 
 
+def test_the_site_goes_on_while_a_path_is_cut(example: Cluster) -> None:
+    """With a session that is broken (ldap1), and one that can't begin, as after a boot (web1)."""
+    logout = f"iscsiadm -m node -T {PREFIX}:web1 -p {PORTALS[0]} --logout >/dev/null"
+    example.ssh("hv1", logout, timeout=120)
+    example.lab.cut("hv1", "nic1", silent=True)
+    try:
+        wait_until(lambda: has_active(example, "ldap1", 1), 60, "one failed path")
+        for words in (("--check",), ()):
+            done = site(example, "--limit", "hv1", *words).good()
+            assert done.changed == 0, done.output
+            assert f"DEGRADED: hv1 gets no answer from {PORTALS[0]}" in done.output, done.output
+            assert "DEGRADED: 1 session(s) of hv1 do not work" in done.output, done.output
+    finally:
+        example.lab.restore("hv1")
+    wait_until(lambda: has_active(example, "ldap1", 2), 120, "two paths again")
+    back = site(example, "--limit", "hv1").good()
+    # The login of web1.
+    assert back.changed == 1 and "DEGRADED" not in back.output, back.output
+    wait_until(lambda: has_active(example, "web1", 2), 60, "two paths of web1")
+
+
 def test_a_vm_on_a_map_moves_while_a_path_is_cut(example: Cluster) -> None:
     role = {"role": "drover.kvm.hypervisor", "vars": {"hypervisor_ca_directory": str(example.lab.state / "pki")}}
     book = example.lab.state / "hypervisors.json"

@@ -376,6 +376,40 @@ def test_a_portal_that_does_not_answer(run, node):
     assert result["error"] == "Unreachable" and "10.231.5.10:3260 does not answer: Connection refused" in result["msg"]
 
 
+def test_a_path_that_was_there_before_may_be_missing_while_another_one_works(run, node):
+    """As on a node that was started while a portal is dead: the records are there, the sessions are not."""
+    asked = {**BOTH, "multipath": True}
+    both(run, **asked)
+
+    def end(number):
+        node.run(["iscsiadm", "-m", "session", "-r", str(number), "--logout"])
+
+    end(2)
+    node.deaf.add("10.231.7.10")
+    left = both(run, **asked)
+    assert left["changed"] is False and left["session"]["portals"][PORTAL_B]["state"] is None
+    words = f"the portal {PORTAL_B} does not answer; what was logged in there before goes on without it"
+    assert words in str(left["warnings"])
+    assert run(**BOTH)["error"] == "Unreachable", "without multipath it is not told which path may be missing"
+    end(1)
+    assert both(run, **asked)["actions"] == [LOGIN_A, DISKS]
+    node.write("sys/class/iscsi_session/session3/state", "FAILED")
+    assert run(**asked)["error"] == "Unreachable", "no path works"
+    node.deaf.clear()
+    assert both(run, **asked)["actions"] == [LOGIN_B, DISKS]
+    end(4)
+    node.deaf.add("10.231.7.10")
+    node.write("sys/class/iscsi_session/session3/state", "LOGGED_IN")
+    assert run(**{**asked, "portals": [PORTAL_B]})["error"] == "Unreachable", "the path that works would go"
+
+
+def test_a_new_path_is_wanted_in_full_with_multipath_too(run, node):
+    both(run, **{**BOTH, "portals": [PORTAL_A]}, multipath=True)
+    node.deaf.add("10.231.7.10")
+    for check in (True, False):
+        assert run(**BOTH, multipath=True, _ansible_check_mode=check)["error"] == "Unreachable"
+
+
 def test_a_wrong_secret_is_the_sans_word_and_the_next_run_mends_it(run, node):
     node.san[IQN]["chap"] = (USER, "AnotherSecret9")
     failed = run(**BOTH)
