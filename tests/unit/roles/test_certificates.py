@@ -35,7 +35,22 @@ for line in open(sys.argv[-1]):
     elif words[:1] == ["L"] and not os.path.lexists(words[1]):
         os.symlink(words[-1], words[1])
 """
+# What somebody has made by hand, as the manual of libvirt says.
+OTHER = """-----BEGIN CERTIFICATE-----
+MIIBljCCAT2gAwIBAgIUJiHQyaDpcJEGMvoGfNE4a/usHaowCgYIKoZIzj0EAwIw
+IDEQMA4GA1UECgwHRXhhbXBsZTEMMAoGA1UEAwwDaHYxMCAXDTI2MTEyNDAwMTYx
+MVoYDzIxMjYxMDMxMDAxNjExWjAgMRAwDgYDVQQKDAdFeGFtcGxlMQwwCgYDVQQD
+DANodjEwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATrhkN4GKZpoNz2xJoTpASW
+ORYZM/2NsWKZgS7zoxtdhsY/3RrMXPVTjkIRB8a7uNjPtDLaiENBm3lUBGzwi5t7
+o1MwUTAdBgNVHQ4EFgQUg14ad9lMU0AS7ZSty4lV9FBdaxUwHwYDVR0jBBgwFoAU
+g14ad9lMU0AS7ZSty4lV9FBdaxUwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQD
+AgNHADBEAiBBxFExYQPq7/FFyoFF0a+2xSCTzo4xZxNxETbIxGn6TAIgLZpzx6+c
+LRRgIFLDdpjojCbTKjd7+cOQpu3+scocNK4=
+-----END CERTIFICATE-----
+"""
 CA, CERTIFICATE, QEMU = "CA/cacert.pem", "libvirt/servercert.pem", "qemu/server-cert.pem"
+LINKS = ("libvirt/clientcert.pem", "libvirt/private/clientkey.pem")
+QEMU_LINKS = ("qemu/ca-cert.pem", "qemu/client-cert.pem", "qemu/client-key.pem")
 
 
 class Nodes:
@@ -170,5 +185,54 @@ def test_a_new_ca_of_the_same_name_is_made_when_the_old_one_is_moved_away(nodes)
     code, said = nodes.play("one")
     assert code != 0 and nodes.state() == before and "TASK [hypervisor : Declare" not in said, said
     assert f"{CA} of hv1 is not of this cluster's CA ({nodes.folder}/one of localhost) and would be replaced" in said, (
+        said
+    )
+
+
+@pytest.mark.parametrize(
+    "files, controller",
+    [
+        ((*LINKS, *QEMU_LINKS), "one"),
+        ((CERTIFICATE, QEMU), "one"),
+        ((CERTIFICATE,), "two"),
+        ((CA,), "one"),
+    ],
+)
+def test_tls_of_others_is_neither_used_nor_replaced(nodes, files, controller):
+    """On a node that is new to the cluster, and where hv2 would come to no harm; each file is named."""
+    shutil.rmtree(nodes.path("hv1", ""))
+    if controller == "two":
+        shutil.rmtree(nodes.path("hv2", ""))
+    for name in files:
+        nodes.path("hv1", name).parent.mkdir(parents=True, exist_ok=True)
+        nodes.path("hv1", name).write_text(OTHER)
+    before = nodes.state()
+    code, said = nodes.play(controller)
+    assert code != 0 and nodes.state() == before and "TASK [hypervisor : Declare" not in said, said
+    assert all(f"{nodes.path('hv1', name)} of hv1 is not " in said for name in files) and "move it away" in said, said
+
+
+@pytest.mark.parametrize("name, content", [(CERTIFICATE, ""), (CA, "what is no certificate")])
+def test_a_file_that_is_no_certificate_is_named(nodes, name, content):
+    nodes.path("hv1", name).write_text(content)
+    code, said = nodes.play("one", "--check")
+    assert code != 0 and f"{nodes.path('hv1', name)} of hv1 is not of this cluster's CA" in said, said
+
+
+def test_a_link_to_somewhere_else_is_named(nodes):
+    nodes.path("hv1", LINKS[0]).unlink()
+    nodes.path("hv1", LINKS[0]).symlink_to("/etc/ssl/own.pem")
+    code, said = nodes.play("one", "--check")
+    assert code != 0 and f"{LINKS[0]} of hv1 is not the link to servercert.pem" in said, said
+
+
+def test_the_ca_of_a_vault_is_used_and_another_one_there_refused(nodes):
+    key, certificate = ((nodes.folder / "one" / name).read_text() for name in ("ca.key", "ca.pem"))
+    vault = {"hypervisor_ca_key": key, "hypervisor_ca_certificate": certificate.strip()}
+    nodes.path("hv1", QEMU).unlink()
+    code, said = nodes.play("two", "--limit", "hv1", **vault)
+    assert code == 0 and nodes.issued("hv1", QEMU) and not (nodes.folder / "two").exists(), said
+    code, said = nodes.play("two", "--check", **{**vault, "hypervisor_ca_certificate": OTHER})
+    assert code != 0 and f"{CA} of hv2 is not of this cluster's CA (hypervisor_ca_certificate) and would be" in said, (
         said
     )
