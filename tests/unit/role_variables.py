@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from ansible.plugins.filter.core import FilterModule
 from ansible.plugins.filter.mathstuff import FilterModule as Sets
+from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from jinja2.filters import FILTERS
 
@@ -29,4 +30,5 @@ def expression(text: str, **known: object) -> Any:
     # Ansible's own `default` knows only Ansible's own undefined values.
     environment.filters.update({**Sets().filters(), **FilterModule().filters(), "default": FILTERS["default"]})
     environment.filters.update({"drover.kvm.network_of": network_of, "drover.kvm.portal": portal})
+    environment.tests.update({f"ansible.builtin.{name}": test for name, test in TestModule().tests().items()})
     return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)

@@ -1,0 +1,25 @@
+# Copyright: the drover.kvm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What role hypervisor makes of the variables of the nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.drover.kvm.tests.unit.role_variables import role_variable
+
+VARIABLES = Path(__file__).resolve().parents[3] / "roles/hypervisor/vars/main.yml"
+
+
+@pytest.mark.parametrize("no", [False, "false", "False", "no", 0])
+def test_a_node_for_quorum_only_has_no_leases_in_any_kind_of_inventory(no: Any) -> None:
+    """In an INI inventory each value of a group is a text."""
+    said: dict[str, dict[str, Any]] = {"hv1": {}, "hv2": {"hypervisor_vm_capable": no}}
+    said |= {"hv3": {"hypervisor_vm_capable": "true"}, "hv4": {"hypervisor_vm_capable": True}}
+    hosts = {name: {**own, "inventory_hostname": name} for name, own in said.items()}
+    known = {"hypervisor_group": "hypervisors", "groups": {"hypervisors": list(hosts)}, "hostvars": hosts}
+    assert role_variable(VARIABLES, "hypervisor_lease_nodes", **known) == ["hv1", "hv3", "hv4"]
