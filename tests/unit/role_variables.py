@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from jinja2.filters import FILTERS
 
 from ansible_collections.drover.kvm.plugins.filter.network_of import network_of
+from ansible_collections.drover.kvm.plugins.filter.plain_address import plain_address
 from ansible_collections.drover.kvm.plugins.filter.portal import portal
 
 
@@ -29,6 +30,8 @@ def expression(text: str, **known: object) -> Any:
     environment = Environment(undefined=StrictUndefined, autoescape=select_autoescape([], default_for_string=False))
     # Ansible's own `default` knows only Ansible's own undefined values.
     environment.filters.update({**Sets().filters(), **FilterModule().filters(), "default": FILTERS["default"]})
-    environment.filters.update({"drover.kvm.network_of": network_of, "drover.kvm.portal": portal})
-    environment.tests.update({f"ansible.builtin.{name}": test for name, test in TestModule().tests().items()})
+    own = {"network_of": network_of, "plain_address": plain_address, "portal": portal}
+    environment.filters.update({f"drover.kvm.{name}": function for name, function in own.items()})
+    for name, test in TestModule().tests().items():
+        environment.tests.update({name: test, f"ansible.builtin.{name}": test})
     return environment.compile_expression(text.strip().removeprefix("{{").removesuffix("}}"))(**known)

@@ -169,8 +169,11 @@ def test_a_controller_without_the_ca_makes_no_second_one(nodes, mode):
 def test_a_node_that_was_prepared_halfway_is_finished_by_the_same_controller(nodes):
     for name in (CA, QEMU):
         nodes.path("hv1", name).unlink()
-    code, said = nodes.play("one", "--limit", "hv1")
+    # An address in another form than that of certificates, too.
+    code, said = nodes.play("one", "--limit", "hv1", hypervisor_migration_address="FD00:5:0::0011")
     assert code == 0 and nodes.issued("hv1", CERTIFICATE) and nodes.issued("hv1", QEMU), said
+    code, said = nodes.play("one", "--limit", "hv1", hypervisor_migration_address="FD00:5:0::0011")
+    assert code == 0 and " changed=0 " in said, said
 
 
 def test_a_new_ca_of_the_same_name_is_made_when_the_old_one_is_moved_away(nodes):
