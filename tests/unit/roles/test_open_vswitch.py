@@ -218,13 +218,21 @@ def test_what_no_machine_has_is_refused_before_a_file_is_written(tmp_path):
     )
     ports = [{"name": "nic1"}, {"name": "enp3s0"}, {"name": "storage0", "type": "internal"}]
     bond = {"name": "bond0", "members": ["nic2", "nic3"]}
-    addresses = ["10.231.5.11", "10.231.5.11/255.255.255.0", "10.231.5.11/24", "FD00:5::11/64", "fd00:5::12"]
+    good = ["10.231.5.11/24", "FD00:5::11/64", "::ffff:10.0.0.1/96"]
+    wrong = [
+        "10.231.5.11",
+        "10.231.5.11/255.255.255.0",
+        "10.231.5.300/24",
+        "10.231.5.11/33",
+        "fd00:5::12",
+        "fd00::1/129",
+    ]
     known = {
         "open_vswitch_bridges": [{"name": "br0", "ports": ports, "bonds": [bond]}],
         "open_vswitch_reserved_vlans": ["5-9", 20, "9-5", "7-7", "5-", 4095],
-        "open_vswitch_addresses": [{"name": "storage0", "addresses": addresses}],
+        "open_vswitch_addresses": [{"name": "storage0", "addresses": good + wrong}],
     }
     said = preflight(tmp_path, ({"interfaces": ["lo", "nic1", "nic2"]}, known), asked=asked)
     assert "hv1 has no interface enp3s0, nic3; write the name that `ip link` shows" in said, said
     assert "open_vswitch_reserved_vlans: 9-5, 5-, 4095 is neither a VLAN" in said, said
-    assert "open_vswitch_addresses: 10.231.5.11, 10.231.5.11/255.255.255.0, fd00:5::12 is no address with" in said, said
+    assert f"open_vswitch_addresses: {', '.join(wrong)} is no address with" in said, said
