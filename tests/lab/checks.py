@@ -25,6 +25,10 @@ PROBE = "drover-check"
 PROBE_NUMBERS = {"hv1": 251, "hv2": 252}
 # One that no migration of a lab takes: libvirt begins with 49152.
 MIGRATION_PORT = 49210
+# As nft lists what the firewall closes.
+CLOSED = "tcp dport { 16514, 49152-49215 }"
+# Somebody else's table, to see that nftables.service has removed all that there were.
+FOREIGN_TABLE = "drover_check"
 GUEST_VLAN, OTHER_VLAN = 100, 200
 # A VM without disk and network, for what libvirt does before a guest matters.
 DOMAIN = f"""<domain type='qemu'><name>{PROBE}</name><memory unit='MiB'>32</memory><os>
@@ -74,6 +78,18 @@ def others_do_not_reach_libvirt(cluster: Cluster) -> None:
         for port in (16514, MIGRATION_PORT):
             said = say(cluster, SAN, f"timeout 1 bash -c '<{place}/{port}'")
             assert "status=124" in said, f"{SAN} to {node}, port {port}: {said}"
+
+
+def the_firewall_outlives_nftables(cluster: Cluster) -> None:
+    """nftables.service removes all tables when it starts, reloads and stops, ours among them: they are loaded again."""
+    rules = {}
+    for verb in ("restart", "reload", "stop"):
+        lay = f"nft add table inet {FOREIGN_TABLE}; systemctl {verb} nftables.service"
+        rules[verb] = say(cluster, "hv1", f"{lay} && nft list ruleset")
+    for verb, said in rules.items():
+        assert "status=0" in said, f"{verb}: {said}"
+        assert FOREIGN_TABLE not in said, f"{verb} removed nothing: {said}"
+        assert CLOSED in said, f"{verb}: {said}"
 
 
 def a_migration_port_serves_the_nodes_own_connections(cluster: Cluster) -> None:
@@ -204,6 +220,7 @@ def a_cordoned_node_starts_nothing(cluster: Cluster) -> None:
 CHECKS: tuple[Callable[[Cluster], None], ...] = (
     libvirt_listens_with_tls_only,
     nodes_reach_each_other_over_tls,
+    the_firewall_outlives_nftables,
     others_do_not_reach_libvirt,
     a_migration_port_serves_the_nodes_own_connections,
     libvirt_refuses_the_key_of_qemu,
