@@ -1,9 +1,9 @@
 # Copyright: the drover.kvm contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Snapshots and backups that are killed at twenty moments of each act, by chance; tests/lab has three for each.
+"""Snapshots and backups that are killed at the first and the third moment of each act, and at twenty by chance.
 
-Each moment is a seed of its own: `-k 'test_kills and (seed07 or seed08)'` runs two of them.
+tests/lab has the second. Each by chance is a seed: `-k 'test_kills and (seed07 or seed08)'` runs two of them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.drover.kvm.roles.lab.files.drover_lab.lab import Lab
-from ansible_collections.drover.kvm.tests.lab.kills import ACTS, kill_each, victim
+from ansible_collections.drover.kvm.tests.lab.kills import ACTS, kill_at, kill_each, victim
 from ansible_collections.drover.kvm.tests.lab.vm import Vm
 
-MOMENTS = 20
+SEEDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,12 @@ def lives(vm: Vm) -> dict[str, float]:
     return {act: fate.seconds for act, fate in kill_each(vm, lambda _act: "false", 0).items()}
 
 
-@pytest.mark.parametrize("seed", range(1, MOMENTS + 1), ids=lambda seed: f"seed{seed:02}")
+@pytest.mark.parametrize("which", [0, 2])
+def test_an_act_that_is_killed_is_finished_by_the_next_run(vm: Vm, which: int) -> None:
+    kill_at(vm, which)
+
+
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1), ids=lambda seed: f"seed{seed:02}")
 def test_an_act_that_is_killed_at_any_moment_is_finished_by_the_next_run(
     vm: Vm, lives: dict[str, float], seed: int
 ) -> None:
