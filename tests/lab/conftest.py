@@ -110,9 +110,9 @@ def site(lab: Lab) -> Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(site: Cluster) -> Cluster:
-    """That site with its six guests counting; a canary is in their memory."""
+    """That site with its six guests counting, slowly to leave stories the machine; a canary is in their memory."""
     found = site
-    found.write_images(canary=CANARY)
+    found.write_images(canary=CANARY, period="250")
     found.play("build_vms").good()
     with Observer(found.lab) as watch:
         for name in found.sheets():

@@ -4,7 +4,7 @@
  *
  * The whole user space of the lab's tiny guest: process 1, linked statically.
  *
- * Ten times a second it adds one to a counter, writes the record
+ * Each period it adds one to a counter, writes the record
  *     DROVER1 <boot id> <counter> <monotonic ms> <failed writes> <name>
  * to its disk (O_DIRECT, O_DSYNC), and only then sends the same text as a UDP datagram. So every counter that
  * an observer has received is on the disk; after a boot it goes on from the disk's, so that a lost write, a
@@ -12,6 +12,7 @@
  *
  * Settings (kernel command line, else the text block on the disk; the command line wins):
  *     drover.name=web1 drover.ip=10.231.100.21/24 drover.sink=10.231.100.1:9000
+ *     drover.period=MS    between two words; 100 unless given
  *     drover.dirty=MiB    memory that is written all the time
  *     drover.canary=TEXT  a text that fills 4 MiB of memory (to look for where memory must not go)
  */
@@ -354,12 +355,13 @@ static void start_helpers(int ours)
 
 static void count_for_ever(int disk, int sink)
 {
-    char boot[64], name[64];
+    char boot[64], name[64], text[16];
     unsigned long counter = last_counter(disk), failed = 0;
+    long given = atol(setting("drover.period", text, sizeof text)), period = given > 0 ? given : PERIOD_MS;
     slurp("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     boot[strcspn(boot, "\n")] = 0;
     setting("drover.name", name, sizeof name);
-    for (long next = now_ms();; next += PERIOD_MS) {
+    for (long next = now_ms();; next += period) {
         memset(sector, 0, RECORD_SIZE);
         int length = snprintf(sector, RECORD_SIZE, "DROVER1 %s %lu %ld %lu %s\n", boot, counter + 1, now_ms(), failed, name);
         if (disk >= 0 && pwrite(disk, sector, RECORD_SIZE, RECORD_OFFSET) != RECORD_SIZE) {
@@ -372,9 +374,9 @@ static void count_for_ever(int disk, int sink)
         while (waitpid(-1, NULL, WNOHANG) > 0)
             ;
         /* After a stall it goes on at its pace: a burst would hide the gap. */
-        if (next + PERIOD_MS < now_ms())
-            next = now_ms() - PERIOD_MS;
-        sleep_ms(next + PERIOD_MS - now_ms() > 0 ? next + PERIOD_MS - now_ms() : 1);
+        if (next + period < now_ms())
+            next = now_ms() - period;
+        sleep_ms(next + period - now_ms() > 0 ? next + period - now_ms() : 1);
     }
 }
 
