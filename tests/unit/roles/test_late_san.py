@@ -207,6 +207,7 @@ def san(tmp_path, monkeypatch):
         virsh("destroy", "web1")
 
 
+@pytest.mark.slow
 def test_a_real_vm_runs_when_its_target_comes_with_its_volume_some_time_after_the_portal(san, tmp_path):
     failed = virsh("start", "web1")
     assert failed.returncode and "iSCSI" in failed.stderr, failed

@@ -378,6 +378,7 @@ def test_every_option_has_a_row():
         assert test in globals()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option(converge, module, ovs, option):
     before, options, cell, value = OPTIONS[option]

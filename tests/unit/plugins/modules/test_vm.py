@@ -869,6 +869,7 @@ def driver(lab, monkeypatch):
     return CpuLimits(monkeypatch)
 
 
+@pytest.mark.slow
 @hostile.fuzz(FUZZED, WEB, {**WEB, "state": "running"}, {"name": "web1"}, {"name": "old", "force": True}, quick=60)
 def test_any_input_gets_a_clear_answer(lab, driver, args):
     for name, domain in lab.node.domains().items():

@@ -80,6 +80,7 @@ def pc(tmp_path, lab):
     return Pc(tmp_path / "pc", lab, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", imported.FORMATS)
 def test_each_format(pc, kind):
     options = ["-o", "subformat=streamOptimized"] if kind == "vmdk" else []

@@ -205,6 +205,7 @@ def files(daemon):
     return sorted(f"/{path.relative_to(root)}" for path in there)
 
 
+@pytest.mark.slow
 def test_a_real_machine_has_its_variables_and_keys_where_it_came(daemons):
     (here, source), (there, target) = daemons
     domain = source.connection.defineXML(MACHINE)

@@ -65,6 +65,7 @@ def test_a_copy_has_a_claim_until_it_is_a_vms_disk(there):
     assert names(there) == ["a.qcow2"]
 
 
+@pytest.mark.slow
 def test_what_has_no_claim_is_never_deleted(there):
     there.make([COPY])
     there.release([COPY["path"]])
